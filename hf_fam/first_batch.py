@@ -1,0 +1,74 @@
+"""What can only be seen on a first batch, looked at without leaving a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Undo what forward passes inside the block do to random states, buffers and the training mode."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, training in modes:
+            module.training = training
+
+
+def correct_loss_scaling(
+    trainer: Any,
+    compute_loss: Callable[..., Tensor],
+    model: nn.Module,
+    inputs: dict[str, Any],
+    num_items_in_batch: Any,
+) -> None:
+    """Make the Trainer average micro-batches whose loss does not depend on ``num_items_in_batch``.
+
+    Many classification heads accept the argument and ignore it, while the Trainer takes their loss to be divided by
+    it: gradients come out multiplied by accumulation steps and processes (transformers issue 47688).
+
+    Args:
+        trainer: the Trainer, whose two switches for this are set.
+        compute_loss: the Trainer's own, called as ``compute_loss(inputs, num_items_in_batch=...)``.
+        model: the model as the training loop sees it.
+        inputs: the first batch.
+        num_items_in_batch: what the Trainer passes for it.
+    """
+    parts = trainer.args.gradient_accumulation_steps * trainer.args.world_size
+    if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
+        return
+    inputs = trainer._prepare_inputs(inputs)
+    with untouched(model), torch.no_grad():
+        model.eval()
+        losses = [compute_loss(dict(inputs), num_items_in_batch=num_items_in_batch * k) for k in (1, 2)]
+    if not torch.equal(losses[0].float(), losses[1].float()):
+        return
+    name = type(trainer.accelerator.unwrap_model(model)).__name__
+    if trainer.compute_loss_func is not None:
+        warnings.warn(
+            f"compute_loss_func ignores num_items_in_batch, so gradients are multiplied by {parts} (accumulation steps "
+            "times processes): divide the summed loss by num_items_in_batch in compute_loss_func.",
+            stacklevel=2,
+        )
+        return
+    warnings.warn(
+        f"{name} ignores num_items_in_batch, so the stock Trainer would multiply its gradients by {parts} "
+        "(accumulation steps times processes; transformers issue 47688). hf_fam divides that out; "
+        'fam_loss_scaling="stock" leaves it.',
+        stacklevel=2,
+    )
+    trainer.model_accepts_loss_kwargs = False
+    trainer.loss_is_scaled_for_ga = False

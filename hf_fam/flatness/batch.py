@@ -1,0 +1,75 @@
+"""What every estimator gets: one batch, seen from the feature layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Where the random signs of one batch come from.
+
+    Attributes:
+        shared: numbers that are alike on every process and micro-batch of a step.
+        own: numbers that tell processes and micro-batches apart.
+    """
+
+    shared: tuple[int, ...] = (0,)
+    own: tuple[int, ...] = (0,)
+
+    def generator(self, numbers: Sequence[int], probe: int, device: torch.device) -> torch.Generator:
+        """A generator that is a function of the numbers alone, so that there is nothing to checkpoint."""
+        digest = hashlib.blake2b(repr((*numbers, probe)).encode(), digest_size=8).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, after its forward pass.
+
+    Attributes:
+        loss: L, scalar, in the graph.
+        features: phi of every call of the layer, shapes ``(..., m)``.
+        pre_activations: z of every call of the layer, shapes ``(..., d)``.
+        weight: W, shape ``(d, m)``.
+        linear_map: W times vectors, ``(..., m)`` to ``(..., d)``.
+        logits: what every call of the head returned; the pre-activations themselves where the layer is the head.
+        seeds: where random signs come from.
+        weights_only: let the gradient reach W alone.
+    """
+
+    loss: Tensor
+    features: Sequence[Tensor]
+    pre_activations: Sequence[Tensor]
+    weight: Tensor
+    linear_map: Callable[[Tensor], Tensor]
+    logits: Sequence[Tensor] = ()
+    seeds: Seeds = field(default_factory=Seeds)
+    weights_only: bool = False
+
+
+class Estimator(Protocol):
+    """Relative flatness of a batch, as a scalar in the graph and in the units of the loss."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Estimate kappa."""
+
+
+class RecheckSchedule:
+    """Whether what was found out about the loss is to be found out again: at the first batch, then now and then."""
+
+    EVERY = 100
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def due(self) -> bool:
+        """Count one call and say whether it is a checking one."""
+        self._calls += 1
+        return self._calls % self.EVERY == 1

@@ -1,0 +1,89 @@
+"""The dense reference: the full Hessian of a small layer's weight, straight from the definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .curvature import gradients, inner, vector_products
+
+MAX_WEIGHTS = 10_000
+
+
+def dense_kappa(batch: Batch) -> Tensor:
+    """kappa of the batch by `dense_flatness`, in the graph."""
+    return dense_flatness(batch.loss, batch.weight, weights_only=batch.weights_only).kappa
+
+
+@dataclass(frozen=True)
+class DenseFlatness:
+    """Every variant of relative flatness of one layer, differentiable where the Hessian is.
+
+    Attributes:
+        kappa: sum over all pairs of rows of ``<w_s, w_s'> Tr H_{s,s'}`` (Adilova et al. 2023, definition 3).
+        kappa_max: ``sum_s ||w_s||^2 lambda_max(H_{s,s})`` (the released measuring code).
+        layerwise: ``||W||_F^2 Tr H`` (section 3.2 of the paper).
+    """
+
+    kappa: Tensor
+    kappa_max: Tensor
+    layerwise: Tensor
+
+
+def weight_hessian(loss: Tensor, weight: Tensor, create_graph: bool = True) -> Tensor:
+    """d2L/dW2, shape ``(d, m, d, m)``.
+
+    Args:
+        loss: scalar, in the graph.
+        weight: W, shape ``(d, m)``, a leaf that requires a gradient.
+        create_graph: keep the Hessian differentiable.
+
+    Raises:
+        ValueError: more than ``MAX_WEIGHTS`` weights, or a weight that requires no gradient.
+    """
+    if weight.numel() > MAX_WEIGHTS:
+        raise ValueError(
+            f'estimator="dense" needs a matrix of {weight.numel()} x {weight.numel()}; it is a reference for layers of '
+            f'up to {MAX_WEIGHTS} weights. Use "closed_form", "hessian" or "gauss_newton".'
+        )
+    if not weight.requires_grad:
+        raise ValueError('estimator="dense" differentiates by the weight itself: unfreeze it, or use "hessian".')
+    (first,) = gradients(loss, [weight])
+    rows = []
+    for k in range(weight.numel()):
+        unit = torch.zeros_like(weight).view(-1)
+        unit[k] = 1
+        rows += vector_products([first], [weight], [unit.view_as(weight)], create_graph=create_graph)
+    return torch.stack(rows).view(*weight.shape, *weight.shape)
+
+
+def dense_flatness(loss: Tensor, weight: Tensor, *, weights_only: bool = False) -> DenseFlatness:
+    """All variants of relative flatness from the full Hessian.
+
+    Args:
+        loss: L, scalar, in the graph.
+        weight: W, shape ``(d, m)``.
+        weights_only: hold the Hessian constant.
+
+    Raises:
+        ValueError: see `weight_hessian`.
+
+    Examples:
+        >>> import torch
+        >>> W = torch.eye(2, requires_grad=True)
+        >>> loss = 0.5 * (torch.tensor([[1.0, 2.0]]) @ W.T).square().sum()  # H_{s,s'} = [s = s'] phi phi^T
+        >>> dense_flatness(loss, W).kappa.item()
+        10.0
+    """
+    hessian = weight_hessian(loss, weight, create_graph=not weights_only)
+    traces = torch.einsum("siti->st", hessian)
+    blocks = torch.einsum("sisj->sij", hessian)
+    squares = weight.square().sum(-1)
+    return DenseFlatness(
+        kappa=inner(weight @ weight.T, traces),
+        kappa_max=inner(squares, torch.linalg.eigvalsh(blocks)[:, -1]),
+        layerwise=squares.sum() * traces.diagonal().sum(),
+    )

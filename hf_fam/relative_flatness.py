@@ -1,0 +1,289 @@
+"""Relative flatness of one layer on the batch that was just computed, for any training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .exact_norms import ExactNorms, refuse_fused_norms
+from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
+from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
+from .flatness.curvature import SecondDerivativeError
+from .flatness.dense import dense_kappa
+from .flatness.gauss_newton_probe import GaussNewtonProbes
+from .flatness.heads import ClosedForm, NoClosedForm
+from .flatness.hessian_probe import HessianProbes
+from .flatness.perturbation import FeaturePerturbation
+
+CLOSED_FORM = "closed_form"
+HESSIAN = "hessian"
+GAUSS_NEWTON = "gauss_newton"
+PERTURBATION = "perturbation"
+DENSE = "dense"
+ESTIMATORS = (AUTO, CLOSED_FORM, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
+
+FULL = "full"
+WEIGHTS_ONLY = "weights_only"
+GRADIENTS = (FULL, WEIGHTS_ONLY)
+
+
+class RelativeFlatness:
+    """Relative flatness kappa of a layer, in the autograd graph of the loss; no second forward pass.
+
+    ``kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}`` with ``H_{s,s'} = d2L / dw_s dw_s'`` (Petzka et al. 2021;
+    Adilova et al. 2023, definition 3). A *small* kappa is *flat*.
+
+    Args:
+        model: the model that is trained.
+        layer: ``"auto"`` (the head), ``"head"``, ``"representation"``, a dotted module name, or the module.
+        estimator: ``"closed_form"`` (heads under softmax cross-entropy, sigmoid, squared error ...: exact),
+            ``"hessian"`` (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative
+            probes), ``"perturbation"`` (the loss itself under random feature perturbations, first order only),
+            ``"dense"`` (the full Hessian of a small layer), or ``"auto"``: the closed form for the head and
+            Gauss-Newton probes elsewhere.
+        probes: how many random probes are averaged; closed form, perturbation and dense use none.
+        generator: where the seeds of the probes come from; by default they are numbered, so that the random state of
+            the training is untouched.
+        gradient: ``"full"``, or ``"weights_only"``: the gradient reaches W alone (what the papers' released code
+            effectively computes; for comparison).
+
+    Attributes:
+        layer: the `FeatureLayer`.
+        estimator: name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form.
+
+    Raises:
+        ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``probes``
+            below 1; a model in ``torch.nn.DataParallel``.
+        TypeError: the layer is of a kind that is not supported.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        >>> flatness = RelativeFlatness(model)  # layer="auto", estimator="auto"
+        >>> with flatness.capture():
+        ...     logits = model(torch.randn(5, 4))
+        >>> task_loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1]))
+        >>> loss = task_loss + 0.01 * flatness(task_loss)  # one backward pass as usual
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module = AUTO,
+        estimator: str = AUTO,
+        probes: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        gradient: str = FULL,
+    ) -> None:
+        check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("gradient", gradient, GRADIENTS)
+        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+            raise ValueError(f"probes={probes!r}: give a whole number of at least 1.")
+        self.layer = FeatureLayer(model, layer)
+        self._head = _head(model, self.layer)
+        self.estimator = choose_estimator(estimator, self.layer, self._head)
+        if gradient == WEIGHTS_ONLY and self.estimator == PERTURBATION:
+            raise ValueError(
+                f'gradient="{WEIGHTS_ONLY}" is not possible with estimator="{PERTURBATION}", which perturbs the loss '
+                f'itself: use "{HESSIAN}" or "{GAUSS_NEWTON}".'
+            )
+        self.probes = probes
+        self._weights_only = gradient == WEIGHTS_ONLY
+        self._estimate = _make_estimator(self.estimator, probes)
+        # The closed form needs no derivative of a tail, weights_only no third one.
+        third_order = self.estimator in (HESSIAN, GAUSS_NEWTON, DENSE) and not self._weights_only
+        self._norms = ExactNorms(unwrap(model), self.layer) if third_order and self._head is not self.layer else None
+        self._norm_schedule = RecheckSchedule()
+        self._generator = generator
+        self._seeds = Seeds()
+        self._count = 0
+        self._captures: list[Capture] | None = None
+        self._head_captures: list[Capture] | None = None
+        self._reference: Tensor | None = None
+
+    def seed(self, *numbers: int, own: tuple[int, ...] = ()) -> None:
+        """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
+
+        Args:
+            numbers: alike on every process and micro-batch of a step, such as a seed and the step: where rows of
+                different items must share a perturbation, it comes from these alone.
+            own: further numbers that tell processes and micro-batches apart.
+        """
+        self._seeds, self._count = Seeds(numbers, (*numbers, *own)), 0
+
+    @contextlib.contextmanager
+    def capture(self, strength: float | None = None) -> Iterator[None]:
+        """Watch the forward pass inside the ``with`` block.
+
+        Args:
+            strength: lambda; only ``"perturbation"``, which acts in the forward pass, needs it.
+
+        Raises:
+            ValueError: ``"perturbation"`` got no strength, or a negative one.
+        """
+        if isinstance(self._estimate, FeaturePerturbation):
+            self._begin_perturbation(strength)
+        if self._norms is not None:
+            self._norms.attach()
+        with contextlib.ExitStack() as stack:
+            self._captures = stack.enter_context(self.layer.capture())
+            self._head_captures = self._captures
+            if self.estimator == GAUSS_NEWTON and self._head is not None and self._head is not self.layer:
+                self._head_captures = stack.enter_context(self._head.capture())
+            yield
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """kappa of the batch that was captured last, a scalar in the graph and in the units of ``loss``.
+
+        With ``"perturbation"`` the loss already contains the term: the result is zero, and once the backward pass is
+        over it holds an estimate of kappa.
+
+        Args:
+            loss: the scalar that the captured forward pass led to.
+
+        Raises:
+            ValueError: the loss is not a scalar, the layer was not called, or nothing at or below it is trainable.
+            SecondDerivativeError: an operation above the layer, an attention kernel for instance, has no second
+                derivative.
+        """
+        batch = self._batch(loss)
+        if self._norms is not None and self._norm_schedule.due():
+            refuse_fused_norms(loss, batch.pre_activations)
+        try:
+            with torch.autocast(loss.device.type, enabled=False):
+                return self._estimate(batch)
+        except NoClosedForm as error:
+            warnings.warn(
+                f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
+                f'instead (estimator="{HESSIAN}" says so from the start).',
+                stacklevel=2,
+            )
+            self.estimator, self._estimate = HESSIAN, _make_estimator(HESSIAN, self.probes)
+            with torch.autocast(loss.device.type, enabled=False):
+                return self._estimate(batch)
+        except SecondDerivativeError as error:
+            raise SecondDerivativeError(
+                f'estimator="{self.estimator}" needs second derivatives of everything above layer '
+                f"'{self.layer.name}', and an operation there has none ({str(error).splitlines()[0]}). If it is "
+                'attention, call model.set_attn_implementation("eager"); else choose a layer above it or '
+                f'estimator="{PERTURBATION}".'
+            ) from error
+
+    def gradient_ratio(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
+        """``||d kappa|| / ||d loss||`` at the features of the batch that kappa was just taken of.
+
+        Taken at phi, or at z where nothing below the layer is trainable. None for ``"perturbation"``, whose term has
+        no gradient of its own.
+
+        Args:
+            loss: the loss that kappa was taken of.
+            kappa: what calling this object returned.
+        """
+        reference, self._reference = self._reference, None
+        if reference is None or not kappa.requires_grad:
+            return None
+        of_kappa, of_loss = (
+            torch.autograd.grad(y, reference, retain_graph=True, materialize_grads=True)[0] for y in (kappa, loss)
+        )
+        norm = torch.linalg.vector_norm
+        return norm(of_kappa.float()) / norm(of_loss.float()).clamp_min(torch.finfo(torch.float32).tiny)
+
+    def detach(self) -> None:
+        """Remove the hooks from the model; the next `capture` brings them back."""
+        for layer in (self.layer, self._head):
+            if layer is not None:
+                layer.detach()
+                layer.perturb = None
+        if self._norms is not None:
+            self._norms.detach()
+        self._captures = self._head_captures = self._reference = None
+
+    def _begin_perturbation(self, strength: float | None) -> None:
+        assert isinstance(self._estimate, FeaturePerturbation)
+        if strength is None or not math.isfinite(strength) or strength < 0:
+            raise ValueError(
+                f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
+                "capture(strength=0.01), with a lambda that is not negative."
+            )
+        estimate, linear_map = self._estimate, self.layer.linear_map
+        estimate.begin(strength, self._next_seeds())
+        self.layer.perturb = lambda features, output: estimate.perturb(features, output, linear_map)
+
+    def _batch(self, loss: Tensor) -> Batch:
+        captures, self._captures = self._captures, None
+        heads, self._head_captures = self._head_captures, None
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must be a scalar tensor, not {given}: take its mean (or sum) first.")
+        if captures is None:
+            raise ValueError("no forward pass was captured: run the model inside `with flatness.capture():`.")
+        if not captures:
+            raise ValueError(
+                f"layer '{self.layer.name}' was not called in the forward pass: `hf-fam layers MODEL` lists the layers "
+                "that are. (A fused loss, Liger's for instance, goes past the head.)"
+            )
+        if not all(c.pre_activations.requires_grad for c in captures):
+            raise ValueError(
+                f"nothing at or below layer '{self.layer.name}' is trainable, so its flatness cannot be trained: "
+                "unfreeze the layer or something below it, or choose a layer further up."
+            )
+        first = captures[0]
+        self._reference = first.features if first.features.requires_grad else first.pre_activations
+        return Batch(
+            loss=loss,
+            features=[c.features for c in captures],
+            pre_activations=[c.pre_activations for c in captures],
+            weight=self.layer.weight,
+            linear_map=self.layer.linear_map,
+            logits=[c.pre_activations for c in heads or []],
+            seeds=self._next_seeds(),
+            weights_only=self._weights_only,
+        )
+
+    def _next_seeds(self) -> Seeds:
+        if self._generator is not None:
+            numbers = (int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device)),)
+            return Seeds(numbers, numbers)
+        self._count += 1
+        return Seeds((*self._seeds.shared, self._count), (*self._seeds.own, self._count))
+
+
+def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if given not in choices:
+        raise ValueError(f"{name}={given!r}: choose one of {', '.join(map(repr, choices))}.")
+
+
+def choose_estimator(estimator: str, layer: FeatureLayer, head: FeatureLayer | None) -> str:
+    """The estimator that ``"auto"`` stands for, after checking that the chosen one can serve the layer."""
+    if estimator == AUTO:
+        return CLOSED_FORM if head is layer else HESSIAN if head is None else GAUSS_NEWTON
+    if estimator == GAUSS_NEWTON and head is None:
+        raise ValueError(f'estimator="{GAUSS_NEWTON}" found no layer into the logits: use "{HESSIAN}".')
+    return estimator
+
+
+def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
+    """The layer into the logits: the feature layer itself, another one, or None if it is of an unknown kind."""
+    _, module = find_head(unwrap(model))
+    if module is layer.module:
+        return layer
+    return FeatureLayer(model, module) if isinstance(module, nn.Linear) else None
+
+
+def _make_estimator(name: str, probes: int) -> Estimator:
+    if name == CLOSED_FORM:
+        return ClosedForm()
+    if name == DENSE:
+        return dense_kappa
+    if name == PERTURBATION:
+        return FeaturePerturbation()
+    return HessianProbes(probes) if name == HESSIAN else GaussNewtonProbes(probes)

@@ -1,0 +1,43 @@
+"""Training settings that FAM cannot work with, refused before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .relative_flatness import PERTURBATION, RelativeFlatness
+
+
+def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
+    """Refuse settings under which the term would be wrong, unsynchronised or impossible.
+
+    Args:
+        args: the ``TrainingArguments``.
+        flatness: layer and estimator that were chosen.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    in_graph = flatness.estimator != PERTURBATION
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
+            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    if getattr(args, "ddp_static_graph", None) and in_graph:
+        raise ValueError(
+            "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
+            "more than once: set it to False."
+        )
+    if args.torch_compile and in_graph:
+        raise ValueError(
+            f"torch_compile=True compiles the whole model, which cannot be differentiated twice, and fam_estimator="
+            f'"{flatness.estimator}" needs that: use fam_estimator="{PERTURBATION}", or set torch_compile=False and '
+            "compile the backbone alone (model.base_model.compile())."
+        )
+    liger = getattr(args, "liger_kernel_config", None) or {}
+    if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
+        raise ValueError(
+            "use_liger_kernel=True fuses the head with the loss, so that neither logits nor second derivatives exist: "
+            'set liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
+            "use_liger_kernel=False."
+        )

@@ -1,0 +1,247 @@
+"""FAMTrainer: ``transformers.Trainer`` with relative flatness in its loss."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+
+from .feature_layer import AUTO, resolve_layer
+from .first_batch import correct_loss_scaling, untouched
+from .relative_flatness import PERTURBATION, RelativeFlatness
+from .requirements import check_requirements
+from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
+from .training_args import CORRECTED, FAMArguments
+from .training_log import FlatnessLog
+
+# Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
+RATIO_EVERY = 10
+
+
+# What the mixin expects of the class that stands behind it.
+_Host = Trainer if TYPE_CHECKING else object
+
+
+class FAMMixin(_Host):
+    """Flatness-aware training for any ``Trainer`` subclass: ``class MyTrainer(FAMMixin, SFTTrainer)``.
+
+    Minimises ``loss + lambda * kappa`` (Adilova et al. 2023): one forward pass, one backward pass, an ordinary
+    optimiser. Logged beside the task loss: ``fam_kappa``, ``fam_term`` = lambda kappa, ``fam_lambda``,
+    ``fam_grad_ratio`` and ``fam_delta`` = sqrt(2 m lambda).
+
+    Args:
+        *args: the Trainer's.
+        fam_args: arguments of FAM, where ``args`` does not contain them.
+        **kwargs: the Trainer's.
+
+    Raises:
+        ValueError: a setting that FAM cannot work with; the message names it and the remedy.
+    """
+
+    def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if fam_args is None:
+            fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
+        if isinstance(fam_args.fam_layer, nn.Module):  # arguments are written to JSON, so they keep the name
+            fam_args.fam_layer = resolve_layer(self.accelerator.unwrap_model(self.model), fam_args.fam_layer)[0]
+        self.fam_args = fam_args
+        self._flatness: RelativeFlatness | None = None
+        self._flatness_key: tuple[Any, ...] = ()
+        self._fam_log = FlatnessLog()
+        self._step_and_micro_batch = (-1, 0)
+        self._unit_ratios: list[Tensor] = []
+        self._began = False
+        self.relative_flatness  # noqa: B018 -- an unknown layer is refused now, not after the data was prepared
+        self.add_callback(_StepEnd(self))
+
+    @property
+    def relative_flatness(self) -> RelativeFlatness:
+        """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
+        fam, model = self.fam_args, self.accelerator.unwrap_model(self.model)
+        fam.validate_fam()
+        key = (id(model), fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
+        if self._flatness is None or key != self._flatness_key:
+            if self._flatness is not None:
+                self._flatness.detach()
+            self._flatness = RelativeFlatness(
+                model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, gradient=fam.fam_gradient
+            )
+            self._flatness_key = key
+            check_requirements(self.args, self._flatness)
+        return self._flatness
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The user's own loss; while training its gradient is that of ``loss + lambda * kappa``.
+
+        The value stays the task loss, so that everything which is logged compares with plain training.
+        """
+        strength = self._fam_strength(model)
+        if strength == 0:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        flatness = self._seeded_flatness()
+        with flatness.capture(strength):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+        kappa = flatness(loss)
+        self._record(loss, kappa, strength, num_items_in_batch)
+        loss = with_gradient_of(loss, strength * kappa)
+        return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does; afterwards the model carries no hooks of ours."""
+        self._began = False
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.relative_flatness.detach()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's step; before the first one, see what can only be seen on a batch."""
+        if not self._began:
+            self._began = True
+            self._begin(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's logs; those of the training loss get the term beside them."""
+        if "loss" in logs:
+            self._fam_log.check_finite()
+            mean = functools.partial(self.accelerator.reduce, reduction="mean")
+            logs.update(self._fam_log.drain(self.relative_flatness.layer.in_features, mean))
+        super().log(logs, *args, **kwargs)
+
+    def _fam_lambda(self) -> float:
+        given = self.fam_args.fam_lambda
+        return DEFAULT_LAMBDA[self.relative_flatness.estimator] if given is None else given
+
+    def _fam_strength(self, model: nn.Module) -> float:
+        """lambda for this batch; 0 in evaluation, in skipped steps and where FAM is off."""
+        fam, step = self.fam_args, self.state.global_step
+        if not (model.training and torch.is_grad_enabled()) or step % fam.fam_every_n_steps or self._fam_lambda() == 0:
+            return 0.0
+        warm = warmup_steps(fam.fam_warmup_steps, self.state.max_steps)
+        strength = Strength(self._fam_lambda(), warm, fam.fam_max_grad_ratio)
+        # What is not skipped stands for what is.
+        return strength.at(step, self._lagged_ratio()) * fam.fam_every_n_steps
+
+    def _seeded_flatness(self) -> RelativeFlatness:
+        """The estimator, its probes a function of seed, step, micro-batch and process."""
+        step, (last_step, number) = self.state.global_step, self._step_and_micro_batch
+        number = number + 1 if step == last_step else 0
+        self._step_and_micro_batch = step, number
+        self.relative_flatness.seed(self.args.seed, step, own=(number, self.args.process_index))
+        return self.relative_flatness
+
+    def _record(self, loss: Tensor, kappa: Tensor, strength: float, num_items_in_batch: Any) -> None:
+        """Note the micro-batch for the log, and what the next step's cap needs."""
+        step, number = self._step_and_micro_batch
+        capped = self.fam_args.fam_max_grad_ratio is not None
+        ratio = None
+        if capped or (number == 0 and step % (RATIO_EVERY * self.fam_args.fam_every_n_steps) == 0):
+            ratio = self.relative_flatness.gradient_ratio(loss, kappa)
+        if capped and ratio is not None:
+            self._unit_ratios.append(ratio)
+        share = 1.0 if self._loss_is_scaled(num_items_in_batch) else 1.0 / self.current_gradient_accumulation_steps
+        self._fam_log.add(step, kappa.detach(), share, strength / self.fam_args.fam_every_n_steps, ratio)
+        if kappa.device.type == "cpu" and kappa.requires_grad:  # elsewhere a look costs a wait, see _StepEnd
+            self._fam_log.check_finite()
+
+    def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
+        """Whether micro-batches of a step are summed (the Trainer's own rule) and not averaged."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is not None:
+            return scaled
+        return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
+
+    def _begin(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+        """Look at the first batch: does the model honour num_items_in_batch, which rows does the loss couple?"""
+        model.train()
+        active = self._fam_lambda() > 0
+        if self.fam_args.fam_loss_scaling == CORRECTED or (self.fam_args.fam_loss_scaling == AUTO and active):
+            compute = functools.partial(super().compute_loss, model)
+            correct_loss_scaling(self, compute, model, inputs, num_items_in_batch)
+        if active and self.relative_flatness.estimator == PERTURBATION:
+            with untouched(model):
+                self._seeded_flatness()
+                with self.relative_flatness.capture(0.0):
+                    loss = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
+                self.relative_flatness(loss)
+
+    def _lagged_ratio(self) -> float | None:
+        return self.state.stateful_callbacks.get("FAMStrength", {}).get("unit_ratio")
+
+    def _end_step(self, about_to_save: bool) -> None:
+        """Average the gradient ratio over processes for the next step; keep NaN out of checkpoints."""
+        if self._unit_ratios:
+            ratios, self._unit_ratios = torch.stack(self._unit_ratios), []
+            ratio = self.accelerator.reduce(ratios.mean(), reduction="mean")
+            self.state.stateful_callbacks["FAMStrength"] = {"unit_ratio": float(ratio)}
+        if about_to_save or self.args.device.type == "cpu":
+            self._fam_log.check_finite()
+
+
+class _StepEnd(TrainerCallback):
+    """The end of an optimiser step, before the Trainer logs and saves."""
+
+    def __init__(self, trainer: FAMMixin) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._end_step(control.should_save)
+
+
+def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:
+    """A scalar with the value of ``loss``, bit for bit, and the gradient of ``loss + term``.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = with_gradient_of(2 * x, x**2)
+        >>> y.backward()
+        >>> y.item(), x.grad.item()
+        (6.0, 8.0)
+    """
+    return loss + (term - term.detach())
+
+
+class FAMTrainer(FAMMixin, Trainer):
+    """``transformers.Trainer`` that also makes the loss flat; everything else is the Trainer's.
+
+    Plain ``TrainingArguments`` are accepted too and give the FAM defaults.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from hf_fam import FAMTrainer, FAMTrainingArguments
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(
+        ...     vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ... )
+        >>> data = [{"input_ids": [k, k + 1, 2], "labels": k % 2} for k in range(8)]
+        >>> args = FAMTrainingArguments(
+        ...     output_dir=tempfile.mkdtemp(),
+        ...     max_steps=2,
+        ...     logging_steps=1,
+        ...     report_to="none",
+        ...     disable_tqdm=True,
+        ...     use_cpu=True,
+        ...     save_strategy="no",
+        ...     logging_strategy="no",
+        ... )
+        >>> trainer = FAMTrainer(model=BertForSequenceClassification(config), args=args, train_dataset=data)
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> result.global_step
+        2
+    """
+
+
+class FAMSeq2SeqTrainer(FAMMixin, Seq2SeqTrainer):
+    """``transformers.Seq2SeqTrainer`` that also makes the loss flat."""

@@ -1,0 +1,134 @@
+"""The arguments of FAM, alone and mixed into the Trainer's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from .feature_layer import AUTO
+from .relative_flatness import ESTIMATORS, FULL, GRADIENTS, check_choice
+
+STOCK, CORRECTED = "stock", "corrected"
+LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
+
+
+@dataclass
+class FAMArguments:
+    """Arguments of flatness-aware training, ``loss + fam_lambda * kappa``.
+
+    A plain dataclass: ``HfArgumentParser`` reads it alone (hand it to ``FAMTrainer(..., fam_args=...)``) or as a base
+    of any ``TrainingArguments`` subclass.
+
+    **What is flattened**
+
+    Args:
+        fam_layer: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module name.
+        fam_estimator: ``"auto"``, ``"closed_form"``, ``"hessian"``, ``"gauss_newton"``, ``"perturbation"`` or
+            ``"dense"``; see `RelativeFlatness`.
+        fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"``.
+        fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
+
+    **How strongly**
+
+        fam_lambda: strength lambda, at least 0; None takes the documented default of the estimator
+            (``hf_fam.strength.DEFAULT_LAMBDA``). 0 is plain training, bit for bit.
+        fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
+        fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
+        fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
+            of the step before, averaged over processes. It lowers lambda and never raises it. None: no limit.
+
+    **How the loss is scaled**
+
+        fam_loss_scaling: many classification models accept ``num_items_in_batch`` and ignore it, so that the stock
+            Trainer multiplies their gradients by the number of accumulation steps and of processes (transformers
+            issue 47688). ``"corrected"`` finds such models at the first step and divides that out, with one warning;
+            ``"stock"`` leaves it; ``"auto"`` corrects where FAM acts (lambda > 0) and leaves plain training as it is.
+
+    Raises:
+        ValueError: a value is out of range; the message names the argument.
+
+    Examples:
+        >>> from transformers import HfArgumentParser
+        >>> (fam,) = HfArgumentParser(FAMArguments).parse_args_into_dataclasses(["--fam_lambda", "0.01"])
+        >>> fam.fam_lambda, fam.fam_layer
+        (0.01, 'auto')
+    """
+
+    fam_layer: str = field(
+        default=AUTO, metadata={"help": "Feature layer: auto (the head), head, representation, or a dotted name."}
+    )
+    fam_estimator: str = field(
+        default=AUTO,
+        metadata={"help": "auto, closed_form, hessian, gauss_newton, perturbation or dense."},
+    )
+    fam_probes: int = field(default=1, metadata={"help": "Random probes a step (hessian, gauss_newton)."})
+    fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
+        default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}
+    )
+    fam_warmup_steps: float = field(
+        default=0.0, metadata={"help": "Steps over which lambda rises linearly; below 1 a fraction of the training."}
+    )
+    fam_every_n_steps: int = field(
+        default=1, metadata={"help": "Apply the term every n-th step only, n times as strongly."}
+    )
+    fam_max_grad_ratio: Optional[float] = field(  # noqa: UP045
+        default=None, metadata={"help": "Upper limit for the term's gradient norm over the loss's, at the features."}
+    )
+    fam_gradient: str = field(
+        default=FULL, metadata={"help": "full, or weights_only (what the papers' released code effectively computes)."}
+    )
+    fam_loss_scaling: str = field(
+        default=AUTO,
+        metadata={
+            "help": "auto, corrected or stock: whether the loss of models that ignore num_items_in_batch is divided "
+            "by the accumulation steps and processes that the stock Trainer multiplies it by."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Validate, then let the Trainer's arguments do the same."""
+        self.validate_fam()
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+    def validate_fam(self) -> None:
+        """Refuse values that are out of range.
+
+        Raises:
+            ValueError: with the argument's name, the value and what to do.
+        """
+        check_choice("fam_estimator", self.fam_estimator, ESTIMATORS)
+        check_choice("fam_gradient", self.fam_gradient, GRADIENTS)
+        check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
+        if self.fam_lambda is not None and not (math.isfinite(self.fam_lambda) and self.fam_lambda >= 0):
+            raise ValueError(
+                f"fam_lambda={self.fam_lambda!r}: a small kappa is flat, so give a finite strength of at least 0 "
+                "(0 is plain training), or None for the default."
+            )
+        if self.fam_probes < 1:
+            raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1.")
+        if self.fam_warmup_steps < 0:
+            raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")
+        if self.fam_every_n_steps < 1:
+            raise ValueError(f"fam_every_n_steps={self.fam_every_n_steps!r}: give a whole number of at least 1.")
+        if self.fam_max_grad_ratio is not None and not self.fam_max_grad_ratio > 0:
+            raise ValueError(f"fam_max_grad_ratio={self.fam_max_grad_ratio!r}: give a positive ratio, or None.")
+
+
+@dataclass
+class FAMTrainingArguments(FAMArguments, TrainingArguments):
+    """``transformers.TrainingArguments`` and `FAMArguments` in one.
+
+    Examples:
+        >>> FAMTrainingArguments(output_dir="out", fam_lambda=0.01, report_to="none").fam_lambda
+        0.01
+    """
+
+
+@dataclass
+class FAMSeq2SeqTrainingArguments(FAMArguments, Seq2SeqTrainingArguments):
+    """``transformers.Seq2SeqTrainingArguments`` and `FAMArguments` in one."""

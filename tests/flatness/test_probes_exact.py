@@ -1,0 +1,141 @@
+"""Probe expectations, by enumerating every sign vector: values and gradients equal the dense Hessian's."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_fam.exact_norms import ExactNorms
+from hf_fam.feature_layer import FeatureLayer
+from hf_fam.flatness.coupling import Coupling, find_coupling
+from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.directions import direction
+from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
+from hf_fam.flatness.hessian_probe import hessian_probe
+from support.tails import TAILS, Case, make
+
+
+def captured(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor, FeatureLayer]:
+    layer, head = FeatureLayer(case.model, case.layer), FeatureLayer(case.model, "head")
+    norms = ExactNorms(case.model, layer)
+    norms.attach()
+    with layer.capture() as of_layer, head.capture() as of_head:
+        loss = case.run()
+    norms.detach()
+    return loss, of_layer[0].features, of_layer[0].pre_activations, of_head[0].pre_activations, layer
+
+
+def all_signs(count: int) -> Tensor:
+    return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=count)), dtype=torch.float64)
+
+
+def enumerated_directions(phi: Tensor, layer: FeatureLayer, coupling: Coupling) -> list[Tensor]:
+    """Directions whose mean of ``u u^T`` is that of all sign vectors.
+
+    Uncoupled rows: cross terms between rows vanish in the Hessian, so the rows may run through the signs together.
+    Coupled rows: every pair (r, a), shared by all items; items that are not coupled add up without cross terms.
+    """
+    m = phi.shape[-1]
+    if coupling is Coupling.ROWS:
+        return [direction(phi, layer.linear_map, r.expand_as(phi), None) for r in all_signs(m)]
+    return [direction(phi, layer.linear_map, r, a) for r in all_signs(m) for a in all_signs(m)]
+
+
+def assert_same_gradients(case: Case, found: Tensor, true: Tensor, rtol: float = 1e-8) -> None:
+    parameters = list(case.model.parameters())
+    of_found, of_true = (
+        torch.autograd.grad(y, parameters, retain_graph=True, materialize_grads=True) for y in (found, true)
+    )
+    scale = max(g.abs().max() for g in of_true)
+    assert scale > 0
+    for f, t in zip(of_found, of_true, strict=True):
+        torch.testing.assert_close(f, t, rtol=rtol, atol=rtol * float(scale))
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_coupling_is_found(tail: str) -> None:
+    case = make(tail, secrets.randbits(32))
+    loss, _, z, _, _ = captured(case)
+    assert find_coupling(loss, [z]).value == case.coupling
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_enumerated_hessian_probes_equal_dense(tail: str) -> None:
+    case = make(tail, secrets.randbits(32))
+    loss, phi, z, _, layer = captured(case)
+    directions = enumerated_directions(phi, layer, Coupling(case.coupling))
+    kappa = sum(hessian_probe(loss, [z], [u]) for u in directions) / len(directions)
+    true = dense_flatness(loss, case.layer.weight).kappa
+    torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(case, kappa, true)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_weights_only_is_term_one(tail: str) -> None:
+    """Same value; the gradient is that of <W W^T, Tr H> with H constant, and reaches W alone."""
+    case = make(tail, secrets.randbits(32))
+    loss, phi, z, logits, layer = captured(case)
+    directions = enumerated_directions(phi.detach(), layer, Coupling(case.coupling))
+    true = dense_flatness(loss, case.layer.weight, weights_only=True).kappa
+    kappa = sum(hessian_probe(loss, [z], [u], weights_only=True) for u in directions) / len(directions)
+    torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(case, kappa, true)
+    others = [p for p in case.model.parameters() if p is not case.layer.weight]
+    found = torch.autograd.grad(kappa, others, allow_unused=True, retain_graph=True)
+    assert all(g is None or not g.any() for g in found)
+    newton = gauss_newton_probe(loss, [z], [logits], [directions[0]], weights_only=True)
+    full = gauss_newton_probe(loss, [z], [logits], [directions[0].detach()])
+    torch.testing.assert_close(newton, full, rtol=1e-10, atol=1e-12)
+    (by_weight,) = torch.autograd.grad(newton, case.layer.weight)
+    assert by_weight.abs().max() > 0
+
+
+def gauss_newton_reference(case: Case) -> Tensor:
+    """kappa with the Gauss-Newton matrix of W, from its definition: Jacobians of the logits by torch.func."""
+    parameters = dict(case.model.named_parameters())
+    name = next(n for n, p in parameters.items() if p is case.layer.weight)
+
+    def logits_of(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(case.model, {**parameters, name: weight}, (case.inputs,)).reshape(-1)
+
+    shape = case.model(case.inputs).shape
+    jacobian = torch.func.jacrev(logits_of)(case.layer.weight)  # (N, d, m)
+    outer = torch.func.hessian(lambda y: case.loss(y.view(shape)))(logits_of(case.layer.weight))
+    traces = torch.einsum("ksi,kl,lti->st", jacobian, outer, jacobian)
+    return ((case.layer.weight @ case.layer.weight.T) * traces).sum()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_enumerated_gauss_newton_probes_equal_definition(tail: str) -> None:
+    case = make(tail, secrets.randbits(32))
+    if tail == "batchnorm":  # torch.func refuses to update the running statistics in place
+        case.model[3].track_running_stats, case.model[3].num_batches_tracked = False, None
+        case.model[3].running_mean = case.model[3].running_var = None
+    loss, phi, z, logits, layer = captured(case)
+    directions = enumerated_directions(phi, layer, Coupling(case.coupling))
+    probes = [gauss_newton_probe(loss, [z], [logits], [u]) for u in directions]
+    assert all(p >= 0 for p in probes)
+    true = gauss_newton_reference(case)
+    kappa = sum(probes) / len(probes)
+    torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(case, kappa, true)
+
+
+def test_wrong_sharing_is_biased() -> None:
+    """Why coupling is looked for: independent perturbations of coupled rows miss the cross terms."""
+    for tail in ("attention", "batchnorm", "multiple_choice"):
+        case = make(tail, 0)
+        loss, phi, z, _, layer = captured(case)
+        directions = enumerated_directions(phi, layer, Coupling.ROWS)
+        independent = 0.0
+        for row in range(z[..., 0].numel()):  # each row alone: no cross terms, as with independent draws
+            mask = torch.zeros(z[..., 0].numel(), dtype=torch.float64)
+            mask[row] = 1
+            mask = mask.view(*z.shape[:-1], 1)
+            independent += sum(hessian_probe(loss, [z], [u * mask]) for u in directions) / len(directions)
+        true = dense_flatness(loss, case.layer.weight).kappa
+        assert abs(independent - true) > 1e-3 * abs(true), tail
