@@ -69,14 +69,15 @@ class FeatureLayer:
     """
 
     def __init__(self, model: nn.Module, layer: str | nn.Module = AUTO) -> None:
-        self.name, self.module = resolve_layer(unwrap(model), layer)
-        if not isinstance(self.module, nn.Linear):
+        self.name, module = resolve_layer(unwrap(model), layer)
+        if not isinstance(module, nn.Linear):
             raise TypeError(
-                f"layer '{self.name}' is a {type(self.module).__name__}; only torch.nn.Linear can be the feature "
+                f"layer '{self.name}' is a {type(module).__name__}; only torch.nn.Linear can be the feature "
                 f"layer so far. `hf-fam layers MODEL` lists what can be chosen."
             )
-        self.in_features: int = self.module.in_features
-        self.out_features: int = self.module.out_features
+        self.module = module
+        self.in_features: int = module.in_features
+        self.out_features: int = module.out_features
         self.perturb: Callable[[Tensor, Tensor], Tensor] | None = None
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
@@ -115,7 +116,8 @@ class FeatureLayer:
     def capture(self) -> Iterator[list[Capture]]:
         """Record every call of the layer inside the ``with`` block in the list that it yields."""
         self.attach()
-        self._captures = captures = []
+        captures: list[Capture] = []
+        self._captures = captures
         try:
             yield captures
         finally:

@@ -161,6 +161,11 @@ class RelativeFlatness:
             with torch.autocast(loss.device.type, enabled=False):
                 return self._estimate(batch)
         except NoClosedForm as error:
+            if self._head is not self.layer:
+                raise ValueError(
+                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
+                    f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
+                ) from error
             warnings.warn(
                 f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
                 f'instead (estimator="{HESSIAN}" says so from the start).',

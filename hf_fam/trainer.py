@@ -20,9 +20,14 @@ from .training_log import FlatnessLog
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
 
+# Under this name the lagged gradient ratio is saved with the Trainer's state.
+_STATE = "FAMStrength"
 
-# What the mixin expects of the class that stands behind it.
-_Host = Trainer if TYPE_CHECKING else object
+
+if TYPE_CHECKING:  # what the mixin expects of the class that stands behind it
+    _Host = Trainer
+else:
+    _Host = object
 
 
 class FAMMixin(_Host):
@@ -166,24 +171,26 @@ class FAMMixin(_Host):
         model.train()
         active = self._fam_lambda() > 0
         if self.fam_args.fam_loss_scaling == CORRECTED or (self.fam_args.fam_loss_scaling == AUTO and active):
-            compute = functools.partial(super().compute_loss, model)
+            compute: Any = functools.partial(super().compute_loss, model)
             correct_loss_scaling(self, compute, model, inputs, num_items_in_batch)
         if active and self.relative_flatness.estimator == PERTURBATION:
-            with untouched(model):
-                self._seeded_flatness()
+            with untouched(model):  # so that even the first step draws what the others do, after a resumption too
                 with self.relative_flatness.capture(0.0):
-                    loss = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
+                    loss: Any = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
                 self.relative_flatness(loss)
 
     def _lagged_ratio(self) -> float | None:
-        return self.state.stateful_callbacks.get("FAMStrength", {}).get("unit_ratio")
+        """``||d kappa|| / ||d loss||`` of the step before; the Trainer keeps it in trainer_state.json."""
+        saved: Any = self.state.stateful_callbacks
+        return saved.get(_STATE, {}).get("unit_ratio")
 
     def _end_step(self, about_to_save: bool) -> None:
         """Average the gradient ratio over processes for the next step; keep NaN out of checkpoints."""
         if self._unit_ratios:
             ratios, self._unit_ratios = torch.stack(self._unit_ratios), []
             ratio = self.accelerator.reduce(ratios.mean(), reduction="mean")
-            self.state.stateful_callbacks["FAMStrength"] = {"unit_ratio": float(ratio)}
+            saved: Any = self.state.stateful_callbacks
+            saved[_STATE] = {"unit_ratio": float(ratio)}
         if about_to_save or self.args.device.type == "cpu":
             self._fam_log.check_finite()
 

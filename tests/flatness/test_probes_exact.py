@@ -16,6 +16,7 @@ from hf_fam.flatness.dense import dense_flatness
 from hf_fam.flatness.directions import direction
 from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
 from hf_fam.flatness.hessian_probe import hessian_probe
+from support.gradients import assert_gradient_by_finite_differences, assert_same_gradients
 from support.tails import TAILS, Case, make
 
 
@@ -45,17 +46,6 @@ def enumerated_directions(phi: Tensor, layer: FeatureLayer, coupling: Coupling) 
     return [direction(phi, layer.linear_map, r, a) for r in all_signs(m) for a in all_signs(m)]
 
 
-def assert_same_gradients(case: Case, found: Tensor, true: Tensor, rtol: float = 1e-8) -> None:
-    parameters = list(case.model.parameters())
-    of_found, of_true = (
-        torch.autograd.grad(y, parameters, retain_graph=True, materialize_grads=True) for y in (found, true)
-    )
-    scale = max(g.abs().max() for g in of_true)
-    assert scale > 0
-    for f, t in zip(of_found, of_true, strict=True):
-        torch.testing.assert_close(f, t, rtol=rtol, atol=rtol * float(scale))
-
-
 @pytest.mark.parametrize("tail", TAILS)
 def test_coupling_is_found(tail: str) -> None:
     case = make(tail, secrets.randbits(32))
@@ -71,7 +61,7 @@ def test_enumerated_hessian_probes_equal_dense(tail: str) -> None:
     kappa = sum(hessian_probe(loss, [z], [u]) for u in directions) / len(directions)
     true = dense_flatness(loss, case.layer.weight).kappa
     torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
-    assert_same_gradients(case, kappa, true)
+    assert_same_gradients(case.model, kappa, true)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -83,7 +73,7 @@ def test_weights_only_is_term_one(tail: str) -> None:
     true = dense_flatness(loss, case.layer.weight, weights_only=True).kappa
     kappa = sum(hessian_probe(loss, [z], [u], weights_only=True) for u in directions) / len(directions)
     torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
-    assert_same_gradients(case, kappa, true)
+    assert_same_gradients(case.model, kappa, true)
     others = [p for p in case.model.parameters() if p is not case.layer.weight]
     found = torch.autograd.grad(kappa, others, allow_unused=True, retain_graph=True)
     assert all(g is None or not g.any() for g in found)
@@ -122,7 +112,7 @@ def test_enumerated_gauss_newton_probes_equal_definition(tail: str) -> None:
     true = gauss_newton_reference(case)
     kappa = sum(probes) / len(probes)
     torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
-    assert_same_gradients(case, kappa, true)
+    assert_same_gradients(case.model, kappa, true)
 
 
 def test_wrong_sharing_is_biased() -> None:
@@ -139,3 +129,22 @@ def test_wrong_sharing_is_biased() -> None:
             independent += sum(hessian_probe(loss, [z], [u * mask]) for u in directions) / len(directions)
         true = dense_flatness(loss, case.layer.weight).kappa
         assert abs(independent - true) > 1e-3 * abs(true), tail
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_gradients_by_finite_differences(tail: str) -> None:
+    """Autograd against autograd cannot see that fused normalisations have wrong third derivatives; this can."""
+    case = make(tail, secrets.randbits(32))
+    _, phi, *_ = captured(case)
+    r = all_signs(phi.shape[-1])[secrets.randbelow(16)]
+
+    def hessian() -> Tensor:
+        loss, phi, z, _, layer = captured(case)
+        return hessian_probe(loss, [z], [direction(phi, layer.linear_map, r, None)])
+
+    def gauss_newton() -> Tensor:
+        loss, phi, z, logits, layer = captured(case)
+        return gauss_newton_probe(loss, [z], [logits], [direction(phi, layer.linear_map, r, r)])
+
+    assert_gradient_by_finite_differences(case.model, hessian)
+    assert_gradient_by_finite_differences(case.model, gauss_newton)

@@ -54,6 +54,7 @@ class Case:
     model: nn.Module
     layer: nn.Linear
     inputs: Tensor
+    labels: Tensor
     loss: Callable[[Tensor], Tensor]
     coupling: str
 
@@ -95,7 +96,7 @@ def make(name: str, seed: int) -> Case:
     def loss(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
-    return Case(model, layer, inputs, loss, coupling)
+    return Case(model, layer, inputs, labels, loss, coupling)
 
 
 TAILS = ["linear", "tanh_mlp", "layernorm_gelu", "residual", "attention", "tokens", "batchnorm", "multiple_choice"]
