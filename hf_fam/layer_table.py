@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,6 +70,7 @@ class LayerRow:
         features: m, the number of features.
         estimator: what ``fam_estimator="auto"`` stands for there; None where the layer cannot be chosen.
         rows: feature vectors an item, 1 or the number of its tokens; None if unknown.
+        times: how often the layer is called in a forward pass; None if unknown.
         cost: expected extra time of a training step, as a fraction; None if unknown.
         needs_eager: fused attention, which has no second derivative, lies above the layer.
         why_not: why the layer cannot be chosen; None if it can.
@@ -81,6 +83,7 @@ class LayerRow:
     features: int
     estimator: str | None = None
     rows: int | None = None
+    times: int | None = None
     cost: float | None = None
     needs_eager: bool = False
     why_not: str | None = None
@@ -210,12 +213,14 @@ class Call:
 
     Attributes:
         rows: feature vectors an item.
+        times: how often the layer is called.
         flops: of the layer itself.
         tail: FLOPs of everything that is called later.
         below_attention: fused attention is called later.
     """
 
     rows: int
+    times: int
     flops: int
     tail: int
     below_attention: bool
@@ -239,14 +244,16 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
     counter, attention = FlopCounterMode(display=False), _AttentionCalls()
     seen: dict[str, tuple[int, int, int, int]] = {}  # rows, FLOPs before and after, attention calls before
     started: dict[str, int] = {}
+    times: Counter[str] = Counter()
     hooks = []
     for name, module in weighted_layers(model):
 
         def before(module: nn.Module, args: Any, name: str = name) -> None:
             started.setdefault(name, counter.get_total_flops())
+            times[name] += 1
 
-        def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-            rows = args[0].numel() // args[0].shape[-1]
+        def after(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+            rows = output.numel() // _shape(module)[0]
             seen.setdefault(name, (rows, started[name], counter.get_total_flops(), attention.count))
 
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
@@ -258,7 +265,7 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
             hook.remove()
     total = counter.get_total_flops()
     calls = {
-        name: Call(rows, end - start, total - end, attention.count > calls_before)
+        name: Call(rows, times[name], end - start, total - end, attention.count > calls_before)
         for name, (rows, start, end, calls_before) in seen.items()
     }
     return Trace(calls, total)
@@ -315,7 +322,7 @@ def _row(model: nn.Module, name: str, module: nn.Module, role: str | None, trace
     if trace is not None and call is None:
         return replace(row, why_not="not called")
     if call is not None:
-        row = replace(row, rows=call.rows)
+        row = replace(row, rows=call.rows, times=call.times)
     try:
         estimator = RelativeFlatness(model, module).estimator
     except TypeError:  # what FeatureLayer raises for a kind of layer that it does not support

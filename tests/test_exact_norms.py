@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.gradients import assert_gradient_by_finite_differences
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness, exact_norms
 from hf_fam.exact_norms import WrongThirdDerivativeError
+from support.gradients import assert_gradient_by_finite_differences
 
 NORMS = {
     "LayerNorm": lambda: nn.LayerNorm(4),
