@@ -104,7 +104,8 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
     # Without the most probable class no difference of nearly equal numbers is taken, however confident the model.
-    vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0 if classes > 1 else 1.0)
+    if classes > 1:
+        vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
