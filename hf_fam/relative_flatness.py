@@ -101,7 +101,7 @@ class RelativeFlatness:
         # The closed form needs no derivative of a tail, weights_only no third one.
         third_order = self.estimator in (HESSIAN, GAUSS_NEWTON, DENSE) and not self._weights_only
         self._norms = ExactNorms(unwrap(model), self.layer) if third_order and self._head is not self.layer else None
-        self._norm_schedule = RecheckSchedule()
+        self._schedule = RecheckSchedule()
         self._generator = generator
         self._seeds = Seeds()
         self._count = 0
@@ -155,32 +155,17 @@ class RelativeFlatness:
                 derivative.
         """
         batch = self._batch(loss)
-        if self._norms is not None and self._norm_schedule.due():
-            refuse_fused_norms(loss, batch.pre_activations)
-        try:
-            with torch.autocast(loss.device.type, enabled=False):
-                return self._estimate(batch)
-        except NoClosedForm as error:
-            if self._head is not self.layer:
-                raise ValueError(
-                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
-                    f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
-                ) from error
+        looking = self._schedule.due()
+        if looking:
+            self._check_graph(batch)
+        kappa = self._estimated(batch)
+        if looking and kappa.requires_grad and kappa.detach() == 0:
             warnings.warn(
-                f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
-                f'instead (estimator="{HESSIAN}" says so from the start).',
+                f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
+                "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",
                 stacklevel=2,
             )
-            self.estimator, self._estimate = HESSIAN, _make_estimator(HESSIAN, self.probes)
-            with torch.autocast(loss.device.type, enabled=False):
-                return self._estimate(batch)
-        except SecondDerivativeError as error:
-            raise SecondDerivativeError(
-                f'estimator="{self.estimator}" needs second derivatives of everything above layer '
-                f"'{self.layer.name}', and an operation there has none ({str(error).splitlines()[0]}). If it is "
-                'attention, call model.set_attn_implementation("eager"); else choose a layer above it or '
-                f'estimator="{PERTURBATION}".'
-            ) from error
+        return kappa
 
     def gradient_ratio(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
         """``||d kappa|| / ||d loss||`` at the features of the batch that kappa was just taken of.
@@ -210,6 +195,47 @@ class RelativeFlatness:
         if self._norms is not None:
             self._norms.detach()
         self._captures = self._head_captures = self._reference = None
+
+    def _estimated(self, batch: Batch) -> Tensor:
+        try:
+            with torch.autocast(batch.loss.device.type, enabled=False):
+                return self._estimate(batch)
+        except NoClosedForm as error:
+            if self._head is not self.layer:
+                raise ValueError(
+                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
+                    f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
+                ) from error
+            warnings.warn(
+                f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
+                f'instead (estimator="{HESSIAN}" says so from the start).',
+                stacklevel=3,
+            )
+            self.estimator, self._estimate = HESSIAN, _make_estimator(HESSIAN, self.probes)
+            return self._estimated(batch)
+        except SecondDerivativeError as error:
+            raise SecondDerivativeError(
+                f'estimator="{self.estimator}" needs second derivatives of everything above layer '
+                f"'{self.layer.name}', and an operation there has none ({str(error).splitlines()[0]}). If it is "
+                'attention, call model.set_attn_implementation("eager"); else choose a layer above it or '
+                f'estimator="{PERTURBATION}".'
+            ) from error
+
+    def _check_graph(self, batch: Batch) -> None:
+        """What can be wrong between the layer and the loss."""
+        reached = torch.autograd.grad(batch.loss, list(batch.pre_activations), retain_graph=True, allow_unused=True)
+        if all(g is None for g in reached):
+            raise ValueError(
+                f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
+                "loss depends on."
+            )
+        if self.estimator == GAUSS_NEWTON and not batch.logits:
+            raise ValueError(
+                f'estimator="{GAUSS_NEWTON}" needs the layer into the logits, which was not called in the forward '
+                f'pass: use "{HESSIAN}".'
+            )
+        if self._norms is not None:
+            refuse_fused_norms(batch.loss, batch.pre_activations)
 
     def _begin_perturbation(self, strength: float | None) -> None:
         assert isinstance(self._estimate, FeaturePerturbation)

@@ -222,9 +222,23 @@ def test_errors_at_the_first_step() -> None:
         losses = F.cross_entropy(model(INPUTS), LABELS, reduction="none")
     with pytest.raises(ValueError, match=r"must be a scalar tensor, not shape \(8,\): take its mean"):
         flatness(losses)
+    with flatness.capture():
+        model(INPUTS)
+    with pytest.raises(ValueError, match="its output does not reach the loss"):
+        flatness(model[0].weight.sum())
     model[0].requires_grad_(False)
     model[2].requires_grad_(False)
     with pytest.raises(ValueError, match="nothing at or below layer '2' is trainable"):
         loss_and_kappa(model, RelativeFlatness(model, "2"))
     with pytest.raises(ValueError, match="torch.nn.DataParallel"):
         RelativeFlatness(nn.DataParallel(network()))
+
+
+def test_a_loss_without_curvature_is_pointed_out() -> None:
+    model = network()
+    flatness = RelativeFlatness(model)
+    with pytest.warns(UserWarning, match="exactly 0 here: the loss has no curvature"):
+        with flatness.capture():
+            output = model(INPUTS)
+        kappa = flatness(F.l1_loss(output, torch.zeros_like(output)))
+    assert kappa == 0
