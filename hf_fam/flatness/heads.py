@@ -109,7 +109,7 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
-    tolerance = _TOLERANCE[logits.dtype]
+    tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models take the loss in float32
 
     def agrees(assumed: Tensor) -> bool:
         return bool(torch.linalg.vector_norm(product - assumed) <= tolerance * torch.linalg.vector_norm(product))
