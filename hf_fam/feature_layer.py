@@ -127,8 +127,10 @@ class FeatureLayer:
         capturing = self._captures is not None
         if capturing and not torch.is_grad_enabled():
             raise RuntimeError(
-                f"layer '{self.name}' was called without gradients during training: reentrant gradient checkpointing "
-                f'hides its graph. Set gradient_checkpointing_kwargs={{"use_reentrant": False}}.'
+                f"layer '{self.name}' was called without gradients while it was captured. In a Trainer that is "
+                "reentrant gradient checkpointing, which hides the graph: set "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}. In your own loop, leave torch.no_grad() '
+                "out: kappa is a derivative of the loss."
             )
         # What is computed a second time is perturbed again, in the same way, and captured no more.
         if self.perturb is not None and (capturing or self.recomputing):

@@ -39,7 +39,7 @@ def correct_loss_scaling(
     model: nn.Module,
     inputs: dict[str, Any],
     num_items_in_batch: Any,
-) -> None:
+) -> bool:
     """Make the Trainer average micro-batches whose loss does not depend on ``num_items_in_batch``.
 
     Many classification heads accept the argument and ignore it, while the Trainer takes their loss to be divided by
@@ -51,16 +51,21 @@ def correct_loss_scaling(
         model: the model as the training loop sees it.
         inputs: the first batch.
         num_items_in_batch: what the Trainer passes for it.
+
+    Returns:
+        Whether this batch could tell; a loss of zero (no labels, say) cannot.
     """
     parts = trainer.args.gradient_accumulation_steps * trainer.args.world_size
     if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
-        return
+        return True
     inputs = trainer._prepare_inputs(inputs)
     with untouched(model), torch.no_grad():
         model.eval()
         losses = [compute_loss(dict(inputs), num_items_in_batch=num_items_in_batch * k) for k in (1, 2)]
     if not torch.equal(losses[0].float(), losses[1].float()):
-        return
+        return True
+    if not losses[0].any():
+        return False
     name = type(trainer.accelerator.unwrap_model(model)).__name__
     if trainer.compute_loss_func is not None:
         warnings.warn(
@@ -68,7 +73,7 @@ def correct_loss_scaling(
             "times processes): divide the summed loss by num_items_in_batch in compute_loss_func.",
             stacklevel=2,
         )
-        return
+        return True
     warnings.warn(
         f"{name} ignores num_items_in_batch, so the stock Trainer would multiply its gradients by {parts} "
         "(accumulation steps times processes; transformers issue 47688). hf_fam divides that out; "
@@ -77,3 +82,4 @@ def correct_loss_scaling(
     )
     trainer.model_accepts_loss_kwargs = False
     trainer.loss_is_scaled_for_ga = False
+    return True

@@ -44,7 +44,7 @@ def attach(model: nn.Module, strength: float, layer: str | nn.Module = AUTO) -> 
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
         >>> attached = attach(model, strength=0.01)
         >>> loss = nn.functional.cross_entropy(model(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1]))
-        >>> loss.backward()                                         # your loop, as it is
+        >>> loss.backward()  # your loop, as it is
         >>> attached.kappa() > 0
         True
         >>> attached.detach()

@@ -34,6 +34,11 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
             f'"{flatness.estimator}" needs that: use fam_estimator="{PERTURBATION}", or set torch_compile=False and '
             "compile the backbone alone (model.base_model.compile())."
         )
+    if args.fsdp or _is_zero3(args):
+        raise ValueError(
+            "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
+            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2."
+        )
     liger = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
         raise ValueError(
@@ -41,3 +46,8 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
             'set liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
             "use_liger_kernel=False."
         )
+
+
+def _is_zero3(args: Any) -> bool:
+    deepspeed = getattr(args, "hf_deepspeed_config", None)
+    return deepspeed is not None and deepspeed.is_zero3()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +12,18 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, untouched
+from .model_card import FlatnessSummary, extend_model_card, last_logged
 from .relative_flatness import PERTURBATION, RelativeFlatness
 from .requirements import check_requirements
 from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
 from .training_args import CORRECTED, FAMArguments
-from .training_log import FlatnessLog
+from .training_log import FlatnessLog, refuse_non_finite_weights
 
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
+
+# A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
+LARGEST_RATIO = 1e30
 
 # Under this name the lagged gradient ratio is saved with the Trainer's state.
 _STATE = "FAMStrength"
@@ -67,7 +72,7 @@ class FAMMixin(_Host):
         """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
         fam, model = self.fam_args, self.accelerator.unwrap_model(self.model)
         fam.validate_fam()
-        key = (id(model), fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
+        key = (model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
@@ -102,17 +107,20 @@ class FAMMixin(_Host):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
-        self._began = False
+        self._began, self._fam_log, self._unit_ratios = False, FlatnessLog(), []
+        self._step_and_micro_batch = (-1, 0)
+        accepts, scaled = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
         try:
             return super().train(*args, **kwargs)
         finally:
             self.relative_flatness.detach()
+            # The next training may have another strength: a correction of the loss's scale is made anew.
+            self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = accepts, scaled
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's step; before the first one, see what can only be seen on a batch."""
         if not self._began:
-            self._began = True
-            self._begin(model, inputs, num_items_in_batch)
+            self._began = self._begin(model, inputs, num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -122,6 +130,31 @@ class FAMMixin(_Host):
             mean = functools.partial(self.accelerator.reduce, reduction="mean")
             logs.update(self._fam_log.drain(self.relative_flatness.layer.in_features, mean))
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does, but nothing that could not be resumed from."""
+        if self._fam_lambda() > 0:
+            self._fam_log.check_finite()
+            model = self.accelerator.unwrap_model(self.model)
+            refuse_non_finite_weights(model, self.state.global_step, self._fam_lambda())
+        super()._save_checkpoint(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's card, with tags and a section about flatness; its arguments are those of the Trainer."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero() and self._fam_lambda() > 0:
+            extend_model_card(Path(self.args.output_dir or ".", "README.md"), self._summary())
+
+    def _summary(self) -> FlatnessSummary:
+        flatness = self.relative_flatness
+        return FlatnessSummary(
+            layer=flatness.layer.name,
+            in_features=flatness.layer.in_features,
+            estimator=flatness.estimator,
+            gradient=self.fam_args.fam_gradient,
+            strength=self._fam_lambda(),
+            kappa=last_logged(self.state.log_history, "fam_kappa"),
+        )
 
     def _fam_lambda(self) -> float:
         given = self.fam_args.fam_lambda
@@ -152,11 +185,13 @@ class FAMMixin(_Host):
         ratio = None
         if capped or (number == 0 and step % (RATIO_EVERY * self.fam_args.fam_every_n_steps) == 0):
             ratio = self.relative_flatness.gradient_ratio(loss, kappa)
+        if ratio is not None:
+            ratio = ratio.clamp_max(LARGEST_RATIO)
         if capped and ratio is not None:
             self._unit_ratios.append(ratio)
         share = 1.0 if self._loss_is_scaled(num_items_in_batch) else 1.0 / self.current_gradient_accumulation_steps
         self._fam_log.add(step, kappa.detach(), share, strength / self.fam_args.fam_every_n_steps, ratio)
-        if kappa.device.type == "cpu" and kappa.requires_grad:  # elsewhere a look costs a wait, see _StepEnd
+        if kappa.device.type == "cpu" and kappa.requires_grad:  # elsewhere a look costs a wait, see _save_checkpoint
             self._fam_log.check_finite()
 
     def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
@@ -166,32 +201,34 @@ class FAMMixin(_Host):
             return scaled
         return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
 
-    def _begin(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+    def _begin(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> bool:
         """Look at the first batch: does the model honour num_items_in_batch, which rows does the loss couple?"""
         model.train()
+        told = True
         active = self._fam_lambda() > 0
         if self.fam_args.fam_loss_scaling == CORRECTED or (self.fam_args.fam_loss_scaling == AUTO and active):
             compute: Any = functools.partial(super().compute_loss, model)
-            correct_loss_scaling(self, compute, model, inputs, num_items_in_batch)
+            told = correct_loss_scaling(self, compute, model, inputs, num_items_in_batch)
         if active and self.relative_flatness.estimator == PERTURBATION:
             with untouched(model):  # so that even the first step draws what the others do, after a resumption too
                 with self.relative_flatness.capture(0.0):
                     loss: Any = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
                 self.relative_flatness(loss)
+        return told
 
     def _lagged_ratio(self) -> float | None:
         """``||d kappa|| / ||d loss||`` of the step before; the Trainer keeps it in trainer_state.json."""
         saved: Any = self.state.stateful_callbacks
         return saved.get(_STATE, {}).get("unit_ratio")
 
-    def _end_step(self, about_to_save: bool) -> None:
-        """Average the gradient ratio over processes for the next step; keep NaN out of checkpoints."""
+    def _end_step(self) -> None:
+        """Average the gradient ratio over processes for the next step; stop at a NaN where looking costs nothing."""
         if self._unit_ratios:
             ratios, self._unit_ratios = torch.stack(self._unit_ratios), []
             ratio = self.accelerator.reduce(ratios.mean(), reduction="mean")
             saved: Any = self.state.stateful_callbacks
             saved[_STATE] = {"unit_ratio": float(ratio)}
-        if about_to_save or self.args.device.type == "cpu":
+        if self.args.device.type == "cpu":
             self._fam_log.check_finite()
 
 
@@ -202,7 +239,7 @@ class _StepEnd(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._end_step(control.should_save)
+        self._trainer._end_step()
 
 
 def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:

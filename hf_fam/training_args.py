@@ -90,6 +90,8 @@ class FAMArguments:
 
     def __post_init__(self) -> None:
         """Validate, then let the Trainer's arguments do the same."""
+        for name in ("fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio"):
+            _make_float(self, name)
         self.validate_fam()
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
@@ -111,12 +113,21 @@ class FAMArguments:
             )
         if self.fam_probes < 1:
             raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1.")
-        if self.fam_warmup_steps < 0:
+        if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
             raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")
-        if self.fam_every_n_steps < 1:
+        if self.fam_every_n_steps < 1 or self.fam_every_n_steps != int(self.fam_every_n_steps):
             raise ValueError(f"fam_every_n_steps={self.fam_every_n_steps!r}: give a whole number of at least 1.")
         if self.fam_max_grad_ratio is not None and not self.fam_max_grad_ratio > 0:
             raise ValueError(f"fam_max_grad_ratio={self.fam_max_grad_ratio!r}: give a positive ratio, or None.")
+
+
+def _make_float(args: FAMArguments, name: str) -> None:
+    """YAML reads 1e-3 as a string, and a hyperparameter search casts what it tries to the type that is there."""
+    given = getattr(args, name)
+    try:
+        setattr(args, name, None if given is None else float(given))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={given!r} is not a number: give one, such as 0.001.") from None
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,32 @@ class _Entry:
 
 class NonFiniteFlatnessError(FloatingPointError):
     """kappa became infinite or NaN; training stops before it is written into a checkpoint."""
+
+
+def refuse_non_finite_weights(model: nn.Module, step: int, strength: float) -> None:
+    """Keep weights out of checkpoints that a finite kappa with an infinite gradient has spoiled.
+
+    Args:
+        model: the model that is about to be saved.
+        step: optimiser steps already taken.
+        strength: lambda.
+
+    Raises:
+        NonFiniteFlatnessError: names the weight, the step and the likely cause.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not bool(weight.isfinite().all()):
+            raise NonFiniteFlatnessError(
+                f"'{name}' is not finite after step {step}, which is not saved: {_cause_and_remedy(strength)}"
+            )
+
+
+def _cause_and_remedy(strength: float) -> str:
+    return (
+        f"most likely the training diverged (learning rate too large, or fam_lambda={strength:g} too strong), or half "
+        "precision overflowed. Lower them, or add fam_warmup_steps or fam_max_grad_ratio; the last checkpoint is "
+        "usable (resume_from_checkpoint=True)."
+    )
 
 
 class FlatnessLog:
@@ -61,10 +87,7 @@ class FlatnessLog:
             return
         entry = next(e for e in new if not e.kappa.isfinite())
         raise NonFiniteFlatnessError(
-            f"relative flatness is {entry.kappa.item()} at step {entry.step}: most likely the training diverged "
-            f"(learning rate too large, or fam_lambda={entry.strength:g} too strong), or half precision overflowed. "
-            "Lower them, or add fam_warmup_steps or fam_max_grad_ratio; the last checkpoint is usable "
-            "(resume_from_checkpoint=True)."
+            f"relative flatness is {entry.kappa.item()} at step {entry.step}: {_cause_and_remedy(entry.strength)}"
         )
 
     def drain(self, in_features: int, mean_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -21,7 +21,7 @@ def assert_same_gradients(model: nn.Module, found: Tensor, true: Tensor, rtol: f
 
 
 def assert_gradient_by_finite_differences(
-    model: nn.Module, value: Callable[[], Tensor], rtol: float = 1e-5, step: float = 1e-5
+    model: nn.Module, value: Callable[[], Tensor], rtol: float = 1e-5, step: float = 1e-6
 ) -> None:
     """The autograd gradient of ``value`` equals central differences along a random direction of every parameter."""
     parameters = list(model.parameters())
