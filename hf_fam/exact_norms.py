@@ -179,7 +179,7 @@ def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
     Raises:
         WrongThirdDerivativeError: names the operation and the remedy.
     """
-    for node in _between(loss, pre_activations):
+    for node in between(loss, pre_activations):
         frozen = getattr(node, "_saved_training", True) is False
         if node.name().startswith(_FUSED_NODES) and not frozen:
             raise WrongThirdDerivativeError(
@@ -190,7 +190,7 @@ def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
             )
 
 
-def _between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
+def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
     """Nodes of the graph on a path from the loss down to z."""
     ends = {z.grad_fn for z in pre_activations}
     leads_down: dict[Node, bool] = {}

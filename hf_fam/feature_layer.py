@@ -22,6 +22,9 @@ AUTO = "auto"
 _WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _WEIGHTED_LAYER_NAMES = ("Conv1D",)
 
+# What the modules that make logits are usually called, for models that define another layer after them.
+_HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs", "head"}
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -89,7 +92,7 @@ class FeatureLayer:
 
     def linear_map(self, vectors: Tensor) -> Tensor:
         """W times each vector: ``(..., m)`` to ``(..., d)``, without the bias."""
-        return nn.functional.linear(vectors, self.weight)
+        return nn.functional.linear(vectors, self.weight.to(vectors.dtype))
 
     @property
     def was_called(self) -> bool:
@@ -182,7 +185,7 @@ def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
-    """The layer into the logits: the output embeddings of a language model, else the last layer with a weight."""
+    """The layer into the logits: output embeddings, else the last layer named like a head, else the last of all."""
     candidates = weighted_layers(model)
     get_output_embeddings = getattr(model, "get_output_embeddings", None)
     # Models without output embeddings answer None; some raise.
@@ -193,7 +196,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
                 return name, module
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")
-    return candidates[-1]
+    named = [(name, module) for name, module in candidates if _HEAD_NAMES.intersection(name.split("."))]
+    return (named or candidates)[-1]
 
 
 def find_representation(model: nn.Module) -> tuple[str, nn.Module]:

@@ -28,13 +28,14 @@ def plot_runs(
     """Draw quantities of several training runs side by side, a panel for each quantity and a line for each run.
 
     Args:
-        runs: for each run's name, what was recorded, in order.
+        runs: for each run's name, what was recorded, in order; a record may lack a quantity.
         panels: what to draw.
         path: the file to write; its ending is the format.
         x: name of the quantity on the horizontal axis.
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: no record of a run contains a quantity.
 
     Examples:
         >>> import tempfile
@@ -51,7 +52,8 @@ def plot_runs(
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, records), style in zip(runs.items(), _styles(len(runs)), strict=True):
-            axes.plot([r[x] for r in records], [r[panel.key] for r in records], style, label=name)
+            points = [(r[x], r[panel.key]) for r in records if panel.key in r]
+            axes.plot(*zip(*points, strict=True), style, label=name)
         axes.set(title=panel.title, xlabel=x, yscale="log" if panel.log else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .exact_norms import ExactNorms, refuse_fused_norms
+from .exact_norms import ExactNorms, between, refuse_fused_norms
 from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
-from .flatness.curvature import SecondDerivativeError
+from .flatness.curvature import SecondDerivativeError, second_derivatives
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
 from .flatness.heads import ClosedForm, NoClosedForm
@@ -26,6 +26,9 @@ GAUSS_NEWTON = "gauss_newton"
 PERTURBATION = "perturbation"
 DENSE = "dense"
 ESTIMATORS = (AUTO, CLOSED_FORM, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
+
+# Backward nodes of layers and of products of activations.
+_PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
 
 FULL = "full"
 WEIGHTS_ONLY = "weights_only"
@@ -129,6 +132,7 @@ class RelativeFlatness:
         Raises:
             ValueError: ``"perturbation"`` got no strength, or a negative one.
         """
+        self._reference = None  # with it goes the graph of a pass that was never differentiated
         if isinstance(self._estimate, FeaturePerturbation):
             self._begin_perturbation(strength)
         if self._norms is not None:
@@ -156,9 +160,7 @@ class RelativeFlatness:
         """
         batch = self._batch(loss)
         looking = self._schedule.due()
-        if looking:
-            self._check_graph(batch)
-        kappa = self._estimated(batch)
+        kappa = self._estimated(batch, looking)
         if looking and kappa.requires_grad and kappa.detach() == 0:
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
@@ -196,8 +198,10 @@ class RelativeFlatness:
             self._norms.detach()
         self._captures = self._head_captures = self._reference = None
 
-    def _estimated(self, batch: Batch) -> Tensor:
+    def _estimated(self, batch: Batch, looking: bool) -> Tensor:
         try:
+            if looking:
+                self._check_graph(batch)
             with torch.autocast(batch.loss.device.type, enabled=False):
                 return self._estimate(batch)
         except NoClosedForm as error:
@@ -212,30 +216,51 @@ class RelativeFlatness:
                 stacklevel=3,
             )
             self.estimator, self._estimate = HESSIAN, _make_estimator(HESSIAN, self.probes)
-            return self._estimated(batch)
+            return self._estimated(batch, looking)
         except SecondDerivativeError as error:
-            raise SecondDerivativeError(
-                f'estimator="{self.estimator}" needs second derivatives of everything above layer '
-                f"'{self.layer.name}', and an operation there has none ({str(error).splitlines()[0]}). If it is "
-                'attention, call model.set_attn_implementation("eager"); else choose a layer above it or '
-                f'estimator="{PERTURBATION}".'
-            ) from error
+            raise SecondDerivativeError(self._explain(error)) from error
+
+    def _explain(self, error: SecondDerivativeError) -> str:
+        start = f"estimator=\"{self.estimator}\" needs second derivatives of everything above layer '{self.layer.name}'"
+        if "use_reentrant" in str(error):
+            return (
+                f"{start}, and reentrant gradient checkpointing has none: set "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}.'
+            )
+        return (
+            f"{start}, and an operation there has none ({str(error).splitlines()[0]}). If it is attention, call "
+            'model.set_attn_implementation("eager"); else choose a layer above it or '
+            f'estimator="{PERTURBATION}".'
+        )
 
     def _check_graph(self, batch: Batch) -> None:
         """What can be wrong between the layer and the loss."""
-        reached = torch.autograd.grad(batch.loss, list(batch.pre_activations), retain_graph=True, allow_unused=True)
+        if self.estimator == PERTURBATION:  # whose loss may be one that only backward() can differentiate
+            return
+        with second_derivatives():
+            reached = torch.autograd.grad(batch.loss, list(batch.pre_activations), retain_graph=True, allow_unused=True)
         if all(g is None for g in reached):
             raise ValueError(
                 f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
                 "loss depends on."
             )
-        if self.estimator == GAUSS_NEWTON and not batch.logits:
-            raise ValueError(
-                f'estimator="{GAUSS_NEWTON}" needs the layer into the logits, which was not called in the forward '
-                f'pass: use "{HESSIAN}".'
-            )
+        if self.estimator == GAUSS_NEWTON:
+            self._check_logits(batch)
         if self._norms is not None:
             refuse_fused_norms(batch.loss, batch.pre_activations)
+
+    def _check_logits(self, batch: Batch) -> None:
+        assert self._head is not None
+        problem = None
+        if not batch.logits:
+            problem = "was not called in the forward pass"
+        elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
+            problem = "has further layers, or products, above it"
+        if problem:
+            raise ValueError(
+                f"estimator=\"{GAUSS_NEWTON}\" takes '{self._head.name}' for the layer into the logits, but it "
+                f'{problem}: use "{HESSIAN}", or call the layer into the logits "head" or "classifier".'
+            )
 
     def _begin_perturbation(self, strength: float | None) -> None:
         assert isinstance(self._estimate, FeaturePerturbation)

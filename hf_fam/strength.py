@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION
 
-# First defaults, from recipes/benchmarks/first_strengths.py (three small tasks); the study settles them.
+# First defaults, from three small tasks (recipes/comparison/plans/first_strengths.yaml); the study settles them.
 DEFAULT_LAMBDA = {CLOSED_FORM: 0.003, DENSE: 0.003, HESSIAN: 0.003, GAUSS_NEWTON: 0.003, PERTURBATION: 0.003}
 
 

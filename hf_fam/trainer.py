@@ -107,8 +107,6 @@ class FAMMixin(_Host):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
-        self._began, self._fam_log, self._unit_ratios = False, FlatnessLog(), []
-        self._step_and_micro_batch = (-1, 0)
         accepts, scaled = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
         try:
             return super().train(*args, **kwargs)
@@ -221,6 +219,11 @@ class FAMMixin(_Host):
         saved: Any = self.state.stateful_callbacks
         return saved.get(_STATE, {}).get("unit_ratio")
 
+    def _begin_training(self) -> None:
+        """Forget an earlier training, or an attempt that was broken off (``auto_find_batch_size``)."""
+        self._began, self._step_and_micro_batch = False, (-1, 0)
+        self._fam_log, self._unit_ratios = FlatnessLog(), []
+
     def _end_step(self) -> None:
         """Average the gradient ratio over processes for the next step; stop at a NaN where looking costs nothing."""
         if self._unit_ratios:
@@ -233,10 +236,13 @@ class FAMMixin(_Host):
 
 
 class _StepEnd(TrainerCallback):
-    """The end of an optimiser step, before the Trainer logs and saves."""
+    """The beginning of a training, and the end of an optimiser step, before the Trainer logs and saves."""
 
     def __init__(self, trainer: FAMMixin) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._begin_training()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._end_step()

@@ -94,7 +94,7 @@ def test_norms_that_do_not_matter_are_left_alone() -> None:
     flatness = RelativeFlatness(model, "1")
     with flatness.capture():
         logits = model(torch.randn(7, 3))
-    names = {node.name() for node in exact_norms._between(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])}
+    names = {node.name() for node in exact_norms.between(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])}
     assert not names  # nothing leads to a tensor that is not in the graph
     flatness(F.cross_entropy(logits, torch.zeros(7, dtype=torch.long))).backward()
 

