@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .feature_layer import AUTO, FeatureLayer
 from .flatness.curvature import wide
-from .flatness.heads import weights_from_gradient
+from .flatness.heads import softmax_flatness_and_derivatives, weights_from_gradient
 
 
 def attach(model: nn.Module, strength: float, layer: str | nn.Module = AUTO) -> AttachedFlatness:
@@ -108,37 +108,13 @@ class _Inject(torch.autograd.Function):
         logits, features, weight, strength = ctx.saved_tensors
         dtype = wide(logits.dtype)
         z, g = logits.to(dtype).flatten(0, -2), gradient.to(dtype).flatten(0, -2)
-        phi, w = features.to(dtype).flatten(0, -2), weight.to(dtype)
-        kappa, of_logits, of_features, of_weight = kappa_and_gradients(z, g, phi, w)
+        c = weights_from_gradient(g, z.softmax(-1))
+        kappa, of_features, of_logits, of_weight = softmax_flatness_and_derivatives(
+            features.to(dtype).flatten(0, -2), z, weight.to(dtype), c
+        )
         return (
             (g + strength * of_logits).view_as(logits).to(logits.dtype),
             (strength * of_features).view_as(features).to(features.dtype),
             (strength * of_weight).to(weight.dtype),
             kappa.to(strength.dtype),
         )
-
-
-def kappa_and_gradients(z: Tensor, g: Tensor, phi: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The closed form of softmax cross-entropy and its derivatives, written out.
-
-    Args:
-        z: logits, shape ``(N, C)``.
-        g: dL/dz, shape ``(N, C)``.
-        phi: features, shape ``(N, m)``.
-        w: W, shape ``(C, m)``.
-
-    Returns:
-        kappa and its derivatives by z, phi and w.
-    """
-    p = z.softmax(-1)
-    c = weights_from_gradient(g, p)
-    w = w - w.mean(0)
-    squares = w.square().sum(-1)
-    mean = p @ w
-    centered = squares - 2 * mean @ w.T  # ||w_k||^2 - 2 <w_k, mean_i>
-    variance = (p * centered).sum(-1) + mean.square().sum(-1)
-    amount = c * phi.square().sum(-1)
-    scaled = amount.unsqueeze(-1) * p
-    of_logits = scaled * (centered - (p * centered).sum(-1, keepdim=True))
-    of_weight = 2 * (scaled.sum(0).unsqueeze(-1) * w - scaled.T @ mean)
-    return (amount * variance).sum(), of_logits, 2 * (c * variance).unsqueeze(-1) * phi, of_weight

@@ -70,12 +70,13 @@ class FAMMixin(_Host):
     @property
     def relative_flatness(self) -> RelativeFlatness:
         """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
-        fam, model = self.fam_args, self.accelerator.unwrap_model(self.model)
+        fam = self.fam_args
         fam.validate_fam()
-        key = (model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
+        key = (self.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
+            model = self.accelerator.unwrap_model(self.model)
             self._flatness = RelativeFlatness(
                 model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, gradient=fam.fam_gradient
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -73,7 +74,10 @@ def test_whole_path(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads((folder / "results.json").read_text()) == result
     assert str(tmp_path) not in (folder / "results.json").read_text()
     assert (folder / "runs.png").read_bytes().startswith(b"\x89PNG")
-    assert "fine-tuned with FAMTrainer" in (folder / "README.md").read_text()
+    card = ModelCard.load(folder / "README.md")
+    assert "hf_fam" in card.data.tags
+    assert "fine-tuned with FAMTrainer" in card.text
+    assert "| layer | classifier |" in card.text
     assert result["fam"]["lambda"] > 0
     plain, fam = (result["runs"][name]["history"] for name in ("Trainer", "FAMTrainer"))
     assert [record["step"] for record in plain] == [record["step"] for record in fam] == [0, 2, 4]

@@ -119,6 +119,20 @@ def test_peft_card_keeps_its_tags(tmp_path: Path) -> None:
     assert r"classifier.modules\_to\_save.default" in card.text
 
 
+def test_trainer_writes_the_whole_card(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, tiny())
+    trainer.train()
+    trainer.create_model_card(tags="mine")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.tags == ["mine", "generated_from_trainer", "hf_fam", "relative-flatness"]
+    kappa = last_logged(trainer.state.log_history, "fam_kappa")
+    assert f"| κ at the end of training, as logged | {kappa:.4g} |" in card.text
+    assert "| layer | classifier |" in card.text
+    trainer.fam_args.fam_lambda = 0.0  # plain training has the plain card
+    trainer.create_model_card()
+    assert "hf_fam" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_card_without_metadata(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("# By hand\n", encoding="utf-8")

@@ -18,7 +18,7 @@ Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -159,13 +159,53 @@ def softmax_flatness(
         tensor(4.)
     """
     dtype = wide(logits.dtype)
-    phi, z, w = features.to(dtype), logits.to(dtype), weight.to(dtype)
     if weights_only:
-        phi, z = phi.detach(), z.detach()
+        features, logits = features.detach(), logits.detach()
+    phi, z, c = features.to(dtype).flatten(0, -2), logits.to(dtype).flatten(0, -2), item_weights.to(dtype).flatten()
+    return _SoftmaxFlatness.apply(phi, z, weight.to(dtype), c)
+
+
+class _SoftmaxFlatness(torch.autograd.Function):
+    """kappa with its derivatives written out: a small head is all overhead, and this has the fewest operations."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
+        kappa, *derivatives = softmax_flatness_and_derivatives(phi, z, w, c)
+        ctx.save_for_backward(*derivatives)
+        return kappa
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needed = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
+        return (*(gradient * d if need else None for need, d in needed), None)
+
+
+def softmax_flatness_and_derivatives(
+    phi: Tensor, z: Tensor, w: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """kappa of a head under softmax cross-entropy and its derivatives by phi, z and W.
+
+    With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k p_ik w_k and a_i = c_i ||phi_i||^2:
+    ``dkappa/dz_ik = a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
+    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``.
+
+    Args:
+        phi: features, shape ``(N, m)``.
+        z: logits, shape ``(N, C)``.
+        w: W, shape ``(C, m)``.
+        c: item weights, shape ``(N,)``.
+    """
     p = z.softmax(-1)
     w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
-    variance = p @ w.square().sum(-1) - (p @ w).square().sum(-1)
-    return (item_weights.to(dtype) * phi.square().sum(-1) * variance).sum()
+    mean = p @ w
+    v = torch.addmm(w.square().sum(-1), mean, w.T, alpha=-2)
+    p_v = (p * v).sum(-1, keepdim=True)
+    variance = p_v.squeeze(-1) + mean.square().sum(-1)
+    amount = c * phi.square().sum(-1)
+    weighted = amount.unsqueeze(-1) * p
+    of_w = 2 * torch.addmm(weighted.sum(0).unsqueeze(-1) * w, weighted.T, mean, alpha=-1)
+    return amount @ variance, (2 * c * variance).unsqueeze(-1) * phi, weighted * (v - p_v), of_w
 
 
 def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *, weights_only: bool = False) -> Tensor:

@@ -54,11 +54,12 @@ from hf_fam import FAMTrainer, FAMTrainingArguments
 
 CLASSES = 77
 COLUMNS = [
-    "model", "method", "layer", "pairs", "plain_ms", "time_ratio", "time_q25", "time_q75", "total_ratio",
+    "model", "method", "layer", "pairs", "plain_ms", "extra_ms", "time_ratio", "time_q25", "time_q75", "total_ratio",
     "tail_ratio", "rss_mb", "rss_ratio", "torch_mb", "torch_ratio",
 ]  # fmt: skip
 MEANING = """\
-`time_ratio`: median over pairs of this step's time over plain training's, with quartiles; `total_ratio`: all steps of
+`plain_ms`: median time of a plain step, `extra_ms`: median over pairs of what the contender takes on top; `time_ratio`:
+median over pairs of this step's time over plain training's, with quartiles; `total_ratio`: all steps of
 the contender over all of plain training, occasional work included; `tail_ratio`: against plain training plus what
 double backward of the blocks above the layer costs by itself. `rss` and `torch`: peak memory above that of the model
 (resident set, freed blocks given back at once; torch's own allocations), and its ratio to plain training.
@@ -100,11 +101,14 @@ def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Con
         Contender("minilm", "gauss_newton", deep, eager=True, blocks_above=above),
         Contender("minilm", "hessian", deep, eager=True, blocks_above=above),
         Contender("minilm", "sam"),
-        Contender("resnet", "plain"),
-        Contender("resnet", "closed_form", "head"),
-        Contender("resnet", "perturbation", "head"),
-        Contender("resnet", "sam"),
     ]
+    for model in ("resnet", "resnet18"):
+        rows += [
+            Contender(model, "plain"),
+            Contender(model, "closed_form", "head"),
+            Contender(model, "perturbation", "head"),
+            Contender(model, "sam"),
+        ]
     return {row.name: row for row in rows if row.model in models}
 
 
@@ -128,13 +132,20 @@ def resnet(quick: bool) -> ResNetConfig:
     )
 
 
-MODELS = {"minilm": minilm, "resnet": resnet}
+def resnet18(quick: bool) -> ResNetConfig:
+    """ResNet-18, 11 million parameters, for the same images."""
+    return resnet(True) if quick else ResNetConfig(num_labels=10, **RESNET_18)
+
+
+RESNET_18 = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+
+MODELS = {"minilm": minilm, "resnet": resnet, "resnet18": resnet18}
 
 
 def make_model(row: Contender, quick: bool) -> nn.Module:
     set_seed(0)
     config = MODELS[row.model](quick)
-    if row.model == "resnet":
+    if isinstance(config, ResNetConfig):
         return ResNetForImageClassification(config)
     config._attn_implementation = "eager" if row.eager else "sdpa"
     return BertForSequenceClassification(config)
@@ -142,7 +153,7 @@ def make_model(row: Contender, quick: bool) -> nn.Module:
 
 def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    if model == "resnet":
+    if model != "minilm":
         return [
             {
                 "pixel_values": torch.randn(4 if quick else 32, 3, 32, 32, generator=generator),
@@ -296,6 +307,7 @@ def measure_time(row: Contender, pairs: int, warmup: int, quick: bool) -> dict[s
     result = {
         "pairs": pairs,
         "plain_ms": times[0].median().item() * 1e3,
+        "extra_ms": (times[1] - times[0]).median().item() * 1e3,
         "time_ratio": median,
         "time_q25": q25,
         "time_q75": q75,

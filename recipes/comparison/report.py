@@ -17,7 +17,7 @@ from typing import Any
 from harness.paired import Difference
 from harness.regimes import REGIMES
 from harness.results import read_results
-from harness.summary import OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
+from harness.summary import Choice, OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -103,18 +103,20 @@ def task_table(table: list[Row], metric: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def one_table(candidates: list[OneForAll], chosen: dict[str, OneForAll]) -> str:
+def one_table(candidates: list[OneForAll], chosen: dict[str, Choice]) -> str:
     tasks = sorted(candidates[0].by_task)
     lines = [
         "Change of metric / NLL against plain training on the test part; *all*: with the paired t test over tasks and "
         "seeds; *worst*: the lowest metric of a task. **Bold**: what the rule *hurts nowhere (no task loses more than "
-        "half a point), then the best mean NLL* takes, on the validation part.\n",
+        "half a point), then the best mean NLL* takes on the validation part. †: **every** configuration of the method "
+        "loses more than that on some task of the validation part, and this one loses least.\n",
         "| method | configuration | " + " | ".join(tasks) + " | worst | all: metric | t | all: NLL | t |",
         "| --- | --- |" + " ---: |" * (len(tasks) + 5),
     ]
     for c in candidates:
-        taken = c.family in chosen and chosen[c.family].chosen == c.chosen
-        cells = [c.family, f"**{c.chosen}**" if taken else c.chosen]
+        taken = chosen.get(c.family)
+        mark = f"**{c.chosen}**" + ("" if taken and taken.harmless else " †")
+        cells = [c.family, mark if taken and taken.chosen == c.chosen else c.chosen]
         for task in tasks:
             m, v = c.by_task.get(task, (math.nan, math.nan))
             cells.append(f"{signed(100 * m, 1)} / {signed(v, 3)}")

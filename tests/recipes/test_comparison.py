@@ -29,7 +29,7 @@ from harness.plan import key, read_plan  # noqa: E402
 from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
 from harness.results import append_result, read_results  # noqa: E402
 from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
-from harness.summary import choose, one_for_all, rows  # noqa: E402
+from harness.summary import Choice, choose, one_for_all, rows  # noqa: E402
 
 PLAN = """
 exploratory: true
@@ -144,9 +144,14 @@ def test_choice_is_made_on_validation() -> None:
     records = [record(s, v, t, seed) for seed in (0, 1) for s, v, t in ((0, 0.5, 0.5), (1, 0.7, 0.4), (2, 0.6, 0.9))]
     plain, fam = rows(records)
     assert plain.metric is None and fam.chosen == "strength 1" and fam.metric.mean == pytest.approx(-0.1)
-    assert choose(one_for_all(records, "validation"))["fam"].chosen == "strength 1"
-    harmful = [record(3, 0.9, 0.9, 0) | {"diverged": "nan"}, record(3, 0.9, 0.9, 1)]
-    assert choose(one_for_all(records + harmful, "validation"))["fam"].chosen == "strength 1"
+    assert choose(one_for_all(records, "validation"))["fam"] == Choice("strength 1", harmless=True)
+    diverged = [record(3, 0.9, 0.9, 0) | {"diverged": "nan"}, record(3, 0.9, 0.9, 1)]
+    assert choose(one_for_all(records + diverged, "validation"))["fam"] == Choice("strength 1", harmless=True)
+    harmful = [r for r in records if "strength" not in r["configuration"]]
+    harmful += [record(s, v, 0.9, seed) for seed in (0, 1) for s, v in ((4, 0.45), (5, 0.49))]
+    taken = choose(one_for_all(harmful, "validation"))
+    assert taken["fam"] == Choice("strength 5", harmless=False)
+    assert "**strength 5** †" in report.one_table(one_for_all(harmful), taken)
 
 
 def test_paired_tests_are_scipys_and_those_by_hand() -> None:

@@ -96,6 +96,7 @@ def test_probes_are_a_function_of_seed_step_and_micro_batch(tmp_path: Path, give
 def test_same_trainer_trains_again_as_a_new_one_does(tmp_path: Path, parts: int) -> None:
     """Nothing of the first training is left, no logs of the term and no numbers of probes, and nothing is missing."""
     given = {**REPRESENTATION, "fam_lambda": 0.5, "logging_steps": 2, "max_steps": 3, "fam_max_grad_ratio": 0.01}
+    given["gradient_accumulation_steps"] = parts
     trainer, fresh = fam_trainer(tmp_path, **given), fam_trainer(tmp_path, **given)
     trainer.train()
     trainer.model.load_state_dict(fresh.model.state_dict())

@@ -174,14 +174,28 @@ def one_for_all(records: list[Record], part: str = "test") -> list[OneForAll]:
     return found
 
 
-def choose(candidates: list[OneForAll], harmless: float = 0.005) -> dict[str, OneForAll]:
-    """Of each method the configuration that hurts nowhere, then the one with the best mean NLL.
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` took of one method.
 
-    To hurt is to lose more than ``harmless`` of the metric on some task; if every configuration hurts, the one that
-    hurts least in its worst task is taken.
+    Attributes:
+        chosen: see `tuned`.
+        harmless: whether it hurts nowhere; if not, it is only the one that hurts least.
+    """
+
+    chosen: str
+    harmless: bool
+
+
+def choose(candidates: list[OneForAll], tolerance: float = 0.005) -> dict[str, Choice]:
+    """Of each method, among the configurations that hurt nowhere, the one with the best mean NLL.
+
+    To hurt is to lose more than ``tolerance`` of the metric on some task. If every configuration hurts, the one that
+    hurts least in its worst task is taken, and said to be no more than that.
     """
     chosen = {}
     for name, members in group(candidates, lambda c: c.family).items():
-        safe = [c for c in members if c.worst >= -harmless]
-        chosen[name] = min(safe, key=lambda c: c.mean_nll) if safe else max(members, key=lambda c: c.worst)
+        harmless = [c for c in members if c.worst >= -tolerance]
+        best = min(harmless, key=lambda c: c.mean_nll) if harmless else max(members, key=lambda c: c.worst)
+        chosen[name] = Choice(best.chosen, bool(harmless))
     return chosen

@@ -20,8 +20,8 @@ class Settings:
     epochs: int = 20
     batch_size: int = 32
     weight_decay: float = 0.0
-    channels: int = 16
-    width: int = 128
+    channels: int = 8
+    width: int = 64
 
 
 def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path) -> Outcome:
