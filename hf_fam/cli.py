@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="fine-tune a small model with Trainer and with FAMTrainer, side by side (about 5 minutes)",
+        help="fine-tune a small model with Trainer and with FAMTrainer, side by side (about 6 minutes)",
         description="Fine-tune all-MiniLM-L6-v2 on 30 intents of Banking77, 10 examples each, once with Trainer and "
-        "once with FAMTrainer, from the same seed and with the same budget; offline, about 5 minutes on 2 cores.",
+        "once with FAMTrainer, from the same seed and with the same budget; offline, about 6 minutes on 2 cores.",
     )
     demo.add_argument("--output_dir", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)")
     demo.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
@@ -128,6 +128,7 @@ def format_layers(table: LayerTable, count: int, length: int) -> str:
     lines += ["", 'fam_layer="auto" is the head. d x m: outputs by features; rows: feature vectors of an item.']
     if table.untraced:
         lines.append(f"Order and costs are unknown, as the model cannot be called without data: {table.untraced}")
+        lines.append('Layers below attention need attn_implementation="eager".')
     else:
         lines.append(
             f"cost: a rough estimate, from FLOPs, of the extra time of a training step (texts of {length} tokens)."

@@ -10,9 +10,9 @@ Cost of the term relative to a plain training step, which is taken to be three f
 
 all in FLOPs of a forward pass: ``head`` and ``layer`` are those of the layer itself, ``tail`` those of everything that
 is called after it. An estimate, for one probe: normalisation, activation functions and memory traffic count only in
-the factors. These were fitted to steps with and without the term, taken in turns on a CPU with eager attention: nine
-layers of a 6-layer BERT of width 384 (16 texts of 64 tokens; Gauss-Newton probes, with which measured and estimated
-cost agree within a fifth) and the heads of a GPT-2 and a Llama of that size with 4000 and 32000 tokens to choose from.
+the factors. These were fitted to steps with and without the term, taken in turns on a CPU with eager attention: seven
+layers of a 6-layer BERT of width 384 (16 texts of 64 tokens, Gauss-Newton probes; measured and estimated cost agree
+within a fifth), and the heads of a GPT-2 with 4000 and of a Llama with 32000 tokens to choose from, of the same size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -205,7 +206,7 @@ def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
     try:
         trace = trace_forward(model, dummy_inputs(model, length))
     except Exception as error:  # values that decide about shapes, operations that meta tensors lack ...
-        untraced = _first_line(error)
+        untraced = textwrap.shorten(_first_line(error), 120)
     if trace is not None:
         position = {name: k for k, name in enumerate(trace.calls)}
         layers.sort(key=lambda layer: position.get(layer[0], -1))

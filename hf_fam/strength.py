@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION
 
-# What hurt in none of three small tasks by more than half a point and then had the best likelihood, on validation data
-# (recipes/comparison/plans/first_strengths.yaml, docs/results.md): exploratory, to be settled by the study.
+# Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
+# likelihood (recipes/comparison/plans/first_strengths.yaml, docs/results.md): exploratory, the study settles them.
 DEFAULT_LAMBDA = {CLOSED_FORM: 0.001, DENSE: 0.001, HESSIAN: 0.001, GAUSS_NEWTON: 0.001, PERTURBATION: 0.003}
 
 

@@ -188,7 +188,8 @@ class FAMMixin(_Host):
             ratio = ratio.clamp_max(LARGEST_RATIO)
         if capped and ratio is not None:
             self._unit_ratios.append(ratio)
-        share = 1.0 if self._loss_is_scaled(num_items_in_batch) else 1.0 / self.current_gradient_accumulation_steps
+        parts = getattr(self, "current_gradient_accumulation_steps", 1)  # set in the training loop alone
+        share = 1.0 if self._loss_is_scaled(num_items_in_batch) else 1.0 / parts
         self._fam_log.add(step, kappa.detach(), share, strength / self.fam_args.fam_every_n_steps, ratio)
         if kappa.device.type == "cpu" and kappa.requires_grad:  # elsewhere a look costs a wait, see _save_checkpoint
             self._fam_log.check_finite()

@@ -229,8 +229,9 @@ def outcome(fam_accuracy: float = 0.85, fam_kappa: float = 9.0, loss: float = 0.
     ("changes", "expected"),
     [
         ({"loss": 0.5}, "cannot be compared yet"),
-        ({"fam_kappa": 9.0}, "κ is 10% lower with FAM"),
-        ({"fam_kappa": 11.0}, "κ is 10% higher with FAM"),
+        ({"fam_kappa": 9.0}, "κ is 10.0% lower with FAM at equal training loss; its"),
+        ({"fam_kappa": 11.0}, "κ is 10.0% higher with FAM"),
+        ({"fam_kappa": 9.9}, "κ is 1.0% lower with FAM at equal training loss, which is next to nothing"),
         ({"fam_accuracy": 0.858}, r"\+0.8 points, which is within the standard error"),
         ({"fam_accuracy": 0.83}, r"-2.0 points, between one and two standard errors"),
         ({"fam_accuracy": 0.9}, r"\+5.0 points, more than two standard errors of 1.3; but this is one seed"),

@@ -18,6 +18,9 @@ PANELS = (
 # Above this training loss a run has not converged, and kappa and accuracy still say how far it got.
 CONVERGED = 0.1
 
+# Smaller relative changes of kappa are not worth a word of praise.
+NOTABLE = 0.05
+
 
 def compare(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
     """kappa of every run where its training loss is the smallest that all of them reached.
@@ -90,7 +93,9 @@ def interpret(result: Mapping[str, Any]) -> str:
         return "The training loss is still far from zero, so that the runs cannot be compared yet: train for longer."
     kappa = result["at_equal_loss"]["kappa"]
     change = kappa[FAM] / kappa[PLAIN] - 1
-    flat = f"κ is {abs(change):.0%} {'lower' if change < 0 else 'higher'} with FAM at equal training loss"
+    flat = f"κ is {abs(change):.1%} {'lower' if change < 0 else 'higher'} with FAM at equal training loss"
+    if abs(change) < NOTABLE:
+        flat += ", which is next to nothing"
     difference = fam["accuracy"] - plain["accuracy"]
     error = math.sqrt(sum(p * (1 - p) for p in (plain["accuracy"], fam["accuracy"])) / result["task"]["test_items"])
     points = f"its accuracy differs by {100 * difference:+.1f} points"

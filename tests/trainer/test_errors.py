@@ -390,6 +390,24 @@ def test_kappa_that_is_not_finite_names_step_cause_and_remedy(
     assert_last_checkpoint_is_usable(tmp_path, 2, fam_lambda=0.25, **given)
 
 
+@pytest.mark.parametrize("estimator", ["closed_form", "perturbation"])
+def test_kappa_that_is_not_finite_stops_training_before_anything_is_logged_or_saved(
+    tmp_path: Path, estimator: str
+) -> None:
+    loss = Diverge(3 if estimator == "perturbation" else 2, float("nan"))
+    given = {"logging_strategy": "no", "max_steps": 20, "fam_lambda": 0.25, "fam_estimator": estimator}
+    trainer = fam_trainer(tmp_path, compute_loss_func=loss, **given)
+    assert_says(message_of(NonFiniteFlatnessError, trainer.train), "at step 2")
+    assert trainer.state.global_step <= 3
+
+
+def test_step_with_a_kappa_that_is_not_finite_is_not_taken(tmp_path: Path) -> None:
+    """The model in memory is still that of the step before."""
+    trainer = fam_trainer(tmp_path, compute_loss_func=Diverge(2, float("nan")), fam_lambda=0.25)
+    message_of(NonFiniteFlatnessError, trainer.train)
+    assert all(tensor.isfinite().all() for tensor in weights(trainer.model).values())
+
+
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, strategy: str) -> None:
     """A finite kappa can have a gradient that is not; the step that takes it is not written into a checkpoint."""

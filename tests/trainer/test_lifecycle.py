@@ -127,6 +127,15 @@ def test_layer_is_found_again_in_a_new_model_at_the_old_ones_address(
     assert trainer.relative_flatness.layer.module is trainer.model.classifier
 
 
+def test_layer_may_be_changed_between_trainings(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, fam_lambda=0.1)
+    for layer, name in (("head", "classifier"), ("representation", "bert.pooler.dense")):
+        trainer.args.fam_layer = layer
+        trainer.train()
+        assert trainer.relative_flatness.layer.name == name
+    assert hook_count(trainer.model) == 0
+
+
 def test_model_init_trains_a_new_model_each_time(tmp_path: Path) -> None:
     trainer = fam_trainer(tmp_path, model_init=lambda: tiny_bert(), fam_lambda=0.1, fam_layer="representation")
     trainer.train()

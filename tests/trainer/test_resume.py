@@ -82,7 +82,7 @@ def test_probes_are_a_function_of_seed_step_and_micro_batch(tmp_path: Path, give
         )
         record = trainer._record
         trainer._record = lambda loss, kappa, *rest, to=drawn, f=record: (
-            to.append(float(kappa)),
+            to.append(float(kappa.detach())),
             f(loss, kappa, *rest),
         )
         trainer.train()
