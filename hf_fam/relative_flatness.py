@@ -161,7 +161,8 @@ class RelativeFlatness:
         batch = self._batch(loss)
         looking = self._schedule.due()
         kappa = self._estimated(batch, looking)
-        if looking and kappa.requires_grad and kappa.detach() == 0:
+        # A loss of 0, of a batch without labels, says nothing.
+        if looking and kappa.requires_grad and kappa.detach() == 0 and loss.detach() != 0:
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
                 "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",

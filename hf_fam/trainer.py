@@ -44,7 +44,8 @@ class FAMMixin(_Host):
 
     Args:
         *args: the Trainer's.
-        fam_args: arguments of FAM, where ``args`` does not contain them.
+        fam_args: arguments of FAM, where ``args`` does not contain them. A hyperparameter search sets fields of
+            ``args`` alone, so search over fam_* fields with `FAMTrainingArguments`.
         **kwargs: the Trainer's.
 
     Raises:
@@ -64,7 +65,8 @@ class FAMMixin(_Host):
         self._step_and_micro_batch = (-1, 0)
         self._unit_ratios: list[Tensor] = []
         self._began = False
-        self.relative_flatness  # noqa: B018 -- an unknown layer is refused now, not after the data was prepared
+        if fam_args.fam_lambda != 0:  # which is plain training, whatever the layer
+            self.relative_flatness  # noqa: B018 -- an unknown layer is refused now, not after the data was prepared
         self.add_callback(_StepEnd(self))
 
     @property
@@ -112,7 +114,8 @@ class FAMMixin(_Host):
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.relative_flatness.detach()
+            if self._flatness is not None:
+                self._flatness.detach()
             # The next training may have another strength: a correction of the loss's scale is made anew.
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = accepts, scaled
 
@@ -124,7 +127,7 @@ class FAMMixin(_Host):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's logs; those of the training loss get the term beside them."""
-        if "loss" in logs:
+        if "loss" in logs and self._flatness is not None:
             self._fam_log.check_finite()
             mean = functools.partial(self.accelerator.reduce, reduction="mean")
             logs.update(self._fam_log.drain(self.relative_flatness.layer.in_features, mean))

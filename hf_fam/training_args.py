@@ -9,7 +9,7 @@ from typing import Optional
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .feature_layer import AUTO
-from .relative_flatness import ESTIMATORS, FULL, GRADIENTS, check_choice
+from .relative_flatness import ESTIMATORS, FULL, GRADIENTS, PERTURBATION, check_choice
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
@@ -119,6 +119,11 @@ class FAMArguments:
             raise ValueError(f"fam_every_n_steps={self.fam_every_n_steps!r}: give a whole number of at least 1.")
         if self.fam_max_grad_ratio is not None and not self.fam_max_grad_ratio > 0:
             raise ValueError(f"fam_max_grad_ratio={self.fam_max_grad_ratio!r}: give a positive ratio, or None.")
+        if self.fam_max_grad_ratio is not None and self.fam_estimator == PERTURBATION:
+            raise ValueError(
+                f'fam_max_grad_ratio={self.fam_max_grad_ratio!r} cannot cap fam_estimator="{PERTURBATION}", whose '
+                "term has no gradient of its own to measure: leave it at None, and lower fam_lambda."
+            )
 
 
 def _make_float(args: FAMArguments, name: str) -> None:

@@ -422,3 +422,11 @@ def test_weights_of_plain_training_are_saved_whatever_they_are(tmp_path: Path) -
     trainer = fam_trainer(tmp_path, fam_lambda=0, learning_rate=1e39, save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()
     assert (tmp_path / "checkpoint-1").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [{"torch_compile": True}, {"ddp_static_graph": True}, {"fam_layer": "bert.embeddings.word_embeddings"}]
+)
+def test_nothing_is_refused_without_strength(tmp_path: Path, given: dict[str, Any]) -> None:
+    """lambda = 0 is plain training, which none of these disturbs."""
+    fam_trainer(tmp_path, tiny_bert(), fam_lambda=0.0, **given)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_fam import FAMArguments
 from hf_fam.strength import DEFAULT_LAMBDA
 from support.tiny import assert_same_weights, fam_trainer, gradients_of_first_step, history, logged, tiny_bert
 
@@ -166,9 +167,10 @@ def test_cap_recovers_from_a_step_in_which_the_loss_had_no_gradient(tmp_path: Pa
     assert all(0 <= strength <= 1e-30 for strength in strengths[1:])
 
 
-def test_cap_has_no_effect_on_the_perturbation(tmp_path: Path) -> None:
+def test_cap_of_the_perturbation_is_refused() -> None:
     """The perturbation's term has no gradient of its own that could be measured."""
-    assert lambdas(tmp_path, fam_lambda=0.5, fam_estimator="perturbation", fam_max_grad_ratio=1e-9) == [0.5] * 4
+    with pytest.raises(ValueError, match='fam_max_grad_ratio=0.5 cannot cap fam_estimator="perturbation"'):
+        FAMArguments(fam_estimator="perturbation", fam_max_grad_ratio=0.5)
 
 
 @pytest.mark.parametrize("layer, features", [("head", 16), ("bert.encoder.layer.1.output.dense", 24)])
