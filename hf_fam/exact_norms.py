@@ -8,17 +8,17 @@ elementary operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .feature_layer import FeatureLayer
 from .flatness.curvature import wide
+from .flatness.loss_graph import between
 
 _NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 
@@ -188,22 +188,3 @@ def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
                 "(torch.nn.LayerNorm, BatchNorm), choose a layer above it (the head has an exact closed form), or use "
                 'estimator="perturbation".'
             )
-
-
-def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
-    """Nodes of the graph on a path from the loss down to z."""
-    ends = {z.grad_fn for z in pre_activations}
-    leads_down: dict[Node, bool] = {}
-    stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
-    while stack:
-        node, children_done = stack.pop()
-        if children_done:
-            leads_down[node] = any(leads_down.get(child, False) for child, _ in node.next_functions if child)
-            if leads_down[node]:
-                yield node
-        elif node in ends:
-            leads_down[node] = True
-        elif node not in leads_down:
-            leads_down[node] = False
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child and child not in leads_down)

@@ -15,11 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from .feature_layer import AUTO, FeatureLayer
+from .flatness.batch import Seeds
 from .flatness.curvature import wide
-from .flatness.heads import softmax_flatness_and_derivatives, weights_from_gradient
+from .flatness.head_injection import InjectFlatness
+from .flatness.head_sampling import HeadSampling, check_token_fraction
 
 
-def attach(model: nn.Module, strength: float, layer: str | nn.Module = AUTO) -> AttachedFlatness:
+def attach(
+    model: nn.Module,
+    strength: float,
+    layer: str | nn.Module = AUTO,
+    *,
+    row_probes: int = 0,
+    token_fraction: float = 1.0,
+) -> AttachedFlatness:
     """Train the head's relative flatness from now on, in whatever loop the model is trained.
 
     For softmax cross-entropy with hard labels, under any reduction, item or class weights, ignored and shifted labels.
@@ -30,12 +39,15 @@ def attach(model: nn.Module, strength: float, layer: str | nn.Module = AUTO) -> 
         model: the model that is trained.
         strength: lambda, at least 0; can be changed later (``attached.strength = ...``).
         layer: the layer into the logits, see `RelativeFlatness`.
+        row_probes: 0 for the exact kappa; for large vocabularies a number of row probes, such as 16, which costs next
+            to nothing. In a compiled model they are drawn from torch's global random state.
+        token_fraction: part of the rows with a label that is looked at, drawn anew every time.
 
     Returns:
         A handle with the last kappa and ``detach()``.
 
     Raises:
-        ValueError: a negative strength, or no such layer.
+        ValueError: a negative strength, a number of probes below 0, a fraction out of range, or no such layer.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -49,7 +61,11 @@ def attach(model: nn.Module, strength: float, layer: str | nn.Module = AUTO) -> 
         True
         >>> attached.detach()
     """
-    return AttachedFlatness(FeatureLayer(model, layer), strength)
+    if isinstance(row_probes, bool) or not isinstance(row_probes, int) or row_probes < 0:
+        raise ValueError(f"row_probes={row_probes!r}: give a whole number of at least 0 (0: exact).")
+    check_token_fraction("token_fraction", token_fraction)
+    sampling = HeadSampling(row_probes, float(token_fraction))
+    return AttachedFlatness(FeatureLayer(model, layer), strength, sampling)
 
 
 class AttachedFlatness:
@@ -59,8 +75,10 @@ class AttachedFlatness:
         layer: the head.
     """
 
-    def __init__(self, layer: FeatureLayer, strength: float) -> None:
+    def __init__(self, layer: FeatureLayer, strength: float, sampling: HeadSampling | None = None) -> None:
         self.layer = layer
+        self._sampling = sampling or HeadSampling()
+        self._calls = 0
         weight = layer.weight
         self._strength = torch.zeros((), dtype=wide(weight.dtype), device=weight.device, requires_grad=True)
         self.strength = strength
@@ -91,30 +109,11 @@ class AttachedFlatness:
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
             return output
-        return _Inject.apply(output, args[0], module.weight, self._strength)
-
-
-class _Inject(torch.autograd.Function):
-    """The identity on logits; its backward adds the gradient of lambda kappa."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, features: Tensor, weight: Tensor, strength: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, features, weight, strength)
-        return logits.view_as(logits)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, features, weight, strength = ctx.saved_tensors
-        dtype = wide(logits.dtype)
-        z, g = logits.to(dtype).flatten(0, -2), gradient.to(dtype).flatten(0, -2)
-        c = weights_from_gradient(g, z.softmax(-1))
-        kappa, of_features, of_logits, of_weight = softmax_flatness_and_derivatives(
-            features.to(dtype).flatten(0, -2), z, weight.to(dtype), c
-        )
-        return (
-            (g + strength * of_logits).view_as(logits).to(logits.dtype),
-            (strength * of_features).view_as(features).to(features.dtype),
-            (strength * of_weight).to(weight.dtype),
-            kappa.to(strength.dtype),
-        )
+        rows, m, device = output[..., 0].numel(), args[0].shape[-1], output.device
+        if torch.compiler.is_compiling():
+            signs, keys = self._sampling.signs(m, device, None), self._sampling.keys(rows, device, None)
+        else:
+            self._calls += 1
+            signs, keys = self._sampling.draw(rows, m, device, Seeds((self._calls,), (self._calls,)))
+        fraction = self._sampling.token_fraction
+        return InjectFlatness.apply(output, args[0], module.weight, self._strength, signs, keys, fraction, False, None)

@@ -10,22 +10,31 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .exact_norms import ExactNorms, between, refuse_fused_norms
+from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
 from .flatness.curvature import SecondDerivativeError, second_derivatives
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
-from .flatness.heads import ClosedForm, NoClosedForm
+from .flatness.head_injection import LARGEST_RATIO, HeadInjection
+from .flatness.head_sampling import HeadSampling, check_token_fraction
+from .flatness.heads import LARGE_VOCABULARY, ClosedForm, NoClosedForm
 from .flatness.hessian_probe import HessianProbes
+from .flatness.loss_graph import between, is_cross_entropy
 from .flatness.perturbation import FeaturePerturbation
 
 CLOSED_FORM = "closed_form"
+ROW_PROBES = "row_probes"
+HEAD_ESTIMATORS = (CLOSED_FORM, ROW_PROBES)
 HESSIAN = "hessian"
 GAUSS_NEWTON = "gauss_newton"
 PERTURBATION = "perturbation"
 DENSE = "dense"
-ESTIMATORS = (AUTO, CLOSED_FORM, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
+ESTIMATORS = (AUTO, CLOSED_FORM, ROW_PROBES, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
+
+# Probes by default: those of a tail cost a double backward pass of it each, those of a head's rows next to nothing.
+TAIL_PROBES = 1
+ROW_PROBES_BY_DEFAULT = 16
 
 # Backward nodes of layers and of products of activations.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
@@ -45,15 +54,18 @@ class RelativeFlatness:
         model: the model that is trained.
         layer: ``"auto"`` (the head), ``"head"``, ``"representation"``, a dotted module name, or the module.
         estimator: ``"closed_form"`` (heads under softmax cross-entropy, sigmoid, squared error ...: exact),
-            ``"hessian"`` (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative
+            ``"row_probes"`` (the same from a random sketch of the weight, for large vocabularies), ``"hessian"`` (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative
             probes), ``"perturbation"`` (the loss itself under random feature perturbations, first order only),
-            ``"dense"`` (the full Hessian of a small layer), or ``"auto"``: the closed form for the head and
-            Gauss-Newton probes elsewhere.
-        probes: how many random probes are averaged; closed form, perturbation and dense use none.
+            ``"dense"`` (the full Hessian of a small layer), or ``"auto"``: for the head the closed form, above
+            4096 classes row probes; elsewhere Gauss-Newton probes.
+        probes: how many random probes are averaged; None for 16 row probes, or 1 probe of a tail. Closed form,
+            perturbation and dense use none.
         generator: where the seeds of the probes come from; by default they are numbered, so that the random state of
             the training is untouched.
         gradient: ``"full"``, or ``"weights_only"``: the gradient reaches W alone (what the papers' released code
             effectively computes; for comparison).
+        token_fraction: for ``"closed_form"`` and ``"row_probes"`` under softmax cross-entropy: the part of the rows
+            with a label that is looked at, drawn anew every time, above 0 and at most 1. Unbiased.
 
     Attributes:
         layer: the `FeatureLayer`.
@@ -61,7 +73,7 @@ class RelativeFlatness:
 
     Raises:
         ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``probes``
-            below 1; a model in ``torch.nn.DataParallel``.
+            below 1; ``token_fraction`` out of range or for another estimator; a model in ``torch.nn.DataParallel``.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -81,15 +93,17 @@ class RelativeFlatness:
         model: nn.Module,
         layer: str | nn.Module = AUTO,
         estimator: str = AUTO,
-        probes: int = 1,
+        probes: int | None = None,
         generator: torch.Generator | None = None,
         *,
         gradient: str = FULL,
+        token_fraction: float = 1.0,
     ) -> None:
         check_choice("estimator", estimator, ESTIMATORS)
         check_choice("gradient", gradient, GRADIENTS)
-        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes={probes!r}: give a whole number of at least 1.")
+        if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
+            raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None.")
+        check_token_fraction("token_fraction", token_fraction)
         self.layer = FeatureLayer(model, layer)
         self._head = _head(model, self.layer)
         self.estimator = choose_estimator(estimator, self.layer, self._head)
@@ -98,9 +112,19 @@ class RelativeFlatness:
                 f'gradient="{WEIGHTS_ONLY}" is not possible with estimator="{PERTURBATION}", which perturbs the loss '
                 f'itself: use "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
-        self.probes = probes
+        if token_fraction != 1 and self.estimator not in HEAD_ESTIMATORS:
+            raise ValueError(
+                f'token_fraction={token_fraction!r} is for the layer into the logits, and estimator="{self.estimator}" '
+                f"was chosen for '{self.layer.name}': leave it at 1."
+            )
+        self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
         self._weights_only = gradient == WEIGHTS_ONLY
-        self._estimate = _make_estimator(self.estimator, probes)
+        sampling = HeadSampling(self.probes if self.estimator == ROW_PROBES else 0, float(token_fraction))
+        self._estimate = _make_estimator(self.estimator, self.probes, sampling)
+        # Where the logits are many, the term acts in the backward pass, if lambda is known by then.
+        acts_there = self.estimator in HEAD_ESTIMATORS and self.layer.out_features > LARGE_VOCABULARY
+        self._injection = HeadInjection(sampling, self._weights_only) if acts_there else None
+        self._injected = False
         # The closed form needs no derivative of a tail, weights_only no third one.
         third_order = self.estimator in (HESSIAN, GAUSS_NEWTON, DENSE) and not self._weights_only
         self._norms = ExactNorms(unwrap(model), self.layer) if third_order and self._head is not self.layer else None
@@ -127,7 +151,9 @@ class RelativeFlatness:
         """Watch the forward pass inside the ``with`` block.
 
         Args:
-            strength: lambda; only ``"perturbation"``, which acts in the forward pass, needs it.
+            strength: lambda, which ``"perturbation"`` needs, as it acts in the forward pass. For a head of more than
+                4096 classes under cross-entropy it saves memory: the term then acts in the backward pass, with this
+                strength, and adding it to the loss has no further effect.
 
         Raises:
             ValueError: ``"perturbation"`` got no strength, or a negative one.
@@ -135,6 +161,7 @@ class RelativeFlatness:
         self._reference = None  # with it goes the graph of a pass that was never differentiated
         if isinstance(self._estimate, FeaturePerturbation):
             self._begin_perturbation(strength)
+        self._begin_injection(strength)
         if self._norms is not None:
             self._norms.attach()
         with contextlib.ExitStack() as stack:
@@ -147,8 +174,8 @@ class RelativeFlatness:
     def __call__(self, loss: Tensor) -> Tensor:
         """kappa of the batch that was captured last, a scalar in the graph and in the units of ``loss``.
 
-        With ``"perturbation"`` the loss already contains the term: the result is zero, and once the backward pass is
-        over it holds an estimate of kappa.
+        With ``"perturbation"``, and for a large head that was captured with a strength, the term acts without being
+        added: the result is zero, and once the backward pass is over it holds kappa.
 
         Args:
             loss: the scalar that the captured forward pass led to.
@@ -173,21 +200,25 @@ class RelativeFlatness:
     def gradient_ratio(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
         """``||d kappa|| / ||d loss||`` at the features of the batch that kappa was just taken of.
 
-        Taken at phi, or at z where nothing below the layer is trainable. None for ``"perturbation"``, whose term has
-        no gradient of its own.
+        Taken at phi, or at z where nothing below the layer is trainable. Where the term of a large head acts in the
+        backward pass, it is taken at z, and the result is zero until that is over. None for ``"perturbation"``, whose
+        term has no gradient of its own.
 
         Args:
             loss: the loss that kappa was taken of.
             kappa: what calling this object returned.
         """
         reference, self._reference = self._reference, None
+        if self._injected and self._injection is not None and not self._weights_only:
+            return self._injection.gradient_ratio(kappa)
         if reference is None or not kappa.requires_grad:
             return None
         of_kappa, of_loss = (
             torch.autograd.grad(y, reference, retain_graph=True, materialize_grads=True)[0] for y in (kappa, loss)
         )
         norm = torch.linalg.vector_norm
-        return norm(of_kappa.float()) / norm(of_loss.float()).clamp_min(torch.finfo(torch.float32).tiny)
+        ratio = norm(of_kappa.float()) / norm(of_loss.float()).clamp_min(torch.finfo(torch.float32).tiny)
+        return ratio.clamp_max(LARGEST_RATIO)
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
@@ -201,6 +232,11 @@ class RelativeFlatness:
 
     def _estimated(self, batch: Batch, looking: bool) -> Tensor:
         try:
+            if self._injected and self._injection is not None:
+                if len(batch.pre_activations) == 1 and is_cross_entropy(batch.loss, batch.pre_activations[0]):
+                    return self._injection(batch)
+                self._injection.cancel()
+                self._injected, self._injection, self.layer.perturb = False, None, None  # from now on in the loss
             if looking:
                 self._check_graph(batch)
             with torch.autocast(batch.loss.device.type, enabled=False):
@@ -208,7 +244,7 @@ class RelativeFlatness:
         except NoClosedForm as error:
             if self._head is not self.layer:
                 raise ValueError(
-                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
+                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{self.estimator}\" is for "
                     f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
                 ) from error
             warnings.warn(
@@ -216,7 +252,7 @@ class RelativeFlatness:
                 f'instead (estimator="{HESSIAN}" says so from the start).',
                 stacklevel=3,
             )
-            self.estimator, self._estimate = HESSIAN, _make_estimator(HESSIAN, self.probes)
+            self.estimator, self._estimate = HESSIAN, HessianProbes(TAIL_PROBES if self.estimator == ROW_PROBES else self.probes)
             return self._estimated(batch, looking)
         except SecondDerivativeError as error:
             raise SecondDerivativeError(self._explain(error)) from error
@@ -274,6 +310,20 @@ class RelativeFlatness:
         estimate.begin(strength, self._next_seeds())
         self.layer.perturb = lambda features, output: estimate.perturb(features, output, linear_map)
 
+    def _begin_injection(self, strength: float | None) -> None:
+        self._injected = False
+        if self._injection is None:
+            return
+        self.layer.perturb = None
+        if strength is None:
+            return
+        if not math.isfinite(strength) or strength < 0:
+            raise ValueError(f"strength={strength!r}: give a finite lambda of at least 0.")
+        self._injected = True
+        injection, layer = self._injection, self.layer
+        injection.begin(strength, self._next_seeds())
+        layer.perturb = lambda features, output: injection.inject(features, output, layer.weight)
+
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None
         heads, self._head_captures = self._head_captures, None
@@ -322,7 +372,9 @@ def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
 def choose_estimator(estimator: str, layer: FeatureLayer, head: FeatureLayer | None) -> str:
     """The estimator that ``"auto"`` stands for, after checking that the chosen one can serve the layer."""
     if estimator == AUTO:
-        return CLOSED_FORM if head is layer else HESSIAN if head is None else GAUSS_NEWTON
+        if head is layer:
+            return ROW_PROBES if layer.out_features > LARGE_VOCABULARY else CLOSED_FORM
+        return HESSIAN if head is None else GAUSS_NEWTON
     if estimator == GAUSS_NEWTON and head is None:
         raise ValueError(f'estimator="{GAUSS_NEWTON}" found no layer into the logits: use "{HESSIAN}".')
     return estimator
@@ -336,9 +388,9 @@ def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     return FeatureLayer(model, module) if isinstance(module, nn.Linear) else None
 
 
-def _make_estimator(name: str, probes: int) -> Estimator:
-    if name == CLOSED_FORM:
-        return ClosedForm()
+def _make_estimator(name: str, probes: int, sampling: HeadSampling) -> Estimator:
+    if name in HEAD_ESTIMATORS:
+        return ClosedForm(sampling)
     if name == DENSE:
         return dense_kappa
     if name == PERTURBATION:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION
+from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION, ROW_PROBES
 
 # Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
 # likelihood (recipes/comparison/plans/first_strengths.yaml, docs/results.md): exploratory, the study settles them.
-DEFAULT_LAMBDA = {CLOSED_FORM: 0.001, DENSE: 0.001, HESSIAN: 0.001, GAUSS_NEWTON: 0.001, PERTURBATION: 0.003}
+DEFAULT_LAMBDA = {
+    **dict.fromkeys((CLOSED_FORM, ROW_PROBES, DENSE, HESSIAN, GAUSS_NEWTON), 0.001),
+    PERTURBATION: 0.003,
+}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,6 @@ from .training_log import FlatnessLog, refuse_non_finite_weights
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
 
-# A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
-LARGEST_RATIO = 1e30
-
 # Under this name the lagged gradient ratio is saved with the Trainer's state.
 _STATE = "FAMStrength"
 
@@ -74,13 +71,20 @@ class FAMMixin(_Host):
         """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
         fam = self.fam_args
         fam.validate_fam()
-        key = (self.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient)
+        key = (
+            self.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient, fam.fam_token_fraction,
+        )  # fmt: skip
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
             model = self.accelerator.unwrap_model(self.model)
             self._flatness = RelativeFlatness(
-                model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, gradient=fam.fam_gradient
+                model,
+                fam.fam_layer,
+                fam.fam_estimator,
+                fam.fam_probes,
+                gradient=fam.fam_gradient,
+                token_fraction=fam.fam_token_fraction,
             )
             self._flatness_key = key
             check_requirements(self.args, self._flatness)
@@ -187,8 +191,6 @@ class FAMMixin(_Host):
         ratio = None
         if capped or (number == 0 and step % (RATIO_EVERY * self.fam_args.fam_every_n_steps) == 0):
             ratio = self.relative_flatness.gradient_ratio(loss, kappa)
-        if ratio is not None:
-            ratio = ratio.clamp_max(LARGEST_RATIO)
         if capped and ratio is not None:
             self._unit_ratios.append(ratio)
         parts = getattr(self, "current_gradient_accumulation_steps", 1)  # set in the training loop alone

@@ -9,7 +9,15 @@ from typing import Optional
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .feature_layer import AUTO
-from .relative_flatness import ESTIMATORS, FULL, GRADIENTS, PERTURBATION, check_choice
+from .flatness.head_sampling import check_token_fraction
+from .relative_flatness import (
+    ESTIMATORS,
+    FULL,
+    GRADIENTS,
+    HEAD_ESTIMATORS,
+    PERTURBATION,
+    check_choice,
+)
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
@@ -26,9 +34,12 @@ class FAMArguments:
 
     Args:
         fam_layer: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module name.
-        fam_estimator: ``"auto"``, ``"closed_form"``, ``"hessian"``, ``"gauss_newton"``, ``"perturbation"`` or
-            ``"dense"``; see `RelativeFlatness`.
-        fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"``.
+        fam_estimator: ``"auto"``, ``"closed_form"``, ``"row_probes"``, ``"hessian"``, ``"gauss_newton"``,
+            ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
+        fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"`` (1 by default) and
+            ``"row_probes"`` (16 by default).
+        fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labelled tokens (or items) that
+            the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
 
     **How strongly**
@@ -62,9 +73,14 @@ class FAMArguments:
     )
     fam_estimator: str = field(
         default=AUTO,
-        metadata={"help": "auto, closed_form, hessian, gauss_newton, perturbation or dense."},
+        metadata={"help": "auto, closed_form, row_probes, hessian, gauss_newton, perturbation or dense."},
     )
-    fam_probes: int = field(default=1, metadata={"help": "Random probes a step (hessian, gauss_newton)."})
+    fam_probes: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Random probes a step; unset: 1 (hessian, gauss_newton) or 16 (row_probes)."}
+    )
+    fam_token_fraction: float = field(
+        default=1.0, metadata={"help": "Part of the labelled tokens that closed_form and row_probes look at."}
+    )
     fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
         default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}
     )
@@ -90,7 +106,7 @@ class FAMArguments:
 
     def __post_init__(self) -> None:
         """Validate, then let the Trainer's arguments do the same."""
-        for name in ("fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio"):
+        for name in ("fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio", "fam_token_fraction"):
             _make_float(self, name)
         self.validate_fam()
         parent = getattr(super(), "__post_init__", None)
@@ -111,8 +127,14 @@ class FAMArguments:
                 f"fam_lambda={self.fam_lambda!r}: a small kappa is flat, so give a finite strength of at least 0 "
                 "(0 is plain training), or None for the default."
             )
-        if self.fam_probes < 1:
-            raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1.")
+        if self.fam_probes is not None and self.fam_probes < 1:
+            raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None.")
+        check_token_fraction("fam_token_fraction", self.fam_token_fraction)
+        if self.fam_token_fraction != 1 and self.fam_estimator not in (AUTO, *HEAD_ESTIMATORS):
+            raise ValueError(
+                f"fam_token_fraction={self.fam_token_fraction!r} is for the layer into the logits "
+                f'(fam_estimator={", ".join(map(repr, HEAD_ESTIMATORS))}), not for "{self.fam_estimator}": leave it at 1.'
+            )
         if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
             raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")
         if self.fam_every_n_steps < 1 or self.fam_every_n_steps != int(self.fam_every_n_steps):

@@ -1,9 +1,8 @@
-"""Closed forms of kappa for the layer into the logits: one small matrix product, no second derivative of the model.
+"""Closed forms of kappa for the layer into the logits: what the loss is, and its item weights.
 
-Softmax cross-entropy: with p_i = softmax(z_i) and item weights c_i,
+Softmax cross-entropy: with p_i = softmax(z_i) and item weights c_i (softmax_head.py),
 
-    kappa = sum_i c_i ||phi_i||^2 ( sum_k p_ik ||w_k||^2 - ||sum_k p_ik w_k||^2 )
-          = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
+    kappa = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
 
 A loss that treats every output on its own (sigmoid cross-entropy, squared error, Huber, Poisson ...), with
 h_ik = d2L/dz_ik^2:
@@ -25,9 +24,13 @@ from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
 from .curvature import gradients, vector_products, wide
+from .head_sampling import HeadSampling, thin
+from .loss_graph import is_cross_entropy
+from .softmax_head import chunks_of, softmax_flatness
 
-# Above this many classes one second-order pass over the logits is felt, and c is read off the gradient instead.
-GRADIENT_WEIGHTS_ABOVE = 4096
+# Above this many classes a second-order pass over the logits is felt: c is read off the gradient instead, and a loss
+# whose graph shows cross-entropy is not differentiated twice to prove it.
+LARGE_VOCABULARY = 4096
 
 # How far, relative to its size, a Hessian-vector product may be from the assumed one.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -38,9 +41,14 @@ class NoClosedForm(ValueError):
 
 
 class ClosedForm:
-    """The exact kappa of the head; the form of the loss is proven at the first batch, and again now and then."""
+    """kappa of the head; the form of the loss is proven at the first batch, and again now and then.
 
-    def __init__(self) -> None:
+    Args:
+        sampling: row probes and token sampling for softmax cross-entropy; by default neither, and kappa is exact.
+    """
+
+    def __init__(self, sampling: HeadSampling | None = None) -> None:
+        self._sampling = sampling or HeadSampling()
         self._form: HeadLoss | None = None
         self._schedule = RecheckSchedule()
 
@@ -55,15 +63,20 @@ class ClosedForm:
         (phi,), (z,) = batch.features, batch.pre_activations
         if self._schedule.due() or self._form is None:
             self._form = recognise(batch.loss, z)
-        form, only = self._form, batch.weights_only
-        if form.item_weights == "gradient":
+        if self._form.kind == "elementwise":
+            (first,) = gradients(batch.loss, [z])
+            curvature = elementwise_curvature(first, z)
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only)
+        if self._form.item_weights == "gradient":
             (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
-            c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1))
-            return softmax_flatness(phi, z, batch.weight, c, weights_only=only)
-        (first,) = gradients(batch.loss, [z])
-        if form.kind == "softmax":
-            return softmax_flatness(phi, z, batch.weight, weights_from_product(first, z), weights_only=only)
-        return elementwise_flatness(phi, batch.weight, elementwise_curvature(first, z), weights_only=only)
+            c = _weights_in_chunks(first, z.detach())
+        else:
+            (first,) = gradients(batch.loss, [z])
+            c = weights_from_product(first, z)
+        del first
+        signs, keys = self._sampling.draw(c.numel(), phi.shape[-1], phi.device, batch.seeds)
+        c = thin(c.flatten(), keys, self._sampling.token_fraction)
+        return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,10 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
         >>> recognise(torch.nn.functional.mse_loss(z, torch.zeros(4, 3, dtype=torch.float64)), z).kind
         'elementwise'
     """
-    (first,) = gradients(loss, [logits])
     classes = logits.shape[-1]
+    if classes > LARGE_VOCABULARY and is_cross_entropy(loss, logits):
+        return HeadLoss("softmax", "gradient")
+    (first,) = gradients(loss, [logits])
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
     # Without the most probable class no difference of nearly equal numbers is taken, however confident the model.
@@ -117,7 +132,7 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     def softmax_product(c: Tensor) -> Tensor:
         return c.unsqueeze(-1) * p * (vector - (p * vector).sum(-1, keepdim=True))
 
-    if classes > GRADIENT_WEIGHTS_ABOVE and agrees(softmax_product(weights_from_gradient(first, p))):
+    if classes > LARGE_VOCABULARY and agrees(softmax_product(weights_from_gradient(first, p))):
         return HeadLoss("softmax", "gradient")
     if classes > 1 and agrees(softmax_product(weights_from_product(first, logits))):
         # Any loss of the difference of two logits has this Hessian; cross-entropy alone has a constant c.
@@ -135,77 +150,6 @@ def _constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
         return True
     (slope,) = torch.autograd.grad(c.sum(), logits, retain_graph=True)
     return bool(torch.linalg.vector_norm(slope) <= tolerance * torch.linalg.vector_norm(c))
-
-
-def softmax_flatness(
-    features: Tensor, logits: Tensor, weight: Tensor, item_weights: Tensor, *, weights_only: bool = False
-) -> Tensor:
-    """kappa of a head under softmax cross-entropy.
-
-    Args:
-        features: phi, shape ``(..., m)``.
-        logits: z, shape ``(..., C)``.
-        weight: W, shape ``(C, m)``.
-        item_weights: c, shape ``(...)``, constant.
-        weights_only: let the gradient reach W alone.
-
-    Returns:
-        A non-negative scalar in the units of the loss, differentiable to features, logits and weight.
-
-    Examples:
-        >>> import torch
-        >>> phi, W = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-        >>> softmax_flatness(phi, torch.zeros(1, 2), W, torch.ones(1))  # 1 * 4 * Var(+-1)
-        tensor(4.)
-    """
-    dtype = wide(logits.dtype)
-    if weights_only:
-        features, logits = features.detach(), logits.detach()
-    phi, z, c = features.to(dtype).flatten(0, -2), logits.to(dtype).flatten(0, -2), item_weights.to(dtype).flatten()
-    return _SoftmaxFlatness.apply(phi, z, weight.to(dtype), c)
-
-
-class _SoftmaxFlatness(torch.autograd.Function):
-    """kappa with its derivatives written out: a small head is all overhead, and this has the fewest operations."""
-
-    @staticmethod
-    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
-        kappa, *derivatives = softmax_flatness_and_derivatives(phi, z, w, c)
-        ctx.save_for_backward(*derivatives)
-        return kappa
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
-        return (*(gradient * d if need else None for need, d in needed), None)
-
-
-def softmax_flatness_and_derivatives(
-    phi: Tensor, z: Tensor, w: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kappa of a head under softmax cross-entropy and its derivatives by phi, z and W.
-
-    With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k p_ik w_k and a_i = c_i ||phi_i||^2:
-    ``dkappa/dz_ik = a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
-    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``.
-
-    Args:
-        phi: features, shape ``(N, m)``.
-        z: logits, shape ``(N, C)``.
-        w: W, shape ``(C, m)``.
-        c: item weights, shape ``(N,)``.
-    """
-    p = z.softmax(-1)
-    w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
-    mean = p @ w
-    v = torch.addmm(w.square().sum(-1), mean, w.T, alpha=-2)
-    p_v = (p * v).sum(-1, keepdim=True)
-    variance = p_v.squeeze(-1) + mean.square().sum(-1)
-    amount = c * phi.square().sum(-1)
-    weighted = amount.unsqueeze(-1) * p
-    of_w = 2 * torch.addmm(weighted.sum(0).unsqueeze(-1) * w, weighted.T, mean, alpha=-1)
-    return amount @ variance, (2 * c * variance).unsqueeze(-1) * phi, weighted * (v - p_v), of_w
 
 
 def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *, weights_only: bool = False) -> Tensor:
@@ -262,6 +206,12 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
     g = first.detach().to(p.dtype)
     positive = g > 0
     return _safe_ratio((g * positive).sum(-1), (p.detach() * positive).sum(-1))
+
+
+def _weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
+    g, z, dtype = first.flatten(0, -2), logits.flatten(0, -2), wide(logits.dtype)
+    rows = chunks_of(None, *z.shape)
+    return torch.cat([weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows])
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:

@@ -1,0 +1,215 @@
+"""The head's term in the backward pass: an identity on the logits that adds the gradient of ``lambda * kappa``.
+
+Its backward receives g = dL/dz with every scale of the loss inside. With hard labels ``g = c (p - onehot)``, so both the
+item weights and the probabilities are read off g: the logits need not be kept, the loss is not differentiated another
+time, and by then its own backward has let go of its temporaries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Seeds
+from .curvature import wide
+from .head_sampling import HeadSampling, thin
+from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take
+
+# A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
+LARGEST_RATIO = 1e30
+
+
+class HeadInjection:
+    """kappa of a head under softmax cross-entropy with hard labels, acting in the backward pass.
+
+    Args:
+        sampling: what is drawn at random.
+        weights_only: let the gradient reach W alone.
+    """
+
+    def __init__(self, sampling: HeadSampling, weights_only: bool = False) -> None:
+        self.sampling, self.weights_only = sampling, weights_only
+        self._strength = 0.0
+        self._seeds = Seeds()
+        self._current: list[Injected] = []
+
+    def begin(self, strength: float, seeds: Seeds) -> None:
+        """Set strength and seeds of the next forward pass."""
+        self._strength, self._seeds, self._current = strength, seeds, []
+
+    def inject(self, features: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+        """The logits, with the term behind them."""
+        device, m = logits.device, features.shape[-1]
+        strength = torch.full((), self._strength, dtype=wide(logits.dtype), device=device, requires_grad=True)
+        signs, keys = self.sampling.draw(logits[..., 0].numel(), m, device, self._seeds)
+        injected = Injected(strength)
+        self._current.append(injected)
+        fraction = self.sampling.token_fraction
+        return InjectFlatness.apply(
+            logits, features, weight, strength, signs, keys, fraction, self.weights_only, injected
+        )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Zero for now; the backward pass fills in kappa, in the units of the loss."""
+        kappa, scale = batch.loss.new_zeros(()), batch.loss.new_ones(())
+
+        def remember_scale(gradient: Tensor) -> None:  # of gradient accumulation, of mixed precision
+            scale.copy_(gradient.detach())
+
+        def fill(gradient: Tensor) -> None:
+            kappa.add_(gradient.detach() / scale)
+
+        batch.loss.register_hook(remember_scale)
+        for injected in self._current:
+            injected.strength.register_hook(fill)
+        return kappa
+
+    def gradient_ratio(self, like: Tensor) -> Tensor:
+        """Zero for now; the backward pass fills in ``||d kappa|| / ||d loss||`` at the logits."""
+        (injected,) = self._current
+        injected.ratio = like.new_zeros(())
+        return injected.ratio
+
+    def cancel(self) -> None:
+        """Leave the backward pass of the last forward pass as it is without us."""
+        for injected in self._current:
+            injected.cancelled = True
+        self._current = []
+
+
+class Injected:
+    """One call of the head.
+
+    Attributes:
+        strength: lambda, a leaf; its gradient is kappa times the scale of the loss.
+        cancelled: the backward pass adds nothing.
+        ratio: where to put the ratio of gradients, if it is asked for.
+    """
+
+    def __init__(self, strength: Tensor) -> None:
+        self.strength = strength
+        self.cancelled = False
+        self.ratio: Tensor | None = None
+
+
+class InjectFlatness(torch.autograd.Function):
+    """The identity on logits; its backward adds the gradient of lambda kappa.
+
+    Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength (a scalar leaf whose
+    gradient becomes kappa), signs and keys (see `HeadSampling`), token_fraction, weights_only, and an `Injected` or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        features: Tensor,
+        weight: Tensor,
+        strength: Tensor,
+        signs: Tensor | None,
+        keys: Tensor | None,
+        fraction: float,
+        weights_only: bool,
+        injected: Injected | None,
+    ) -> Tensor:
+        top, rest = confidence(logits.flatten(0, -2))
+        ctx.save_for_backward(features, weight, strength, signs, keys, top, rest)
+        ctx.fraction, ctx.weights_only, ctx.injected = fraction, weights_only, injected
+        return logits.view_as(logits)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.injected is not None and ctx.injected.cancelled:
+            return (gradient, *[None] * 8)
+        with torch.autocast(gradient.device.type, enabled=False):
+            return (*_add_term(ctx, gradient), *[None] * 5)
+
+
+def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of logits, features, weight and strength."""
+    features, weight, strength, signs, keys, top, rest = ctx.saved_tensors
+    to_phi, to_w = ctx.needs_input_grad[1] and not ctx.weights_only, ctx.needs_input_grad[2]
+    g, phi, dtype = gradient.flatten(0, -2), features.flatten(0, -2), rest.dtype
+    c, label = hard_label_weights(g, top, rest)
+    drawn = thin(c, keys, ctx.fraction)
+    vectors = ClassVectors.of(weight, signs, dtype)
+    of_z = g if ctx.weights_only else g.clone()
+    of_phi = torch.zeros_like(phi) if to_phi else None
+    of_w = WeightGradient(vectors) if to_w else None
+    kappa = squares = rest.new_zeros(())
+    some = None if torch.compiler.is_compiling() else drawn.nonzero().squeeze(1)
+    for rows in chunks_of(some, *g.shape):
+        c_rows, phi_rows = take(drawn, rows), take(phi, rows).to(dtype)
+        p = probabilities(take(g, rows), take(c, rows), take(label, rows))
+        mean = vectors.mean(p)
+        variance = vectors.variance(p, mean)
+        amount = c_rows * phi_rows.square().sum(-1)
+        kappa = kappa + amount @ variance
+        if of_phi is not None:
+            of_phi[rows] = ((2 * strength * c_rows * variance).unsqueeze(-1) * phi_rows).to(phi.dtype)
+        added, weighted = of_logits(p, amount, vectors, mean)
+        if of_w is not None:
+            of_w.add(weighted, mean)
+        if not ctx.weights_only:
+            squares = squares + torch.linalg.vector_norm(added).square()
+            of_z[rows] += added.mul_(strength).to(of_z.dtype)
+    if ctx.injected is not None and ctx.injected.ratio is not None:
+        norm = torch.linalg.vector_norm(g, dtype=dtype).clamp_min(torch.finfo(torch.float32).tiny)
+        ctx.injected.ratio.copy_((squares.sqrt() / norm).clamp_max(LARGEST_RATIO))
+    return (
+        of_z.view_as(gradient),
+        None if of_phi is None else of_phi.view_as(features),
+        None if of_w is None else of_w.result(signs).mul_(strength).to(weight.dtype),
+        kappa.to(strength.dtype),
+    )
+
+
+def confidence(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable class t of every row and ``(1 - p_t) / p_t``, exact however small, both of shape ``(N, 1)``.
+
+    Examples:
+        >>> import torch
+        >>> confidence(torch.tensor([[0.0, 100.0, 0.0]]).double())
+        (tensor([[1]]), tensor([[7.4402e-44]], dtype=torch.float64))
+    """
+    tops, rests = [], []
+    for rows in chunks_of(None, *z.shape):
+        part = z[rows].to(wide(z.dtype))
+        largest, top = part.max(-1, keepdim=True)
+        rests.append((part - largest).exp_().scatter_(1, top, 0.0).sum(-1, keepdim=True))
+        tops.append(top)
+    return torch.cat(tops), torch.cat(rests)
+
+
+def hard_label_weights(g: Tensor, top: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Item weights c, shape ``(N,)``, and labels, shape ``(N, 1)``, from ``g = c (p - onehot)``.
+
+    Where the label is the most probable class, ``c = -g_y / (1 - p_y)``; elsewhere ``c = g_t / p_t`` at the most
+    probable class t. Rows without a gradient have c = 0, and so have those so confident that their kappa vanishes.
+
+    Args:
+        g: dL/dz, shape ``(N, C)``.
+        top: the most probable class, shape ``(N, 1)``.
+        rest: ``(1 - p_t) / p_t``, shape ``(N, 1)``.
+    """
+    label = g.argmin(-1, keepdim=True)
+    g_top = g.gather(1, top).to(rest.dtype)
+    tiny = torch.finfo(rest.dtype).tiny
+    right = torch.where(rest > tiny, -g_top / rest.clamp_min(tiny), torch.zeros_like(rest))
+    return (torch.where(label == top, right, g_top) * (1 + rest)).squeeze(1), label
+
+
+def probabilities(g: Tensor, c: Tensor, label: Tensor) -> Tensor:
+    """``softmax(z)`` of rows with c other than 0, from ``g = c (p - onehot)``.
+
+    Args:
+        g: dL/dz, shape ``(n, C)``.
+        c: item weights, shape ``(n,)``.
+        label: shape ``(n, 1)``.
+    """
+    one = torch.ones((), dtype=c.dtype, device=c.device)
+    p = (g / torch.where(c == 0, one, c).unsqueeze(-1)).scatter_(1, label, 0.0)
+    return p.scatter_(1, label, (1 - p.sum(-1, keepdim=True)).clamp_min(0.0))

@@ -1,0 +1,266 @@
+"""kappa of a head under softmax cross-entropy: all at once, in chunks of rows, or from a sketch of the weight.
+
+With p_i = softmax(z_i) and item weights c_i,
+
+    kappa = sum_i c_i ||phi_i||^2 ( sum_k p_ik ||w_k||^2 - ||sum_k p_ik w_k||^2 )
+          = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
+
+Exact, this costs three products of the head's size. A large vocabulary has two cheaper, unbiased forms:
+
+- *row probes*: W is replaced by ``W R / sqrt(P)`` with a Rademacher matrix R of shape ``(m, P)``, shared by all rows.
+  ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
+- *token sampling*: a random part of the rows whose item weight is not 0, scaled up.
+
+Only ``CHUNK_ELEMENTS`` entries of a temporary of the size of the logits exist at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .curvature import wide
+
+# Entries of one temporary of chunk x V; there are two or three of them at a time (32 MB each in float32). Smaller chunks
+# spend their time on reading and writing the gradient of W, (V, m), once a chunk.
+CHUNK_ELEMENTS = 2**23
+
+# Below this many logits the derivatives are taken all at once: a small head is all overhead.
+_AT_ONCE = 2**20
+
+
+def softmax_flatness(
+    features: Tensor,
+    logits: Tensor,
+    weight: Tensor,
+    item_weights: Tensor,
+    *,
+    weights_only: bool = False,
+    signs: Tensor | None = None,
+) -> Tensor:
+    """kappa of a head under softmax cross-entropy.
+
+    Args:
+        features: phi, shape ``(..., m)``.
+        logits: z, shape ``(..., C)``.
+        weight: W, shape ``(C, m)``.
+        item_weights: c, shape ``(...)``, constant; rows of weight 0 cost nothing where there are many logits.
+        weights_only: let the gradient reach W alone.
+        signs: R, shape ``(m, P)``, for row probes; None for the exact form.
+
+    Returns:
+        A non-negative scalar in the units of the loss, differentiable to features, logits and weight.
+
+    Examples:
+        >>> import torch
+        >>> phi, W = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> softmax_flatness(phi, torch.zeros(1, 2), W, torch.ones(1))  # 1 * 4 * Var(+-1)
+        tensor(4.)
+        >>> softmax_flatness(phi, torch.zeros(1, 2), W, torch.ones(1), signs=torch.tensor([[1.0], [-1.0]]))
+        tensor(4.)
+    """
+    dtype = wide(logits.dtype)
+    if weights_only:
+        features, logits = features.detach(), logits.detach()
+    phi, c = features.to(dtype).flatten(0, -2), item_weights.to(dtype).flatten()
+    z = logits.flatten(0, -2)
+    if z.numel() > _AT_ONCE:
+        return _ChunkedFlatness.apply(phi, z, weight, c, signs)
+    return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c)
+
+
+def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``W R / sqrt(P)``, shape ``(C, P)``, differentiable to W; W itself without signs.
+
+    Examples:
+        >>> import torch
+        >>> sketch(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [-1.0]]), torch.float32)
+        tensor([[-1.]])
+    """
+    if signs is None:
+        return weight.to(dtype)
+    parts = [part.to(dtype) @ signs.to(dtype) for part in _parts(weight)]  # half precision is widened bit by bit
+    return torch.cat(parts) / math.sqrt(signs.shape[1])
+
+
+class _SoftmaxFlatness(torch.autograd.Function):
+    """kappa with its derivatives written out: a small head is all overhead, and this has the fewest operations."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
+        kappa, *derivatives = softmax_flatness_and_derivatives(phi, z, w, c)
+        ctx.save_for_backward(*derivatives)
+        return kappa
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needed = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
+        return (*(gradient * d if need else None for need, d in needed), None)
+
+
+def softmax_flatness_and_derivatives(
+    phi: Tensor, z: Tensor, w: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """kappa of a head under softmax cross-entropy and its derivatives by phi, z and W, all at once.
+
+    With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k p_ik w_k and a_i = c_i ||phi_i||^2:
+    ``dkappa/dz_ik = a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
+    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``.
+
+    Args:
+        phi: features, shape ``(N, m)``.
+        z: logits, shape ``(N, C)``.
+        w: W, shape ``(C, m)``, or a sketch of it, shape ``(C, P)``.
+        c: item weights, shape ``(N,)``.
+    """
+    p = z.softmax(-1)
+    w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
+    mean = p @ w
+    v = torch.addmm(w.square().sum(-1), mean, w.T, alpha=-2)
+    p_v = (p * v).sum(-1, keepdim=True)
+    variance = p_v.squeeze(-1) + mean.square().sum(-1)
+    amount = c * phi.square().sum(-1)
+    weighted = amount.unsqueeze(-1) * p
+    of_w = 2 * torch.addmm(weighted.sum(0).unsqueeze(-1) * w, weighted.T, mean, alpha=-1)
+    return amount @ variance, (2 * c * variance).unsqueeze(-1) * phi, weighted * (v - p_v), of_w
+
+
+@dataclass(frozen=True)
+class ClassVectors:
+    """The rows of W, or of a sketch of it, with what the chunks need of them.
+
+    They are not centred in place, which would be a copy of W: kappa does not depend on the centre, and with it in the
+    formulas cancellation is harmless.
+
+    Attributes:
+        rows: w_k, shape ``(C, m)`` or ``(C, P)``.
+        centre: mu, the mean of the rows.
+        squares: ``||w_k - mu||^2``, shape ``(C,)``.
+    """
+
+    rows: Tensor
+    centre: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> ClassVectors:
+        """Those of W, or of its sketch by signs."""
+        rows = sketch(weight.detach(), signs, dtype)
+        centre = rows.mean(0)
+        squares = torch.cat([(part - centre).square_().sum(-1) for part in _parts(rows)])
+        return cls(rows, centre, squares)
+
+    def mean(self, p: Tensor) -> Tensor:
+        """``sum_k p_ik w_k - mu``, shape ``(n, m)``."""
+        return torch.addmm(self.centre, p, self.rows, beta=-1)
+
+    def variance(self, p: Tensor, mean: Tensor) -> Tensor:
+        """``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
+        return p @ self.squares - mean.square().sum(-1)
+
+
+class WeightGradient:
+    """``dkappa/dW``, summed over chunks in one buffer."""
+
+    def __init__(self, vectors: ClassVectors) -> None:
+        self._vectors = vectors
+        self._total = torch.zeros_like(vectors.rows)
+        self._mass = torch.zeros_like(vectors.squares)
+
+    def add(self, weighted: Tensor, mean: Tensor) -> None:
+        """One chunk: ``a_i p_ik``, shape ``(n, C)``, and the centred means, shape ``(n, m)``."""
+        self._mass += weighted.sum(0)
+        self._total.addmm_(weighted.T, mean, alpha=-2)
+
+    def result(self, signs: Tensor | None) -> Tensor:
+        """``2 sum_i a_i p_ik (w_k - mean_i)``, shape ``(C, m)``."""
+        total = self._total.addcmul_(self._mass.unsqueeze(-1), self._vectors.rows, value=2)
+        total.addr_(self._mass, self._vectors.centre, alpha=-2)
+        return total if signs is None else total.div_(math.sqrt(signs.shape[1])) @ signs.T.to(total.dtype)
+
+
+def of_logits(p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """``a_i p_ik (v_ik - sum_j p_ij v_ij)`` and ``a_i p_ik``, shapes ``(n, C)``; p is overwritten.
+
+    Args:
+        p: probabilities, shape ``(n, C)``.
+        amount: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
+        vectors: of the classes.
+        mean: their centred mean under p, shape ``(n, m)``.
+    """
+    v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant a row
+    p_v = torch.bmm(p.unsqueeze(1), v.unsqueeze(2)).squeeze(2)
+    weighted = p.mul_(amount.unsqueeze(-1))
+    return v.sub_(p_v).mul_(weighted), weighted
+
+
+class _ChunkedFlatness(torch.autograd.Function):
+    """kappa, with probabilities that exist a chunk at a time and are computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, signs: Tensor | None) -> Tensor:
+        vectors = ClassVectors.of(w, signs, phi.dtype)
+        kappa = phi.new_zeros(())
+        for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
+            p = take(z, rows).softmax(-1, phi.dtype)
+            variance = vectors.variance(p, vectors.mean(p))
+            kappa += (take(c, rows) * take(phi, rows).square().sum(-1)) @ variance
+        ctx.save_for_backward(phi, z, w, c, signs)
+        return kappa
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        phi, z, w, c, signs = ctx.saved_tensors
+        vectors = ClassVectors.of(w, signs, phi.dtype)
+        to_phi, to_z, to_w, *_ = ctx.needs_input_grad
+        of_phi = torch.zeros_like(phi) if to_phi else None
+        of_z = torch.zeros_like(z) if to_z else None
+        of_w = WeightGradient(vectors) if to_w else None
+        c = gradient * c
+        for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
+            p, c_, phi_ = take(z, rows).softmax(-1, phi.dtype), take(c, rows), take(phi, rows)
+            mean = vectors.mean(p)
+            if of_phi is not None:
+                of_phi[rows] = (2 * c_ * vectors.variance(p, mean)).unsqueeze(-1) * phi_
+            part, weighted = of_logits(p, c_ * phi_.square().sum(-1), vectors, mean)
+            if of_z is not None:
+                of_z[rows] = part.to(z.dtype)
+            if of_w is not None:
+                of_w.add(weighted, mean)
+        return of_phi, of_z, None if of_w is None else of_w.result(signs).to(w.dtype), None, None
+
+
+def chunks_of(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:
+    """Numbers of rows, so many at a time that a chunk has at most ``CHUNK_ELEMENTS`` logits; slices where all count.
+
+    Args:
+        rows: numbers of the rows that count, or None for all.
+        count: N, the number of all rows.
+        classes: C.
+
+    Examples:
+        >>> import torch
+        >>> list(chunks_of(torch.tensor([1, 3]), 4, 5)), list(chunks_of(None, 3, 2**22))
+        ([tensor([1, 3])], [slice(0, 2, None), slice(2, 3, None)])
+    """
+    size = max(1, CHUNK_ELEMENTS // classes)
+    if rows is None or rows.numel() == count:
+        yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
+    elif rows.numel():
+        yield from rows.split(size)
+
+
+def take(t: Tensor, rows: Tensor | slice) -> Tensor:
+    """The given rows of a tensor; a view where they are a slice."""
+    return t[rows] if isinstance(rows, slice) else t.index_select(0, rows)
+
+
+def _parts(rows: Tensor) -> Sequence[Tensor]:
+    return rows.split(max(1, CHUNK_ELEMENTS // max(1, rows.shape[1])))
