@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import secrets
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
+from hf_fam.flatness.softmax_head import softmax_flatness
 from hf_fam.injection import attach
 
 STRENGTH = 0.3
@@ -108,3 +112,193 @@ def test_strength_can_be_changed_and_is_checked() -> None:
     assert attached.strength == pytest.approx(0.2)
     with pytest.raises(ValueError, match=r"strength=-1.0: give a finite lambda of at least 0"):
         attached.strength = -1.0
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every head counts as large, and chunks hold three rows of 30 classes."""
+    monkeypatch.setattr("hf_fam.relative_flatness.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 100)
+
+
+def in_the_loss(model: nn.Module, run: Callable[[], Tensor], **options: object) -> tuple[list[Tensor], float]:
+    """Gradients and kappa of the term added to the loss: captured without a strength."""
+    flatness = RelativeFlatness(model, **options)
+    flatness.seed(3)
+    with flatness.capture():
+        loss = run()
+    kappa = flatness(loss)
+    assert kappa.requires_grad
+    (loss + STRENGTH * kappa).backward()
+    flatness.detach()
+    return gradients(model), kappa.item()
+
+
+def in_the_backward_pass(model: nn.Module, run: Callable[[], Tensor], scale: float = 1.0, **options: object):
+    flatness = RelativeFlatness(model, **options)
+    flatness.seed(3)
+    with flatness.capture(STRENGTH):
+        loss = run()
+    kappa = flatness(loss)
+    ratio = flatness.gradient_ratio(loss, kappa)
+    assert kappa == 0 and not kappa.requires_grad
+    (scale * loss).backward()
+    flatness.detach()
+    return gradients(model), kappa.item(), ratio
+
+
+@pytest.mark.parametrize("estimator", ["closed_form", "row_probes"])
+@pytest.mark.parametrize("gradient", ["full", "weights_only"])
+@pytest.mark.parametrize("name", [*losses(), "one item", "no label"])
+@pytest.mark.usefixtures("large")
+def test_captured_with_a_strength_a_large_head_acts_in_the_backward_pass(
+    name: str, gradient: str, estimator: str
+) -> None:
+    torch.manual_seed(secrets.randbits(32))
+    one, none = torch.randint(0, 4, (1,)), torch.full((6,), -100)
+    shape, loss_of = {
+        **losses(),
+        "one item": ((1,), lambda z: F.cross_entropy(z, one)),
+        "no label": ((6,), lambda z: F.cross_entropy(z, none, reduction="sum") / 7),
+    }[name]
+    model, inputs = network(), torch.randn(*shape, 3, dtype=torch.float64)
+    options = {"gradient": gradient, "estimator": estimator}
+    if name == "no label":
+        found, kappa, ratio = in_the_backward_pass(model, lambda: loss_of(model(inputs)), **options)
+        assert kappa == 0 and all(not g.any() for g in found) and ratio in (0, None)
+        return
+    expected, true = in_the_loss(model, lambda: loss_of(model(inputs)), **options)
+    for scale in (1.0, 1024.0):
+        found, kappa, _ = in_the_backward_pass(model, lambda: loss_of(model(inputs)), scale, **options)
+        torch.testing.assert_close([g / scale for g in found], expected, rtol=1e-9, atol=1e-11 * float(true + 1))
+        assert kappa == pytest.approx(true, rel=1e-9)
+
+
+@pytest.mark.usefixtures("large")
+def test_the_ratio_of_gradients_is_that_at_the_logits() -> None:
+    model, inputs, y = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    *_, ratio = in_the_backward_pass(model, lambda: F.cross_entropy(model(inputs), y), estimator="closed_form")
+    flatness = RelativeFlatness(model, estimator="closed_form")
+    with flatness.capture():
+        z = model(inputs)
+    loss = F.cross_entropy(z, y)
+    of_kappa, of_loss = (torch.autograd.grad(t, z, retain_graph=True)[0] for t in (flatness(loss), loss))
+    torch.testing.assert_close(ratio, of_kappa.norm() / of_loss.norm())
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("frozen", ["head", "trunk"])
+def test_frozen_parts_of_a_large_head(frozen: str) -> None:
+    model, inputs, y = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    model[2 if frozen == "head" else 0].requires_grad_(False)
+    run = lambda: F.cross_entropy(model(inputs), y)  # noqa: E731
+    trainable = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+    flatness = RelativeFlatness(model, estimator="closed_form")
+    with flatness.capture():
+        loss = run()
+    (loss + STRENGTH * flatness(loss)).backward()
+    expected = gradients(trainable)
+    with flatness.capture(STRENGTH):
+        loss = run()
+    flatness(loss)
+    loss.backward()
+    torch.testing.assert_close(gradients(trainable), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("kind", ["smoothing", "focal", "sigmoid"])
+def test_a_loss_whose_graph_proves_nothing_gets_the_term_in_the_loss(kind: str) -> None:
+    """Focal loss has cross-entropy's direction of gradient: it must not be taken for it."""
+    model, inputs, y = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    ce = lambda z: F.cross_entropy(z, y, reduction="none")  # noqa: E731
+    loss_of = {
+        "smoothing": lambda z: F.cross_entropy(z, y, label_smoothing=0.1),
+        "focal": lambda z: ((1 - torch.exp(-ce(z))) ** 2 * ce(z)).mean(),
+        "sigmoid": lambda z: F.binary_cross_entropy_with_logits(z, F.one_hot(y, 4).double()),
+    }[kind]
+    flatness = RelativeFlatness(model, estimator="closed_form")
+    for _ in range(2):
+        with flatness.capture(STRENGTH):
+            loss = loss_of(model(inputs))
+        with pytest.warns(UserWarning, match="Hessian probes") if flatness.estimator == "closed_form" and (
+            kind == "focal"
+        ) else contextlib.nullcontext():
+            kappa = flatness(loss)
+        assert kappa.requires_grad
+        (loss + 0.0 * kappa).backward()
+        found = gradients(model)
+        flatness.detach()
+        loss_of(model(inputs)).backward()
+        torch.testing.assert_close(found, gradients(model), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("large")
+def test_half_precision_logits(dtype: torch.dtype) -> None:
+    """Probabilities are read off a gradient of half precision: kappa within 1 % of float64's on the same numbers."""
+    torch.manual_seed(0)
+    phi, w = torch.randn(40, 16).to(dtype), (torch.randn(200, 16) / 3).to(dtype)
+    y = torch.randint(0, 200, (40,))
+    z = phi @ w.T
+    c = torch.full((40,), 1 / 40, dtype=torch.float64)
+    exact = softmax_flatness(phi.double(), z.double(), w.double(), c).item()
+    model = nn.Linear(16, 200, bias=False, dtype=dtype)
+    model.weight.data.copy_(w)
+    flatness = RelativeFlatness(model, estimator="closed_form")
+    with flatness.capture(STRENGTH):
+        logits = model(phi)
+    loss = F.cross_entropy(logits.float(), y)
+    kappa = flatness(loss)
+    (1024 * loss).backward()
+    assert kappa.item() == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.usefixtures("large")
+def test_confident_rows_keep_their_kappa() -> None:
+    """1 - p underflows next to 1, and must not when it is read off the gradient."""
+    phi, y = torch.eye(4, dtype=torch.float64), torch.arange(4)
+    model = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    model.weight.data.copy_(40.0 * torch.eye(4))
+    flatness = RelativeFlatness(model, estimator="closed_form")
+    with flatness.capture(STRENGTH):
+        loss = F.cross_entropy(model(phi), y, reduction="sum")
+    kappa = flatness(loss)
+    loss.backward()
+    true = 4 * 3 * math.exp(-40.0) * 2 * 40.0**2  # ||phi||^2 sum_k p_k ||w_k - w_y||^2
+    assert kappa.item() == pytest.approx(true, rel=1e-6)
+
+
+def test_row_probes_and_sampled_tokens_are_checked_and_drawn_anew() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"row_probes=-1: give a whole number of at least 0"):
+        attach(model, STRENGTH, row_probes=-1)
+    with pytest.raises(ValueError, match=r"token_fraction=0: give the part of the rows"):
+        attach(model, STRENGTH, token_fraction=0)
+    inputs, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    attached = attach(model, STRENGTH, row_probes=1, token_fraction=0.5)
+    kappas = set()
+    for _ in range(4):
+        F.cross_entropy(model(inputs), y).backward()
+        kappas.add(attached.kappa())
+    assert len(kappas) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"row_probes": 3}, {"token_fraction": 0.5}])
+def test_fully_compiled_with_random_forms(options: dict[str, float]) -> None:
+    """In the mean over many steps the compiled model's kappa is the exact one."""
+    model, inputs, y = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    exact = attach(model, 0.0)
+    F.cross_entropy(model(inputs), y).backward()
+    true = exact.kappa()
+    exact.detach()
+    attached = attach(model, STRENGTH, **options)
+    compiled = torch.compile(model, fullgraph=True)
+    kappas = []
+    for _ in range(400):
+        F.cross_entropy(compiled(inputs), y).backward()
+        kappas.append(attached.kappa())
+    found = torch.tensor(kappas)
+    assert found.std() > 0
+    assert abs(found.mean() - true) < 5 * found.std() / len(kappas) ** 0.5

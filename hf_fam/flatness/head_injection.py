@@ -156,6 +156,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.weights_only:
             squares = squares + torch.linalg.vector_norm(added).square()
             of_z[rows] += added.mul_(strength).to(of_z.dtype)
+        del p, added, weighted  # before the next chunk needs the room
     if ctx.injected is not None and ctx.injected.ratio is not None:
         norm = torch.linalg.vector_norm(g, dtype=dtype).clamp_min(torch.finfo(torch.float32).tiny)
         ctx.injected.ratio.copy_((squares.sqrt() / norm).clamp_max(LARGEST_RATIO))

@@ -234,6 +234,7 @@ class _ChunkedFlatness(torch.autograd.Function):
                 of_z[rows] = part.to(z.dtype)
             if of_w is not None:
                 of_w.add(weighted, mean)
+            del p, part, weighted  # before the next chunk needs the room
         return of_phi, of_z, None if of_w is None else of_w.result(signs).to(w.dtype), None, None
 
 

@@ -1,0 +1,147 @@
+"""The head's kappa in chunks, from row probes and from some of the tokens, against the form that takes all at once."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_fam.flatness import softmax_head
+from hf_fam.flatness.batch import Seeds
+from hf_fam.flatness.head_sampling import HeadSampling, thin
+from hf_fam.flatness.softmax_head import softmax_flatness, softmax_flatness_and_derivatives
+
+N, C, M = 7, 11, 3
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(secrets.randbits(32))
+
+
+def case(rows: int = N) -> list[Tensor]:
+    """phi, z, W and c."""
+    tensors = [torch.randn(*s, dtype=torch.float64) for s in ((rows, M), (rows, C), (C, M))]
+    return [*(t.requires_grad_() for t in tensors), torch.rand(rows, dtype=torch.float64)]
+
+
+def with_gradients(kappa: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [kappa.detach(), *torch.autograd.grad(kappa, inputs)]
+
+
+def in_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(softmax_head, "CHUNK_ELEMENTS", rows * C + 1)
+    monkeypatch.setattr(softmax_head, "_AT_ONCE", 0)
+
+
+@pytest.mark.parametrize("probes", [None, 2])
+@pytest.mark.parametrize("rows", [1, 3, N, 2 * N])
+@pytest.mark.parametrize("count", [1, N])
+def test_chunks_change_nothing(count: int, rows: int, probes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that do not divide N, a batch of one, rows that have no weight at all."""
+    phi, z, w, c = case(count)
+    c[1::3] = 0
+    signs = None if probes is None else HeadSampling(probes).signs(M, c.device, None)
+    expected = with_gradients(softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
+    in_chunks(monkeypatch, rows)
+    found = with_gradients(3 * softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
+    torch.testing.assert_close(found, [3 * t for t in expected], rtol=1e-11, atol=1e-13)
+
+
+def test_no_row_has_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_chunks(monkeypatch, 2)
+    phi, z, w, c = case()
+    assert all(not t.any() for t in with_gradients(softmax_flatness(phi, z, w, 0 * c), [phi, z, w]))
+
+
+def test_weights_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_chunks(monkeypatch, 2)
+    phi, z, w, c = case()
+    kappa = softmax_flatness(phi, z, w, c, weights_only=True)
+    of_phi, of_z, of_w = torch.autograd.grad(kappa, [phi, z, w], allow_unused=True)
+    assert of_phi is None and of_z is None
+    torch.testing.assert_close(of_w, softmax_flatness_and_derivatives(phi, z, w, c)[3].detach())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_row_probes_are_unbiased(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all signs, values and gradients average to the exact ones; several probes are the mean of single ones."""
+    phi, z, w, c = case()
+    exact = with_gradients(softmax_flatness(phi, z, w, c), [phi, z, w])
+    if chunked:
+        in_chunks(monkeypatch, 3)
+    every = [torch.tensor(r).unsqueeze(1) for r in itertools.product((-1, 1), repeat=M)]
+    single = [with_gradients(softmax_flatness(phi, z, w, c, signs=r), [phi, z, w]) for r in every]
+    mean = [torch.stack(parts).mean(0) for parts in zip(*single, strict=True)]
+    torch.testing.assert_close(mean, exact, rtol=1e-11, atol=1e-13)
+    assert not torch.isclose(single[0][0], exact[0], rtol=1e-3)
+    together = with_gradients(softmax_flatness(phi, z, w, c, signs=torch.cat(every, 1)), [phi, z, w])
+    torch.testing.assert_close(together, exact, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.99])
+def test_token_sampling_is_unbiased(fraction: float) -> None:
+    """Over all orders of the rows, the thinned weights average to the given ones; rows without a weight are not drawn."""
+    c = torch.tensor([0.0, 1.0, 0.0, 2.0, 4.0])
+    orders = list(itertools.permutations(range(5)))
+    thinned = torch.stack([thin(c, torch.tensor(order) / 5, fraction) for order in orders])
+    torch.testing.assert_close(thinned.mean(0), c)
+    assert set((thinned != 0).sum(1).tolist()) == {max(1, -(-int(fraction * 300) // 100))}
+
+
+def test_no_label_at_all_can_be_sampled() -> None:
+    assert not thin(torch.zeros(3), torch.rand(3), 0.5).any()
+
+
+def test_probes_are_shared_and_tokens_are_not() -> None:
+    """Every process and micro-batch of a step must use one sketch, so that they can be summed."""
+    sampling = HeadSampling(4, 0.5)
+    draws = [sampling.draw(9, M, torch.device("cpu"), Seeds((1, 2), (1, 2, own))) for own in (0, 1)]
+    assert torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][1], draws[1][1])
+    assert not torch.equal(draws[0][0], sampling.draw(9, M, torch.device("cpu"), Seeds((1, 3), (1, 3)))[0])
+
+
+def test_spread_of_row_probes_falls_with_their_number() -> None:
+    phi, z, w, c = (t.detach() for t in case())
+    w = torch.randn(C, 64, dtype=torch.float64)
+    draw = lambda probes: softmax_flatness(phi, z, w, c, signs=HeadSampling(probes).signs(64, c.device, None))  # noqa: E731
+    exact = softmax_flatness(phi, z, w, c)
+    spread = {p: torch.stack([draw(p) for _ in range(200)]).sub(exact).div(exact).std() for p in (1, 16)}
+    assert 2.5 < spread[1] / spread[16] < 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    phi, z, w, c = (t.detach() for t in case())
+    phi, z, w = (t.to(dtype).requires_grad_() for t in (phi, z, w))
+    exact = with_gradients(softmax_flatness(*(t.double() for t in (phi, z, w)), c), [phi, z, w])
+    in_chunks(monkeypatch, 3)
+    found = with_gradients(softmax_flatness(phi, z, w, c.float()), [phi, z, w])
+    assert found[0].dtype == torch.float32 and all(t.dtype == dtype for t in found[1:])
+    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[1:], exact[1:], rtol=2e-2, atol=2e-2)
+
+
+def test_a_common_offset_is_harmless_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    phi, z, w, c = (t.detach().float() for t in case())
+    expected = softmax_flatness(phi, z, w, c)
+    in_chunks(monkeypatch, 3)
+    torch.testing.assert_close(softmax_flatness(phi, z, w + 100 * torch.randn(M), c), expected, rtol=1e-2, atol=0)
+
+
+def test_memory_is_bounded_by_the_chunk() -> None:
+    """Beyond the gradient of the logits and of W, little more than three chunks."""
+    rows, classes, width = 600, 40_000, 4
+    phi, z = torch.randn(rows, width, requires_grad=True), torch.randn(rows, classes, requires_grad=True)
+    w = torch.randn(classes, width, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        softmax_flatness(phi, z, w, torch.rand(rows)).backward()
+    total = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    assert peak < 4 * (z.numel() + 3.2 * softmax_head.CHUNK_ELEMENTS)
