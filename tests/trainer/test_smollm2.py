@@ -49,7 +49,7 @@ def model(pretrained: tuple[nn.Module, Any]) -> nn.Module:
 @pytest.fixture
 def data(pretrained: tuple[nn.Module, Any]) -> list[dict[str, list[int]]]:
     """The first three tokens are a prompt, without labels."""
-    ids = [pretrained[1](text)["input_ids"][:10] for text in TEXTS]
+    ids = [pretrained[1](text)["input_ids"][:7] for text in TEXTS]
     return [{"input_ids": i, "labels": [-100] * 3 + i[3:]} for i in ids] * 4
 
 

@@ -27,7 +27,7 @@ def lambdas(path: Path, **given: Any) -> list[float]:
 def test_default_is_that_of_the_estimator(tmp_path: Path, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {name: 2.0 ** -(k + 5) for k, name in enumerate(DEFAULT_LAMBDA)}
     monkeypatch.setattr("hf_fam.trainer.DEFAULT_LAMBDA", values)
-    layer = "head" if estimator in ("closed_form", "dense") else "representation"
+    layer = "head" if estimator in ("closed_form", "row_probes", "dense") else "representation"
     found = lambdas(tmp_path, fam_estimator=estimator, fam_layer=layer, max_steps=2)
     assert found == [values[estimator]] * 2
 
