@@ -9,7 +9,6 @@ twice, so it works in compiled models and in loops whose loss cannot be reached.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -54,10 +54,11 @@ class RelativeFlatness:
         model: the model that is trained.
         layer: ``"auto"`` (the head), ``"head"``, ``"representation"``, a dotted module name, or the module.
         estimator: ``"closed_form"`` (heads under softmax cross-entropy, sigmoid, squared error ...: exact),
-            ``"row_probes"`` (the same from a random sketch of the weight, for large vocabularies), ``"hessian"`` (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative
-            probes), ``"perturbation"`` (the loss itself under random feature perturbations, first order only),
-            ``"dense"`` (the full Hessian of a small layer), or ``"auto"``: for the head the closed form, above
-            4096 classes row probes; elsewhere Gauss-Newton probes.
+            ``"row_probes"`` (the same from a random sketch of the weight, for large vocabularies), ``"hessian"``
+            (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative probes),
+            ``"perturbation"`` (the loss itself under random feature perturbations, first order only), ``"dense"`` (the
+            full Hessian of a small layer), or ``"auto"``: for the head the closed form, above 4096 classes row probes;
+            elsewhere Gauss-Newton probes.
         probes: how many random probes are averaged; None for 16 row probes, or 1 probe of a tail. Closed form,
             perturbation and dense use none.
         generator: where the seeds of the probes come from; by default they are numbered, so that the random state of
@@ -228,6 +229,8 @@ class RelativeFlatness:
                 layer.perturb = None
         if self._norms is not None:
             self._norms.detach()
+        if self._injection is not None:
+            self._injection.forget()
         self._captures = self._head_captures = self._reference = None
 
     def _estimated(self, batch: Batch, looking: bool) -> Tensor:
@@ -252,7 +255,8 @@ class RelativeFlatness:
                 f'instead (estimator="{HESSIAN}" says so from the start).',
                 stacklevel=3,
             )
-            self.estimator, self._estimate = HESSIAN, HessianProbes(TAIL_PROBES if self.estimator == ROW_PROBES else self.probes)
+            self.probes = TAIL_PROBES if self.estimator == ROW_PROBES else self.probes
+            self.estimator, self._estimate = HESSIAN, HessianProbes(self.probes)
             return self._estimated(batch, looking)
         except SecondDerivativeError as error:
             raise SecondDerivativeError(self._explain(error)) from error

@@ -133,7 +133,8 @@ class FAMArguments:
         if self.fam_token_fraction != 1 and self.fam_estimator not in (AUTO, *HEAD_ESTIMATORS):
             raise ValueError(
                 f"fam_token_fraction={self.fam_token_fraction!r} is for the layer into the logits "
-                f'(fam_estimator={", ".join(map(repr, HEAD_ESTIMATORS))}), not for "{self.fam_estimator}": leave it at 1.'
+                f'(fam_estimator={", ".join(map(repr, HEAD_ESTIMATORS))}), not for "{self.fam_estimator}": '
+                "leave it at 1."
             )
         if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
             raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")

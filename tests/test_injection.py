@@ -221,9 +221,11 @@ def test_a_loss_whose_graph_proves_nothing_gets_the_term_in_the_loss(kind: str) 
     for _ in range(2):
         with flatness.capture(STRENGTH):
             loss = loss_of(model(inputs))
-        with pytest.warns(UserWarning, match="Hessian probes") if flatness.estimator == "closed_form" and (
-            kind == "focal"
-        ) else contextlib.nullcontext():
+        with (
+            pytest.warns(UserWarning, match="Hessian probes")
+            if flatness.estimator == "closed_form" and (kind == "focal")
+            else contextlib.nullcontext()
+        ):
             kappa = flatness(loss)
         assert kappa.requires_grad
         (loss + 0.0 * kappa).backward()
@@ -302,3 +304,26 @@ def test_fully_compiled_with_random_forms(options: dict[str, float]) -> None:
     found = torch.tensor(kappas)
     assert found.std() > 0
     assert abs(found.mean() - true) < 5 * found.std() / len(kappas) ** 0.5
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("estimator", ["closed_form", "row_probes"])
+def test_the_weights_gradient_is_written_into_the_one_of_the_loss(estimator: str) -> None:
+    """No second buffer of the size of W; and no hook is left on W, with or without a backward pass."""
+    model = nn.Linear(3, 4).double()
+    flatness = RelativeFlatness(model, estimator=estimator)
+    inputs, y, given = torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,)), []
+    handle = model.weight.register_hook(lambda g: given.append(g.data_ptr()))  # before ours
+    for _ in range(2):
+        with flatness.capture(STRENGTH):
+            loss = F.cross_entropy(model(inputs), y)
+        flatness(loss)
+    loss.backward()
+    assert given == [model.weight.grad.data_ptr()]
+    handle.remove()
+    assert not model.weight._backward_hooks
+    with flatness.capture(STRENGTH):
+        F.cross_entropy(model(inputs), y)
+    assert model.weight._backward_hooks
+    flatness.detach()
+    assert not model.weight._backward_hooks

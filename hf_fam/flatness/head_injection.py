@@ -1,12 +1,14 @@
-"""The head's term in the backward pass: an identity on the logits that adds the gradient of ``lambda * kappa``.
+"""The head's term in the backward pass: an identity on the logits that adds the gradient of lambda kappa.
 
-Its backward receives g = dL/dz with every scale of the loss inside. With hard labels ``g = c (p - onehot)``, so both the
-item weights and the probabilities are read off g: the logits need not be kept, the loss is not differentiated another
-time, and by then its own backward has let go of its temporaries.
+Its backward receives g = dL/dz with every scale of the loss inside. With hard labels ``g = c (p - onehot)``, so both
+the item weights and the probabilities are read off g: the logits need not be kept, the loss is not differentiated
+another time, and by then its own backward has let go of its temporaries. The gradient of W is added to the one that W
+gets from the loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from .batch import Batch, Seeds
 from .curvature import wide
 from .head_sampling import HeadSampling, thin
-from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take
+from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
 
 # A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
 LARGEST_RATIO = 1e30
@@ -37,7 +39,14 @@ class HeadInjection:
 
     def begin(self, strength: float, seeds: Seeds) -> None:
         """Set strength and seeds of the next forward pass."""
-        self._strength, self._seeds, self._current = strength, seeds, []
+        self.forget()
+        self._strength, self._seeds = strength, seeds
+
+    def forget(self) -> None:
+        """Let go of the last forward pass, for which no backward pass will come."""
+        for injected in self._current:
+            injected.remove_hook()
+        self._current = []
 
     def inject(self, features: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
         """The logits, with the term behind them."""
@@ -46,6 +55,8 @@ class HeadInjection:
         signs, keys = self.sampling.draw(logits[..., 0].numel(), m, device, self._seeds)
         injected = Injected(strength)
         self._current.append(injected)
+        if weight.is_leaf and weight.requires_grad:
+            injected.weight_hook = weight.register_hook(injected.add_to_weight_gradient)
         fraction = self.sampling.token_fraction
         return InjectFlatness.apply(
             logits, features, weight, strength, signs, keys, fraction, self.weights_only, injected
@@ -76,7 +87,7 @@ class HeadInjection:
         """Leave the backward pass of the last forward pass as it is without us."""
         for injected in self._current:
             injected.cancelled = True
-        self._current = []
+        self.forget()
 
 
 class Injected:
@@ -92,13 +103,32 @@ class Injected:
         self.strength = strength
         self.cancelled = False
         self.ratio: Tensor | None = None
+        self.weight_hook: torch.utils.hooks.RemovableHandle | None = None
+        self.weight_term: Callable[[Tensor], None] | None = None
+
+    def add_to_weight_gradient(self, gradient: Tensor) -> Tensor | None:
+        """Add the term to the gradient that W got from the loss, which saves a second buffer of the size of W."""
+        term, self.weight_term = self.weight_term, None
+        if term is None:
+            return None
+        self.remove_hook()
+        gradient = gradient.clone() if 0 in gradient.stride() else gradient  # expanded from fewer numbers
+        term(gradient)
+        return gradient
+
+    def remove_hook(self) -> None:
+        """Leave W as it was."""
+        if self.weight_hook is not None:
+            self.weight_hook.remove()
+            self.weight_hook = None
 
 
 class InjectFlatness(torch.autograd.Function):
     """The identity on logits; its backward adds the gradient of lambda kappa.
 
     Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength (a scalar leaf whose
-    gradient becomes kappa), signs and keys (see `HeadSampling`), token_fraction, weights_only, and an `Injected` or None.
+    gradient becomes kappa), signs and keys (see `HeadSampling`), token_fraction, weights_only, and an `Injected` or
+    None.
     """
 
     @staticmethod
@@ -114,6 +144,7 @@ class InjectFlatness(torch.autograd.Function):
         weights_only: bool,
         injected: Injected | None,
     ) -> Tensor:
+        """The logits as they are; keeps two numbers a row."""
         top, rest = confidence(logits.flatten(0, -2))
         ctx.save_for_backward(features, weight, strength, signs, keys, top, rest)
         ctx.fraction, ctx.weights_only, ctx.injected = fraction, weights_only, injected
@@ -122,6 +153,7 @@ class InjectFlatness(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the loss, with those of the term."""
         if ctx.injected is not None and ctx.injected.cancelled:
             return (gradient, *[None] * 8)
         with torch.autocast(gradient.device.type, enabled=False):
@@ -138,21 +170,27 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     vectors = ClassVectors.of(weight, signs, dtype)
     of_z = g if ctx.weights_only else g.clone()
     of_phi = torch.zeros_like(phi) if to_phi else None
-    of_w = WeightGradient(vectors) if to_w else None
+    later = ctx.injected is not None and ctx.injected.weight_hook is not None  # when W has its gradient from the loss
+    at_once = to_w and not (later and signs is None)
+    of_w = WeightGradient(vectors.rows, vectors.centre, strength) if at_once else None
+    means: list[Tensor] = []
+    amounts = drawn * phi.to(dtype).square().sum(-1)
     kappa = squares = rest.new_zeros(())
     some = None if torch.compiler.is_compiling() else drawn.nonzero().squeeze(1)
     for rows in chunks_of(some, *g.shape):
-        c_rows, phi_rows = take(drawn, rows), take(phi, rows).to(dtype)
         p = probabilities(take(g, rows), take(c, rows), take(label, rows))
         mean = vectors.mean(p)
         variance = vectors.variance(p, mean)
-        amount = c_rows * phi_rows.square().sum(-1)
+        amount = take(amounts, rows)
         kappa = kappa + amount @ variance
         if of_phi is not None:
-            of_phi[rows] = ((2 * strength * c_rows * variance).unsqueeze(-1) * phi_rows).to(phi.dtype)
+            scale = 2 * strength * take(drawn, rows) * variance
+            of_phi[rows] = (scale.unsqueeze(-1) * take(phi, rows)).to(phi.dtype)
         added, weighted = of_logits(p, amount, vectors, mean)
         if of_w is not None:
             of_w.add(weighted, mean)
+        else:
+            means.append(mean)
         if not ctx.weights_only:
             squares = squares + torch.linalg.vector_norm(added).square()
             of_z[rows] += added.mul_(strength).to(of_z.dtype)
@@ -160,10 +198,28 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.injected is not None and ctx.injected.ratio is not None:
         norm = torch.linalg.vector_norm(g, dtype=dtype).clamp_min(torch.finfo(torch.float32).tiny)
         ctx.injected.ratio.copy_((squares.sqrt() / norm).clamp_max(LARGEST_RATIO))
+    found = None if of_w is None else of_w.finish()
+    if later and to_w:
+        centre = vectors.centre
+
+        def add_to(total: Tensor) -> None:
+            if found is not None and signs is not None:
+                through_sketch(found, signs, total)
+                return
+            term = WeightGradient(weight.detach(), centre, strength, total)
+            for rows, mean in zip(chunks_of(some, *g.shape), means, strict=True):
+                p = probabilities(take(g, rows), take(c, rows), take(label, rows))
+                term.add(p.mul_(take(amounts, rows).unsqueeze(-1)), mean)
+            term.finish()
+
+        ctx.injected.weight_term = add_to
+        of_weight = None
+    else:
+        of_weight = found if found is None or signs is None else through_sketch(found, signs)
     return (
         of_z.view_as(gradient),
         None if of_phi is None else of_phi.view_as(features),
-        None if of_w is None else of_w.result(signs).mul_(strength).to(weight.dtype),
+        None if of_weight is None else of_weight.to(weight.dtype),
         kappa.to(strength.dtype),
     )
 

@@ -34,7 +34,9 @@ class HeadSampling:
         """A random number for every row, by which rows are chosen; None where all are."""
         return None if self.token_fraction == 1 else torch.rand(rows, generator=generator, device=device)
 
-    def draw(self, rows: int, in_features: int, device: torch.device, seeds: Seeds) -> tuple[Tensor | None, Tensor | None]:
+    def draw(
+        self, rows: int, in_features: int, device: torch.device, seeds: Seeds
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Signs that all processes and micro-batches of a step share, and keys of this one's own."""
         return (
             self.signs(in_features, device, seeds.generator(seeds.shared, 0, device)),

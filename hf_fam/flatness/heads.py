@@ -17,7 +17,7 @@ Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor

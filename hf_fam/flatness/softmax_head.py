@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .curvature import wide
 
-# Entries of one temporary of chunk x V; there are two or three of them at a time (32 MB each in float32). Smaller chunks
-# spend their time on reading and writing the gradient of W, (V, m), once a chunk.
+# Entries of one temporary of chunk x V; there are two or three of them at a time (32 MB each in float32). Smaller
+# chunks spend their time on reading and writing the gradient of W, (V, m), once a chunk.
 CHUNK_ELEMENTS = 2**23
 
 # Below this many logits the derivatives are taken all at once: a small head is all overhead.
@@ -166,23 +166,46 @@ class ClassVectors:
 
 
 class WeightGradient:
-    """``dkappa/dW``, summed over chunks in one buffer."""
+    """A multiple of dkappa/dW, summed over chunks: in a buffer of its own, or added to a gradient that is there.
 
-    def __init__(self, vectors: ClassVectors) -> None:
-        self._vectors = vectors
-        self._total = torch.zeros_like(vectors.rows)
-        self._mass = torch.zeros_like(vectors.squares)
+    ``2 sum_i a_i p_ik (w_k - mean_i)``; of the sketch where the rows are its.
+
+    Args:
+        rows: w_k, shape ``(C, m)``.
+        centre: mu, shape ``(m,)``.
+        factor: a scalar.
+        into: the gradient to add to, shape ``(C, m)``; None for a new one.
+    """
+
+    def __init__(self, rows: Tensor, centre: Tensor, factor: Tensor, into: Tensor | None = None) -> None:
+        self._rows, self._centre, self._factor = rows, centre, 2 * factor
+        self._total = torch.zeros_like(rows) if into is None else into
+        self._mass = torch.zeros(rows.shape[0], dtype=centre.dtype, device=rows.device)
 
     def add(self, weighted: Tensor, mean: Tensor) -> None:
         """One chunk: ``a_i p_ik``, shape ``(n, C)``, and the centred means, shape ``(n, m)``."""
+        dtype = self._total.dtype
         self._mass += weighted.sum(0)
-        self._total.addmm_(weighted.T, mean, alpha=-2)
+        self._total.addmm_(weighted.T.to(dtype), (-self._factor * mean).to(dtype))
 
-    def result(self, signs: Tensor | None) -> Tensor:
-        """``2 sum_i a_i p_ik (w_k - mean_i)``, shape ``(C, m)``."""
-        total = self._total.addcmul_(self._mass.unsqueeze(-1), self._vectors.rows, value=2)
-        total.addr_(self._mass, self._vectors.centre, alpha=-2)
-        return total if signs is None else total.div_(math.sqrt(signs.shape[1])) @ signs.T.to(total.dtype)
+    def finish(self) -> Tensor:
+        """The sum, when every chunk was added."""
+        mass, dtype = self._factor * self._mass, self._total.dtype
+        self._total.addcmul_(mass.to(dtype).unsqueeze(-1), self._rows.to(dtype))
+        return self._total.addr_(mass.to(dtype), self._centre.to(dtype), alpha=-1)
+
+
+def through_sketch(of_sketch: Tensor, signs: Tensor, into: Tensor | None = None) -> Tensor:
+    """The derivative by W from that by its sketch: ``of_sketch R^T / sqrt(P)``.
+
+    Args:
+        of_sketch: shape ``(C, P)``.
+        signs: R, shape ``(m, P)``.
+        into: the gradient to add to, shape ``(C, m)``; None for a new one.
+    """
+    dtype = of_sketch.dtype if into is None else into.dtype
+    scaled, back = (of_sketch / math.sqrt(signs.shape[1])).to(dtype), signs.T.to(dtype)
+    return scaled @ back if into is None else into.addmm_(scaled, back)
 
 
 def of_logits(p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +245,7 @@ class _ChunkedFlatness(torch.autograd.Function):
         to_phi, to_z, to_w, *_ = ctx.needs_input_grad
         of_phi = torch.zeros_like(phi) if to_phi else None
         of_z = torch.zeros_like(z) if to_z else None
-        of_w = WeightGradient(vectors) if to_w else None
+        of_w = WeightGradient(vectors.rows, vectors.centre, torch.ones_like(gradient)) if to_w else None
         c = gradient * c
         for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
             p, c_, phi_ = take(z, rows).softmax(-1, phi.dtype), take(c, rows), take(phi, rows)
@@ -235,7 +258,10 @@ class _ChunkedFlatness(torch.autograd.Function):
             if of_w is not None:
                 of_w.add(weighted, mean)
             del p, part, weighted  # before the next chunk needs the room
-        return of_phi, of_z, None if of_w is None else of_w.result(signs).to(w.dtype), None, None
+        total = None if of_w is None else of_w.finish()
+        if total is not None:
+            total = (total if signs is None else through_sketch(total, signs)).to(w.dtype)
+        return of_phi, of_z, total, None, None
 
 
 def chunks_of(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:

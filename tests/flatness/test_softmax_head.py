@@ -84,7 +84,7 @@ def test_row_probes_are_unbiased(chunked: bool, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 0.99])
 def test_token_sampling_is_unbiased(fraction: float) -> None:
-    """Over all orders of the rows, the thinned weights average to the given ones; rows without a weight are not drawn."""
+    """Over all orders of the rows, the thinned weights average to the given ones."""
     c = torch.tensor([0.0, 1.0, 0.0, 2.0, 4.0])
     orders = list(itertools.permutations(range(5)))
     thinned = torch.stack([thin(c, torch.tensor(order) / 5, fraction) for order in orders])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from support.tiny import fam_trainer, largest_difference, logged, texts, tiny_llama, weights
@@ -31,7 +30,9 @@ def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Any = No
     return total / ((labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def trained(path: Path, cut: tuple[int, int] = (4, 2), tied: bool = True, **given: Any) -> tuple[dict[str, Tensor], Any]:
+def trained(
+    path: Path, cut: tuple[int, int] = (4, 2), tied: bool = True, **given: Any
+) -> tuple[dict[str, Tensor], Any]:
     sizes = {"per_device_train_batch_size": cut[0], "gradient_accumulation_steps": cut[1]}
     settings = {"fam_lambda": 20.0, "max_grad_norm": 0, "max_steps": 4, "fam_estimator": "closed_form", **sizes}
     trainer = fam_trainer(path, llama(tied), train_dataset=texts(), **{**settings, **given})
