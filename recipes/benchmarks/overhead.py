@@ -9,35 +9,27 @@ the callbacks. What FAM does only now and then is in the 100 pairs as often as i
 log in every 10th, the loss recognised (or the coupling of rows looked for) once. Medians do not show it, the ratio of
 the totals does.
 
-Memory: fresh processes for each contender and for plain training, the first steps of a training, where what FAM does
-only now and then is included. Two numbers, both above what was there once the model was built (so gradients, optimizer
-state and activations): the peak of the resident set over 12 steps, and the peak of torch's own allocations over 3 steps
-by its profiler, which is exact. For the former, glibc gives freed blocks back to the system at once
-(MALLOC_MMAP_THRESHOLD_); as it comes, it keeps a third more than torch ever asked for, give or take a tenth.
+Memory: fresh processes for each contender and for plain training, the first steps of a training (12 for the resident
+set, 3 for torch's allocations), where what FAM does only now and then is included; see cost/memory.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import gc
 import json
-import os
-import platform
 import re
-import resource
-import subprocess
 import sys
-import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cost.memory import in_fresh_process, measure_peaks
+from cost.report import circumstances, markdown
+from cost.steps import Steps
+from cost.timing import compare, interleaved
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -45,12 +37,8 @@ from transformers import (
     BertForSequenceClassification,
     ResNetConfig,
     ResNetForImageClassification,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
-
-from hf_fam import FAMTrainer, FAMTrainingArguments
 
 CLASSES = 77
 COLUMNS = [
@@ -172,61 +160,9 @@ def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]
     ]
 
 
-class Steps:
-    """The inner loop of ``Trainer.train``, one call a step.
-
-    Args:
-        row: what to train with.
-        quick: tiny sizes.
-    """
-
-    def __init__(self, row: Contender, quick: bool) -> None:
-        self.model = make_model(row, quick)
-        fam = row.method not in ("plain", "sam")
-        self._folder = tempfile.TemporaryDirectory()
-        arguments = {
-            "output_dir": self._folder.name,
-            "learning_rate": 1e-5,
-            "max_steps": 1_000_000,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        if fam:
-            arguments |= {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4}
-        args = (FAMTrainingArguments if fam else TrainingArguments)(**arguments)
-        self.trainer = (FAMTrainer if fam else Trainer)(model=self.model, args=args)
-        self._sam = row.method == "sam"
-        if self._sam:
-            from pytorch_optimizer import SAM
-
-            optimizer = SAM(self.model.parameters(), torch.optim.AdamW, rho=0.05, lr=args.learning_rate)
-            self.trainer.optimizer = optimizer
-        self.trainer.create_optimizer_and_scheduler(args.max_steps)
-        self.trainer.state.max_steps = args.max_steps
-        if not self._sam:  # accelerate passes a closure on, but SAM keeps its state elsewhere
-            self.trainer.optimizer = self.trainer.accelerator.prepare(self.trainer.optimizer)
-
-    def __call__(self, batch: dict[str, Tensor]) -> None:
-        trainer = self.trainer
-        args, state, control = trainer.args, trainer.state, trainer.control
-        trainer.current_gradient_accumulation_steps = 1
-        (batch,), num_items = trainer.get_batch_samples(iter([batch]), 1, args.device)
-        trainer.callback_handler.on_step_begin(args, state, control)
-        self._gradients(batch, num_items)
-        if self._sam:
-            trainer.optimizer.step(lambda: self._gradients(batch, num_items))
-        else:
-            trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        self.model.zero_grad()
-        state.global_step += 1
-        trainer.callback_handler.on_step_end(args, state, control)
-
-    def _gradients(self, batch: dict[str, Tensor], num_items: Any) -> None:
-        self.model.zero_grad()
-        self.trainer.training_step(self.model, batch, num_items)
-        self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
+def make_steps(row: Contender, quick: bool) -> Steps:
+    fam = {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4}
+    return Steps(make_model(row, quick), None if row.method in ("plain", "sam") else fam, sam=row.method == "sam")
 
 
 class TailAlone:
@@ -283,36 +219,11 @@ class TailAlone:
 
 def measure_time(row: Contender, pairs: int, warmup: int, quick: bool) -> dict[str, Any]:
     """Interleaved steps of plain training and the contender; see the top of this file."""
-    plain, other = Steps(row.plain, quick), Steps(row, quick)
-    timed: list[Callable[..., None]] = [plain, other]
+    plain, other = make_steps(row.plain, quick), make_steps(row, quick)
     tail = TailAlone(plain.model, row.layer) if row.blocks_above else None
-    if tail:
-        timed += [tail.plain, tail.twice]
-    rounds = []
-    batches = make_batches(row.model, 8, quick)
-    gc.collect()
-    for k in range(warmup + pairs):
-        batch = batches[k % len(batches)]
-        if tail:
-            tail.see(batch)
-        seconds = {}
-        for step in timed if k % 2 else reversed(timed):
-            start = time.perf_counter()
-            step(batch)
-            seconds[step] = time.perf_counter() - start
-        rounds.append([seconds[step] for step in timed])
-    times = torch.tensor(rounds[warmup:], dtype=torch.float64).T
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    q25, median, q75 = (times[1] / times[0]).quantile(quartiles).tolist()
-    result = {
-        "pairs": pairs,
-        "plain_ms": times[0].median().item() * 1e3,
-        "extra_ms": (times[1] - times[0]).median().item() * 1e3,
-        "time_ratio": median,
-        "time_q25": q25,
-        "time_q75": q75,
-        "total_ratio": (times[1].sum() / times[0].sum()).item(),
-    }
+    timed = [plain, other, *([tail.plain, tail.twice] if tail else [])]
+    times = interleaved(timed, make_batches(row.model, 8, quick), pairs, warmup, tail.see if tail else None)
+    result = compare(times)
     if tail:
         result["tail_ratio"] = (times[1] / (times[0] + times[3] - times[2])).median().item()
     return result
@@ -320,69 +231,13 @@ def measure_time(row: Contender, pairs: int, warmup: int, quick: bool) -> dict[s
 
 def measure_memory(row: Contender, quick: bool) -> dict[str, float]:
     """Peaks of this process above what it held when the model was built, in MB; call it in a fresh process."""
-    batches = make_batches(row.model, 12, quick)
-
-    def train(steps: Steps, count: int) -> None:
-        for batch in batches[:count]:
-            steps(batch)
-
-    steps = Steps(row, quick)
-    before = peak_resident()
-    train(steps, 12)
-    resident = peak_resident() - before
-    steps = Steps(row, quick)
-    return {"rss_mb": resident / 2**20, "torch_mb": peak_allocation(lambda: train(steps, 3)) / 2**20}
-
-
-def peak_resident() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would also count the parent's, before exec
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def peak_allocation(function: Callable[[], None]) -> int:
-    """Largest sum of torch's allocations while ``function`` runs, in bytes, counted from what is held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
+    return measure_peaks(lambda: make_steps(row, quick), make_batches(row.model, 12, quick), profiled=3)
 
 
 def memory_in_fresh_process(row: Contender, options: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory-of", row.name, "--threads", str(torch.get_num_threads())]
-    command += ["--quick"] if options.quick else []
-    answers = []
-    for _ in range(options.memory_repeats):
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        answers.append(json.loads(done.stdout.splitlines()[-1]))
+    arguments = ["--memory-of", row.name, *(["--quick"] if options.quick else [])]
+    answers = [in_fresh_process(__file__, arguments) for _ in range(options.memory_repeats)]
     return {key: sorted(a[key] for a in answers)[len(answers) // 2] for key in answers[0]}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-
-    def cell(value: Any) -> str:
-        return "" if value is None else f"{value:.3f}" if isinstance(value, float) and value < 20 else f"{value:.0f}"
-
-    lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
-    for row in rows:
-        cells = [row.get(c) for c in COLUMNS]
-        lines.append(" | ".join(c if isinstance(c, str) else cell(c) for c in cells))
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-def circumstances() -> str:
-    import transformers
-
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return f"{versions}; {torch.get_num_threads()} threads on {os.cpu_count()} cores ({platform.machine()}), float32"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -430,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
             result |= own | {key.replace("_mb", "_ratio"): own[key] / plain[key] for key in own}
         result |= measure_time(row, options.pairs, options.warmup, options.quick)
         results.append(result)
-    text = table(results)
+    text = markdown(results, COLUMNS)
     print(text)
     print(circumstances())
     if options.output:
