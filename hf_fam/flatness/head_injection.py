@@ -186,7 +186,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if of_phi is not None:
             scale = 2 * strength * take(drawn, rows) * variance
             of_phi[rows] = (scale.unsqueeze(-1) * take(phi, rows)).to(phi.dtype)
-        added, weighted = of_logits(p, amount, vectors, mean)
+        added, weighted = of_logits(p, amount, vectors, mean, variance)
         if of_w is not None:
             of_w.add(weighted, mean)
         else:

@@ -162,7 +162,8 @@ class ClassVectors:
 
     def variance(self, p: Tensor, mean: Tensor) -> Tensor:
         """``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
-        return p @ self.squares - mean.square().sum(-1)
+        # Not a product: over 100,000 classes its plain sum loses the many small probabilities.
+        return (p * self.squares).sum(-1) - mean.square().sum(-1)
 
 
 class WeightGradient:
@@ -208,7 +209,9 @@ def through_sketch(of_sketch: Tensor, signs: Tensor, into: Tensor | None = None)
     return scaled @ back if into is None else into.addmm_(scaled, back)
 
 
-def of_logits(p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor) -> tuple[Tensor, Tensor]:
+def of_logits(
+    p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
     """``a_i p_ik (v_ik - sum_j p_ij v_ij)`` and ``a_i p_ik``, shapes ``(n, C)``; p is overwritten.
 
     Args:
@@ -216,9 +219,10 @@ def of_logits(p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor) ->
         amount: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
         vectors: of the classes.
         mean: their centred mean under p, shape ``(n, m)``.
+        variance: theirs under p, shape ``(n,)``.
     """
     v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant a row
-    p_v = torch.bmm(p.unsqueeze(1), v.unsqueeze(2)).squeeze(2)
+    p_v = (variance - (mean * (mean + 2 * vectors.centre)).sum(-1)).unsqueeze(-1)
     weighted = p.mul_(amount.unsqueeze(-1))
     return v.sub_(p_v).mul_(weighted), weighted
 
@@ -250,9 +254,10 @@ class _ChunkedFlatness(torch.autograd.Function):
         for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
             p, c_, phi_ = take(z, rows).softmax(-1, phi.dtype), take(c, rows), take(phi, rows)
             mean = vectors.mean(p)
+            variance = vectors.variance(p, mean)
             if of_phi is not None:
-                of_phi[rows] = (2 * c_ * vectors.variance(p, mean)).unsqueeze(-1) * phi_
-            part, weighted = of_logits(p, c_ * phi_.square().sum(-1), vectors, mean)
+                of_phi[rows] = (2 * c_ * variance).unsqueeze(-1) * phi_
+            part, weighted = of_logits(p, c_ * phi_.square().sum(-1), vectors, mean, variance)
             if of_z is not None:
                 of_z[rows] = part.to(z.dtype)
             if of_w is not None:

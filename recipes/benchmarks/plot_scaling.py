@@ -1,6 +1,6 @@
 """Curves of what scaling.py measured: one picture an axis, time above, memory below.
 
-    python recipes/benchmarks/plot_scaling.py out/scaling
+python recipes/benchmarks/plot_scaling.py out/scaling
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Cost of the head's term on paper, for models that were not run here.
+
+    python recipes/benchmarks/extrapolate.py        # prints the table of docs/cost.md
+
+Per step of N labelled tokens, with n parameters in products (the head's V m among them, embeddings not), in FLOPs:
+
+    plain        6 N n                          forward 2, backward 4 (attention's scores left out: they only help us)
+    exact        6 N V m                        p W, means W^T, and the gradient of W
+    a fraction   6 f N V m
+    row probes   4 V m P + 6 N V P              the sketch and the way back, and the same three products of width P
+
+Memory beyond plain training's, in bytes at the time when the loss's own temporaries (two of 4 N V) are gone again:
+
+    b N V  (the sum of both gradients of the logits)  +  3 x 4 x 2^23 (chunks)  +  4 V m if W is not in float32 (a copy)
+    row probes: the copy is 4 x 3 V P instead
+
+FLOPs say nothing about passes over memory; measured times are scaling.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHUNKS = 3 * 4 * 2**23
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A language model: parameters in products, vocabulary V, width m, and bytes of a weight."""
+
+    name: str
+    parameters: float
+    vocabulary: int
+    width: int
+    bytes: int = 2
+
+
+MODELS = (
+    Shape("SmolLM2-135M (49k x 576)", 134.5e6, 49_152, 576, 4),
+    Shape("8B, 128k x 4,096", 7.5e9, 128_256, 4_096),
+    Shape("70B, 128k x 8,192", 69.5e9, 128_256, 8_192),
+)
+
+
+def flops_ratio(shape: Shape, tokens: int, fraction: float = 1.0, probes: int = 0) -> float:
+    """FLOPs of a step with the term over those without.
+
+    Examples:
+        >>> eight = MODELS[1]
+        >>> [round(flops_ratio(eight, 4096, **how), 4) for how in ({}, {"fraction": 0.25}, {"probes": 16})]
+        [1.07, 1.0175, 1.0005]
+    """
+    plain = 6 * tokens * shape.parameters
+    head = shape.vocabulary * shape.width
+    if probes:
+        extra = 4 * head * probes + 6 * fraction * tokens * shape.vocabulary * probes
+    else:
+        extra = 6 * fraction * tokens * head
+    return 1 + extra / plain
+
+
+def extra_bytes(shape: Shape, tokens: int, probes: int = 0) -> float:
+    """Temporaries of the term; the loss's own ones, which are gone by then, take ``8 N V``.
+
+    Examples:
+        >>> eight = MODELS[1]
+        >>> (
+        ...     [round(extra_bytes(eight, 4096, probes) / 2**30, 2) for probes in (0, 16)],
+        ...     round(8 * 4096 * 128_256 / 2**30, 2),
+        ... )
+        ([3.03, 1.1], 3.91)
+    """
+    if probes:
+        copy = 12 * shape.vocabulary * probes
+    else:
+        copy = 0 if shape.bytes == 4 else 4 * shape.vocabulary * shape.width
+    return shape.bytes * tokens * shape.vocabulary + CHUNKS + copy
+
+
+def table(tokens: int = 4096) -> str:
+    """Markdown.
+
+    Examples:
+        >>> print(table().splitlines()[0])
+        | model, 4096 tokens a step | exact | a quarter of the tokens | 16 row probes | temporaries, exact / row probes | loss's own |
+    """
+    lines = [
+        f"| model, {tokens} tokens a step | exact | a quarter of the tokens | 16 row probes | "
+        "temporaries, exact / row probes | loss's own |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for shape in MODELS:
+        ways: tuple[dict[str, float], ...] = ({}, {"fraction": 0.25}, {"probes": 16})
+        ratios = " | ".join(f"{flops_ratio(shape, tokens, **way):.4f}" for way in ways)
+        gib = [x / 2**30 for x in (extra_bytes(shape, tokens), extra_bytes(shape, tokens, 16))]
+        own = 8 * tokens * shape.vocabulary / 2**30
+        lines.append(f"| {shape.name} | {ratios} | {gib[0]:.2f} / {gib[1]:.2f} GiB | {own:.2f} GiB |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

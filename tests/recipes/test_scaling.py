@@ -1,0 +1,57 @@
+"""The scripts behind docs/cost.md run, resume, and compute what the page says."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "recipes" / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    sys.path.insert(0, str(FOLDER))  # as for a script
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_axis_is_measured_once_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    scaling = load("scaling")
+    given = ["--quick", "--no-memory", "--axes", "^(batch|depth|probes|head)$", "--output", str(tmp_path)]
+    scaling.main(given)
+    path = tmp_path / "scaling.csv"
+    before = path.read_bytes()
+    scaling.main(given)
+    assert path.read_bytes() == before, "what is measured is not measured again"
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == scaling.COLUMNS
+    assert {r["axis"] for r in rows} == {"batch", "depth", "probes", "head"}
+    assert {r["method"] for r in rows if r["axis"] == "batch"} == {
+        "closed_form", "row_probes", "closed_form, 0.25 of the tokens",
+    }  # fmt: skip
+    assert all(float(r["time_ratio"]) > 0 for r in rows)
+    assert {p.name for p in load("plot_scaling").main(tmp_path)} >= {"batch.png", "depth.png", "head.png"}
+
+
+def test_memory_of_a_point() -> None:
+    scaling = load("scaling")
+    point = next(p for p in scaling.points(True, None) if p.axis == "head")
+    found = scaling.measure_memory(point, "closed_form", scaling.parse(["--quick"]))
+    assert found["torch_mb"] > 0
+
+
+def test_the_extrapolation_of_the_documentation() -> None:
+    extrapolate = load("extrapolate")
+    assert doctest.testmod(extrapolate, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+    assert extrapolate.table() in (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
