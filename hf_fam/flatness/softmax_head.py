@@ -11,7 +11,7 @@ Exact, this costs three products of the head's size. A large vocabulary has two 
   ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
 - *token sampling*: a random part of the rows whose item weight is not 0, scaled up.
 
-Only ``CHUNK_ELEMENTS`` entries of a temporary of the size of the logits exist at a time.
+Of a temporary of the size of the logits a quarter exists at a time, and never more than ``CHUNK_ELEMENTS`` entries.
 """
 
 from __future__ import annotations
@@ -270,7 +270,9 @@ class _ChunkedFlatness(torch.autograd.Function):
 
 
 def chunks_of(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:
-    """Numbers of rows, so many at a time that a chunk has at most ``CHUNK_ELEMENTS`` logits; slices where all count.
+    """Numbers of rows, a chunk at a time; slices where all count.
+
+    A chunk has at most ``CHUNK_ELEMENTS`` logits, and at most a quarter of them all unless they are few.
 
     Args:
         rows: numbers of the rows that count, or None for all.
@@ -279,10 +281,11 @@ def chunks_of(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor 
 
     Examples:
         >>> import torch
-        >>> list(chunks_of(torch.tensor([1, 3]), 4, 5)), list(chunks_of(None, 3, 2**22))
-        ([tensor([1, 3])], [slice(0, 2, None), slice(2, 3, None)])
+        >>> list(chunks_of(torch.tensor([1, 3]), 4, 5)), list(chunks_of(None, 9, 2**20))
+        ([tensor([1, 3])], [slice(0, 2, None), ..., slice(8, 9, None)])
     """
-    size = max(1, CHUNK_ELEMENTS // classes)
+    # Four chunks or more: together with the gradients of the logits they stay below what a loss takes for itself.
+    size = max(1, min(CHUNK_ELEMENTS, max(_AT_ONCE, count * classes // 4)) // classes)
     if rows is None or rows.numel() == count:
         yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
     elif rows.numel():

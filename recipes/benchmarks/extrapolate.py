@@ -70,10 +70,8 @@ def extra_bytes(shape: Shape, tokens: int, probes: int = 0) -> float:
         ... )
         ([3.03, 1.1], 3.91)
     """
-    if probes:
-        copy = 12 * shape.vocabulary * probes
-    else:
-        copy = 0 if shape.bytes == 4 else 4 * shape.vocabulary * shape.width
+    widened = 0 if shape.bytes == 4 else 4 * shape.vocabulary * shape.width
+    copy = 12 * shape.vocabulary * probes if probes else widened
     return shape.bytes * tokens * shape.vocabulary + CHUNKS + copy
 
 
@@ -82,7 +80,7 @@ def table(tokens: int = 4096) -> str:
 
     Examples:
         >>> print(table().splitlines()[0])
-        | model, 4096 tokens a step | exact | a quarter of the tokens | 16 row probes | temporaries, exact / row probes | loss's own |
+        | model, 4096 tokens a step | exact | ... | loss's own |
     """
     lines = [
         f"| model, {tokens} tokens a step | exact | a quarter of the tokens | 16 row probes | "

@@ -4,8 +4,8 @@
     python recipes/benchmarks/plot_scaling.py out/scaling
 
 Time and peak memory against plain training, over batch, tokens, width, vocabulary, depth of the layer, probes and
-processes; for heads alone of up to 150,000 x 4,096; and for SmolLM2-135M (recipes/benchmarks/smollm2.py saves it). Every
-measured row is appended to out/scaling/scaling.csv; interrupt it when you like, the same command carries on.
+processes; for heads alone of up to 150,000 x 4,096; and for SmolLM2-135M (recipes/benchmarks/smollm2.py saves it).
+Every measured row is appended to out/scaling/scaling.csv; interrupt it when you like, the same command carries on.
 
 Time: one step of plain training and one of each method on the same batch in turns, on one model with one optimizer; the
 ratio is taken within each round. Memory: a fresh process for every row, torch's own allocations and the resident set

@@ -70,7 +70,7 @@ def in_fresh_process(script: str, arguments: Sequence[str]) -> dict[str, float]:
     """The JSON that a script prints in its last line, with memory that is given back at once."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
     command = [sys.executable, script, *arguments, "--threads", str(torch.get_num_threads())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
