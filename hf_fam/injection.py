@@ -32,7 +32,7 @@ def attach(
 
     For softmax cross-entropy with hard labels, under any reduction, item or class weights, ignored and shifted labels.
     What the loss is cannot be proven from its gradient, so unlike `RelativeFlatness` this takes your word for it: label
-    smoothing, soft labels and focal loss would get other item weights. Attach before the model is compiled.
+    smoothing, soft labels and focal loss would get another term. Attach before the model is compiled.
 
     Args:
         model: the model that is trained.
