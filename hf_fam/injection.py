@@ -91,7 +91,9 @@ class AttachedFlatness:
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
             return output
-        return _Inject.apply(output, args[0], module.weight, self._strength)
+        linear_map = self.layer.linear_map
+        rows, features = linear_map.rows(output), linear_map.feature_rows(args[0])
+        return linear_map.outputs(_Inject.apply(rows, features, linear_map.weight, self._strength))
 
 
 class _Inject(torch.autograd.Function):

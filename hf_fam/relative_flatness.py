@@ -270,9 +270,8 @@ class RelativeFlatness:
                 f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
                 "capture(strength=0.01), with a lambda that is not negative."
             )
-        estimate, linear_map = self._estimate, self.layer.linear_map
-        estimate.begin(strength, self._next_seeds())
-        self.layer.perturb = lambda features, output: estimate.perturb(features, output, linear_map)
+        self._estimate.begin(strength, self._next_seeds())
+        self.layer.perturb = self._estimate.perturb
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None
@@ -292,13 +291,17 @@ class RelativeFlatness:
                 f"nothing at or below layer '{self.layer.name}' is trainable, so its flatness cannot be trained: "
                 "unfreeze the layer or something below it, or choose a layer further up."
             )
+        if not all(c.untouched for c in captures):
+            raise ValueError(
+                f"what layer '{self.layer.name}' gets or returns is changed in place later in the forward pass: write "
+                "that operation without its underscore (x = x + y instead of x += y)."
+            )
         first = captures[0]
         self._reference = first.features if first.features.requires_grad else first.pre_activations
         return Batch(
             loss=loss,
             features=[c.features for c in captures],
             pre_activations=[c.pre_activations for c in captures],
-            weight=self.layer.weight,
             linear_map=self.layer.linear_map,
             logits=[c.pre_activations for c in heads or []],
             seeds=self._next_seeds(),
@@ -333,7 +336,9 @@ def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     _, module = find_head(unwrap(model))
     if module is layer.module:
         return layer
-    return FeatureLayer(model, module) if isinstance(module, nn.Linear) else None
+    with contextlib.suppress(TypeError):
+        return FeatureLayer(model, module)
+    return None
 
 
 def _make_estimator(name: str, probes: int) -> Estimator:

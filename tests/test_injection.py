@@ -77,8 +77,9 @@ def test_tied_language_model_head() -> None:
     flatness.detach()
     attach(model, STRENGTH)
     model(input_ids=ids, labels=ids).loss.backward()
+    scale = float(max(g.abs().max() for g in expected))  # the model takes its loss in float32
     for found, true in zip(gradients(model), expected, strict=True):
-        torch.testing.assert_close(found, true, rtol=1e-6, atol=1e-8)  # the model takes its loss in float32
+        torch.testing.assert_close(found, true, rtol=1e-6, atol=1e-6 * scale)
 
 
 @pytest.mark.slow

@@ -50,12 +50,19 @@ class ClosedForm:
         Raises:
             NoClosedForm: none of the forms holds.
         """
-        if len(batch.pre_activations) > 1:
-            raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times in a forward pass")
-        (phi,), (z,) = batch.features, batch.pre_activations
-        if self._schedule.due() or self._form is None:
-            self._form = recognise(batch.loss, z)
-        form, only = self._form, batch.weights_only
+        looking = self._schedule.due()
+        if looking or self._form is None:
+            _refuse_coupled_groups_or_calls(batch)
+            forms = {recognise(batch.loss, z) for z in batch.pre_activations}
+            if len(forms) > 1:
+                raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
+            (self._form,) = forms
+        calls = zip(batch.features, batch.pre_activations, strict=True)
+        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, self._form) for phi, z in calls]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+        only = batch.weights_only
         if form.item_weights == "gradient":
             (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
             c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1))
@@ -64,6 +71,26 @@ class ClosedForm:
         if form.kind == "softmax":
             return softmax_flatness(phi, z, batch.weight, weights_from_product(first, z), weights_only=only)
         return elementwise_flatness(phi, batch.weight, elementwise_curvature(first, z), weights_only=only)
+
+
+def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
+    """The closed form is one sum over rows, each with features of its own."""
+    if batch.linear_map.groups > 1:
+        raise NoClosedForm("the head is a grouped convolution")
+    calls = batch.pre_activations
+    if len(calls) == 1:
+        return
+    first = gradients(batch.loss, calls)
+    for k, z in enumerate(calls):
+        moved = [torch.zeros_like(other) for other in calls]
+        generator = torch.Generator(z.device).manual_seed(0)
+        moved[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
+        answers = vector_products(first, calls, moved, create_graph=False)
+        largest = max(h.abs().max() for h in answers)
+        if any((h.abs() > 100 * torch.finfo(h.dtype).eps * largest).any() for j, h in enumerate(answers) if j != k):
+            raise NoClosedForm(
+                f"the head is called {len(calls)} times in a forward pass and the loss couples the calls"
+            )
 
 
 @dataclass(frozen=True)
