@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .exact_norms import ExactNorms, between, refuse_fused_norms
 from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
+from .flatness.coupling import calls_are_nested
 from .flatness.curvature import SecondDerivativeError, second_derivatives
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
@@ -255,6 +256,8 @@ class RelativeFlatness:
         problem = None
         if not batch.logits:
             problem = "was not called in the forward pass"
+        elif calls_are_nested(batch.logits, batch.logits):
+            problem = "is called several times, one call feeding the next"
         elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
             problem = "has further layers, or products, above it"
         if problem:
