@@ -99,6 +99,8 @@ class RelativeFlatness:
                 f'gradient="{WEIGHTS_ONLY}" is not possible with estimator="{PERTURBATION}", which perturbs the loss '
                 f'itself: use "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
+        if self.estimator == DENSE:
+            _refuse_tied_weight(unwrap(model), self.layer)
         self.probes = probes
         self._weights_only = gradient == WEIGHTS_ONLY
         self._estimate = _make_estimator(self.estimator, probes)
@@ -342,6 +344,17 @@ def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     with contextlib.suppress(TypeError):
         return FeatureLayer(model, module)
     return None
+
+
+def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
+    """The Hessian of a shared parameter is that of all its uses, and kappa is that of one layer."""
+    own = {id(p) for p in layer.module.parameters(recurse=False)}
+    for name, module in model.named_modules():
+        if module is not layer.module and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise ValueError(
+                f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
+                f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
+            )
 
 
 def _make_estimator(name: str, probes: int) -> Estimator:

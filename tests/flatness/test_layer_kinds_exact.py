@@ -207,3 +207,39 @@ def test_weights_only_of_a_grouped_convolution(estimator: str) -> None:
         if g is not None and g.any()
     ]
     assert reached == ["2.weight"]
+
+
+@pytest.mark.parametrize("kind", ["convolution 1", "convolution 2", "convolution 3", "lora", "conv1d", "quantized"])
+def test_perturbation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear tail and squared error: L + lambda u^T H u is the mean of +u and -u exactly; summed over a basis of u."""
+    convolution, strength = kind.startswith("convolution"), 0.3
+    seed = secrets.randbits(32)
+    case = convolution_case(int(kind[-1]), "tanh", seed) if convolution else kind_case(kind, seed)
+    case.model[3] = nn.Identity()  # type: ignore[index]
+    if not convolution:
+        case.model[4] = nn.Identity()  # type: ignore[index]
+    case.use_substitute()
+    logits, plain = case.run()
+    targets = torch.randn_like(logits)
+    case.loss = lambda logits: F.mse_loss(logits, targets)
+    _, plain = case.run()
+    assert case.substitute is not None
+    true = hessian_reference(plain, case.substitute, case.groups)
+
+    flatness = RelativeFlatness(case.model, case.name, "perturbation")
+    chosen: list[Any] = []
+
+    def draw(features: Sequence[Tensor], linear_map: LinearMap, *_: Any) -> list[Tensor]:
+        sign, r, a = chosen[-1]
+        return [sign * direction(phi, linear_map, r, a) for phi in features]
+
+    monkeypatch.setattr("hf_fam.flatness.perturbation.draw", draw)
+    total = torch.zeros((), dtype=torch.float64)
+    for r, a in basis(flatness.layer.linear_map, Coupling.BATCH):
+        for sign in (1, -1):
+            chosen.append((sign, r, a))
+            with flatness.capture(strength):
+                _, loss = case.run()
+            total = total + (loss - plain) / 2
+    torch.testing.assert_close(total, strength * true, rtol=1e-8, atol=1e-12)
+    assert_same_gradients(case.model, total, strength * true, rtol=1e-7)
