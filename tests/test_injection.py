@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.injection import attach
+from support.layers import kind_case
 
 STRENGTH = 0.3
 
@@ -109,3 +110,20 @@ def test_strength_can_be_changed_and_is_checked() -> None:
     assert attached.strength == pytest.approx(0.2)
     with pytest.raises(ValueError, match=r"strength=-1.0: give a finite lambda of at least 0"):
         attached.strength = -1.0
+
+
+def test_heads_of_other_kinds() -> None:
+    """A convolution, GPT-2's linear layer, and an adapter, to whose factors the injected gradient goes."""
+    for kind in ("lora", "conv1d", "dora", "lora convolution", "quantized"):
+        case = kind_case(kind, secrets.randbits(32), head=True)
+        trained = [p for p in case.model.parameters() if p.requires_grad]
+        flatness = RelativeFlatness(case.model)
+        with flatness.capture():
+            loss = case.loss(case.model(case.inputs))
+        kappa = flatness(loss)
+        expected = torch.autograd.grad(loss + STRENGTH * kappa, trained)
+        flatness.detach()
+        attached = attach(case.model, STRENGTH)
+        found = torch.autograd.grad(case.loss(case.model(case.inputs)), [*trained, attached._strength])
+        torch.testing.assert_close(found[:-1], expected, rtol=1e-9, atol=1e-12)
+        assert found[-1].item() == pytest.approx(kappa.item(), rel=1e-6)
