@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .adapters import is_adapted, merged_weight, refuse_other_adapters
 from .flatness.linear_map import ConvolutionMap, LinearMap, RowMap
@@ -74,7 +75,7 @@ def _plain(module: nn.Module) -> LinearMap:
             layer.out_channels,
             layer.in_channels,
             layer.kernel_size,
-            lambda: layer.weight,
+            lambda: _weight(module),
             stride=layer.stride,
             padding=layer.padding,
             dilation=layer.dilation,
@@ -82,9 +83,9 @@ def _plain(module: nn.Module) -> LinearMap:
             padding_mode=layer.padding_mode,
         )
     if _is_conv1d(module):
-        return RowMap(layer.nf, layer.nx, lambda: layer.weight, lambda stored: stored.t())
+        return RowMap(layer.nf, layer.nx, lambda: _weight(module), lambda stored: stored.t())
     if isinstance(module, nn.Linear):
-        return RowMap(layer.out_features, layer.in_features, lambda: layer.weight)
+        return RowMap(layer.out_features, layer.in_features, lambda: _weight(module))
     raise TypeError(f"is a {type(module).__name__}, which is no kind of layer that hf_fam can take")
 
 
@@ -95,6 +96,20 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 def _is_quantized_row(module: nn.Module) -> bool:
     return is_quantized(module) and hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+def _weight(module: Any) -> Tensor:
+    """The weight of the forward pass that is over."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return module.weight
+    parametrization = module.parametrizations["weight"]
+    modes = [(part, part.training) for part in parametrization.modules()]
+    parametrization.eval()  # reading it must not move it on, as spectral normalisation would
+    try:
+        return parametrization()
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _refuse_codes(weight: Tensor) -> None:

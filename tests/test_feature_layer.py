@@ -273,3 +273,20 @@ def test_linear_maps_of_bitsandbytes() -> None:
             difference = (F.linear(x, weight.float(), layer.bias) - layer(x)).abs().max()
             assert difference < 0.02 * layer(x).abs().max()
             assert (weight.float() - linear.weight).abs().max() < 0.02
+
+
+def test_parametrised_weights_are_those_of_the_forward_pass() -> None:
+    """Spectral normalisation takes a step of its power iteration whenever its weight is read in training."""
+    for parametrise in (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm):
+        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), parametrise(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
+        flatness = RelativeFlatness(model, "2", "hessian")
+        inputs = torch.randn(6, 3)
+        with flatness.capture():
+            loss = F.cross_entropy(model(inputs), torch.arange(6) % 2)
+        capture = flatness._captures[0]  # type: ignore[index]
+        buffers = [b.clone() for b in model.buffers()]
+        weight = flatness.layer.weight
+        torch.testing.assert_close(capture.features @ weight.T + model[2].bias, capture.pre_activations)
+        flatness(loss).backward()
+        torch.testing.assert_close(list(model.buffers()), buffers, rtol=0, atol=0)
+        assert all(part.training for part in model.modules())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, vector_products
+from .curvature import gradients, rounding_error, vector_products
 
 
 class Coupling(str, enum.Enum):
@@ -151,8 +151,7 @@ def _respond(
     largest = max(int(n.max()) if n.numel() else 0 for n in numbers)
     for bit in range(largest.bit_length()):
         answers = products([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers, strict=True)])
-        # A fully masked token answers with zero or with a rounding error.
-        threshold = max(100 * torch.finfo(h.dtype).eps * h.abs().max() for h in answers)
+        threshold = rounding_error(answers)  # which is what a fully masked token may answer with
         if any((h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in zip(answers, answering, strict=True)):
             return True
     return False

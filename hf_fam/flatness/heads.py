@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, vector_products, wide
+from .curvature import gradients, rounding_error, vector_products, wide
 
 # Above this many classes one second-order pass over the logits is felt, and c is read off the gradient instead.
 GRADIENT_WEIGHTS_ABOVE = 4096
@@ -86,8 +86,8 @@ def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
         generator = torch.Generator(z.device).manual_seed(0)
         moved[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
         answers = vector_products(first, calls, moved, create_graph=False)
-        largest = max(h.abs().max() for h in answers)
-        if any((h.abs() > 100 * torch.finfo(h.dtype).eps * largest).any() for j, h in enumerate(answers) if j != k):
+        threshold = rounding_error(answers)
+        if any(h.abs().max() > threshold for j, h in enumerate(answers) if j != k):
             raise NoClosedForm(
                 f"the head is called {len(calls)} times in a forward pass and the loss couples the calls"
             )
@@ -188,7 +188,8 @@ def softmax_flatness(
     dtype = wide(logits.dtype)
     if weights_only:
         features, logits = features.detach(), logits.detach()
-    phi, z, c = features.to(dtype).flatten(0, -2), logits.to(dtype).flatten(0, -2), item_weights.to(dtype).flatten()
+    phi, z = (t.to(dtype).reshape(-1, t.shape[-1]) for t in (features, logits))
+    c = item_weights.to(dtype).flatten()
     return _SoftmaxFlatness.apply(phi, z, weight.to(dtype), c)
 
 

@@ -243,3 +243,32 @@ def test_perturbation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             total = total + (loss - plain) / 2
     torch.testing.assert_close(total, strength * true, rtol=1e-8, atol=1e-12)
     assert_same_gradients(case.model, total, strength * true, rtol=1e-7)
+
+
+class Mean(nn.Module):
+    """Over all positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-1, -2))
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "autocast"])
+def test_coupling_is_found_in_half_precision(how: str) -> None:
+    """Positions of a large picture answer to each other with little, far less than to themselves."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.GELU(),
+        nn.Conv2d(4, 8, 3),
+        nn.GELU(),
+        Mean(),
+        nn.Linear(8, 3),
+    )
+    inputs = torch.randn(4, 3, 20, 20)
+    if how == "bfloat16":
+        model, inputs = model.bfloat16(), inputs.bfloat16()
+    flatness = RelativeFlatness(model, "2", "hessian")
+    with flatness.capture(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        loss = F.cross_entropy(model(inputs).float(), torch.tensor([0, 1, 2, 0]))
+    (loss + flatness(loss)).backward()
+    assert flatness._estimate.coupling.found == "items"  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
