@@ -24,6 +24,12 @@ def is_module_copy(module: nn.Module) -> bool:
     return _is_a(module, "peft.utils.other", "ModulesToSaveWrapper")
 
 
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer inside an adapter, or the layer itself."""
+    adapted: Any = module
+    return adapted.get_base_layer() if is_adapted(module) else module
+
+
 def active_module(module: nn.Module) -> nn.Module:
     """The module that is called when this one is: the trained copy behind ``modules_to_save``, else itself."""
     if not is_module_copy(module):
@@ -44,11 +50,12 @@ def refuse_other_adapters(module: nn.Module) -> None:
     """
     layer: Any = module
     kind = f"{type(module).__module__.removeprefix('peft.tuners.').split('.')[0]}.{type(module).__name__}"
-    if not _is_a(module, "peft.tuners.lora.layer", "LoraLayer"):
+    of_parameters = _is_a(module, "peft.tuners.lora.layer", "ParamWrapper")
+    if of_parameters or not _is_a(module, "peft.tuners.lora.layer", "LoraLayer"):
         raise TypeError(
             f"has an adapter of PEFT, {kind}, whose weight hf_fam cannot merge: LoRA and DoRA are supported"
         )
-    base = layer.get_base_layer()
+    base: Any = base_layer(module)
     if isinstance(base, nn.modules.conv._ConvNd) and (
         base.groups > 1 or set(base.dilation) != {1} or base.padding_mode != "zeros"
     ):
@@ -59,7 +66,7 @@ def refuse_other_adapters(module: nn.Module) -> None:
     for name in _active(layer):
         variant = type(layer.lora_variant[name]).__name__ if name in layer.lora_variant else None
         if variant not in (None, "DoraLinearVariant"):
-            raise TypeError(f"has a variant of LoRA, {variant}, whose weight hf_fam cannot merge: use LoRA or DoRA")
+            raise TypeError(f"has a variant of LoRA, {variant}, whose weight hf_fam cannot merge: plain LoRA works")
         if variant and len(_active(layer)) > 1:
             raise TypeError("has DoRA and a second active adapter, which do not make one weight: activate one of them")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import PREFIX, active_module, is_adapted, is_module_copy
+from .adapters import PREFIX, active_module, base_layer, is_adapted, is_module_copy
 from .flatness.linear_map import LinearMap
 from .layer_kinds import has_weight_matrix, linear_map_of, needs_proof
 
@@ -151,7 +151,7 @@ class FeatureLayer:
             )
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
         if capturing and self._unproven:
-            self._prove(features, output)
+            self._prove(features)
         # What is computed a second time is perturbed again, in the same way, and captured no more.
         if self.perturb is not None and (capturing or self.recomputing):
             output = self.perturb(features, output, self.linear_map)
@@ -164,17 +164,17 @@ class FeatureLayer:
         return output.clone() if self._copies else output
 
     @torch.no_grad()
-    def _prove(self, features: Tensor, output: Tensor) -> None:
+    def _prove(self, features: Tensor) -> None:
         """A class with a forward pass of its own may do anything; see whether it is ``W phi + b``."""
+        module: Any = base_layer(self.module)
+        linear_map = linear_map_of(module)
         with torch.autocast(features.device.type, enabled=False):
-            phi = self.linear_map.feature_rows(features)
-            expected = self.linear_map.times(phi.to(output.dtype))
-            bias: Any = getattr(self.module, "bias", None)
-            expected = expected if bias is None else expected + bias
-        difference = (self.linear_map.rows(output) - expected).abs().max()
+            expected = linear_map.times(linear_map.feature_rows(features).to(module.weight.dtype))
+            expected = expected if module.bias is None else expected + module.bias
+        difference = (linear_map.rows(module.forward(features)) - expected).abs().max()
         if difference > 0.02 * expected.abs().max():
             raise TypeError(
-                f"layer '{self.name}' is a {type(self.module).__name__}, whose forward pass is not W phi + b with its "
+                f"layer '{self.name}' is a {type(module).__name__}, whose forward pass is not W phi + b with its "
                 "own weight and bias, so it has no relative flatness: choose another layer."
             )
         self._unproven = False

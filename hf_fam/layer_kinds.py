@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .adapters import is_adapted, merged_weight, refuse_other_adapters
+from .adapters import base_layer, is_adapted, merged_weight, refuse_other_adapters
 from .flatness.linear_map import ConvolutionMap, LinearMap, RowMap
 from .quantized import dequantized_weight, is_quantized
 
@@ -21,15 +21,14 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def has_weight_matrix(module: nn.Module) -> bool:
     """Whether the module multiplies its input by a weight; not all that do are supported."""
-    if is_adapted(module):
-        base: Any = module
-        return has_weight_matrix(base.get_base_layer())
+    module = base_layer(module)
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_conv1d(module) or _is_quantized_row(module)
 
 
 def needs_proof(module: nn.Module) -> bool:
     """Whether the layer's class has a forward pass of its own, which need not be ``W phi + b``."""
-    if is_adapted(module) or is_quantized(module) or _is_conv1d(module):
+    module = base_layer(module)
+    if is_quantized(module) or _is_conv1d(module):
         return False
     return type(module).forward not in (nn.Linear.forward, *(kind.forward for kind in _CONVOLUTIONS))
 
@@ -56,8 +55,7 @@ def linear_map_of(module: nn.Module) -> LinearMap:
 
 def _adapted(module: nn.Module) -> LinearMap:
     refuse_other_adapters(module)
-    layer: Any = module
-    found = _plain(layer.get_base_layer())
+    found = _plain(base_layer(module))
     stored, matrix = found.stored, found.matrix
     found.stored = lambda: merged_weight(module, matrix(stored()))
     found.matrix = lambda weight: weight

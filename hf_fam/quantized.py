@@ -14,20 +14,20 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def dequantized_weight(module: nn.Module) -> Tensor:
-    """W, shape ``(d, m)``, constant.
+    """W, shape ``(d, m)``; constant, unless the layer's own ``dequantize`` is differentiable.
 
     Args:
         module: a layer of bitsandbytes (8 or 4 bits), or one with a method ``dequantize`` that returns W.
     """
     layer: Any = module
     if not _is_bitsandbytes(module):
-        return layer.dequantize().detach()
+        return layer.dequantize()
     functional: Any = importlib.import_module("bitsandbytes.functional")
     weight = layer.weight
     if type(weight).__name__ == "Params4bit":
         return functional.dequantize_4bit(weight.data, weight.quant_state)
     if weight.is_floating_point():  # has_fp16_weights, or not quantised yet
-        return weight.data
+        return weight
     scales = weight.SCB if weight.SCB is not None else layer.state.SCB  # which the first call moves
     return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))
 

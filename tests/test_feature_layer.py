@@ -66,6 +66,11 @@ def test_a_forward_pass_of_its_own_has_to_be_that_of_a_linear_layer(dtype: torch
         else:
             with pytest.raises(TypeError, match="'2' is a Doubled, whose forward pass is not"), flatness.capture():
                 model(inputs)
+            flatness.detach()
+            adapted = get_peft_model(model, LoraConfig(target_modules=["2"]))
+            flatness = RelativeFlatness(adapted)
+            with pytest.raises(TypeError, match="is a Doubled, whose forward pass is not"), flatness.capture():
+                adapted(inputs)
 
 
 class InPlace(nn.Module):
