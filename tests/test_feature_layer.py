@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -295,3 +297,17 @@ def test_parametrised_weights_are_those_of_the_forward_pass() -> None:
         flatness(loss).backward()
         torch.testing.assert_close(list(model.buffers()), buffers, rtol=0, atol=0)
         assert all(part.training for part in model.modules())
+
+
+def test_neither_peft_nor_bitsandbytes_nor_transformers_is_imported() -> None:
+    program = (
+        "import sys, torch, hf_fam\n"
+        "model = torch.nn.Sequential(torch.nn.Conv1d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(6, 2))\n"
+        "flatness = hf_fam.RelativeFlatness(model, '0')\n"
+        "with flatness.capture():\n"
+        "    loss = model(torch.randn(3, 2, 4)).square().sum()\n"
+        "assert flatness(loss) > 0\n"
+        "print(sorted({'peft', 'bitsandbytes', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -272,3 +272,30 @@ def test_coupling_is_found_in_half_precision(how: str) -> None:
     (loss + flatness(loss)).backward()
     assert flatness._estimate.coupling.found == "items"  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_the_reference_by_torch_func(dimensions: int) -> None:
+    """These tests' own reference, and the dense estimator's Hessian, against independent software."""
+    seed = secrets.randbits(32)
+    print("seed", seed)  # shown where the test fails
+    case = convolution_case(dimensions, "tanh", seed)
+    parameters = dict(case.model.named_parameters())
+    kernel = parameters["2.weight"].detach()
+
+    def loss_of(kernel: Tensor) -> Tensor:
+        return case.loss(torch.func.functional_call(case.model, {**parameters, "2.weight": kernel}, (case.inputs,)))
+
+    d, m = len(kernel), kernel[0].numel()
+    blocks = torch.func.hessian(loss_of)(kernel).view(d, m, d, m)
+    rows = torch.arange(d) // (d // case.groups)
+    kappa = sum(
+        (kernel[s].flatten() @ kernel[t].flatten()) * blocks[s, :, t].trace()
+        for s in range(d)
+        for t in range(d)
+        if rows[s] == rows[t]
+    )
+    case.use_substitute()
+    _, loss = case.run()
+    assert case.substitute is not None
+    torch.testing.assert_close(hessian_reference(loss, case.substitute, case.groups), kappa, rtol=1e-9, atol=1e-14)
