@@ -66,6 +66,8 @@ class FeatureLayer:
         in_features: m, the number of features that a pre-activation depends on.
         out_features: d, the number of pre-activations.
         perturb: what is done to the output in a forward pass: called with features, output and linear map.
+        copies: whether the model gets a copy of z, so that an operation in place (``ReLU(inplace=True)``, ``x += y``)
+            does not overwrite it; by default where the model has such a module.
 
     Raises:
         ValueError: no such layer (near names are listed), or none can be found automatically.
@@ -98,8 +100,7 @@ class FeatureLayer:
         self.out_features: int = self.linear_map.out_features
         self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
         self._unproven = needs_proof(self.module)
-        # An activation that overwrites its input would overwrite z.
-        self._copies = any(getattr(m, "inplace", False) is True for m in model.modules())
+        self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
@@ -161,7 +162,7 @@ class FeatureLayer:
         self._captures.append(Capture(features, rows, (features._version, rows._version)))
         # The same view, so that z with its channels last lies between the layer and the loss.
         output = self.linear_map.outputs(rows)
-        return output.clone() if self._copies else output
+        return output.clone() if self.copies else output
 
     @torch.no_grad()
     def _prove(self, features: Tensor) -> None:

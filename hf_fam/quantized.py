@@ -24,7 +24,7 @@ def dequantized_weight(module: nn.Module) -> Tensor:
         return layer.dequantize()
     functional: Any = importlib.import_module("bitsandbytes.functional")
     weight = layer.weight
-    if type(weight).__name__ == "Params4bit":
+    if type(weight).__name__ == "Params4bit" and weight.quant_state is not None:
         return functional.dequantize_4bit(weight.data, weight.quant_state)
     if weight.is_floating_point():  # has_fp16_weights, or not quantised yet
         return weight

@@ -93,6 +93,7 @@ class RelativeFlatness:
             raise ValueError(f"probes={probes!r}: give a whole number of at least 1.")
         self.layer = FeatureLayer(model, layer)
         self._head = _head(model, self.layer)
+        self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
         if gradient == WEIGHTS_ONLY and self.estimator == PERTURBATION:
             raise ValueError(
@@ -296,10 +297,11 @@ class RelativeFlatness:
                 f"nothing at or below layer '{self.layer.name}' is trainable, so its flatness cannot be trained: "
                 "unfreeze the layer or something below it, or choose a layer further up."
             )
-        if not all(c.untouched for c in captures):
+        if not all(c.untouched for c in (*captures, *(heads or []))):
+            names = " or ".join(f"'{layer.name}'" for layer in {self.layer, self._head or self.layer})
             raise ValueError(
-                f"what layer '{self.layer.name}' gets or returns is changed in place later in the forward pass: write "
-                "that operation without its underscore (x = x + y instead of x += y)."
+                f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
+                "operation without its underscore (x = x + y instead of x += y)."
             )
         first = captures[0]
         self._reference = first.features if first.features.requires_grad else first.pre_activations

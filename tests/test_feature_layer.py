@@ -87,28 +87,35 @@ class InPlace(nn.Module):
         z = self.layer(x)
         if self.how == "function":
             z += 1
+        else:
+            z = z + 1
         return self.head(self.activation(z).mean(-1))
 
 
-def test_an_activation_that_overwrites_its_input_does_not_overwrite_z() -> None:
-    inputs, kappas = torch.randn(4, 2, 6), []
-    plain = InPlace("not at all")
-    for how in ("not at all", "module"):
+def test_an_operation_that_overwrites_its_input_does_not_overwrite_z() -> None:
+    inputs, found = torch.randn(4, 2, 6), []
+    plain = InPlace("by a copy")
+    for how in ("by a copy", "module", "function"):
         model = InPlace(how)
         model.load_state_dict(plain.state_dict())
         flatness = RelativeFlatness(model, "layer", "hessian")
         with flatness.capture():
             loss = F.cross_entropy(model(inputs), torch.arange(4) % 3)
-        kappas.append(flatness(loss))
-        kappas[-1].backward()
-        kappas.append(model.layer.weight.grad)
-    torch.testing.assert_close(kappas[:2], kappas[2:])
-    model = InPlace("function")
-    flatness = RelativeFlatness(model, "layer", "hessian")
-    with flatness.capture():
-        loss = F.cross_entropy(model(inputs), torch.arange(4) % 3)
-    with pytest.raises(ValueError, match="what layer 'layer' gets or returns is changed in place.*x = x \\+ y"):
-        flatness(loss)
+        kappa = flatness(loss)
+        found.append((kappa, *torch.autograd.grad(kappa, list(model.parameters()), materialize_grads=True)))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_logits_that_are_overwritten_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    for layer in ("head", "0"):
+        flatness = RelativeFlatness(model, layer)
+        with flatness.capture():
+            logits = model(torch.randn(4, 3))
+            logits *= 2
+        with pytest.raises(ValueError, match="what layer .*'2'.* gets or returns is changed in place.*x = x \\+ y"):
+            flatness(F.cross_entropy(logits, torch.arange(4) % 3))
 
 
 def test_features_given_by_keyword() -> None:
