@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,6 @@ class LayerCase:
     weight: Callable[[], Tensor]
     groups: int = 1
     substitute: Tensor | None = None
-    handles: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
 
     @property
     def layer(self) -> nn.Module:
@@ -54,7 +53,7 @@ class LayerCase:
             torch.testing.assert_close(ours, output, rtol=1e-8, atol=1e-10)
             return ours
 
-        self.handles.append(self.layer.register_forward_hook(replace))
+        self.layer.register_forward_hook(replace)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Logits and loss of a forward pass with a fresh substitute."""
@@ -124,22 +123,21 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-def random_convolution(dimensions: int, draw: random.Random, **given: object) -> nn.Module:
+def random_convolution(dimensions: int, draw: random.Random, groups: int | None = None) -> nn.Module:
     """A convolution of random stride, padding, dilation, groups and padding mode, with few weights."""
-    groups = draw.choice([1, 2])
-    chosen: dict[str, object] = {
-        "kernel_size": tuple(draw.choice([1, 2, 3]) if k == 0 else draw.choice([1, 2]) for k in range(dimensions)),
-        "stride": tuple(draw.choice([1, 2]) for _ in range(dimensions)),
-        "padding": draw.choice([0, 1, tuple(draw.choice([0, 1]) for _ in range(dimensions))]),
-        "dilation": tuple(draw.choice([1, 2]) for _ in range(dimensions)),
-        "padding_mode": draw.choice(["zeros", "reflect", "replicate", "circular"]),
-        "bias": draw.choice([True, False]),
-        **given,
-    }
-    if draw.choice([True, False]) and "padding" not in given:
-        chosen.update(padding="same", stride=1)
-    groups = int(chosen.pop("groups", groups))  # type: ignore[call-overload]
-    return CONVOLUTIONS[dimensions](2, 2 * draw.choice([1, 2]), groups=groups, **chosen).double()
+    same = draw.choice([True, False])
+    each = [tuple(draw.choice([0, 1]) for _ in range(dimensions)) for _ in range(3)]
+    return CONVOLUTIONS[dimensions](
+        2,
+        2 * draw.choice([1, 2]),
+        kernel_size=tuple(draw.choice([1, 2, 3] if k == 0 else [1, 2]) for k in range(dimensions)),
+        stride=1 if same else tuple(1 + s for s in each[0]),
+        padding="same" if same else draw.choice([0, 1, each[1]]),
+        dilation=tuple(1 + s for s in each[2]),
+        groups=groups or draw.choice([1, 2]),
+        bias=draw.choice([True, False]),
+        padding_mode=draw.choice(["zeros", "reflect", "replicate", "circular"]),
+    ).double()
 
 
 def size_for(dimensions: int) -> tuple[int, ...]:
@@ -152,10 +150,12 @@ def cross_entropy(labels: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda logits: F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
 
-def convolution_case(dimensions: int, tail: str, seed: int, batched: bool = True) -> LayerCase:
+def convolution_case(
+    dimensions: int, tail: str, seed: int, batched: bool = True, groups: int | None = None
+) -> LayerCase:
     """A random convolution, below a tail that couples the positions of an item, or the items too."""
     torch.manual_seed(seed)
-    layer: Any = random_convolution(dimensions, random.Random(seed))
+    layer: Any = random_convolution(dimensions, random.Random(seed), groups)
     inputs = torch.randn(*([3] if batched else []), 2, *size_for(dimensions), dtype=torch.float64)
     outputs = layer(inputs)
     norms = [_NORMS[dimensions](len(layer.weight))] if tail == "batchnorm" else []
