@@ -121,6 +121,9 @@ def format_layers(table: LayerTable, count: int, length: int) -> str:
         count: how many layers the model has.
         length: of the texts that costs were estimated for.
     """
+    from .layer_kinds import SUPPORTED
+    from .layer_table import UNSUPPORTED
+
     order = "in the order of their definition" if table.untraced else "in the order of their calls"
     part = "" if len(table.layers) == count else f"; the last {len(table.layers)} of {count}, --all shows all"
     lines = [f"{table.model}: layers that fam_layer can name, {order}{part}", ""]
@@ -137,9 +140,9 @@ def format_layers(table: LayerTable, count: int, length: int) -> str:
     if any(row.needs_eager for row in rows):
         lines.append('eager: below attention; load the model with attn_implementation="eager".')
     if any((row.times or 1) > 1 for row in rows):
-        lines.append("called n times: can be chosen only where no call feeds another one.")
-    if len(rows) < len(table.layers):
-        lines.append("not yet: only torch.nn.Linear can be chosen so far.")
+        lines.append("called n times: one weight in n places; kappa is that of the weight, over all its calls.")
+    if any(row.why_not == UNSUPPORTED for row in table.layers):
+        lines.append(f"unsupported: feature layers are {SUPPORTED}.")
     return "\n".join(lines)
 
 

@@ -10,17 +10,18 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adapters import PREFIX, active_module, base_layer, is_adapted, is_module_copy
+from .flatness.linear_map import LinearMap
+from .layer_kinds import has_weight_matrix, linear_map_of, needs_proof
+
 HEAD = "head"
 REPRESENTATION = "representation"
 AUTO = "auto"
-
-# Layer classes that multiply features by a weight, by class name where torch does not own the class.
-_WEIGHTED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_WEIGHTED_LAYER_NAMES = ("Conv1D",)
 
 # What the modules that make logits are usually called, for models that define another layer after them.
 _HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs", "head"}
@@ -31,27 +32,42 @@ class Capture:
     """What one forward pass showed of a layer, both still in the autograd graph.
 
     Attributes:
-        features: phi, shape ``(..., m)``.
-        pre_activations: z, shape ``(..., d)``.
+        features: what the layer got, in its own layout: ``(..., m)``, or ``(N, channels, ...)`` for a convolution.
+        pre_activations: z, channels last: ``(..., d)``.
+        versions: of both, to see whether they are changed in place afterwards.
     """
 
     features: Tensor
     pre_activations: Tensor
+    versions: tuple[int, int]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether both are what the layer saw and made."""
+        return self.versions == (self.features._version, self.pre_activations._version)
 
 
 class FeatureLayer:
-    """One ``nn.Linear`` of a model, whose features and pre-activations are captured during a forward pass.
+    """One layer of a model, whose features and pre-activations are captured during a forward pass.
+
+    Linear layers, convolutions, and both with LoRA or quantised weights (`hf_fam.layer_kinds`).
 
     Args:
         model: the model that contains the layer; wrappers (DDP) are looked through.
         layer: ``"auto"`` and ``"head"``: the layer into the logits; ``"representation"``: the layer that makes
-            what the head reads; else a dotted module name or the module itself.
+            what the head reads; else a dotted module name or the module itself. In a PEFT model names are those of the
+            model inside, and a name or module stands for what is called in its place: a layer with its adapter, the
+            trained copy of a module to save.
 
     Attributes:
         name: dotted name inside the model.
         module: the layer.
-        in_features: m, the number of features.
+        linear_map: W, and how it acts on features.
+        in_features: m, the number of features that a pre-activation depends on.
         out_features: d, the number of pre-activations.
+        perturb: what is done to the output in a forward pass: called with features, output and linear map.
+        copies: whether the model gets a copy of z, so that an operation in place (``ReLU(inplace=True)``, ``x += y``)
+            does not overwrite it; by default where the model has such a module.
 
     Raises:
         ValueError: no such layer (near names are listed), or none can be found automatically.
@@ -72,27 +88,26 @@ class FeatureLayer:
     """
 
     def __init__(self, model: nn.Module, layer: str | nn.Module = AUTO) -> None:
-        self.name, module = resolve_layer(unwrap(model), layer)
-        if not isinstance(module, nn.Linear):
+        model = unwrap(model)
+        self.name, self.module = resolve_layer(model, layer)
+        try:
+            self.linear_map: LinearMap = linear_map_of(self.module)
+        except TypeError as error:
             raise TypeError(
-                f"layer '{self.name}' is a {type(module).__name__}; only torch.nn.Linear can be the feature "
-                f"layer so far. `hf-fam layers MODEL` lists what can be chosen."
-            )
-        self.module = module
-        self.in_features: int = module.in_features
-        self.out_features: int = module.out_features
-        self.perturb: Callable[[Tensor, Tensor], Tensor] | None = None
+                f"layer '{self.name}' {error} `hf-fam layers MODEL` lists the layers of a model."
+            ) from error
+        self.in_features: int = self.linear_map.in_features
+        self.out_features: int = self.linear_map.out_features
+        self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
+        self._unproven = needs_proof(self.module)
+        self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(d, m)``, as a differentiable tensor."""
-        return self.module.weight
-
-    def linear_map(self, vectors: Tensor) -> Tensor:
-        """W times each vector: ``(..., m)`` to ``(..., d)``, without the bias."""
-        return nn.functional.linear(vectors, self.weight.to(vectors.dtype))
+        """W, shape ``(d, m)``, as a differentiable tensor; adapters are merged."""
+        return self.linear_map.weight
 
     @property
     def was_called(self) -> bool:
@@ -107,7 +122,7 @@ class FeatureLayer:
     def attach(self) -> None:
         """Register the hook, once; it stays until `detach`, because a compiled or checkpointed model needs it."""
         if self._hook is None:
-            self._hook = self.module.register_forward_hook(self._on_forward)
+            self._hook = self.module.register_forward_hook(self._on_forward, with_kwargs=True)
 
     def detach(self) -> None:
         """Remove the hook, so that the model can be pickled and copied like any other."""
@@ -126,7 +141,7 @@ class FeatureLayer:
         finally:
             self._captures = None
 
-    def _on_forward(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _on_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         capturing = self._captures is not None
         if capturing and not torch.is_grad_enabled():
             raise RuntimeError(
@@ -135,12 +150,35 @@ class FeatureLayer:
                 'gradient_checkpointing_kwargs={"use_reentrant": False}. In your own loop, leave torch.no_grad() '
                 "out: kappa is a derivative of the loss."
             )
+        features: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if capturing and self._unproven:
+            self._prove(features)
         # What is computed a second time is perturbed again, in the same way, and captured no more.
         if self.perturb is not None and (capturing or self.recomputing):
-            output = self.perturb(args[0], output)
-        if self._captures is not None:
-            self._captures.append(Capture(args[0], output))
-        return output
+            output = self.perturb(features, output, self.linear_map)
+        if self._captures is None:
+            return output
+        rows = self.linear_map.rows(output)
+        self._captures.append(Capture(features, rows, (features._version, rows._version)))
+        # The same view, so that z with its channels last lies between the layer and the loss.
+        output = self.linear_map.outputs(rows)
+        return output.clone() if self.copies else output
+
+    @torch.no_grad()
+    def _prove(self, features: Tensor) -> None:
+        """A class with a forward pass of its own may do anything; see whether it is ``W phi + b``."""
+        module: Any = base_layer(self.module)
+        linear_map = linear_map_of(module)
+        with torch.autocast(features.device.type, enabled=False):
+            expected = linear_map.times(linear_map.feature_rows(features).to(module.weight.dtype))
+            expected = expected if module.bias is None else expected + module.bias
+        difference = (linear_map.rows(module.forward(features)) - expected).abs().max()
+        if difference > 0.02 * expected.abs().max():
+            raise TypeError(
+                f"layer '{self.name}' is a {type(module).__name__}, whose forward pass is not W phi + b with its "
+                "own weight and bias, so it has no relative flatness: choose another layer."
+            )
+        self._unproven = False
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -156,17 +194,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 def resolve_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     """The dotted name and the module that ``layer`` stands for."""
     if isinstance(layer, nn.Module):
-        for name, module in model.named_modules():
-            if module is layer:
-                return name, module
-        raise ValueError(f"layer={type(layer).__name__}(...) is not a module of this {type(model).__name__}.")
+        names = [name for name, module in model.named_modules() if module is layer]
+        if not names:
+            raise ValueError(f"layer={type(layer).__name__}(...) is not a module of this {type(model).__name__}.")
+        return _called(model, names[0]) or (names[0], layer)
     if layer in (AUTO, HEAD):
         return find_head(model)
     if layer == REPRESENTATION:
         return find_representation(model)
-    modules = dict(model.named_modules())
-    if layer and layer in modules:
-        return layer, modules[layer]
+    for name in (layer, PREFIX + layer, layer.removeprefix(PREFIX)):
+        found = _called(model, name) if layer else None
+        if found is not None:
+            return found
     weighted = [name for name, _ in weighted_layers(model)]
     near = difflib.get_close_matches(layer, weighted, n=3, cutoff=0.3) or weighted[-3:]
     raise ValueError(
@@ -175,13 +214,44 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Mod
     )
 
 
+def _called(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:
+    """What is called where the name leads: the trained copy of a module to save, a layer with its adapter."""
+    module = model
+    for part in name.split("."):
+        if is_adapted(module) and part == "base_layer":
+            continue
+        if is_module_copy(module) and part != "modules_to_save":
+            module = active_module(module)
+            if part == "original_module":
+                continue
+        child = module._modules.get(part)
+        if child is None:
+            return None
+        module = child
+    module = active_module(module)
+    return next((path, module) for path, candidate in model.named_modules() if candidate is module)
+
+
 def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All layers with a weight matrix, in the order in which the model defines them."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, _WEIGHTED_LAYERS) or type(module).__name__ in _WEIGHTED_LAYER_NAMES
-    ]
+    """All layers with a weight matrix that can be called, in the order in which the model defines them."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[nn.Module] = set()
+
+    def visit(name: str, module: nn.Module) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        if has_weight_matrix(module):
+            found.append((name, module))
+        if is_adapted(module):  # a layer and its adapter are one
+            return
+        active = active_module(module)
+        for part, child in module.named_modules() if active is not module else module.named_children():
+            if active is module or child is active:
+                visit(f"{name}.{part}" if name else part, child)
+
+    visit("", model)
+    return found
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
@@ -192,7 +262,7 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     with contextlib.suppress(NotImplementedError, AttributeError):
         embeddings = get_output_embeddings() if get_output_embeddings else None
         for name, module in candidates:
-            if module is embeddings:
+            if embeddings is not None and module is active_module(embeddings):
                 return name, module
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")

@@ -108,11 +108,14 @@ class AttachedFlatness:
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
             return output
-        rows, m, device = output[..., 0].numel(), args[0].shape[-1], output.device
+        linear_map = self.layer.linear_map
+        logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
+        rows, m, device = logits[..., 0].numel(), features.shape[-1], output.device
         if torch.compiler.is_compiling():
             signs, keys = self._sampling.signs(m, device, None), self._sampling.keys(rows, device, None)
         else:
             self._calls += 1
             signs, keys = self._sampling.draw(rows, m, device, Seeds((self._calls,), (self._calls,)))
-        fraction = self._sampling.token_fraction
-        return InjectFlatness.apply(output, args[0], module.weight, self._strength, signs, keys, fraction, False, None)
+        fraction, weight = self._sampling.token_fraction, linear_map.weight
+        injected = InjectFlatness.apply(logits, features, weight, self._strength, signs, keys, fraction, False, None)
+        return linear_map.outputs(injected)

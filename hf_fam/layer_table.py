@@ -40,6 +40,7 @@ from transformers.models.auto import modeling_auto
 
 from .feature_layer import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from .flatness.heads import LARGE_VOCABULARY
+from .layer_kinds import linear_map_of
 from .relative_flatness import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT, RelativeFlatness
 
 SMALL_HEAD_FACTOR = 4.0
@@ -47,6 +48,9 @@ CLOSED_FORM_FACTOR = 2.0
 ELEMENTWISE = 32  # what is done to single logits, in features whose products take as long
 PROBE_FACTOR = 4.5
 DIRECTION_FACTOR = 3.0
+
+# Why a layer cannot be chosen.
+NOT_CALLED, UNSUPPORTED = "not called", "unsupported"
 
 # What --task takes, and the class that builds a model for it.
 TASKS = {
@@ -333,13 +337,13 @@ def _row(model: nn.Module, name: str, module: nn.Module, role: str | None, trace
     row = LayerRow(name, role, type(module).__name__, outputs, features)
     call = trace.calls.get(name) if trace else None
     if trace is not None and call is None:
-        return replace(row, why_not="not called")
+        return replace(row, why_not=NOT_CALLED)
     if call is not None:
         row = replace(row, rows=call.rows, times=call.times)
     try:
         estimator = RelativeFlatness(model, module).estimator
     except TypeError:  # what FeatureLayer raises for a kind of layer that it does not support
-        return replace(row, why_not="not yet")
+        return replace(row, why_not=UNSUPPORTED)
     row = replace(row, estimator=estimator)
     if trace is None or call is None:
         return row
@@ -360,10 +364,12 @@ def _roles(model: nn.Module) -> dict[str, str]:
 
 def _shape(module: nn.Module) -> tuple[int, int]:
     """d and m: W is a matrix of that shape, also where it is stored transposed or as a kernel."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if type(module).__name__ == "Conv1D":
-        return weight.shape[1], weight.shape[0]
-    return weight.shape[0], weight[0].numel()
+    try:
+        linear_map = linear_map_of(module)
+    except TypeError:  # a transposed convolution
+        unknown: Any = module
+        return unknown.out_channels, unknown.weight.numel() // unknown.out_channels
+    return linear_map.out_features, linear_map.in_features
 
 
 def _first_line(error: Exception) -> str:

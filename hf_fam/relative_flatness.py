@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
+from .flatness.coupling import calls_are_nested
 from .flatness.curvature import SecondDerivativeError, second_derivatives
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
@@ -107,6 +108,7 @@ class RelativeFlatness:
         check_token_fraction("token_fraction", token_fraction)
         self.layer = FeatureLayer(model, layer)
         self._head = _head(model, self.layer)
+        self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
         if gradient == WEIGHTS_ONLY and self.estimator == PERTURBATION:
             raise ValueError(
@@ -119,11 +121,14 @@ class RelativeFlatness:
                 f"was chosen for '{self.layer.name}': leave it at 1."
             )
         self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
+        if self.estimator == DENSE:
+            _refuse_tied_weight(unwrap(model), self.layer)
         self._weights_only = gradient == WEIGHTS_ONLY
         sampling = HeadSampling(self.probes if self.estimator == ROW_PROBES else 0, float(token_fraction))
         self._estimate = _make_estimator(self.estimator, self.probes, sampling)
         # Where the logits are many, the term acts in the backward pass, if lambda is known by then.
-        acts_there = self.estimator in HEAD_ESTIMATORS and self.layer.out_features > LARGE_VOCABULARY
+        large = self.layer.out_features > LARGE_VOCABULARY and self.layer.linear_map.groups == 1
+        acts_there = large and self.estimator in HEAD_ESTIMATORS
         self._injection = HeadInjection(sampling, self._weights_only) if acts_there else None
         self._injected = False
         # The closed form needs no derivative of a tail, weights_only no third one.
@@ -295,6 +300,8 @@ class RelativeFlatness:
         problem = None
         if not batch.logits:
             problem = "was not called in the forward pass"
+        elif calls_are_nested(batch.logits, batch.logits):
+            problem = "is called several times, one call feeding the next"
         elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
             problem = "has further layers, or products, above it"
         if problem:
@@ -310,9 +317,8 @@ class RelativeFlatness:
                 f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
                 "capture(strength=0.01), with a lambda that is not negative."
             )
-        estimate, linear_map = self._estimate, self.layer.linear_map
-        estimate.begin(strength, self._next_seeds())
-        self.layer.perturb = lambda features, output: estimate.perturb(features, output, linear_map)
+        self._estimate.begin(strength, self._next_seeds())
+        self.layer.perturb = self._estimate.perturb
 
     def _begin_injection(self, strength: float | None) -> None:
         self._injected = False
@@ -326,7 +332,7 @@ class RelativeFlatness:
         self._injected = True
         injection, layer = self._injection, self.layer
         injection.begin(strength, self._next_seeds())
-        layer.perturb = lambda features, output: injection.inject(features, output, layer.weight)
+        layer.perturb = injection.inject
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None
@@ -346,13 +352,18 @@ class RelativeFlatness:
                 f"nothing at or below layer '{self.layer.name}' is trainable, so its flatness cannot be trained: "
                 "unfreeze the layer or something below it, or choose a layer further up."
             )
+        if not all(c.untouched for c in (*captures, *(heads or []))):
+            names = " or ".join(f"'{layer.name}'" for layer in {self.layer, self._head or self.layer})
+            raise ValueError(
+                f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
+                "operation without its underscore (x = x + y instead of x += y)."
+            )
         first = captures[0]
         self._reference = first.features if first.features.requires_grad else first.pre_activations
         return Batch(
             loss=loss,
             features=[c.features for c in captures],
             pre_activations=[c.pre_activations for c in captures],
-            weight=self.layer.weight,
             linear_map=self.layer.linear_map,
             logits=[c.pre_activations for c in heads or []],
             seeds=self._next_seeds(),
@@ -389,7 +400,20 @@ def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     _, module = find_head(unwrap(model))
     if module is layer.module:
         return layer
-    return FeatureLayer(model, module) if isinstance(module, nn.Linear) else None
+    with contextlib.suppress(TypeError):
+        return FeatureLayer(model, module)
+    return None
+
+
+def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
+    """The Hessian of a shared parameter is that of all its uses, and kappa is that of one layer."""
+    own = {id(p) for p in layer.module.parameters(recurse=False)}
+    for name, module in model.named_modules():
+        if module is not layer.module and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise ValueError(
+                f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
+                f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
+            )
 
 
 def _make_estimator(name: str, probes: int, sampling: HeadSampling) -> Estimator:

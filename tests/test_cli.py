@@ -99,15 +99,13 @@ def test_distilbert_and_num_labels(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows["pre_classifier"]["role"] == "representation"
 
 
-def test_gpt2_layers_of_unsupported_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpt2_layers_of_its_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(capsys, save(tmp_path, "gpt2"))
     assert rows["lm_head"]["estimator"] == "closed_form"
     assert rows["lm_head"]["rows"] == 32  # no more than there are positions
     last = rows["transformer.h.1.mlp.c_fc"]
     assert (last["kind"], last["outputs"], last["features"]) == ("Conv1D", 64, 16)
-    assert last["why_not"] == "not yet"
-    main(["layers", str(tmp_path)])
-    assert "only torch.nn.Linear" in capsys.readouterr().out
+    assert (last["estimator"], last["why_not"]) == ("gauss_newton", None)
 
 
 def test_vit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +113,19 @@ def test_vit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["classifier"]["rows"] == 1
     patches = next(row for name, row in rows.items() if row["kind"] == "Conv2d")
     assert (patches["outputs"], patches["features"], patches["rows"]) == (16, 3 * 8 * 8, 4)
-    assert patches["why_not"] == "not yet"
+    assert (patches["estimator"], patches["why_not"]) == ("gauss_newton", None)
+
+
+def test_layers_of_unsupported_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, num_labels=2)
+    with torch.device("meta"):
+        model = T5ForSequenceClassification(config)
+        model.add_module("upsample", torch.nn.ConvTranspose2d(4, 6, 3))
+    row = next(row for row in layer_table(model).layers if row.name == "upsample")
+    assert (row.outputs, row.features, row.why_not) == (6, 36, "unsupported")
+    monkeypatch.setattr("hf_fam.layer_table.load_model", lambda *_: model)
+    main(["layers", "somewhere", "--all"])
+    assert "unsupported: feature layers are torch.nn.Linear, Conv1d" in capsys.readouterr().out
 
 
 def test_t5_counts_encoder_and_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,8 +112,8 @@ class Pair(nn.Module):
 def test_a_layer_called_for_both_sides_of_a_pair() -> None:
     model = Pair().double()
     left, right = torch.randn(2, 4, 3, dtype=torch.float64)
-    flatness = RelativeFlatness(model, "encoder", "hessian", probes=300)
-    with flatness.capture() as _:
+    flatness = RelativeFlatness(model, "encoder", "hessian")
+    with flatness.capture():
         loss = F.softplus(model(left, right)).mean()
     captures = flatness._captures
     assert captures is not None
@@ -129,21 +129,13 @@ def test_a_layer_called_for_both_sides_of_a_pair() -> None:
     ]
     true = dense_flatness(loss, model.encoder.weight).kappa
     torch.testing.assert_close(sum(probes) / len(probes), true, rtol=1e-10, atol=0)
-    assert flatness(loss).item() == pytest.approx(true.item(), rel=0.5)
-
-
-def test_a_layer_that_feeds_itself_is_refused() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.block(self.block(x).tanh()).tanh())
-
-    model = Recurrent().double()
-    with pytest.raises(ValueError, match="one call feeds the next"):
-        loss_and_kappa(model, RelativeFlatness(model, "block"))
+    draws = []
+    for _ in range(200):
+        with flatness.capture():
+            loss = F.softplus(model(left, right)).mean()
+        draws.append(flatness(loss).detach())
+    drawn = torch.stack(draws)
+    assert abs(drawn.mean() - true) <= 5 * drawn.std() / 200**0.5
 
 
 def test_only_differentiates_the_tail() -> None:
@@ -196,7 +188,7 @@ def test_gradient_ratio() -> None:
     [
         ({"layer": "clasifier"}, "layer='clasifier' is not a module.*did you mean"),
         ({"layer": nn.Linear(2, 2)}, "not a module of this Sequential"),
-        ({"layer": "1"}, "'1' is a Tanh; only torch.nn.Linear"),
+        ({"layer": "1"}, "'1' is a Tanh, which is no kind.*Supported: torch.nn.Linear"),
         ({"estimator": "trace"}, "estimator='trace': choose one of 'auto', 'closed_form'"),
         ({"probes": 0}, "probes=0: give a whole number"),
         ({"probes": True}, "probes=True"),

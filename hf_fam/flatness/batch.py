@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .linear_map import LinearMap
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,9 @@ class Batch:
 
     Attributes:
         loss: L, scalar, in the graph.
-        features: phi of every call of the layer, shapes ``(..., m)``.
-        pre_activations: z of every call of the layer, shapes ``(..., d)``.
-        weight: W, shape ``(d, m)``.
-        linear_map: W times vectors, ``(..., m)`` to ``(..., d)``.
+        features: what every call of the layer got, in the layer's own layout: for a row layer phi, ``(..., m)``.
+        pre_activations: z of every call of the layer, channels last, shapes ``(..., d)``.
+        linear_map: W, and how it acts on features.
         logits: what every call of the head returned; the pre-activations themselves where the layer is the head.
         seeds: where random signs come from.
         weights_only: let the gradient reach W alone.
@@ -47,11 +48,15 @@ class Batch:
     loss: Tensor
     features: Sequence[Tensor]
     pre_activations: Sequence[Tensor]
-    weight: Tensor
-    linear_map: Callable[[Tensor], Tensor]
+    linear_map: LinearMap
     logits: Sequence[Tensor] = ()
     seeds: Seeds = field(default_factory=Seeds)
     weights_only: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """W, shape ``(d, m)``."""
+        return self.linear_map.weight
 
 
 class Estimator(Protocol):

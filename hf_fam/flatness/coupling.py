@@ -6,20 +6,20 @@ The shape of the input proves nothing: multiple choice, preference pairs, expert
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, vector_products
+from .curvature import gradients, rounding_error, vector_products
 
 
 class Coupling(str, enum.Enum):
     """Which rows of the pre-activations are coupled by the second derivative of the loss."""
 
     ROWS = "rows"  # none: every row is on its own
-    ITEMS = "items"  # rows of one item (tokens of a sequence), but not the items
+    ITEMS = "items"  # rows of one item (tokens of a sequence, calls of a shared layer), but not the items
     BATCH = "batch"  # items too (batch normalisation, multiple choice, contrastive losses)
 
 
@@ -27,10 +27,14 @@ class CouplingFinder:
     """The coupling of a model's layer: found at the first batch, at every larger one, and again now and then.
 
     What was once found stays found, so that a batch of one after a batch of many changes nothing.
+
+    Attributes:
+        nested: one call of the layer has been seen to feed another.
     """
 
     def __init__(self) -> None:
         self.found: Coupling | None = None
+        self.nested = False
         self._schedule = RecheckSchedule()
         self._most_rows = 0
 
@@ -38,29 +42,35 @@ class CouplingFinder:
         """The coupling to use for this batch.
 
         Raises:
-            ValueError: one call of the layer feeds another.
             SecondDerivativeError: an operation of the tail has no second derivative.
         """
         rows = sum(z[..., 0].numel() for z in batch.pre_activations)
+        items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _alike(batch.pre_activations)
         if self._schedule.due() or rows > self._most_rows or self.found is None:
             self._most_rows = max(self._most_rows, rows)
-            _refuse_nested_calls(batch)
-            now = find_coupling(batch.loss, batch.pre_activations)
+            self.nested = self.nested or calls_are_nested(batch.features, batch.pre_activations)
+            now = find_coupling(batch.loss, batch.pre_activations, batch.features, items=items)
             strength = list(Coupling)
             self.found = now if self.found is None else max(now, self.found, key=strength.index)
+        if self.found is Coupling.ITEMS and not items:  # which items are the same can no longer be told
+            self.found = Coupling.BATCH
         return self.found
 
 
-def find_coupling(loss: Tensor, pre_activations: Sequence[Tensor]) -> Coupling:
+def find_coupling(
+    loss: Tensor, pre_activations: Sequence[Tensor], features: Sequence[Tensor] = (), *, items: bool = True
+) -> Coupling:
     """Which rows the loss couples at this point.
 
     Rows are numbered and split by each bit of their number in turn, so that every pair is separated at least once:
-    ``ceil(log2(rows))`` Hessian-vector products find every coupling that the second derivative has here.
+    ``ceil(log2(rows))`` Hessian-vector products find every coupling that the second derivative has here. Calls that
+    feed one another are coupled in any case.
 
     Args:
         loss: scalar, in the graph.
-        pre_activations: z of every call of the layer, shapes ``(..., d)``; several calls are taken to be coupled as
-            a batch if any two rows are.
+        pre_activations: z of every call of the layer, shapes ``(..., d)``.
+        features: what every call got; needed where one call may feed another.
+        items: whether the first dimension counts items.
 
     Examples:
         >>> import torch
@@ -70,20 +80,56 @@ def find_coupling(loss: Tensor, pre_activations: Sequence[Tensor]) -> Coupling:
     """
     first = gradients(loss, pre_activations)
     vectors = [_fixed_normal(z) for z in pre_activations]
+    nested = calls_are_nested(features, pre_activations)
+
+    def products(moved: Sequence[Tensor]) -> list[Tensor]:
+        return vector_products(first, pre_activations, moved, create_graph=False)
+
     rows = _numbered([z[..., :1] for z in pre_activations])
-    if len(pre_activations) > 1 or pre_activations[0].dim() < 3:
-        return Coupling.BATCH if _respond(first, pre_activations, vectors, rows) else Coupling.ROWS
-    (z,) = pre_activations
-    items = torch.arange(z.shape[0], device=z.device).view(-1, *[1] * (z.dim() - 1)).expand_as(rows[0])
-    if _respond(first, [z], vectors, [items]):
+    items = items and _alike(pre_activations)
+    if not items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):
+        return Coupling.BATCH if nested or _respond(products, vectors, rows, rows) else Coupling.ROWS
+    of_items = [_item_numbers(z) for z in pre_activations]
+    if _respond(products, vectors, of_items, of_items):
         return Coupling.BATCH
-    positions = _numbered([z[:1, ..., :1]])[0].expand_as(rows[0])
-    return Coupling.ITEMS if _respond(first, [z], vectors, [positions]) else Coupling.ROWS
+    if nested:
+
+        def pulled(moved: Sequence[Tensor]) -> list[Tensor]:
+            return vector_products(features, pre_activations, moved, create_graph=False)
+
+        directions = [_fixed_normal(phi) for phi in features]
+        apart = _respond(pulled, directions, [_item_numbers(phi) for phi in features], of_items)
+        return Coupling.BATCH if apart else Coupling.ITEMS
+    positions = [
+        n.expand(z.shape[0], *n.shape[1:])
+        for n, z in zip(_numbered([z[:1, ..., :1] for z in pre_activations]), pre_activations, strict=True)
+    ]
+    return Coupling.ITEMS if _respond(products, vectors, positions, positions) else Coupling.ROWS
+
+
+def calls_are_nested(features: Sequence[Tensor], pre_activations: Sequence[Tensor]) -> bool:
+    """Whether the output of one call of the layer is used for the features of a later one."""
+    for k, phi in enumerate(features):
+        if k and phi.requires_grad:
+            earlier = list(pre_activations[:k])
+            found = torch.autograd.grad(phi.sum(), earlier, retain_graph=True, allow_unused=True)
+            if any(g is not None for g in found):
+                return True
+    return False
+
+
+def _alike(pre_activations: Sequence[Tensor]) -> bool:
+    """Whether all calls are about the same items."""
+    return len({(z.shape[0], z.dim()) for z in pre_activations}) == 1
 
 
 def _fixed_normal(like: Tensor) -> Tensor:
     generator = torch.Generator(like.device).manual_seed(0)
     return torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
+
+
+def _item_numbers(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[0], device=like.device).view(-1, *[1] * (like.dim() - 1))
 
 
 def _numbered(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -96,29 +142,16 @@ def _numbered(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _respond(
-    first: Sequence[Tensor], calls: Sequence[Tensor], vectors: Sequence[Tensor], numbers: Sequence[Tensor]
+    products: Callable[[Sequence[Tensor]], list[Tensor]],
+    vectors: Sequence[Tensor],
+    numbers: Sequence[Tensor],
+    answering: Sequence[Tensor],
 ) -> bool:
-    """Whether rows answer to a direction on rows that have another number."""
+    """Whether what has one number answers to a direction on what has another."""
     largest = max(int(n.max()) if n.numel() else 0 for n in numbers)
     for bit in range(largest.bit_length()):
-        inside = [((n >> bit) & 1).bool() for n in numbers]
-        moved = [v * mask for v, mask in zip(vectors, inside, strict=True)]
-        products = vector_products(first, calls, moved, create_graph=False)
-        # A fully masked token answers with zero or with a rounding error.
-        threshold = max(100 * torch.finfo(h.dtype).eps * h.abs().max() for h in products)
-        if any((h * ~mask).abs().max() > threshold for h, mask in zip(products, inside, strict=True)):
+        answers = products([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers, strict=True)])
+        threshold = rounding_error(answers)  # which is what a fully masked token may answer with
+        if any((h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in zip(answers, answering, strict=True)):
             return True
     return False
-
-
-def _refuse_nested_calls(batch: Batch) -> None:
-    """Without this, the part of the second derivative that runs from one call into the next would be missing."""
-    for k, phi in enumerate(batch.features):
-        if k and phi.requires_grad:
-            earlier = list(batch.pre_activations[:k])
-            found = torch.autograd.grad(phi.sum(), earlier, retain_graph=True, allow_unused=True)
-            if any(g is not None for g in found):
-                raise ValueError(
-                    "the feature layer is called several times in a forward pass and one call feeds the next "
-                    "(shared blocks): choose a layer that is called once, such as the head."
-                )

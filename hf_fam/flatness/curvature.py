@@ -53,6 +53,16 @@ def vector_products(
     return [torch.zeros_like(x) if h is None else h for x, h in zip(inputs, found, strict=True)]
 
 
+def rounding_error(products: Sequence[Tensor]) -> Tensor:
+    """The size below which an entry counts as zero.
+
+    Half precision is measured like single: an error that is taken for coupling costs variance, while an answer below
+    half precision's own resolution (of one position among hundreds) that is taken for an error would cost a bias.
+    """
+    single = torch.finfo(torch.float32).eps
+    return torch.stack([100 * min(torch.finfo(h.dtype).eps, single) * h.abs().max().float() for h in products]).max()
+
+
 def quadratic_form(u: Sequence[Tensor], product: Sequence[Tensor], weights_only: bool) -> Tensor:
     """``u^T H u`` from u and H u, in float32 at least.
 

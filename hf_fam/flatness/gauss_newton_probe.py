@@ -34,6 +34,8 @@ def gauss_newton_probe(
 
     Its mean over random directions ``u = W A phi`` is kappa with the Hessian replaced by the Gauss-Newton matrix:
     never negative where the loss is convex in the logits, and equal to kappa where the tail is piecewise linear.
+    With several calls of the layer J is the total derivative; where one call feeds another, that leaves out the second
+    derivative of the logits with respect to W, so the probe is that of the Gauss-Newton matrix of W.
 
     Args:
         loss: L, scalar, in the graph.

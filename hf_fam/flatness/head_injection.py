@@ -17,6 +17,7 @@ from torch import Tensor
 from .batch import Batch, Seeds
 from .curvature import wide
 from .head_sampling import HeadSampling, thin
+from .linear_map import LinearMap
 from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
 
 # A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
@@ -48,8 +49,9 @@ class HeadInjection:
             injected.remove_hook()
         self._current = []
 
-    def inject(self, features: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
-        """The logits, with the term behind them."""
+    def inject(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
+        """The head's output, with the term behind it."""
+        features, logits, weight = linear_map.feature_rows(features), linear_map.rows(output), linear_map.weight
         device, m = logits.device, features.shape[-1]
         strength = torch.full((), self._strength, dtype=wide(logits.dtype), device=device, requires_grad=True)
         signs, keys = self.sampling.draw(logits[..., 0].numel(), m, device, self._seeds)
@@ -58,9 +60,10 @@ class HeadInjection:
         if weight.is_leaf and weight.requires_grad:
             injected.weight_hook = weight.register_hook(injected.add_to_weight_gradient)
         fraction = self.sampling.token_fraction
-        return InjectFlatness.apply(
+        injected_logits = InjectFlatness.apply(
             logits, features, weight, strength, signs, keys, fraction, self.weights_only, injected
         )
+        return linear_map.outputs(injected_logits)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Zero for now; the backward pass fills in kappa, in the units of the loss."""
@@ -145,7 +148,7 @@ class InjectFlatness(torch.autograd.Function):
         injected: Injected | None,
     ) -> Tensor:
         """The logits as they are; keeps two numbers a row."""
-        top, rest = confidence(logits.flatten(0, -2))
+        top, rest = confidence(logits.reshape(-1, logits.shape[-1]))
         ctx.save_for_backward(features, weight, strength, signs, keys, top, rest)
         ctx.fraction, ctx.weights_only, ctx.injected = fraction, weights_only, injected
         return logits.view_as(logits)
@@ -164,7 +167,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of logits, features, weight and strength."""
     features, weight, strength, signs, keys, top, rest = ctx.saved_tensors
     to_phi, to_w = ctx.needs_input_grad[1] and not ctx.weights_only, ctx.needs_input_grad[2]
-    g, phi, dtype = gradient.flatten(0, -2), features.flatten(0, -2), rest.dtype
+    g, phi, dtype = gradient.reshape(-1, gradient.shape[-1]), features.reshape(-1, features.shape[-1]), rest.dtype
     c, label = hard_label_weights(g, top, rest)
     drawn = thin(c, keys, ctx.fraction)
     vectors = ClassVectors.of(weight, signs, dtype)

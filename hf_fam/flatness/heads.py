@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, vector_products, wide
+from .curvature import gradients, rounding_error, vector_products, wide
 from .head_sampling import HeadSampling, thin
 from .loss_graph import is_cross_entropy
 from .softmax_head import chunks_of, softmax_flatness
@@ -58,16 +58,23 @@ class ClosedForm:
         Raises:
             NoClosedForm: none of the forms holds.
         """
-        if len(batch.pre_activations) > 1:
-            raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times in a forward pass")
-        (phi,), (z,) = batch.features, batch.pre_activations
-        if self._schedule.due() or self._form is None:
-            self._form = recognise(batch.loss, z)
-        if self._form.kind == "elementwise":
+        looking = self._schedule.due()
+        if looking or self._form is None:
+            _refuse_coupled_groups_or_calls(batch)
+            forms = {recognise(batch.loss, z) for z in batch.pre_activations}
+            if len(forms) > 1:
+                raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
+            (self._form,) = forms
+        calls = zip(batch.features, batch.pre_activations, strict=True)
+        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, self._form) for phi, z in calls]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+        if form.kind == "elementwise":
             (first,) = gradients(batch.loss, [z])
             curvature = elementwise_curvature(first, z)
             return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only)
-        if self._form.item_weights == "gradient":
+        if form.item_weights == "gradient":
             (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
             c = _weights_in_chunks(first, z.detach())
         else:
@@ -77,6 +84,26 @@ class ClosedForm:
         signs, keys = self._sampling.draw(c.numel(), phi.shape[-1], phi.device, batch.seeds)
         c = thin(c.flatten(), keys, self._sampling.token_fraction)
         return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
+
+
+def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
+    """The closed form is one sum over rows, each with features of its own."""
+    if batch.linear_map.groups > 1:
+        raise NoClosedForm("the head is a grouped convolution")
+    calls = batch.pre_activations
+    if len(calls) == 1:
+        return
+    first = gradients(batch.loss, calls)
+    for k, z in enumerate(calls):
+        moved = [torch.zeros_like(other) for other in calls]
+        generator = torch.Generator(z.device).manual_seed(0)
+        moved[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
+        answers = vector_products(first, calls, moved, create_graph=False)
+        threshold = rounding_error(answers)
+        if any(h.abs().max() > threshold for j, h in enumerate(answers) if j != k):
+            raise NoClosedForm(
+                f"the head is called {len(calls)} times in a forward pass and the loss couples the calls"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,9 +236,10 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
 
 
 def _weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
-    g, z, dtype = first.flatten(0, -2), logits.flatten(0, -2), wide(logits.dtype)
+    g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
     rows = chunks_of(None, *z.shape)
-    return torch.cat([weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows])
+    found = [weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows]
+    return torch.cat(found).view(logits.shape[:-1])
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .batch import Batch
-from .curvature import gradients, quadratic_form, vector_products
+from .curvature import gradients, inner, quadratic_form, vector_products
 from .probes import RandomProbes
 
 
@@ -15,7 +15,16 @@ class HessianProbes(RandomProbes):
     """Mean of `hessian_probe` over random directions: unbiased for the exact kappa, which can be negative."""
 
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
-        """See `hessian_probe`."""
+        """See `hessian_probe`.
+
+        Raises:
+            ValueError: the gradient of the weights alone is asked for and one call of the layer feeds another.
+        """
+        if batch.weights_only and self.coupling.nested:
+            raise ValueError(
+                'gradient="weights_only" is not possible with estimator="hessian" where one call of the feature layer '
+                'feeds the next: use gradient="full", or estimator="gauss_newton".'
+            )
         return hessian_probe(batch.loss, batch.pre_activations, directions, weights_only=batch.weights_only)
 
 
@@ -27,11 +36,14 @@ def hessian_probe(
     Its mean over random directions ``u = W A phi`` is kappa (Adilova et al. 2023, definition 3; here in
     pre-activation space, docs/mathematics.md form b). Only the tail is differentiated twice.
 
+    Where one call of the layer feeds another, its direction moves the other's features and so the other's direction:
+    ``2 sum_{k<j} (dL/dz_j)^T (du_j/dz_k) u_k`` is added, and derivatives are total ones.
+
     Args:
         loss: L, scalar, in the graph.
         pre_activations: z of every call of the layer, shapes ``(..., d)``.
-        directions: u for every call, the same shapes, in the graph.
-        weights_only: let the gradient reach W alone.
+        directions: u for every call, the same shapes, in the graph: of W, of phi and so of the calls below.
+        weights_only: let the gradient reach W alone; not where calls feed one another.
 
     Returns:
         A scalar in the units of the loss.
@@ -50,4 +62,9 @@ def hessian_probe(
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
     constant = [v.detach() for v in u] if weights_only else u
     product = vector_products(first, pre_activations, constant, create_graph=not weights_only)
-    return quadratic_form(directions, product, weights_only)
+    value = quadratic_form(directions, product, weights_only)
+    if len(pre_activations) == 1 or weights_only:
+        return value
+    for moved, pulled in zip(u, vector_products(u, pre_activations, first), strict=True):
+        value = value + 2 * inner(pulled, moved)
+    return value

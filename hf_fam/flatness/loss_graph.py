@@ -14,17 +14,18 @@ _LINEAR = _SHAPES | {"Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub"}
 
 
 def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
-    """Nodes of the graph on a path from the loss down to z, those near z first."""
+    """Nodes of the graph on a path from the loss down to z of any call, also those between two calls."""
     ends = {z.grad_fn for z in pre_activations}
     leads_down: dict[Node, bool] = {}
     stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
     while stack:
         node, children_done = stack.pop()
         if children_done:
-            leads_down[node] = any(leads_down.get(child, False) for child, _ in node.next_functions if child)
-            if leads_down[node]:
+            above = any(leads_down.get(child, False) for child, _ in node.next_functions if child)
+            leads_down[node] = above or node in ends
+            if above:
                 yield node
-        elif node in ends:
+        elif node in ends and len(ends) == 1:  # nothing below is wanted
             leads_down[node] = True
         elif node not in leads_down:
             leads_down[node] = False

@@ -11,7 +11,6 @@ so adding ``delta W A phi`` to z trains on ``L + lambda kappa`` with ``lambda = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from .batch import Batch, Seeds
 from .coupling import Coupling, CouplingFinder
 from .curvature import SecondDerivativeError, inner
 from .directions import draw
+from .linear_map import LinearMap
 
 
 class FeaturePerturbation:
@@ -33,20 +33,22 @@ class FeaturePerturbation:
         self.strength = 0.0
         self.seeds = Seeds()
         self.coupling = CouplingFinder()
+        self._coupling = Coupling.BATCH
         self._added: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, strength: float, seeds: Seeds) -> None:
         """Set strength and seeds of the next forward pass."""
         self.strength, self.seeds, self._added = strength, seeds, []
+        # One matrix for the whole batch is right whatever is coupled, so it serves until the coupling is known. What is
+        # found out after the forward pass must not change what is computed again in the backward pass.
+        self._coupling = self.coupling.found or Coupling.BATCH
 
-    def perturb(self, features: Tensor, output: Tensor, linear_map: Callable[[Tensor], Tensor]) -> Tensor:
+    def perturb(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
         """z + sqrt(2 lambda) W A phi, A with entries of unit variance."""
         if self.strength == 0:
             return output
-        # One matrix for the whole batch is right whatever is coupled, so it serves until the coupling is known.
-        coupling = self.coupling.found or Coupling.BATCH
-        (u,) = draw([features], linear_map, coupling, self.seeds)
-        added = (math.sqrt(2 * self.strength) * u).to(output.dtype)
+        (u,) = draw([features], linear_map, self._coupling, self.seeds)
+        added = linear_map.outputs(math.sqrt(2 * self.strength) * u).to(output.dtype)
         perturbed = output + added
         self._added.append((perturbed, added.detach()))
         return perturbed

@@ -67,8 +67,8 @@ def softmax_flatness(
     dtype = wide(logits.dtype)
     if weights_only:
         features, logits = features.detach(), logits.detach()
-    phi, c = features.to(dtype).flatten(0, -2), item_weights.to(dtype).flatten()
-    z = logits.flatten(0, -2)
+    phi, c = features.to(dtype).reshape(-1, features.shape[-1]), item_weights.to(dtype).flatten()
+    z = logits.reshape(-1, logits.shape[-1])
     if z.numel() > _AT_ONCE:
         return _ChunkedFlatness.apply(phi, z, weight, c, signs)
     return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c)

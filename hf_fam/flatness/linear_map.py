@@ -1,0 +1,247 @@
+"""The linear part of a layer, ``z_t = W phi_t`` for every row t: what the estimators know of a layer.
+
+A row is an item, a token or a position. Pre-activations are seen with their channels last, whatever the layer's own
+layout, so that nothing outside this file knows about convolutions. With G groups, W has one block of rows a group and
+kappa is the sum over the groups, one random matrix A each (docs/mathematics.md).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class LinearMap(ABC):
+    """W and its features' geometry; the bias is no part of it.
+
+    Args:
+        out_features: d, the number of pre-activations of a row.
+        in_features: m, the number of features that a pre-activation depends on.
+        stored: reads the weight in the layout in which the layer keeps it.
+        matrix: rearranges that layout into W, shape ``(d, m)``.
+        groups: G; rows of W are ordered by group.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        stored: Callable[[], Tensor],
+        matrix: Callable[[Tensor], Tensor] | None = None,
+        groups: int = 1,
+    ) -> None:
+        self.out_features, self.in_features, self.groups = out_features, in_features, groups
+        self.stored, self.matrix = stored, matrix or (lambda weight: weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, shape ``(d, m)``, differentiable to whatever it is made of."""
+        return self.matrix(self.stored())
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """W times vectors: ``(..., G m)`` to ``(..., d)``."""
+        w = self.weight.to(vectors.dtype)
+        if self.groups == 1:
+            return F.linear(vectors, w)
+        w, v = w.unflatten(0, (self.groups, -1)), vectors.unflatten(-1, (self.groups, -1))
+        return torch.einsum("gdm,...gm->...gd", w, v).flatten(-2)
+
+    def scaled(self, amounts: Tensor, outputs: Tensor) -> Tensor:
+        """Outputs ``(..., d)`` times one amount a group, ``(..., G)``."""
+        return (outputs.unflatten(-1, (self.groups, -1)) * amounts.unsqueeze(-1)).flatten(-2)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """The layer's outputs with their channels last: a view of shape ``(..., d)``."""
+        return outputs
+
+    def outputs(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return rows
+
+    def has_items(self, features: Tensor) -> bool:
+        """Whether the first dimension of features and outputs counts items."""
+        return features.dim() > 1
+
+    def vector_shape(self, features: Tensor, an_item: bool) -> torch.Size:
+        """Shape of one vector in R^(G m), or of one an item, that broadcasts to the rows."""
+        m = self.groups * self.in_features
+        if not an_item:
+            return torch.Size([m])
+        return torch.Size([features.shape[0], *[1] * (features.dim() - 2), m])
+
+    @abstractmethod
+    def sign_shape(self, features: Tensor) -> torch.Size:
+        """Shape of the independent signs that give every row its own r, see `times_signs`."""
+
+    @abstractmethod
+    def times_signs(self, signs: Tensor) -> Tensor:
+        """``W r_t`` of every row, shape ``(..., d)``; every r_t consists of independent signs."""
+
+    @abstractmethod
+    def norms(self, features: Tensor) -> Tensor:
+        """``||phi_t||`` of every row and group, shape ``(..., G)``."""
+
+    @abstractmethod
+    def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
+        """``a . phi_t`` of every row and group, shape ``(..., G)``; a as in `vector_shape`."""
+
+    @abstractmethod
+    def feature_rows(self, features: Tensor) -> Tensor:
+        """phi_t itself, shape ``(..., G m)``."""
+
+
+class RowMap(LinearMap):
+    """``torch.nn.Linear`` and its like: features are the last dimension.
+
+    Examples:
+        >>> import torch
+        >>> W = torch.tensor([[1.0, 2.0]])
+        >>> linear = RowMap(1, 2, lambda: W)
+        >>> phi = torch.tensor([[3.0, 4.0]])
+        >>> linear.times(phi), linear.norms(phi)
+        (tensor([[11.]]), tensor([[5.]]))
+    """
+
+    def sign_shape(self, features: Tensor) -> torch.Size:
+        """Those of the features."""
+        return features.shape
+
+    def times_signs(self, signs: Tensor) -> Tensor:
+        """``W r_t``."""
+        return self.times(signs)
+
+    def norms(self, features: Tensor) -> Tensor:
+        """``||phi_t||``."""
+        return torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+
+    def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
+        """``a . phi_t``."""
+        return (features * vectors).sum(-1, keepdim=True)
+
+    def feature_rows(self, features: Tensor) -> Tensor:
+        """The features as they are."""
+        return features
+
+
+class ConvolutionMap(LinearMap):
+    """Convolutions in 1 to 3 dimensions: W is the kernel as a matrix, phi_t the patch at position t.
+
+    Channels are dimension -(n + 1), so that inputs without a batch dimension work too. Patches are never unfolded but
+    for the closed form: norms and projections are convolutions themselves.
+
+    Args:
+        out_channels: d.
+        in_channels: of all groups together.
+        kernel_size: one number a dimension.
+        stored: reads the kernel, or W itself.
+        stride: one number a dimension.
+        padding: ``"same"``, ``"valid"`` or one number a dimension.
+        dilation: one number a dimension.
+        groups: G.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+
+    Examples:
+        >>> import torch
+        >>> kernel = torch.ones(1, 1, 3)
+        >>> sums = ConvolutionMap(1, 1, (3,), lambda: kernel, padding=(1,))
+        >>> phi = torch.tensor([[[1.0, 2.0, 2.0]]])  # one item, one channel, three positions
+        >>> sums.norms(phi).flatten()  # of the patches (0, 1, 2), (1, 2, 2) and (2, 2, 0)
+        tensor([2.2361, 3.0000, 2.8284])
+        >>> sums.projections(phi, torch.tensor([1.0, 0.0, -1.0])).flatten()
+        tensor([-2., -1.,  2.])
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        in_channels: int,
+        kernel_size: Sequence[int],
+        stored: Callable[[], Tensor],
+        *,
+        stride: Sequence[int] | None = None,
+        padding: str | Sequence[int] = "valid",
+        dilation: Sequence[int] | None = None,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        in_features = in_channels // groups * math.prod(kernel_size)
+        super().__init__(out_channels, in_features, stored, lambda kernel: kernel.flatten(1), groups)
+        self.in_channels, self.kernel_size = in_channels, tuple(kernel_size)
+        self.dimensions = len(self.kernel_size)
+        self.stride = tuple(stride or [1] * self.dimensions)
+        self.dilation = tuple(dilation or [1] * self.dimensions)
+        self._pads = _pads(padding, self.kernel_size, self.dilation)
+        self._padding_mode = "constant" if padding_mode == "zeros" else padding_mode
+        self._channel = -(self.dimensions + 1)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Channels last."""
+        return outputs.movedim(self._channel, -1)
+
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Channels back where the layer has them."""
+        return rows.movedim(-1, self._channel)
+
+    def has_items(self, features: Tensor) -> bool:
+        """Whether there is a batch dimension."""
+        return features.dim() > self.dimensions + 1
+
+    def sign_shape(self, features: Tensor) -> torch.Size:
+        """That of the padded features; rows that the loss does not couple may share signs where patches overlap."""
+        return self._pad(torch.empty(features.shape, device="meta")).shape
+
+    def times_signs(self, signs: Tensor) -> Tensor:
+        """A convolution of the signs with the kernel."""
+        kernel = self.weight.to(signs.dtype).unflatten(1, (-1, *self.kernel_size))
+        return self.rows(self._convolve(signs, kernel, self.groups))
+
+    def norms(self, features: Tensor) -> Tensor:
+        """The root of a convolution of the squares with ones; its gradient is 0 where a patch is."""
+        squares = features.square().unflatten(self._channel, (self.groups, -1)).sum(self._channel)
+        ones = squares.new_ones(self.groups, 1, *self.kernel_size)
+        sums = self.rows(self._convolve(self._pad(squares), ones, self.groups))
+        positive = sums > 0
+        return torch.where(positive, sums, 1).sqrt() * positive
+
+    def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
+        """A convolution with kernel a; with one a an item, items take the place of groups."""
+        padded = self._pad(features)
+        if vectors.dim() == 1:
+            kernel = vectors.view(self.groups, -1, *self.kernel_size)
+            return self.rows(self._convolve(padded, kernel, self.groups))
+        items = features.shape[0]
+        kernels = vectors.reshape(items * self.groups, -1, *self.kernel_size)
+        found = self._convolve(padded.flatten(0, 1), kernels, items * self.groups)
+        return self.rows(found.unflatten(0, (items, self.groups)))
+
+    def feature_rows(self, features: Tensor) -> Tensor:
+        """The unfolded patches."""
+        x = self._pad(features)
+        first = x.dim() - self.dimensions
+        for k, (size, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
+            x = x.unfold(first + k, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        return x.movedim(first - 1, self._channel).flatten(self._channel)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, self._pads, mode=self._padding_mode) if any(self._pads) else x
+
+    def _convolve(self, padded: Tensor, kernel: Tensor, groups: int) -> Tensor:
+        convolution: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[self.dimensions - 1]
+        return convolution(padded, kernel, stride=self.stride, dilation=self.dilation, groups=groups)
+
+
+def _pads(padding: str | Sequence[int], kernel_size: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """What ``torch.nn.functional.pad`` takes: the last dimension first."""
+    pads: list[int] = []
+    for k in reversed(range(len(kernel_size))):
+        if padding == "same":
+            total = dilation[k] * (kernel_size[k] - 1)
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += [0, 0] if isinstance(padding, str) else [padding[k]] * 2
+    return pads

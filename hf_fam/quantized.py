@@ -1,0 +1,36 @@
+"""Weights that are stored in a few bits: read as the numbers that they stand for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the module is a linear layer whose weight has to be dequantised first."""
+    return _is_bitsandbytes(module) or hasattr(module, "dequantize")
+
+
+def dequantized_weight(module: nn.Module) -> Tensor:
+    """W, shape ``(d, m)``; constant, unless the layer's own ``dequantize`` is differentiable.
+
+    Args:
+        module: a layer of bitsandbytes (8 or 4 bits), or one with a method ``dequantize`` that returns W.
+    """
+    layer: Any = module
+    if not _is_bitsandbytes(module):
+        return layer.dequantize()
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    weight = layer.weight
+    if type(weight).__name__ == "Params4bit" and weight.quant_state is not None:
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    if weight.is_floating_point():  # has_fp16_weights, or not quantised yet
+        return weight
+    scales = weight.SCB if weight.SCB is not None else layer.state.SCB  # which the first call moves
+    return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))
+
+
+def _is_bitsandbytes(module: nn.Module) -> bool:
+    return type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params")
