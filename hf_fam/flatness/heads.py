@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, rounding_error, vector_products, wide
+from .curvature import gradients, range_scale, rounding_error, vector_products, wide
 
 # Above this many classes one second-order pass over the logits is felt, and c is read off the gradient instead.
 GRADIENT_WEIGHTS_ABOVE = 4096
@@ -62,15 +62,15 @@ class ClosedForm:
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
-        only = batch.weights_only
+        only, scale = batch.weights_only, range_scale(batch.loss, [z])
         if form.item_weights == "gradient":
-            (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
-            c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1))
+            (first,) = gradients(batch.loss, [z], scale, create_graph=False)
+            c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1)) / scale
             return softmax_flatness(phi, z, batch.weight, c, weights_only=only)
-        (first,) = gradients(batch.loss, [z])
+        (first,) = gradients(batch.loss, [z], scale)
         if form.kind == "softmax":
-            return softmax_flatness(phi, z, batch.weight, weights_from_product(first, z), weights_only=only)
-        return elementwise_flatness(phi, batch.weight, elementwise_curvature(first, z), weights_only=only)
+            return softmax_flatness(phi, z, batch.weight, weights_from_product(first, z) / scale, weights_only=only)
+        return elementwise_flatness(phi, batch.weight, elementwise_curvature(first, z), weights_only=only) / scale
 
 
 def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
@@ -80,7 +80,7 @@ def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
     calls = batch.pre_activations
     if len(calls) == 1:
         return
-    first = gradients(batch.loss, calls)
+    first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
     for k, z in enumerate(calls):
         moved = [torch.zeros_like(other) for other in calls]
         generator = torch.Generator(z.device).manual_seed(0)
@@ -126,7 +126,7 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
         >>> recognise(torch.nn.functional.mse_loss(z, torch.zeros(4, 3, dtype=torch.float64)), z).kind
         'elementwise'
     """
-    (first,) = gradients(loss, [logits])
+    (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
     classes = logits.shape[-1]
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
