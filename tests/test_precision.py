@@ -17,6 +17,7 @@ from hf_fam.flatness.directions import draw
 from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
 from hf_fam.flatness.heads import softmax_flatness
 from hf_fam.flatness.hessian_probe import hessian_probe
+from hf_fam.layer_kinds import linear_map_of
 from support.tiny import fam_trainer, logged, tiny_bert
 
 TOKENS, VOCABULARY, WIDTH = 4096, 1000, 32
@@ -121,7 +122,7 @@ def test_mean_of_probes_within_three_percent(
     expected = torch.zeros((), dtype=torch.float64)
     numbered = Seeds((*seeds.shared, 1), (*seeds.own, 1))
     for k in range(probes):
-        u = draw([phi], lambda v: F.linear(v, layer.weight), coupling, numbered, k)
+        u = draw([phi], linear_map_of(layer), coupling, numbered, k)
         exact = share * F.cross_entropy(logits, labels)
         expected += (
             hessian_probe(exact, [z], u) if estimator == "hessian" else gauss_newton_probe(exact, [z], [logits], u)
