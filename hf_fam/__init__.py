@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .callback import FAMCallback
+    from .injection import attach
     from .relative_flatness import RelativeFlatness
     from .trainer import FAMMixin, FAMSeq2SeqTrainer, FAMTrainer
     from .training_args import FAMArguments, FAMSeq2SeqTrainingArguments, FAMTrainingArguments
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 # Where each public name lives: `import hf_fam` stays fast, and RelativeFlatness works without transformers' Trainer.
 _HOMES = {
     "RelativeFlatness": "relative_flatness",
+    "attach": "injection",
+    "FAMCallback": "callback",
     "FAMMixin": "trainer",
     "FAMTrainer": "trainer",
     "FAMSeq2SeqTrainer": "trainer",
@@ -25,12 +29,14 @@ _HOMES = {
 
 __all__ = [
     "FAMArguments",
+    "FAMCallback",
     "FAMMixin",
     "FAMSeq2SeqTrainer",
     "FAMSeq2SeqTrainingArguments",
     "FAMTrainer",
     "FAMTrainingArguments",
     "RelativeFlatness",
+    "attach",
 ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import PREFIX, active_module, base_layer, is_adapted, is_module_copy
+from .compilation import forget_compiled_code
 from .flatness.linear_map import LinearMap
 from .layer_kinds import has_weight_matrix, linear_map_of, needs_proof
 
@@ -68,6 +69,7 @@ class FeatureLayer:
         perturb: what is done to the output in a forward pass: called with features, output and linear map.
         copies: whether the model gets a copy of z, so that an operation in place (``ReLU(inplace=True)``, ``x += y``)
             does not overwrite it; by default where the model has such a module.
+        called_without_gradients: whether a pass without gradients went by while the layer was captured last.
 
     Raises:
         ValueError: no such layer (near names are listed), or none can be found automatically.
@@ -99,6 +101,7 @@ class FeatureLayer:
         self.in_features: int = self.linear_map.in_features
         self.out_features: int = self.linear_map.out_features
         self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
+        self.called_without_gradients = False
         self._unproven = needs_proof(self.module)
         self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
@@ -122,6 +125,7 @@ class FeatureLayer:
     def attach(self) -> None:
         """Register the hook, once; it stays until `detach`, because a compiled or checkpointed model needs it."""
         if self._hook is None:
+            forget_compiled_code()
             self._hook = self.module.register_forward_hook(self._on_forward, with_kwargs=True)
 
     def detach(self) -> None:
@@ -129,13 +133,14 @@ class FeatureLayer:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+            forget_compiled_code()
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[Capture]]:
         """Record every call of the layer inside the ``with`` block in the list that it yields."""
         self.attach()
         captures: list[Capture] = []
-        self._captures = captures
+        self._captures, self.called_without_gradients = captures, False
         try:
             yield captures
         finally:
@@ -143,13 +148,9 @@ class FeatureLayer:
 
     def _on_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         capturing = self._captures is not None
-        if capturing and not torch.is_grad_enabled():
-            raise RuntimeError(
-                f"layer '{self.name}' was called without gradients while it was captured. In a Trainer that is "
-                "reentrant gradient checkpointing, which hides the graph: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}. In your own loop, leave torch.no_grad() '
-                "out: kappa is a derivative of the loss."
-            )
+        if capturing and not torch.is_grad_enabled():  # a reference model's pass, a metric; or reentrant checkpointing
+            self.called_without_gradients = True
+            return output
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
         if capturing and self._unproven:
             self._prove(features)
@@ -182,13 +183,19 @@ class FeatureLayer:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside DistributedDataParallel; DataParallel is refused, as its replicas cannot be seen."""
+    """The user's model inside DistributedDataParallel and torch.compile.
+
+    DataParallel is refused, as its replicas cannot be seen.
+    """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
             "model is wrapped in torch.nn.DataParallel, whose replicas cannot be captured: start one process per "
             "GPU instead (`accelerate launch` or `torchrun`), or use a single GPU (CUDA_VISIBLE_DEVICES=0)."
         )
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    inside = getattr(model, "_orig_mod", None)
+    return unwrap(inside) if isinstance(inside, nn.Module) else model
 
 
 def resolve_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:

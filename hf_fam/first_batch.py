@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,6 +34,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+# Where TRL's and sentence-transformers' trainers note, in compute_loss, what they log.
+_NOTES = ("_metrics", "_total_train_tokens", "accum_loss_components")
+
+
+@contextlib.contextmanager
+def unnoted(trainer: Any) -> Iterator[None]:
+    """Undo what a trainer's compute_loss notes for its log inside the block."""
+    notes = {name: copy.deepcopy(getattr(trainer, name)) for name in _NOTES if hasattr(trainer, name)}
+    try:
+        yield
+    finally:
+        for name, value in notes.items():
+            setattr(trainer, name, value)
+
+
 def correct_loss_scaling(
     trainer: Any,
     compute_loss: Callable[..., Tensor],
@@ -59,7 +75,7 @@ def correct_loss_scaling(
     if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
         return True
     inputs = trainer._prepare_inputs(inputs)
-    with untouched(model), torch.no_grad():
+    with untouched(model), unnoted(trainer), torch.no_grad():
         model.eval()
         losses = [compute_loss(dict(inputs), num_items_in_batch=num_items_in_batch * k) for k in (1, 2)]
     if not torch.equal(losses[0].float(), losses[1].float()):

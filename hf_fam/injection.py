@@ -8,16 +8,24 @@ twice, so it works in compiled models and in loops whose loss cannot be reached.
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
 
-from .feature_layer import AUTO, FeatureLayer
+from .compilation import forget_compiled_code
+from .feature_layer import AUTO, FeatureLayer, unwrap
 from .flatness.batch import Seeds
 from .flatness.curvature import wide
+from .flatness.hard_labels import is_hard_label_gradient
 from .flatness.head_injection import InjectFlatness
 from .flatness.head_sampling import HeadSampling, check_token_fraction
+from .fused_head import UnfusedHead
+
+# In so many backward passes the gradient of the loss is looked at.
+_LOOKS = 3
 
 
 def attach(
@@ -31,8 +39,11 @@ def attach(
     """Train the head's relative flatness from now on, in whatever loop the model is trained.
 
     For softmax cross-entropy with hard labels, under any reduction, item or class weights, ignored and shifted labels.
-    What the loss is cannot be proven from its gradient, so unlike `RelativeFlatness` this takes your word for it: label
-    smoothing, soft labels and focal loss would get another term. Attach before the model is compiled.
+    Works in compiled models, too; what was compiled before is compiled again.
+
+    What the loss is cannot be proven from its gradient. Label smoothing, soft labels, losses that are no softmax
+    cross-entropy and preference losses are noticed in the first backward passes, with a warning; focal loss and others
+    whose gradient looks the same are not. In compiled models nothing is looked at. `RelativeFlatness` proves it.
 
     Args:
         model: the model that is trained.
@@ -46,7 +57,8 @@ def attach(
         A handle with the last kappa and ``detach()``.
 
     Raises:
-        ValueError: a negative strength, a number of probes below 0, a fraction out of range, or no such layer.
+        ValueError: a negative strength, no such layer, a head with a single output, or one that has the term already; a
+            number of probes below 0, or a fraction out of range.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -64,7 +76,7 @@ def attach(
         raise ValueError(f"row_probes={row_probes!r}: give a whole number of at least 0 (0: exact).")
     check_token_fraction("token_fraction", token_fraction)
     sampling = HeadSampling(row_probes, float(token_fraction))
-    return AttachedFlatness(FeatureLayer(model, layer), strength, sampling)
+    return AttachedFlatness(model, strength, layer, sampling)
 
 
 class AttachedFlatness:
@@ -74,14 +86,35 @@ class AttachedFlatness:
         layer: the head.
     """
 
-    def __init__(self, layer: FeatureLayer, strength: float, sampling: HeadSampling | None = None) -> None:
-        self.layer = layer
-        self._sampling = sampling or HeadSampling()
-        self._calls = 0
-        weight = layer.weight
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float,
+        layer: str | nn.Module = AUTO,
+        sampling: HeadSampling | None = None,
+    ) -> None:
+        self._sampling, self._calls = sampling or HeadSampling(), 0
+        self.layer = FeatureLayer(model, layer)
+        if self.layer.out_features < 2:
+            raise ValueError(
+                f"layer '{self.layer.name}' has one output (regression, a reward, multiple choice), and attach is for "
+                "softmax cross-entropy over the outputs of one layer: use RelativeFlatness or FAMMixin, which find out "
+                "what the loss is."
+            )
+        for hook in self.layer.module._forward_hooks.values():
+            if isinstance(getattr(hook, "__self__", None), AttachedFlatness):
+                raise ValueError(
+                    f"layer '{self.layer.name}' has a flatness term already: detach() the handle that attach returned "
+                    "before (FAMCallback does so by itself), or change its strength."
+                )
+        weight = self.layer.linear_map.weight
         self._strength = torch.zeros((), dtype=wide(weight.dtype), device=weight.device, requires_grad=True)
         self.strength = strength
-        self._hook = layer.module.register_forward_hook(self._inject)
+        self._looks = _LOOKS
+        self._unfused = UnfusedHead(unwrap(model))
+        self._unfused.attach()
+        forget_compiled_code()
+        self._hook = self.layer.module.register_forward_hook(self._inject)
 
     @property
     def strength(self) -> float:
@@ -96,14 +129,35 @@ class AttachedFlatness:
             self._strength.fill_(value)
 
     def kappa(self) -> float:
-        """kappa since the last call, summed over backward passes, in the units of what ``backward`` was called on."""
-        kappa = 0.0 if self._strength.grad is None else float(self._strength.grad)
-        self._strength.grad = None
+        """kappa since the last call, summed over backward passes, in the units of what ``backward`` was called on.
+
+        With a gradient scaler, divide by its scale. Warns, and is 0, if no backward pass went through the term.
+        """
+        kappa = self.take_kappa()
+        if kappa is None:
+            warnings.warn(self.explain_inaction(), stacklevel=2)
+            return 0.0
+        return float(kappa)
+
+    def take_kappa(self) -> Tensor | None:
+        """`kappa` as a tensor, without waiting for the device; None if no backward pass went through the term."""
+        kappa, self._strength.grad = self._strength.grad, None
         return kappa
 
+    def explain_inaction(self) -> str:
+        """Why no backward pass may have gone through the term."""
+        return (
+            f"No backward pass has gone through the flatness term at '{self.layer.name}' since the last look. Either "
+            "there was none in training mode; or the loss does not depend on this layer (a loss that is fused with the "
+            "head, Liger's for instance, goes past it); or the model was compiled while it was detached; or the head "
+            "and all below it is frozen."
+        )
+
     def detach(self) -> None:
-        """Remove the hook; the model is as it was."""
+        """Remove the hooks; the model is as it was."""
         self._hook.remove()
+        self._unfused.detach()
+        forget_compiled_code()
 
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
@@ -117,5 +171,23 @@ class AttachedFlatness:
             self._calls += 1
             signs, keys = self._sampling.draw(rows, m, device, Seeds((self._calls,), (self._calls,)))
         fraction, weight = self._sampling.token_fraction, linear_map.weight
-        injected = InjectFlatness.apply(logits, features, weight, self._strength, signs, keys, fraction, False, None)
+        injected: Tensor = InjectFlatness.apply(
+            logits, features, weight, self._strength, signs, keys, fraction, False, None
+        )
+        if not torch.compiler.is_compiling() and self._looks and injected.requires_grad:
+            injected.register_hook(functools.partial(self._look, logits.detach()))
         return linear_map.outputs(injected)
+
+    def _look(self, logits: Tensor, gradient: Tensor) -> None:
+        """Warn, once, if the loss is not what `attach` is for."""
+        if self._looks and bool(gradient.any()):
+            self._looks -= 1
+            if not is_hard_label_gradient(gradient, logits):
+                self._looks = 0
+                warnings.warn(
+                    f"The gradient of the loss at '{self.layer.name}' is not that of softmax cross-entropy with hard "
+                    "labels (label smoothing, soft labels, sigmoid, preferences, logits that are changed after this "
+                    "layer ...), so kappa is weighted wrongly here. Where the loss can be reached, use "
+                    "RelativeFlatness or FAMMixin, which find out what it is.",
+                    stacklevel=2,
+                )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .compilation import is_compiled
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
 from .flatness.coupling import calls_are_nested
-from .flatness.curvature import SecondDerivativeError, second_derivatives
+from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
 from .flatness.head_injection import LARGEST_RATIO, HeadInjection
@@ -23,6 +24,7 @@ from .flatness.heads import LARGE_VOCABULARY, ClosedForm, NoClosedForm
 from .flatness.hessian_probe import HessianProbes
 from .flatness.loss_graph import between, is_cross_entropy
 from .flatness.perturbation import FeaturePerturbation
+from .fused_head import UnfusedHead
 
 CLOSED_FORM = "closed_form"
 ROW_PROBES = "row_probes"
@@ -36,6 +38,12 @@ ESTIMATORS = (AUTO, CLOSED_FORM, ROW_PROBES, HESSIAN, GAUSS_NEWTON, PERTURBATION
 # Probes by default: those of a tail cost a double backward pass of it each, those of a head's rows next to nothing.
 TAIL_PROBES = 1
 ROW_PROBES_BY_DEFAULT = 16
+
+# Why compiled code and second derivatives do not go together, and what does.
+_COMPILED = (
+    "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
+    "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
+)
 
 # Backward nodes of layers and of products of activations.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
@@ -106,6 +114,8 @@ class RelativeFlatness:
         if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
             raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None.")
         check_token_fraction("token_fraction", token_fraction)
+        self._model = model
+        self._unfused = UnfusedHead(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         self._head = _head(model, self.layer)
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
@@ -175,6 +185,9 @@ class RelativeFlatness:
             self._head_captures = self._captures
             if self.estimator == GAUSS_NEWTON and self._head is not None and self._head is not self.layer:
                 self._head_captures = stack.enter_context(self._head.capture())
+            if self.estimator != PERTURBATION or self._head is self.layer:
+                self._unfused.attach()
+                stack.callback(self._unfused.detach)
             yield
 
     def __call__(self, loss: Tensor) -> Tensor:
@@ -219,12 +232,8 @@ class RelativeFlatness:
             return self._injection.gradient_ratio(kappa)
         if reference is None or not kappa.requires_grad:
             return None
-        of_kappa, of_loss = (
-            torch.autograd.grad(y, reference, retain_graph=True, materialize_grads=True)[0] for y in (kappa, loss)
-        )
-        norm = torch.linalg.vector_norm
-        ratio = norm(of_kappa.float()) / norm(of_loss.float()).clamp_min(torch.finfo(torch.float32).tiny)
-        return ratio.clamp_max(LARGEST_RATIO)
+        of_kappa, of_loss = (_gradient_norm(y, reference) for y in (kappa, loss))
+        return (of_kappa / of_loss.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(LARGEST_RATIO)
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
@@ -268,6 +277,8 @@ class RelativeFlatness:
 
     def _explain(self, error: SecondDerivativeError) -> str:
         start = f"estimator=\"{self.estimator}\" needs second derivatives of everything above layer '{self.layer.name}'"
+        if "aot_autograd" in str(error):
+            return f"{start}, and something there is compiled, {_COMPILED}"
         if "use_reentrant" in str(error):
             return (
                 f"{start}, and reentrant gradient checkpointing has none: set "
@@ -283,9 +294,9 @@ class RelativeFlatness:
         """What can be wrong between the layer and the loss."""
         if self.estimator == PERTURBATION:  # whose loss may be one that only backward() can differentiate
             return
-        with second_derivatives():
-            reached = torch.autograd.grad(batch.loss, list(batch.pre_activations), retain_graph=True, allow_unused=True)
-        if all(g is None for g in reached):
+        if not _reached(batch.loss, batch.pre_activations):
+            if is_compiled(self._model):
+                raise ValueError(f"layer '{self.layer.name}' lies inside a compiled model, {_COMPILED}")
             raise ValueError(
                 f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
                 "loss depends on."
@@ -302,6 +313,8 @@ class RelativeFlatness:
             problem = "was not called in the forward pass"
         elif calls_are_nested(batch.logits, batch.logits):
             problem = "is called several times, one call feeding the next"
+        elif not _reached(batch.loss, batch.logits):
+            problem = "does not lead to the loss"
         elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
             problem = "has further layers, or products, above it"
         if problem:
@@ -342,6 +355,14 @@ class RelativeFlatness:
             raise ValueError(f"the loss must be a scalar tensor, not {given}: take its mean (or sum) first.")
         if captures is None:
             raise ValueError("no forward pass was captured: run the model inside `with flatness.capture():`.")
+        if not captures and self.layer.called_without_gradients:
+            raise RuntimeError(
+                f"layer '{self.layer.name}' was called without gradients while it was captured. In a Trainer that is "
+                "reentrant gradient checkpointing, which hides the graph: set "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}. In your own loop, leave torch.no_grad() '
+                "out: kappa is a derivative of the loss. Losses that cache gradients (sentence-transformers' "
+                "Cached... ones) hide the graph, too: use the plain one."
+            )
         if not captures:
             raise ValueError(
                 f"layer '{self.layer.name}' was not called in the forward pass: `hf-fam layers MODEL` lists the layers "
@@ -376,6 +397,19 @@ class RelativeFlatness:
             return Seeds(numbers, numbers)
         self._count += 1
         return Seeds((*self._seeds.shared, self._count), (*self._seeds.own, self._count))
+
+
+def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
+    scale = range_scale(output, [reference])
+    (gradient,) = gradients(output, [reference], scale, create_graph=False)
+    return torch.linalg.vector_norm(gradient.float()) / scale
+
+
+def _reached(loss: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether the loss depends on any of the tensors."""
+    with second_derivatives():
+        found = torch.autograd.grad(loss, list(tensors), retain_graph=True, allow_unused=True)
+    return any(g is not None for g in found)
 
 
 def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:

@@ -18,11 +18,7 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
         ValueError: names the setting and the remedy.
     """
     in_graph = flatness.estimator != PERTURBATION
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
-            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
-        )
+    refuse_split_models(args)
     if getattr(args, "ddp_static_graph", None) and in_graph:
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
@@ -31,13 +27,9 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     if args.torch_compile and in_graph:
         raise ValueError(
             f"torch_compile=True compiles the whole model, which cannot be differentiated twice, and fam_estimator="
-            f'"{flatness.estimator}" needs that: use fam_estimator="{PERTURBATION}", or set torch_compile=False and '
-            "compile the backbone alone (model.base_model.compile())."
-        )
-    if args.fsdp or _is_zero3(args):
-        raise ValueError(
-            "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
-            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2."
+            f'"{flatness.estimator}" needs that: for the head use Trainer with callbacks=[FAMCallback(fam_lambda=...)] '
+            f'(or hf_fam.attach), which work in compiled models; or fam_estimator="{PERTURBATION}"; or set '
+            "torch_compile=False and compile the backbone alone (model.base_model.compile())."
         )
     liger = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
@@ -45,6 +37,33 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
             "use_liger_kernel=True fuses the head with the loss, so that neither logits nor second derivatives exist: "
             'set liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
             "use_liger_kernel=False."
+        )
+
+
+def refuse_split_models(args: Any) -> None:
+    """Refuse what takes the model apart, or computes its loss in a way that cannot be seen.
+
+    Args:
+        args: the ``TrainingArguments``.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
+            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    if args.fsdp or _is_zero3(args):
+        raise ValueError(
+            "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
+            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2."
+        )
+    temperature = getattr(args, "temperature", 1.0)
+    if temperature != 1.0:
+        raise ValueError(
+            f"temperature={temperature!r}: TRL's trainers divide the logits by it out of sight, so kappa would be that "
+            "of other logits: set it to 1.0."
         )
 
 

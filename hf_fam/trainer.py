@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
+from .callback import FAMCallback
 from .feature_layer import AUTO, resolve_layer
-from .first_batch import correct_loss_scaling, untouched
+from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, extend_model_card, last_logged
 from .relative_flatness import PERTURBATION, RelativeFlatness
 from .requirements import check_requirements
@@ -54,7 +55,7 @@ class FAMMixin(_Host):
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
         if isinstance(fam_args.fam_layer, nn.Module):  # arguments are written to JSON, so they keep the name
-            fam_args.fam_layer = resolve_layer(self.accelerator.unwrap_model(self.model), fam_args.fam_layer)[0]
+            fam_args.fam_layer = resolve_layer(self._whole_model(), fam_args.fam_layer)[0]
         self.fam_args = fam_args
         self._flatness: RelativeFlatness | None = None
         self._flatness_key: tuple[Any, ...] = ()
@@ -77,9 +78,8 @@ class FAMMixin(_Host):
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
-            model = self.accelerator.unwrap_model(self.model)
             self._flatness = RelativeFlatness(
-                model,
+                self._whole_model(),
                 fam.fam_layer,
                 fam.fam_estimator,
                 fam.fam_probes,
@@ -106,14 +106,21 @@ class FAMMixin(_Host):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         flatness = self._seeded_flatness()
         with flatness.capture(strength):
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
+            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        loss, *outputs = found if return_outputs else (found,)
         kappa = flatness(loss)
         self._record(loss, kappa, strength, num_items_in_batch)
         loss = with_gradient_of(loss, strength * kappa)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, *outputs) if return_outputs else loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
+        active = [c for c in self.callback_handler.callbacks if isinstance(c, FAMCallback) and c.fam_lambda > 0]
+        if active and self.fam_args.fam_lambda != 0:
+            raise ValueError(
+                f"{type(self).__name__} trains the flatness term itself, and FAMCallback would add it again: leave the "
+                "callback out, or set fam_lambda=0 in one of them."
+            )
         accepts, scaled = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
         try:
             return super().train(*args, **kwargs)
@@ -150,6 +157,13 @@ class FAMMixin(_Host):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self._fam_lambda() > 0:
             extend_model_card(Path(self.args.output_dir or ".", "README.md"), self._summary())
+
+    def _whole_model(self) -> nn.Module:
+        """The model; for sentence-transformers' losses with weights of their own the loss, which contains it."""
+        model, loss = self.accelerator.unwrap_model(self.model), getattr(self, "loss", None)
+        if isinstance(loss, nn.Module) and {*loss.parameters()} - {*model.parameters()}:
+            return loss
+        return model
 
     def _summary(self) -> FlatnessSummary:
         flatness = self.relative_flatness
@@ -215,7 +229,10 @@ class FAMMixin(_Host):
             compute: Any = functools.partial(super().compute_loss, model)
             told = correct_loss_scaling(self, compute, model, inputs, num_items_in_batch)
         if active and self.relative_flatness.estimator == PERTURBATION:
-            with untouched(model):  # so that even the first step draws what the others do, after a resumption too
+            with (
+                untouched(model),
+                unnoted(self),
+            ):  # so that even the first step draws what the others do, after a resumption too
                 with self.relative_flatness.capture(0.0):
                     loss: Any = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
                 self.relative_flatness(loss)

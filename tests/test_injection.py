@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_fam import RelativeFlatness
+from hf_fam import RelativeFlatness, attach
+from hf_fam.flatness.hard_labels import is_hard_label_gradient
 from hf_fam.flatness.softmax_head import softmax_flatness
-from hf_fam.injection import attach
 from support.layers import kind_case
 
 STRENGTH = 0.3
@@ -85,17 +85,6 @@ def test_tied_language_model_head() -> None:
     scale = float(max(g.abs().max() for g in expected))  # the model takes its loss in float32
     for found, true in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(found, true, rtol=1e-6, atol=1e-6 * scale)
-
-
-@pytest.mark.slow
-def test_fully_compiled_model() -> None:
-    model, inputs, labels = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
-    attach(model, STRENGTH)
-    F.cross_entropy(model(inputs), labels).backward()
-    expected = gradients(model)
-    compiled = torch.compile(model, fullgraph=True)
-    F.cross_entropy(compiled(inputs), labels).backward()
-    torch.testing.assert_close(gradients(model), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_evaluation_is_untouched_and_detach_removes_everything() -> None:
@@ -346,3 +335,82 @@ def test_heads_of_other_kinds() -> None:
         found = torch.autograd.grad(case.loss(case.model(case.inputs)), [*trained, attached._strength])
         torch.testing.assert_close(found[:-1], expected, rtol=1e-9, atol=1e-12)
         assert found[-1].item() == pytest.approx(kappa.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss_of",
+    [
+        lambda z, y: F.cross_entropy(z, y, label_smoothing=0.3),
+        lambda z, y: F.cross_entropy(z, torch.eye(4, dtype=z.dtype)[y] * 0.6 + 0.1),
+        lambda z, y: F.binary_cross_entropy_with_logits(z, torch.eye(4, dtype=z.dtype)[y]),
+        lambda z, y: F.mse_loss(z, torch.eye(4, dtype=z.dtype)[y]),
+        lambda z, y: F.cross_entropy(30 * torch.tanh(z / 3), y),
+        lambda z, y: F.cross_entropy(z[:3], y[:3]) - F.cross_entropy(z[3:], y[3:]),
+    ],
+    ids=["smoothed", "soft", "sigmoid", "squares", "capped logits", "rejected answers"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_losses_that_it_is_not_for_are_noticed_once(loss_of, dtype: torch.dtype) -> None:
+    model, inputs, y = network().to(dtype), torch.randn(6, 3).to(dtype), torch.randint(0, 4, (6,))
+    attached = attach(model, STRENGTH)
+    with pytest.warns(UserWarning, match="is not that of softmax cross-entropy with hard labels") as seen:
+        for _ in range(3):
+            loss_of(model(inputs), y).backward()
+    assert len(seen) == 1
+    attached.detach()
+
+
+@pytest.mark.parametrize("name", losses())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("error")
+def test_losses_that_it_is_for_are_not_doubted(name: str, dtype: torch.dtype) -> None:
+    """Confident, nearly certain and wrong models included."""
+    shape, loss_of = losses()[name]
+    for factor in (0.01, 1.0, 30.0, 300.0):
+        model, inputs = network().to(dtype), torch.randn(*shape, 3).to(dtype)
+        with torch.no_grad():
+            model[2].weight.mul_(factor)
+        attached = attach(model, STRENGTH)
+        if name == "class weights" and dtype != torch.float64:
+            F.cross_entropy(model(inputs), torch.randint(0, 4, shape), weight=torch.rand(4).to(dtype)).backward()
+        else:
+            loss_of(model(inputs)).backward()
+        attached.detach()
+
+
+def test_large_vocabularies_are_not_doubted_and_smoothing_there_is_noticed() -> None:
+    z, y = torch.randn(700, 20_000).mul_(3), torch.randint(0, 20_000, (700,))
+    z.requires_grad_()
+    for smoothing in (0.0, 0.1):
+        (g,) = torch.autograd.grad(F.cross_entropy(z, y, label_smoothing=smoothing), z)
+        assert is_hard_label_gradient(g, z) == (smoothing == 0)
+        assert is_hard_label_gradient(g.bfloat16(), z.bfloat16()) == (smoothing == 0)
+
+
+def test_a_head_of_one_output_is_refused() -> None:
+    with pytest.raises(ValueError, match="layer '2' has one output"):
+        attach(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), STRENGTH)
+
+
+def test_inaction_is_explained() -> None:
+    attached = attach(network(), STRENGTH)
+    with pytest.warns(UserWarning, match="No backward pass has gone through the flatness term at '2'"):
+        assert attached.kappa() == 0.0
+
+
+def test_a_frozen_trunk_trains_the_head_alone() -> None:
+    model, inputs, y = network(), torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+    model[0].requires_grad_(False)
+    attached = attach(model, STRENGTH)
+    F.cross_entropy(model(inputs), y).backward()
+    assert attached.kappa() > 0
+    assert model[0].weight.grad is None
+
+
+def test_the_term_is_not_attached_twice() -> None:
+    model = network()
+    attached = attach(model, STRENGTH)
+    with pytest.raises(ValueError, match=r"layer '2' has a flatness term already: detach\(\) the handle"):
+        attach(model, STRENGTH)
+    attached.detach()
+    attach(model, STRENGTH)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, rounding_error, vector_products
+from .curvature import gradients, range_scale, rounding_error, vector_products
 
 
 class Coupling(str, enum.Enum):
@@ -78,7 +78,7 @@ def find_coupling(
         >>> find_coupling(z.square().sum(), [z]).value, find_coupling(z.sum(0).square().sum(), [z]).value
         ('rows', 'batch')
     """
-    first = gradients(loss, pre_activations)
+    first = gradients(loss, pre_activations, range_scale(loss, pre_activations))
     vectors = [_fixed_normal(z) for z in pre_activations]
     nested = calls_are_nested(features, pre_activations)
 

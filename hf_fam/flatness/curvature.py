@@ -11,6 +11,10 @@ from torch import Tensor
 # How torch says that something cannot be differentiated (again).
 _REFUSALS = ("derivative for", "double backward", "use_reentrant")
 
+# float16: the scale under which derivatives are looked at first, and the size that they are then brought to.
+_FIRST_SCALE = 2.0**12
+_LARGEST_DERIVATIVE = 2.0**5
+
 
 class SecondDerivativeError(RuntimeError):
     """An operation between the feature layer and the loss has no second derivative."""
@@ -31,11 +35,56 @@ def second_derivatives() -> Iterator[None]:
         raise
 
 
-def gradients(output: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """First derivatives that can be differentiated again; zeros where ``output`` does not depend on an input."""
+def gradients(
+    output: Tensor, inputs: Sequence[Tensor], scale: Tensor | float = 1.0, create_graph: bool = True
+) -> list[Tensor]:
+    """First derivatives of ``scale * output``; zeros where ``output`` does not depend on an input.
+
+    Args:
+        output: a scalar, in the graph.
+        inputs: what to differentiate by.
+        scale: see `range_scale`; everything that is computed from the result has to be divided by it.
+        create_graph: whether they can be differentiated again.
+    """
+    cotangent = _times(scale, output)
     with second_derivatives():
-        found = torch.autograd.grad(output, inputs, create_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            output, inputs, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def range_scale(output: Tensor, inputs: Sequence[Tensor]) -> Tensor | float:
+    """A power of two that keeps derivatives of ``output`` by half-precision inputs in their range; 1 for other dtypes.
+
+    Second derivatives of a mean over thousands of tokens are far below 6e-8, float16's smallest number. The scale
+    brings the largest first derivative to about 32, as a gradient scaler would. It costs one first-order pass, and
+    waits for no device.
+
+    Args:
+        output: a scalar, in the graph.
+        inputs: what it will be differentiated by.
+    """
+    if not any(x.dtype == torch.float16 for x in inputs):
+        return 1.0
+    cotangent = _times(_FIRST_SCALE, output)
+    with second_derivatives():
+        found = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
+    sizes = [g.abs().max().float() for g in found if g is not None and g.numel()]
+    if not sizes:
+        return 1.0
+    largest = torch.stack(sizes).max()
+    scale = _FIRST_SCALE * torch.exp2(torch.floor(torch.log2(_LARGEST_DERIVATIVE / largest)))
+    # Nothing to see: the scale of the look. Overflow: derivatives that large need no help.
+    scale = torch.where(largest > 0, torch.where(largest.isfinite(), scale, 1.0), _FIRST_SCALE)
+    return scale.clamp_max(2.0**15 if output.dtype == torch.float16 else 2.0**40)
+
+
+def _times(scale: Tensor | float, output: Tensor) -> Tensor | None:
+    """The cotangent that stands for ``scale * output``."""
+    if isinstance(scale, Tensor):
+        return scale.to(output.dtype)
+    return None if scale == 1 else torch.full_like(output, scale)
 
 
 def vector_products(

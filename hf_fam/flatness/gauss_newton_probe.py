@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .curvature import gradients, quadratic_form, second_derivatives, vector_products
+from .curvature import gradients, quadratic_form, range_scale, second_derivatives, vector_products
 from .probes import RandomProbes
 
 
@@ -61,13 +61,14 @@ def gauss_newton_probe(
     """
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
     moved = push_forward(logits, pre_activations, [v.detach() for v in u] if weights_only else u)
-    product = vector_products(gradients(loss, logits), logits, moved)
+    scale = range_scale(loss, logits)
+    product = vector_products(gradients(loss, logits, scale), logits, moved)
     if not weights_only:
-        return quadratic_form(moved, product, weights_only=False)
+        return quadratic_form(moved, product, weights_only=False) / scale
     # J^T (H J u): back below the tail, so that W acts in u alone.
     cotangents = [p.detach() for p in product]
     pulled = torch.autograd.grad(logits, pre_activations, cotangents, retain_graph=True, materialize_grads=True)
-    return quadratic_form(directions, pulled, weights_only=True)
+    return quadratic_form(directions, pulled, weights_only=True) / scale
 
 
 def push_forward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, rounding_error, vector_products, wide
+from .curvature import gradients, range_scale, rounding_error, vector_products, wide
 from .head_sampling import HeadSampling, thin
 from .loss_graph import is_cross_entropy
 from .softmax_head import chunks_of, softmax_flatness
@@ -70,19 +70,16 @@ class ClosedForm:
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+        scale = range_scale(batch.loss, [z])
+        (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights == "product")
         if form.kind == "elementwise":
-            (first,) = gradients(batch.loss, [z])
             curvature = elementwise_curvature(first, z)
-            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only)
-        if form.item_weights == "gradient":
-            (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
-            c = _weights_in_chunks(first, z.detach())
-        else:
-            (first,) = gradients(batch.loss, [z])
-            c = weights_from_product(first, z)
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
+        by_gradient = form.item_weights == "gradient"
+        c = _weights_in_chunks(first, z.detach()) if by_gradient else weights_from_product(first, z)
         del first
         signs, keys = self._sampling.draw(c.numel(), phi.shape[-1], phi.device, batch.seeds)
-        c = thin(c.flatten(), keys, self._sampling.token_fraction)
+        c = thin(c.flatten() / scale, keys, self._sampling.token_fraction)
         return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
 
 
@@ -93,7 +90,7 @@ def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
     calls = batch.pre_activations
     if len(calls) == 1:
         return
-    first = gradients(batch.loss, calls)
+    first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
     for k, z in enumerate(calls):
         moved = [torch.zeros_like(other) for other in calls]
         generator = torch.Generator(z.device).manual_seed(0)
@@ -142,7 +139,7 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     classes = logits.shape[-1]
     if classes > LARGE_VOCABULARY and is_cross_entropy(loss, logits):
         return HeadLoss("softmax", "gradient")
-    (first,) = gradients(loss, [logits])
+    (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
     # Without the most probable class no difference of nearly equal numbers is taken, however confident the model.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .batch import Batch
-from .curvature import gradients, inner, quadratic_form, vector_products
+from .curvature import gradients, inner, quadratic_form, range_scale, vector_products
 from .probes import RandomProbes
 
 
@@ -58,13 +58,14 @@ def hessian_probe(
         >>> hessian_probe((z**3).sum(), [z], [u]).item()  # 6 z u^2
         66.0
     """
-    first = gradients(loss, pre_activations)
+    scale = range_scale(loss, pre_activations)
+    first = gradients(loss, pre_activations, scale)
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
     constant = [v.detach() for v in u] if weights_only else u
     product = vector_products(first, pre_activations, constant, create_graph=not weights_only)
     value = quadratic_form(directions, product, weights_only)
     if len(pre_activations) == 1 or weights_only:
-        return value
+        return value / scale
     for moved, pulled in zip(u, vector_products(u, pre_activations, first), strict=True):
         value = value + 2 * inner(pulled, moved)
-    return value
+    return value / scale

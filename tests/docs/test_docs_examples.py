@@ -1,7 +1,8 @@
 """What README.md and docs/ tell people to type works.
 
 All ```python blocks of a file run one after the other in one namespace, in an empty folder. It already contains
-``model`` (a tiny random BERT), ``train``, ``test`` (also as ``train_dataset``, ``eval_dataset``) and ``collator``.
+``model`` (a tiny random BERT), ``train``, ``test`` (also as ``train_dataset``, ``eval_dataset``) and ``collator``; for
+other libraries' trainers ``language_model``, ``tokenizer`` and ``sentences``, and ``embedder`` with ``pairs``.
 Commands are checked against the parser of ``hf-fam`` and the targets of the Makefile.
 """
 
@@ -17,7 +18,8 @@ import torch
 from transformers import default_data_collator
 
 from hf_fam import cli
-from support.tiny import classified, tiny_bert
+from support.languages import pairs, sentences, tiny_embedder, tiny_tokenizer
+from support.tiny import classified, tiny_bert, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,8 +36,18 @@ def blocks(file: Path, *languages: str) -> list[tuple[int, str]]:
     ]
 
 
-def namespace() -> dict[str, Any]:
+def namespace(path: Path, code: str) -> dict[str, Any]:
     train, test = classified(24), classified(12)
+    others: dict[str, Any] = {}
+    if "trl" in code:
+        datasets = pytest.importorskip("datasets")
+        others = {
+            "language_model": tiny_llama(pad_token_id=0),
+            "tokenizer": tiny_tokenizer(),
+            "sentences": datasets.Dataset.from_dict(sentences()),
+            "embedder": tiny_embedder(path),
+            "pairs": datasets.Dataset.from_dict(pairs()),
+        }
     return {
         "model": tiny_bert(),
         "train": train,
@@ -43,6 +55,7 @@ def namespace() -> dict[str, Any]:
         "train_dataset": train,
         "eval_dataset": test,
         "collator": default_data_collator,
+        **others,
     }
 
 
@@ -50,7 +63,7 @@ def namespace() -> dict[str, Any]:
 def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names = namespace()
+    names = namespace(tmp_path, "".join(code for _, code in blocks(file, "python")))
     for line, code in blocks(file, "python"):
         # Empty lines before it, so that a traceback names the line of the file.
         exec(compile("\n" * line + code, str(file), "exec"), names)

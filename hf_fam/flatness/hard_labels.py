@@ -1,0 +1,59 @@
+"""Whether a loss can be softmax cross-entropy with hard labels, seen from its gradient alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .curvature import wide
+from .heads import weights_from_gradient
+
+# How far, relative to its size, the gradient may be from the one that is expected.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+# This many rows are looked at.
+_ROWS = 256
+
+
+def is_hard_label_gradient(gradient: Tensor, logits: Tensor) -> bool:
+    """Whether ``g = c (p - e_y)`` holds for every row, with a weight c >= 0 and a label y of its own.
+
+    That is the gradient of softmax cross-entropy with hard labels. Label smoothing, soft labels, sigmoid and squared
+    errors and rejected answers of preference losses have another one. Focal loss and losses that couple rows may
+    have the same, and with two classes every loss of their difference has: necessary, not sufficient. Looks at 256
+    rows and waits for the device.
+
+    Args:
+        gradient: g = dL/dz, shape ``(..., C)``.
+        logits: z, shape ``(..., C)``.
+
+    Examples:
+        >>> z, y = torch.randn(5, 3, requires_grad=True), torch.tensor([0, 1, 2, 0, 1])
+        >>> def gradient_of(**options):
+        ...     return torch.autograd.grad(torch.nn.functional.cross_entropy(z, y, **options), z)[0]
+        >>> is_hard_label_gradient(gradient_of(), z), is_hard_label_gradient(gradient_of(label_smoothing=0.1), z)
+        (True, False)
+    """
+    tolerance = max(_TOLERANCE[gradient.dtype], _TOLERANCE[logits.dtype])
+    dtype = wide(logits.dtype)
+    g, z = gradient.detach().flatten(0, -2), logits.detach().flatten(0, -2)
+    rows = g.any(-1).nonzero().squeeze(-1)
+    rows = rows[:: max(1, len(rows) // _ROWS)]
+    g, p = g[rows].to(dtype), z[rows].to(dtype).softmax(-1)
+    if not len(rows) or not bool(g.isfinite().all()):
+        return True  # nothing to see, or a step that a gradient scaler skips
+    positive = g > 0
+    eps = torch.finfo(dtype).eps
+    # Where the label is all but certain, nothing but rounding is left of the gradient.
+    half = max(torch.finfo(gradient.dtype).eps, torch.finfo(logits.dtype).eps)
+    telling = (p * positive).sum(-1) > max(1000 * eps, 10 * half if half > eps else 0.0)
+    g, p = g[telling], p[telling]
+    if not len(g):
+        return True
+    if bool(((g < 0).sum(-1) > 1).any()):
+        return False
+    c = weights_from_gradient(g, p)
+    label = g.argmin(-1, keepdim=True)
+    expected = (c.unsqueeze(-1) * p).scatter_add(-1, label, -c.unsqueeze(-1))
+    norm = torch.linalg.vector_norm
+    return bool(norm(g - expected) <= tolerance * norm(g) + max(10 * eps, half) * norm(c))
