@@ -8,15 +8,15 @@ elementary operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .autograd_graph import between
 from .feature_layer import FeatureLayer
 from .flatness.curvature import wide
 
@@ -40,7 +40,7 @@ class ExactNorms:
 
     def __init__(self, model: nn.Module, layer: FeatureLayer) -> None:
         self._layer = layer
-        self._norms = [m for m in model.modules() if isinstance(m, _NORM_LAYERS) or "RMSNorm" in type(m).__name__]
+        self._norms = [m for m in model.modules() if isinstance(m, _NORM_LAYERS) or "Norm" in type(m).__name__]
         self._above: set[nn.Module] = set()
         self._active: list[_ElementaryNorms] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -188,23 +188,3 @@ def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
                 "(torch.nn.LayerNorm, BatchNorm), choose a layer above it (the head has an exact closed form), or use "
                 'estimator="perturbation".'
             )
-
-
-def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
-    """Nodes of the graph on a path from the loss down to z of any call, also those between two calls."""
-    ends = {z.grad_fn for z in pre_activations}
-    leads_down: dict[Node, bool] = {}
-    stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
-    while stack:
-        node, children_done = stack.pop()
-        if children_done:
-            above = any(leads_down.get(child, False) for child, _ in node.next_functions if child)
-            leads_down[node] = above or node in ends
-            if above:
-                yield node
-        elif node in ends and len(ends) == 1:  # nothing below is wanted
-            leads_down[node] = True
-        elif node not in leads_down:
-            leads_down[node] = False
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child and child not in leads_down)

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .autograd_graph import between, passes_by
 from .compilation import is_compiled
-from .exact_norms import ExactNorms, between, refuse_fused_norms
-from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
+from .exact_norms import ExactNorms, refuse_fused_norms
+from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
 from .flatness.coupling import calls_are_nested
 from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives
@@ -102,6 +103,7 @@ class RelativeFlatness:
         self._model = model
         self._unfused = UnfusedHead(unwrap(model))
         self.layer = FeatureLayer(model, layer)
+        self._taken_for_head = layer in (AUTO, HEAD)
         self._head = _head(model, self.layer)
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
@@ -225,6 +227,12 @@ class RelativeFlatness:
                     f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
                     f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
                 ) from error
+            if self._taken_for_head and _products_above(batch.loss, batch.pre_activations):
+                raise ValueError(
+                    f"no layer into the logits was found: '{self.layer.name}' was taken for it, but has further "
+                    "layers, or products, above it (a contrastive loss has no such layer). Name the layer to flatten: "
+                    f'layer="{self.layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
+                ) from error
             warnings.warn(
                 f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
                 f'instead (estimator="{HESSIAN}" says so from the start).',
@@ -275,12 +283,19 @@ class RelativeFlatness:
             problem = "is called several times, one call feeding the next"
         elif not _reached(batch.loss, batch.logits):
             problem = "does not lead to the loss"
-        elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
+        elif _products_above(batch.loss, batch.logits):
             problem = "has further layers, or products, above it"
         if problem:
             raise ValueError(
                 f"estimator=\"{GAUSS_NEWTON}\" takes '{self._head.name}' for the layer into the logits, but it "
                 f'{problem}: use "{HESSIAN}", or call the layer into the logits "head" or "classifier".'
+            )
+        if passes_by(batch.loss, batch.pre_activations, batch.logits):
+            warnings.warn(
+                f"Part of the loss depends on layer '{self.layer.name}' without passing through "
+                f"'{self._head.name}' (the auxiliary loss of a router, a second head): estimator=\"{GAUSS_NEWTON}\" "
+                f'leaves the curvature of that part out; "{HESSIAN}" has all of it.',
+                stacklevel=5,
             )
 
     def _begin_perturbation(self, strength: float | None) -> None:
@@ -392,6 +407,10 @@ def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
                 f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
                 f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
+
+
+def _products_above(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
+    return any(node.name().startswith(_PRODUCTS) for node in between(loss, outputs))
 
 
 def _make_estimator(name: str, probes: int) -> Estimator:
