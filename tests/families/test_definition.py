@@ -36,6 +36,8 @@ DEEP = {
     "SwinForImageClassification": "swin.encoder.layers.1.blocks.0.attention.q_proj",
     "Wav2Vec2ForSequenceClassification": "wav2vec2.feature_projection.projection",
     "DetrForObjectDetection": "model.encoder.layers.0.mlp.fc2",
+    "CLIPModel": "text_projection",
+    "MobileBertForMaskedLM": "cls.predictions.transform.dense",
 }
 FUSED = {
     "BertForTokenClassification": "bert.encoder.layer.0.attention.self.value",
@@ -48,7 +50,12 @@ FUSED = {
     "Wav2Vec2ForSequenceClassification": "wav2vec2.feature_projection.projection",
     "CLIPForImageClassification": "vision_model.encoder.layers.0.self_attn.v_proj",
 }
-DEEP_CASES = [next(case for case in CASES if case.model == model) for model in DEEP]
+DEEP_TERMS = [
+    (case, estimator)
+    for case in CASES
+    for estimator in ("hessian", "gauss_newton")
+    if case.model in DEEP and (estimator == "hessian" or "auto" not in case.refused)
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -64,8 +71,9 @@ def test_term_is_what_is_defined(case: Case, layer: str, monkeypatch: pytest.Mon
     assert_term_is_what_is_defined(case, layer, "auto", estimator, monkeypatch)
 
 
-@pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
-@pytest.mark.parametrize("case", DEEP_CASES, ids=lambda case: case.model)
+@pytest.mark.parametrize(
+    ("case", "estimator"), DEEP_TERMS, ids=[f"{c.model}-{estimator}" for c, estimator in DEEP_TERMS]
+)
 def test_term_of_a_deep_layer_is_what_is_defined(case: Case, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_term_is_what_is_defined(case, DEEP[case.model], estimator, estimator, monkeypatch)
 
@@ -130,3 +138,24 @@ def test_fused_attention_above_the_layer_is_refused_with_its_remedy(model: str) 
         kappa()
     built.set_attn_implementation("eager")
     assert kappa() > 0
+
+
+@pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
+def test_grouped_experts_have_the_derivatives_of_plain_ones(estimator: str) -> None:
+    """The default kernel of mixtures knows no float64, so it is compared with the one that the definition is for."""
+    case = next(case for case in CASES if case.model == "MixtralForCausalLM")
+
+    def kappa_and_gradient(experts: str) -> list[Tensor]:
+        model = without_dropout(case.build(attn_implementation="eager", experts_implementation=experts))
+        flatness = RelativeFlatness(model, DEEP[case.model], estimator, probes=4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Part of the loss")
+            with flatness.capture():
+                loss = model(**case.inputs(model)).loss
+            kappa = flatness(loss)
+        return [kappa.detach(), *torch.autograd.grad(kappa, list(model.parameters()), materialize_grads=True)]
+
+    grouped, plain = kappa_and_gradient("grouped_mm"), kappa_and_gradient("eager")
+    scale = max(float(g.abs().max()) for g in plain)
+    for found, expected in zip(grouped, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)

@@ -104,7 +104,7 @@ def test_training(case: Case, tmp_path: Path) -> None:
         assert len(kappas) == STEPS and all(k != 0 for k in kappas)
         after = weights(model)
         moved = difference(after, of_plain) / difference(of_plain, before)
-        assert 1e-5 < moved < 1, moved
+        assert 5e-6 < moved < 0.3, moved  # other dropout, say, would move them by more
         assert watch.same, "evaluation is another one than without FAM"
         assert hook_count(model) == hook_count(plain.model), "transformers hooks some models itself"
 
@@ -122,3 +122,18 @@ def test_refusals(case: Case, layer: str, tmp_path: Path) -> None:
     assert re.search(REMEDY, str(refusal.value)), refusal.value
     assert hook_count(model) == hooks
     assert difference(weights(model), before) == 0
+
+
+PROPOSED = [case for case in CASES if case.instead]
+
+
+@pytest.mark.parametrize("case", PROPOSED, ids=lambda case: case.id)
+def test_what_the_table_proposes_instead_works(case: Case, tmp_path: Path) -> None:
+    model = case.build()
+    before = weights(model)
+    trainer = FAMTrainer(model=model, args=arguments(tmp_path, **PLAIN, **case.instead), **data(case, model))
+    trainer.train()
+    assert all(k != 0 for k in logged(trainer, "fam_kappa"))
+    assert difference(weights(model), before) > 0
+    for name, value in case.instead.items():
+        assert value in case.note, f"{name}={value} is not in the note"

@@ -38,6 +38,7 @@ class Case:
         head_estimator: what ``estimator="auto"`` ends up with at the head.
         refused: by layer, ``"auto"`` or ``"representation"``.
         note: for the support table.
+        instead: arguments of FAM that the note proposes where all defaults are refused.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Case:
     head_estimator: str = "closed_form"
     refused: dict[str, Refusal] = field(default_factory=dict)
     note: str = ""
+    instead: dict[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -223,5 +223,7 @@ ENCODERS = [
         "cls.predictions.decoder",
         "cls.predictions.dense",
         refused={"auto": NOT_CALLED, "representation": NOT_CALLED},
+        note='cls.predictions.transform.dense, with "hessian"',
+        instead={"fam_layer": "cls.predictions.transform.dense", "fam_estimator": "hessian"},
     ),
 ]

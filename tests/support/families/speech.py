@@ -74,6 +74,7 @@ SPEECH = [
         "wav2vec2.encoder.layers.0.feed_forward.output_dense",
         refused={"auto": NO_SECOND_DERIVATIVE, "representation": NO_SECOND_DERIVATIVE},
         note='"perturbation" works',
+        instead={"fam_estimator": "perturbation"},
     ),
     classification("HubertForSequenceClassification"),
     classification("WavLMForSequenceClassification"),

@@ -187,6 +187,7 @@ VISION = [
             "auto": Refusal("no layer into the logits", "no layer into the logits was found"),
             "representation": Refusal("no layer into the logits", "has further layers, or products, above it"),
         },
-        note='any layer by its name, with "hessian"',
+        note='any layer by its name, such as text_projection, with "hessian"',
+        instead={"fam_layer": "text_projection", "fam_estimator": "hessian"},
     ),
 ]
