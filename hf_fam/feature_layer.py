@@ -35,6 +35,9 @@ _HEAD_NAMES = {
     "head",
 }
 
+# What second heads are called, whose loss helps the first one's.
+_AUXILIARY = ("auxiliary",)
+
 # Where a layer says how many features it reads and how many pre-activations it makes.
 _READS = ("in_features", "in_channels", "nx")
 _MAKES = ("out_features", "out_channels", "nf")
@@ -291,7 +294,7 @@ def find_head(model: nn.Module) -> Named:
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")
     named = [(name, module) for name, module in candidates if _HEAD_NAMES.intersection(name.split("."))]
-    return (named or candidates)[-1]
+    return _narrowed(named or candidates, lambda name, module: not any(a in name for a in _AUXILIARY))[-1]
 
 
 def find_representation(model: nn.Module) -> Named:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .autograd_graph import between, passes_by
+from .autograd_graph import between, is_product, multiplied_by_parameters, passes_by
 from .compilation import is_compiled
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
@@ -36,9 +36,6 @@ _COMPILED = (
     "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
     "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
 )
-
-# Backward nodes of layers and of products of activations.
-_PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
 
 FULL = "full"
 WEIGHTS_ONLY = "weights_only"
@@ -227,10 +224,10 @@ class RelativeFlatness:
                     f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
                     f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
                 ) from error
-            if self._taken_for_head and _products_above(batch.loss, batch.pre_activations):
+            if self._taken_for_head and multiplied_by_parameters(batch.loss, batch.pre_activations):
                 raise ValueError(
-                    f"no layer into the logits was found: '{self.layer.name}' was taken for it, but has further "
-                    "layers, or products, above it (a contrastive loss has no such layer). Name the layer to flatten: "
+                    f"no layer into the logits was found: '{self.layer.name}' was taken for it, but other "
+                    "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
                     f'layer="{self.layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
                 ) from error
             warnings.warn(
@@ -267,7 +264,7 @@ class RelativeFlatness:
                 raise ValueError(f"layer '{self.layer.name}' lies inside a compiled model, {_COMPILED}")
             raise ValueError(
                 f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
-                "loss depends on."
+                "loss depends on, the last one below it for instance (`hf-fam layers MODEL` lists them)."
             )
         if self.estimator == GAUSS_NEWTON:
             self._check_logits(batch)
@@ -283,7 +280,7 @@ class RelativeFlatness:
             problem = "is called several times, one call feeding the next"
         elif not _reached(batch.loss, batch.logits):
             problem = "does not lead to the loss"
-        elif _products_above(batch.loss, batch.logits):
+        elif any(map(is_product, between(batch.loss, batch.logits))):
             problem = "has further layers, or products, above it"
         if problem:
             raise ValueError(
@@ -407,10 +404,6 @@ def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
                 f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
                 f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
-
-
-def _products_above(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
-    return any(node.name().startswith(_PRODUCTS) for node in between(loss, outputs))
 
 
 def _make_estimator(name: str, probes: int) -> Estimator:

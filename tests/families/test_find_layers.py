@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -57,6 +58,10 @@ ORDERS = {
         tree(layers__0__fc1=layer(4, 8), layers__0__fc2=layer(8, 4), classifier=layer(16, 2)),
         "layers.0.fc2",
     ),
+    "a second head helps the first": (
+        tree(body__0=layer(), decode_head__classifier=layer(4, 2), auxiliary_head__classifier=layer(4, 2)),
+        "body.0",
+    ),
     "a convolution makes what the head reads": (
         tree(encoder__conv=nn.Conv2d(3, 4, 1), encoder__squeeze=nn.Conv2d(4, 2, 1), classifier=layer(4, 2)),
         "encoder.conv",
@@ -110,6 +115,20 @@ def test_a_contrastive_loss_has_no_head_but_named_layers() -> None:
     with pytest.warns(UserWarning, match="The closed form does not hold"):
         assert named(loss) != 0
     assert named.estimator == "hessian"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda z: z.softmax(-1) @ torch.tensor([[0.0, 1.0], [5.0, 0.0]]), lambda z: z.T @ z],
+    ids=["costs of mistakes", "covariance"],
+)
+def test_a_product_that_belongs_to_the_loss_leaves_the_head_a_head(loss: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    flatness = RelativeFlatness(model)
+    with flatness.capture():
+        value = loss(model(torch.randn(5, 3))).square().sum()
+    with pytest.warns(UserWarning, match="The closed form does not hold"):
+        flatness(value)
 
 
 class Routed(nn.Module):
