@@ -1,7 +1,7 @@
 """For every architecture: hf_fam finds the layer, and the term is relative flatness as defined, gradient included.
 
 The definition is computed from full Hessians of the whole model (tests/support/definition.py). Random probes are run
-through a complete basis of signs, so that nothing here is compared up to noise.
+through a complete basis, so that nothing here is compared up to noise.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def assert_term_is_what_is_defined(
         found()  # after which it is known what serves the loss, and which rows it couples
         assert flatness.estimator == estimator
         if estimator != "closed_form":
-            definition.complete_signs(monkeypatch, m)
+            definition.complete_basis(monkeypatch, m)
             flatness._estimate.probes = m if flatness._estimate.coupling.found == "rows" else m * m
         value = found()
         flatness.detach()

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.linalg import hadamard
 from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
@@ -64,17 +63,17 @@ def unit_direction(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [d / length for d in drawn]
 
 
-def complete_signs(monkeypatch: pytest.MonkeyPatch, features: int) -> None:
-    """Let hf_fam's probes run through a complete basis of signs, so that their mean is kappa and no estimate of it.
+def complete_basis(monkeypatch: pytest.MonkeyPatch, features: int) -> None:
+    """Let hf_fam's probes run through a complete basis, so that their mean is kappa and no estimate of it.
 
-    Over the rows r of a Hadamard matrix the mean of ``r r^T`` is the identity. Number k of the probes takes row
-    ``k mod m`` for r and row ``k div m`` for a: m probes are complete where rows are uncoupled (u = ||phi|| W r),
-    m^2 where they are coupled (u = (a . phi) W r).
+    Over the vectors r = sqrt(m) e_k the mean of ``r r^T`` is the identity, as it is in expectation over signs. Number k
+    of the probes takes vector ``k mod m`` for r and vector ``k div m`` for a: m probes are complete where rows are
+    uncoupled (u = ||phi|| W r), m^2 where they are coupled (u = (a . phi) W r).
     """
-    signs = torch.tensor(hadamard(features), dtype=torch.float64)
+    basis = features**0.5 * torch.eye(features, dtype=torch.float64)
 
     def row(shape: torch.Size, like: Tensor, place: list[int]) -> Tensor:
-        return signs[place.pop(0)].expand(shape)
+        return basis[place.pop(0)].expand(shape)
 
     def place(self: Seeds, numbers: Sequence[int], probe: int, device: torch.device) -> list[int]:
         return [probe % features, probe // features]

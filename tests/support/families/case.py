@@ -31,7 +31,7 @@ class Case:
     Attributes:
         model: class of transformers.
         task: what it is trained for.
-        sizes: the configuration that makes it tiny; widths are powers of 2.
+        sizes: the configuration that makes it tiny.
         batch: makes a batch for a model.
         head: dotted name of the layer into the logits.
         representation: dotted name of the layer that makes what the head reads.
@@ -72,6 +72,9 @@ class Case:
                     parameter.normal_(std=parameter[0].numel() ** -0.5)
                 elif parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):  # EfficientNet's begin with 0
+                    module.weight.normal_(1, 0.1)
         return model
 
     def inputs(self, model: nn.Module) -> Batch:

@@ -12,7 +12,6 @@ from .case import (
     VOCABULARY,
     WIDTH,
     Case,
-    Refusal,
     Sizes,
     batch_of,
     classes,
@@ -108,12 +107,11 @@ def causal(model: str, sizes: Sizes, representation: str = DOWN, **more: object)
     return Case(model, "causal LM", sizes, language_model, "lm_head", representation, **more)
 
 
-CONV1D = {"representation": Refusal("GPT-2's Conv1D", "is a Conv1D; only torch.nn.Linear")}
 AUXILIARY = "the router's loss is no part of Gauss-Newton"
 CONV1D_LAYER = "transformer.h.0.mlp.c_proj"
 
 LANGUAGE_MODELS = [
-    causal("GPT2LMHeadModel", GPT2, CONV1D_LAYER, refused=CONV1D),
+    causal("GPT2LMHeadModel", GPT2, CONV1D_LAYER),
     Case(
         "GPT2ForSequenceClassification",
         "sequence classification",
@@ -121,7 +119,6 @@ LANGUAGE_MODELS = [
         SEQUENCE,
         "score",
         CONV1D_LAYER,
-        refused=CONV1D,
     ),
     causal("LlamaForCausalLM", DECODER),
     Case("LlamaForSequenceClassification", "sequence classification", DECODER, SEQUENCE, "score", DOWN),

@@ -55,7 +55,7 @@ CONVNEXT: Sizes = {
     "image_size": IMAGE,
     "num_labels": CLASSES,
 }
-RESNET: Sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+RESNET: Sizes = {"embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "bottleneck"}
 SEGFORMER: Sizes = {
     "num_encoder_blocks": 2,
     "depths": [1, 1],
@@ -69,7 +69,7 @@ SEGFORMER: Sizes = {
     "decoder_hidden_size": WIDTH,
 }
 MOBILENET: Sizes = {
-    "depth_multiplier": 0.25,
+    "depth_multiplier": 0.05,
     "min_depth": 4,
     "depth_divisible_by": 4,
     "finegrained_output": False,
@@ -120,7 +120,6 @@ def classification(model: str, sizes: Sizes, representation: str, head: str = "c
     return Case(model, "image classification", sizes, PICTURES, head, representation, **more)
 
 
-CONVOLUTION = Refusal("convolution", "is a Conv2d; only torch.nn.Linear")
 MLP = "layers.0.mlp.fc2"
 
 VISION = [
@@ -131,9 +130,8 @@ VISION = [
     classification(
         "ResNetForImageClassification",
         {**RESNET, "num_labels": CLASSES},
-        "resnet.encoder.stages.1.layers.0.layer.1.convolution",
+        "resnet.encoder.stages.1.layers.0.layer.2.convolution",
         "classifier.1",
-        refused={"representation": CONVOLUTION},
     ),
     classification("Dinov2ForImageClassification", {**CLASSIFIER, "mlp_ratio": 1}, "dinov2.encoder.layer.0.mlp.fc2"),
     classification("BeitForImageClassification", CLASSIFIER, f"beit.{MLP}"),
@@ -145,19 +143,18 @@ VISION = [
         SEGMENTS,
         "decode_head.classifier",
         "decode_head.linear_fuse",
-        refused={"auto": CONVOLUTION, "representation": CONVOLUTION},
+        head_estimator="hessian",
+        note="upsampled logits: no closed form",
     ),
     classification(
         "MobileNetV2ForImageClassification",
         MOBILENET,
         "mobilenet_v2.conv_1x1.convolution",
-        refused={"representation": CONVOLUTION},
     ),
     classification(
         "EfficientNetForImageClassification",
         EFFICIENTNET,
         "efficientnet.encoder.top_conv",
-        refused={"representation": CONVOLUTION},
     ),
     Case(
         "DetrForObjectDetection",
