@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.feature_layer import find_head, find_representation
+from support.families import CASES
 
 
 def tree(**layers: nn.Module) -> nn.Module:
@@ -86,6 +87,18 @@ def test_a_pooler_above_the_decoder_is_the_representation() -> None:
     model = tree(model__decoder__0=layer(), projector=layer(), classifier=layer(4, 2))
     model.get_decoder = lambda: model.get_submodule("model.decoder")
     assert find_representation(model)[0] == "projector"
+
+
+def test_names_in_a_peft_model_are_those_of_the_model_inside() -> None:
+    peft = pytest.importorskip("peft")
+    for model in (
+        "DistilBertForSequenceClassification",
+        "NomicBertForTokenClassification",
+        "T5ForConditionalGeneration",
+    ):
+        case = next(case for case in CASES if case.model == model)
+        found = find_representation(peft.get_peft_model(case.build(), peft.LoraConfig(target_modules="all-linear")))
+        assert found[0] == f"base_model.model.{case.representation}"
 
 
 class TwoTowers(nn.Module):
