@@ -97,7 +97,8 @@ def test_names_in_a_peft_model_are_those_of_the_model_inside() -> None:
         "T5ForConditionalGeneration",
     ):
         case = next(case for case in CASES if case.model == model)
-        found = find_representation(peft.get_peft_model(case.build(), peft.LoraConfig(target_modules="all-linear")))
+        queries = peft.LoraConfig(target_modules=r".*(q_lin|q_proj|[.]q)")
+        found = find_representation(peft.get_peft_model(case.build(), queries))
         assert found[0] == f"base_model.model.{case.representation}"
 
 
