@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +224,7 @@ class RelativeFlatness:
                     f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{CLOSED_FORM}\" is for "
                     f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
                 ) from error
-            if self._taken_for_head and multiplied_by_parameters(batch.loss, batch.pre_activations):
+            if self._taken_for_head and multiplied_by_parameters(batch.loss, _last_outputs(batch)):
                 raise ValueError(
                     f"no layer into the logits was found: '{self.layer.name}' was taken for it, but other "
                     "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
@@ -404,6 +404,12 @@ def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
                 f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
                 f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
+
+
+def _last_outputs(batch: Batch) -> Sequence[Tensor]:
+    """Without the calls of the layer that feed later ones."""
+    nested = calls_are_nested(batch.features, batch.pre_activations)
+    return batch.pre_activations[-1:] if nested else batch.pre_activations
 
 
 def _make_estimator(name: str, probes: int) -> Estimator:
