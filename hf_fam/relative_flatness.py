@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -125,15 +126,19 @@ class RelativeFlatness:
         self._head_captures: list[Capture] | None = None
         self._reference: Tensor | None = None
 
-    def seed(self, *numbers: int, own: tuple[int, ...] = ()) -> None:
+    def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
 
+        With ``first_item`` it does not matter either how the batch of a step is cut into micro-batches and processes:
+        every item gets the signs that it would get in the whole batch.
+
         Args:
-            numbers: alike on every process and micro-batch of a step, such as a seed and the step: where rows of
-                different items must share a perturbation, it comes from these alone.
-            own: further numbers that tell processes and micro-batches apart.
+            numbers: alike on every process and micro-batch of a step, such as a seed and the step.
+            first_item: position of the next batch's first item in the whole batch of the step.
+            items: how many items the next batch has, if rows of one item lie behind each other in the first dimension
+                (flattened tokens, choices); None if that dimension counts the items.
         """
-        self._seeds, self._count = Seeds(numbers, (*numbers, *own)), 0
+        self._seeds, self._count = Seeds(numbers, first_item, items), 0
 
     @contextlib.contextmanager
     def capture(self, strength: float | None = None) -> Iterator[None]:
@@ -351,10 +356,10 @@ class RelativeFlatness:
 
     def _next_seeds(self) -> Seeds:
         if self._generator is not None:
-            numbers = (int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device)),)
-            return Seeds(numbers, numbers)
+            drawn = int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device))
+            return Seeds((drawn,))
         self._count += 1
-        return Seeds((*self._seeds.shared, self._count), (*self._seeds.own, self._count))
+        return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._count))
 
 
 def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
 
 from .callback import FAMCallback
 from .feature_layer import AUTO, resolve_layer
@@ -100,7 +101,7 @@ class FAMMixin(_Host):
         strength = self._fam_strength(model)
         if strength == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        flatness = self._seeded_flatness()
+        flatness = self._seeded_flatness(inputs)
         with flatness.capture(strength):
             found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         loss, *outputs = found if return_outputs else (found,)
@@ -186,12 +187,17 @@ class FAMMixin(_Host):
         # What is not skipped stands for what is.
         return strength.at(step, self._lagged_ratio()) * fam.fam_every_n_steps
 
-    def _seeded_flatness(self) -> RelativeFlatness:
-        """The estimator, its probes a function of seed, step, micro-batch and process."""
+    def _seeded_flatness(self, inputs: dict[str, Any]) -> RelativeFlatness:
+        """The estimator, its probes a function of seed, step and item, however the step's batch is cut."""
         step, (last_step, number) = self.state.global_step, self._step_and_micro_batch
         number = number + 1 if step == last_step else 0
         self._step_and_micro_batch = step, number
-        self.relative_flatness.seed(self.args.seed, step, own=(number, self.args.process_index))
+        # The order in which samplers hand out items: micro-batch by micro-batch, process by process.
+        processes, size = self.args.world_size, self._train_batch_size
+        if self.args.accelerator_config.split_batches:
+            size //= processes
+        first_item = (number * processes + self.args.process_index) * size
+        self.relative_flatness.seed(self.args.seed, step, first_item=first_item, items=find_batch_size(inputs))
         return self.relative_flatness
 
     def _record(self, loss: Tensor, kappa: Tensor, strength: float, num_items_in_batch: Any) -> None:

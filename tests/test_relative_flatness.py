@@ -85,13 +85,13 @@ def test_seeds_and_generators_repeat_the_probes() -> None:
     assert with_generator[0] == with_generator[1] != with_generator[2]
 
 
-def test_own_seeds_tell_processes_apart_and_shared_ones_do_not() -> None:
+def test_every_item_gets_its_signs_and_coupled_items_share_them() -> None:
     """Coupled rows need one matrix on every process; uncoupled ones are better off with different signs."""
     for tail, alike in (("tanh_mlp", False), ("batchnorm", True)):
         case, kappas = make(tail, 0), []
-        for process in (0, 1):
+        for first_item in (0, 100):
             flatness = RelativeFlatness(case.model, case.layer, "hessian")
-            flatness.seed(1, 2, own=(process,))
+            flatness.seed(1, 2, first_item=first_item)
             with flatness.capture():
                 loss = case.run()
             kappas.append(flatness(loss).item())

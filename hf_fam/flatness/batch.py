@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .linear_map import LinearMap
@@ -18,17 +16,14 @@ class Seeds:
     """Where the random signs of one batch come from.
 
     Attributes:
-        shared: numbers that are alike on every process and micro-batch of a step.
-        own: numbers that tell processes and micro-batches apart.
+        numbers: alike on every process and micro-batch of a step.
+        first_item: position of this batch's first item in the whole batch of the step.
+        items: how many items this batch has, where rows are items and tokens in one; None if every row is an item.
     """
 
-    shared: tuple[int, ...] = (0,)
-    own: tuple[int, ...] = (0,)
-
-    def generator(self, numbers: Sequence[int], probe: int, device: torch.device) -> torch.Generator:
-        """A generator that is a function of the numbers alone, so that there is nothing to checkpoint."""
-        digest = hashlib.blake2b(repr((*numbers, probe)).encode(), digest_size=8).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    numbers: tuple[int, ...] = (0,)
+    first_item: int = 0
+    items: int | None = None
 
 
 @dataclass(frozen=True)
