@@ -17,7 +17,7 @@ from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
 from .flatness.coupling import calls_are_nested
-from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives
+from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives, wide
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
 from .flatness.heads import ClosedForm, NoClosedForm
@@ -191,21 +191,23 @@ class RelativeFlatness:
             )
         return kappa
 
-    def gradient_ratio(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
-        """``||d kappa|| / ||d loss||`` at the features of the batch that kappa was just taken of.
+    def gradient_squares(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
+        """``||d kappa||^2`` and ``||d loss||^2`` at the features of the batch that kappa was just taken of.
 
-        Taken at phi, or at z where nothing below the layer is trainable. None for ``"perturbation"``, whose term has
-        no gradient of its own.
+        Squares, because those of micro-batches and processes add up to those of the whole batch. Taken at phi, or at z
+        where nothing below the layer is trainable. None for ``"perturbation"``, whose term has no gradient of its own.
 
         Args:
             loss: the loss that kappa was taken of.
             kappa: what calling this object returned.
+
+        Returns:
+            Shape ``(2,)``, in float32 at least.
         """
         reference, self._reference = self._reference, None
         if reference is None or not kappa.requires_grad:
             return None
-        of_kappa, of_loss = (_gradient_norm(y, reference) for y in (kappa, loss))
-        return of_kappa / of_loss.clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
@@ -365,7 +367,7 @@ class RelativeFlatness:
 def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
     scale = range_scale(output, [reference])
     (gradient,) = gradients(output, [reference], scale, create_graph=False)
-    return torch.linalg.vector_norm(gradient.float()) / scale
+    return torch.linalg.vector_norm(gradient.to(wide(gradient.dtype))) / scale
 
 
 def _reached(loss: Tensor, tensors: Sequence[Tensor]) -> bool:

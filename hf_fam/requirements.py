@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .relative_flatness import PERTURBATION, RelativeFlatness
@@ -19,6 +20,7 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     """
     in_graph = flatness.estimator != PERTURBATION
     refuse_split_models(args)
+    _refuse_lonely_processes(args)
     if getattr(args, "ddp_static_graph", None) and in_graph:
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
@@ -57,13 +59,24 @@ def refuse_split_models(args: Any) -> None:
     if args.fsdp or _is_zero3(args):
         raise ValueError(
             "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
-            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2."
+            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
+            "hf_fam.attach, which works inside torch's fully_shard (docs/distributed.md)."
         )
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(
             f"temperature={temperature!r}: TRL's trainers divide the logits by it out of sight, so kappa would be that "
             "of other logits: set it to 1.0."
+        )
+
+
+def _refuse_lonely_processes(args: Any) -> None:
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
+        raise ValueError(
+            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a model "
+            "of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on GPUs look "
+            "why torch.cuda.is_available() is False."
         )
 
 
