@@ -91,7 +91,8 @@ class AttachedFlatness:
         self._unfused = UnfusedHead(unwrap(model))
         self._unfused.attach()
         forget_compiled_code()
-        self._hook = self.layer.module.register_forward_hook(self._inject)
+        # Before all others: FSDP's hook takes the weight away.
+        self._hook = self.layer.module.register_forward_hook(self._inject, prepend=True)
 
     @property
     def strength(self) -> float:

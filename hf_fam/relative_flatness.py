@@ -24,6 +24,7 @@ from .flatness.heads import ClosedForm, NoClosedForm
 from .flatness.hessian_probe import HessianProbes
 from .flatness.perturbation import FeaturePerturbation
 from .fused_head import UnfusedHead
+from .sharding import is_sharded, refuse_what_sharding_breaks
 
 CLOSED_FORM = "closed_form"
 HESSIAN = "hessian"
@@ -148,9 +149,12 @@ class RelativeFlatness:
             strength: lambda; only ``"perturbation"``, which acts in the forward pass, needs it.
 
         Raises:
-            ValueError: ``"perturbation"`` got no strength, or a negative one.
+            ValueError: ``"perturbation"`` got no strength, or a negative one; the model is sharded by FSDP, and the
+                estimator is another.
         """
         self._reference = None  # with it goes the graph of a pass that was never differentiated
+        if is_sharded(unwrap(self._model)):
+            self._adapt_to_sharding()
         if isinstance(self._estimate, FeaturePerturbation):
             self._begin_perturbation(strength)
         if self._norms is not None:
@@ -311,6 +315,12 @@ class RelativeFlatness:
             )
         self._estimate.begin(strength, self._next_seeds())
         self.layer.perturb = self._estimate.perturb
+
+    def _adapt_to_sharding(self) -> None:
+        perturbation = isinstance(self._estimate, FeaturePerturbation)
+        refuse_what_sharding_breaks(unwrap(self._model), self.layer, self.estimator, first_order=perturbation)
+        if isinstance(self._estimate, FeaturePerturbation):
+            self._estimate.assume_coupled()
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None

@@ -74,9 +74,9 @@ def _refuse_lonely_processes(args: Any) -> None:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
         raise ValueError(
-            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a model "
-            "of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on GPUs look "
-            "why torch.cuda.is_available() is False."
+            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
+            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
+            "GPUs find out why torch.cuda.is_available() is False."
         )
 
 
