@@ -57,4 +57,5 @@ def stop_together(problem: str | None, accelerator: Any) -> None:
         return
     number, first = next((k, p) for k, p in enumerate(gather_object([problem])) if p is not None)
     said = f"in process {number} of {accelerator.num_processes}, {first}"
-    raise (NonFiniteFlatnessError if accelerator.is_main_process else StoppedWithTheOthersError)(said)
+    error = NonFiniteFlatnessError if accelerator.is_main_process else StoppedWithTheOthersError
+    raise error(said)

@@ -44,5 +44,6 @@ def launch(script: Path, *arguments: str, config: str = "ddp_cpu.yaml", fails: b
     done = subprocess.run(
         asked, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
-    assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{done.stdout}"
+    said = done.stdout[-5000:]
+    assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{said}"
     return done.stdout

@@ -31,14 +31,12 @@ WAYS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "accumulation": {"gradient_accumulation_steps": 2},
-    "accumulation, each synchronised": {
-        "gradient_accumulation_steps": 2,
-        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    "accumulation, synchronised each time": {
+        "accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2, "sync_each_batch": True}}
     },
     "frozen": {},
     "LoRA": {},
     "small buckets": {"ddp_bucket_cap_mb": 0},
-    "gradients are views": {"ddp_broadcast_buffers": True},
 }
 
 
@@ -49,7 +47,7 @@ def model_for(way: str) -> nn.Module:
         model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
     if way == "frozen":
         model.bert.embeddings.requires_grad_(False)
-        model.bert.encoder.layer[0].requires_grad_(False)
+        model.bert.encoder.layer[0].attention.requires_grad_(False)
         model.classifier.bias.requires_grad_(False)
     if way == "LoRA":
         from peft import LoraConfig, get_peft_model
@@ -71,8 +69,7 @@ def steps(path: Path, way: str, term: dict[str, Any], batch: int, **given: Any) 
     if way == "LoRA" and term.get("fam_layer") == "representation":
         term["fam_layer"] = "base_model.model.bert.pooler.dense"
     settings = {**WAYS[way], **term, "max_steps": 2, "max_grad_norm": 0.0, **given}
-    accumulation = settings.get("gradient_accumulation_steps", 1)
-    args = arguments(path, per_device_train_batch_size=batch // accumulation, **settings)
+    args = arguments(path, per_device_train_batch_size=batch // (2 if "accumulation" in way else 1), **settings)
     trainer = FAMTrainer(model=model, args=args, train_dataset=classified(16), callbacks=[recorder])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
@@ -87,7 +84,7 @@ def reductions(estimator: str, layer: str) -> dict[str, int]:
     wrapped = nn.parallel.DistributedDataParallel(model)
     count = {"n": 0}
 
-    def average(state: Any, bucket: Any) -> Any:
+    def average(state, bucket):  # DistributedDataParallel checks annotations
         count["n"] += 1
         return (
             torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future().then(lambda f: f.value()[0])
