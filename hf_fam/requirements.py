@@ -21,10 +21,10 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     in_graph = flatness.estimator != PERTURBATION
     refuse_split_models(args)
     _refuse_lonely_processes(args)
-    if getattr(args, "ddp_static_graph", None) and in_graph:
+    if getattr(args, "ddp_static_graph", None):
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
-            "more than once: set it to False."
+            "more than once, or a first batch is looked at: set it to False."
         )
     if args.torch_compile and in_graph:
         raise ValueError(

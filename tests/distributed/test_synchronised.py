@@ -43,13 +43,6 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, both: list[dict[Any,
     assert_equal(first, steps(tmp_path, way, TERMS[term], 8), 1e-10)
 
 
-def test_static_graph_with_the_perturbation(tmp_path: Path, both: list[dict[Any, Any]]) -> None:
-    """The other terms are refused with it (tests/trainer/test_errors.py): they left gradients unsynchronised."""
-    first, second = (found["static graph"] for found in both)
-    assert_equal(second, first, 0.0)
-    assert_equal(first, steps(tmp_path, "plain", TERMS["perturbation"], 8), 1e-10)
-
-
 @pytest.mark.parametrize("estimator", ["closed_form", "hessian", "gauss_newton", "perturbation"])
 def test_nothing_is_reduced_before_the_backward_pass(both: list[dict[Any, Any]], estimator: str) -> None:
     """The derivatives that kappa consists of must not reach the hooks with which gradients are averaged."""

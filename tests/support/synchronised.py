@@ -114,7 +114,6 @@ def main(folder: Path) -> None:
     for way in WAYS:
         for name, term in TERMS.items():
             found[way, name] = steps(folder, way, term, 4)
-    found["static graph"] = steps(folder, "plain", TERMS["perturbation"], 4, ddp_static_graph=True)
     for estimator, layer in (("closed_form", "head"), ("hessian", "0"), ("gauss_newton", "2"), ("perturbation", "2")):
         found["reductions", estimator] = reductions(estimator, layer)
     accelerator = Accelerator(cpu=True)
