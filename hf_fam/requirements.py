@@ -7,6 +7,32 @@ from typing import Any
 
 from .relative_flatness import PERTURBATION, RelativeFlatness
 
+_SHARDED = (
+    "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
+    "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, hf_fam.injection.attach, "
+    "which works inside torch's fully_shard (docs/distributed.md)."
+)
+
+
+def refuse_parallelism(trainer: Any) -> None:
+    """Refuse what only a Trainer knows: ways of sharing one model, or one batch, between processes.
+
+    Args:
+        trainer: the ``Trainer``.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    if getattr(trainer, "is_fsdp_enabled", False):  # by a configuration of accelerate; args.fsdp does not tell
+        raise ValueError(_SHARDED)
+    for name, kind in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
+        size = getattr(trainer, f"get_{name}_size", lambda: 1)()
+        if size > 1:
+            raise ValueError(
+                f"{kind} parallelism ({name}_size={size}) splits the layer or the batch between processes in ways that "
+                "FAM cannot see: use DistributedDataParallel."
+            )
+
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     """Refuse settings under which the term would be wrong, unsynchronised or impossible.
@@ -57,11 +83,7 @@ def refuse_split_models(args: Any) -> None:
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
     if args.fsdp or _is_zero3(args):
-        raise ValueError(
-            "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
-            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
-            "hf_fam.attach, which works inside torch's fully_shard (docs/distributed.md)."
-        )
+        raise ValueError(_SHARDED)
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(

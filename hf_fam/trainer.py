@@ -17,7 +17,7 @@ from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, extend_model_card, last_logged
 from .processes import stop_together, summed
 from .relative_flatness import PERTURBATION, RelativeFlatness
-from .requirements import check_requirements
+from .requirements import check_requirements, refuse_parallelism
 from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
 from .training_args import CORRECTED, FAMArguments
 from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
@@ -83,6 +83,7 @@ class FAMMixin(_Host):
             )
             self._flatness_key = key
             check_requirements(self.args, self._flatness)
+            refuse_parallelism(self)
         return self._flatness
 
     def compute_loss(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hf_fam import FAMArguments, FAMTrainer, RelativeFlatness
-from hf_fam.requirements import check_requirements
+from hf_fam.requirements import check_requirements, refuse_parallelism
 from hf_fam.training_log import NonFiniteFlatnessError
 from support.tiny import (
     arguments,
@@ -187,6 +187,20 @@ def test_fsdp(tmp_path: Path, fsdp: object) -> None:
     trainer.args.fsdp = fsdp
     said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
     assert_says(said, "FSDP", "DistributedDataParallel", "hf_fam.injection.attach", "docs/distributed.md")
+
+
+def test_fsdp_by_a_configuration_of_accelerate(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    assert_says(message_of(ValueError, lambda: refuse_parallelism(trainer)), "FSDP", "docs/distributed.md")
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_other_kinds_of_parallelism(tmp_path: Path, kind: str) -> None:
+    trainer = fam_trainer(tmp_path)
+    setattr(trainer, f"get_{kind}_size", lambda: 2)
+    said = message_of(ValueError, lambda: refuse_parallelism(trainer))
+    assert_says(said, f"{kind}_size=2", "use DistributedDataParallel")
 
 
 def test_data_parallel(tmp_path: Path) -> None:
