@@ -9,8 +9,8 @@ from .relative_flatness import PERTURBATION, RelativeFlatness
 
 _SHARDED = (
     "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
-    "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, hf_fam.injection.attach, "
-    "which works inside torch's fully_shard (docs/distributed.md)."
+    "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
+    "hf_fam.injection.attach, which works inside torch's fully_shard (docs/distributed.md)."
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from support.launch import CONFIGS, launch
+from support.launch import CONFIGS, ROOT, launch
 
 LAUNCHER = {  # what accelerate has to make of each: started processes, and which launcher starts them
     "single_cpu.yaml": (1, None),
@@ -24,6 +24,8 @@ LAUNCHER = {  # what accelerate has to make of each: started processes, and whic
 
 def test_every_configuration_is_listed_here() -> None:
     assert {path.name for path in CONFIGS.glob("*.yaml")} == set(LAUNCHER)
+    documented = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    assert [name for name in LAUNCHER if f"| `{name}` |" not in documented] == []
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -37,9 +39,10 @@ def test_accelerate_understands_the_configuration(name: str) -> None:
     assert chosen == ([launcher] if launcher else [])
     assert args.use_cpu == ("cpu" in name)
     # Nobody ran it on a GPU, and the file says so.
-    assert ("not tested" in path.read_text().lower()) == ("cpu" not in name)
+    assert ("not tested" in path.read_text(encoding="utf-8").lower()) == ("cpu" not in name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 @pytest.mark.parametrize("name", ["single_cpu.yaml", "ddp_cpu.yaml"])
 def test_as_many_processes_start_as_the_file_says(tmp_path: Path, name: str) -> None:

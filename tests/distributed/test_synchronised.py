@@ -12,7 +12,10 @@ from torch import Tensor
 from support.launch import ROOT, launch
 from support.synchronised import TERMS, WAYS, steps
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed"),
+]
 
 
 @pytest.fixture(scope="module")
