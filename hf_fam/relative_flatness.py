@@ -103,6 +103,8 @@ class RelativeFlatness:
         self._unfused = UnfusedHead(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         self._taken_for_head = layer in (AUTO, HEAD)
+        self._looked_at: type | None = None
+        self._sharded = False
         self._head = _head(model, self.layer)
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
@@ -153,7 +155,10 @@ class RelativeFlatness:
                 estimator is another.
         """
         self._reference = None  # with it goes the graph of a pass that was never differentiated
-        if is_sharded(unwrap(self._model)):
+        module = unwrap(self._model)
+        if type(module) is not self._looked_at:  # fully_shard gives a model another class
+            self._looked_at, self._sharded = type(module), is_sharded(module)
+        if self._sharded:
             self._adapt_to_sharding()
         if isinstance(self._estimate, FeaturePerturbation):
             self._begin_perturbation(strength)

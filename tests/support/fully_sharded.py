@@ -142,6 +142,8 @@ def main(output: Path) -> None:
                 perturbed, mine(), network(), prepare=lambda m, options=options: shard(m, **options), layer=layer
             )
             errors[f"perturbation of {layer}, {name}"] = error(sharded, alone)
+    averaged = gradients(injected, mine(), nn.parallel.DistributedDataParallel(network()), prepare=unsharded, late=True)
+    errors["attach, DistributedDataParallel"] = error(averaged, expected)
     errors["attach, mixed precision"] = in_mixed_precision()
     for estimator, layer in (("closed_form", "head"), ("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
         found["refusals"][estimator] = refusal(estimator, layer)
