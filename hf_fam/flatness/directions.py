@@ -92,8 +92,7 @@ def _signs(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int | st
     one, dtype = key((*seeds.numbers, *stream), like.device), wide(like.dtype)
     if len(shape) == 1:
         return signs(one, shape[-1], dtype)
-    rows, inner = torch.arange(shape[0], device=like.device), math.prod(shape[1:-1])
-    rows_an_item = shape[0] // seeds.items if seeds.items and shape[0] % seeds.items == 0 else 1
-    items = (seeds.first_item + rows // rows_an_item) << 32
-    positions = (rows % rows_an_item * inner).unsqueeze(-1) + torch.arange(inner, device=like.device)
+    count = seeds.items if seeds.items and shape[0] % seeds.items == 0 else shape[0]
+    items = torch.arange(seeds.first_item, seeds.first_item + count, device=like.device) << 32
+    positions = torch.arange(math.prod(shape[:-1]) // max(count, 1), device=like.device)
     return signs(subkeys(one, items.unsqueeze(-1) + positions), shape[-1], dtype).view(shape)
