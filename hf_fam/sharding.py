@@ -26,11 +26,16 @@ def refuse_what_sharding_breaks(model: nn.Module, layer: FeatureLayer, estimator
     Raises:
         ValueError: with the remedy.
     """
-    if not first_order or _contains(model, "FullyShardedDataParallel"):
+    if _contains(model, "FullyShardedDataParallel"):
+        raise ValueError(
+            "the model is in FullyShardedDataParallel, the older FSDP, which nobody has tried: use "
+            "torch.distributed.fsdp.fully_shard (docs/distributed.md)."
+        )
+    if not first_order:
         raise ValueError(
             f'the model is sharded by FSDP, and estimator="{estimator}" would differentiate the loss before its '
-            "backward pass, or FSDP is the older FullyShardedDataParallel, which nobody has tried: under fully_shard "
-            'use hf_fam.injection.attach for the head, or estimator="perturbation" (docs/distributed.md).'
+            "backward pass, which FSDP takes for the backward pass itself: use hf_fam.injection.attach for the head, or "
+            'estimator="perturbation" for any layer (docs/distributed.md).'
         )
     if _contains(layer.module, "FSDPModule"):
         raise ValueError(

@@ -67,7 +67,7 @@ def test_scale_of_the_loss_is_one_decision(tmp_path: Path, together: Any) -> Non
 
 
 def test_cap_is_one_decision(together: Any) -> None:
-    """Process 1 has nothing to measure; it waits for nobody, and its lambda is that of process 0."""
+    """The losses of process 1 are constant, so it measures nothing but zeros; its lambda is that of process 0."""
     (first, logs), (second, other_logs) = (found["capped"] for found in together[0])
     assert largest_difference(first, second) == 0
     strengths, others = ([entry["fam_lambda"] for entry in log if "fam_lambda" in entry] for log in (logs, other_logs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Case:
     data: Callable[[int], list[dict[str, Any]]]
     settings: dict[str, Any]
     double: bool = True
-    steps: int = field(default=5)
+    steps: int = 5
 
 
 def bert() -> nn.Module:
