@@ -42,9 +42,7 @@ def draw(
     directions = []
     for phi in features:
         if coupling is Coupling.ROWS:
-            directions.append(
-                _norm_form(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, seeds, (probe, "r")))
-            )
+            directions.append(_norm_form(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, seeds, (probe, "r"))))
             continue
         shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
         r, a = (_signs(shape, phi, seeds, (probe, name)) for name in ("r", "a"))

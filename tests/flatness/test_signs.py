@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
 from hf_fam.flatness.directions import draw
+from hf_fam.flatness.linear_map import RowMap
 from hf_fam.flatness.signs import key, signs, subkeys
 
 CPU = torch.device("cpu")
@@ -65,7 +66,9 @@ def test_signs_are_fair_and_uncorrelated() -> None:
 
 
 def drawn(features: Tensor, coupling: Coupling, seeds: Seeds) -> Tensor:
-    return draw([features], lambda v: v, coupling, seeds)[0]
+    m = features.shape[-1]
+    identity = RowMap(m, m, lambda: torch.eye(m, dtype=features.dtype))
+    return draw([features], identity, coupling, seeds)[0]
 
 
 @pytest.mark.parametrize("coupling", Coupling)
