@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_fam import RelativeFlatness
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
 from hf_fam.flatness.directions import draw
@@ -94,3 +95,25 @@ def test_flattening_and_padding_do_not_change_the_signs() -> None:
 def test_rows_that_are_no_multiple_of_the_items(shape: tuple[int, ...]) -> None:
     phi = torch.randn(shape)
     assert drawn(phi, Coupling.ROWS, Seeds((1,), first_item=3, items=4)).shape == phi.shape
+
+
+@pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("pooled", [False, True], ids=["positions_on_their_own", "positions_coupled"])
+def test_kappa_of_a_convolution_does_not_depend_on_the_cut(estimator: str, pooled: bool) -> None:
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(1) if pooled else nn.MaxPool2d(4)
+    layers = [nn.Conv2d(2, 6, 3, padding=1, groups=2), nn.Tanh(), pool, nn.Flatten(), nn.Linear(6, 3)]
+    model, images = nn.Sequential(*layers).double(), torch.randn(8, 2, 4, 4, dtype=torch.float64)
+    labels = torch.arange(8) % 3
+    flatness = RelativeFlatness(model, "0", estimator)
+
+    def kappa(start: int, stop: int) -> Tensor:
+        flatness.seed(3, 1, first_item=start)
+        with flatness.capture():
+            loss = nn.functional.cross_entropy(model(images[start:stop]), labels[start:stop], reduction="sum")
+        return flatness(loss)
+
+    whole = kappa(0, 8)
+    for size in (1, 2, 4):
+        parts = [kappa(k, k + size) for k in range(0, 8, size)]
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-10, atol=0)
