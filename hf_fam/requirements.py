@@ -46,7 +46,6 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     """
     in_graph = flatness.estimator != PERTURBATION
     refuse_split_models(args)
-    _refuse_lonely_processes(args)
     if getattr(args, "ddp_static_graph", None):
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
@@ -82,6 +81,7 @@ def refuse_split_models(args: Any) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
+    _refuse_lonely_processes(args)
     if args.fsdp or _is_zero3(args):
         raise ValueError(_SHARDED)
     temperature = getattr(args, "temperature", 1.0)
