@@ -15,7 +15,7 @@ PYTEST := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint docs bench build clean
+.PHONY: help demo test test-slow lint docs bench support-table build clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
@@ -40,6 +40,9 @@ docs: $(DOCS)  ## build the site into site/
 
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
+
+support-table: $(TEST)  ## run the cases of tests/families and write the table of supported models
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
 
 build: $(BUILD)  ## make the wheel and the source distribution in dist/
 	rm -rf dist

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .feature_layer import FeatureLayer
+from .flatness.autograd_graph import between
 from .flatness.curvature import wide
-from .flatness.loss_graph import between
 
 _NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 
@@ -40,7 +40,7 @@ class ExactNorms:
 
     def __init__(self, model: nn.Module, layer: FeatureLayer) -> None:
         self._layer = layer
-        self._norms = [m for m in model.modules() if isinstance(m, _NORM_LAYERS) or "RMSNorm" in type(m).__name__]
+        self._norms = [m for m in model.modules() if isinstance(m, _NORM_LAYERS) or "Norm" in type(m).__name__]
         self._above: set[nn.Module] = set()
         self._active: list[_ElementaryNorms] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []

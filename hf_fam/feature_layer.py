@@ -25,7 +25,27 @@ REPRESENTATION = "representation"
 AUTO = "auto"
 
 # What the modules that make logits are usually called, for models that define another layer after them.
-_HEAD_NAMES = {"classifier", "classification_head", "score", "lm_head", "qa_outputs", "head"}
+_HEAD_NAMES = {
+    "classifier",
+    "class_labels_classifier",
+    "classification_head",
+    "score",
+    "lm_head",
+    "qa_outputs",
+    "head",
+}
+
+# What second heads are called, whose loss helps the first one's.
+_AUXILIARY = ("auxiliary",)
+
+# Where a layer says how many features it reads and how many pre-activations it makes.
+_READS = ("in_features", "in_channels", "nx")
+_MAKES = ("out_features", "out_channels", "nf")
+
+# What attention is called in the blocks of a model.
+_ATTENTION = ("attn", "attention")
+
+Named = tuple[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -198,7 +218,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return unwrap(inside) if isinstance(inside, nn.Module) else model
 
 
-def resolve_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
     """The dotted name and the module that ``layer`` stands for."""
     if isinstance(layer, nn.Module):
         names = [name for name, module in model.named_modules() if module is layer]
@@ -221,7 +241,7 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Mod
     )
 
 
-def _called(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:
+def _called(model: nn.Module, name: str) -> Named | None:
     """What is called where the name leads: the trained copy of a module to save, a layer with its adapter."""
     module = model
     for part in name.split("."):
@@ -239,9 +259,9 @@ def _called(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:
     return next((path, module) for path, candidate in model.named_modules() if candidate is module)
 
 
-def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def weighted_layers(model: nn.Module) -> list[Named]:
     """All layers with a weight matrix that can be called, in the order in which the model defines them."""
-    found: list[tuple[str, nn.Module]] = []
+    found: list[Named] = []
     seen: set[nn.Module] = set()
 
     def visit(name: str, module: nn.Module) -> None:
@@ -261,7 +281,7 @@ def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def find_head(model: nn.Module) -> tuple[str, nn.Module]:
+def find_head(model: nn.Module) -> Named:
     """The layer into the logits: output embeddings, else the last layer named like a head, else the last of all."""
     candidates = weighted_layers(model)
     get_output_embeddings = getattr(model, "get_output_embeddings", None)
@@ -274,15 +294,70 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")
     named = [(name, module) for name, module in candidates if _HEAD_NAMES.intersection(name.split("."))]
-    return (named or candidates)[-1]
+    return _narrowed(named or candidates, lambda name, module: not any(a in name for a in _AUXILIARY))[-1]
 
 
-def find_representation(model: nn.Module) -> tuple[str, nn.Module]:
-    """The last layer below the head: a pooler or dense layer of the head, else the last block's output projection."""
+def find_representation(model: nn.Module) -> Named:
+    """The last layer below the head: a pooler or dense layer of the head, else the last block's output projection.
+
+    Modules tell the order of their definition, which is not always that of their calls. So a layer of the head's own
+    part of the model goes before one of the body, one that makes as many features as the head reads before routers and
+    gates, a decoder before what stands beside it, and a feed-forward layer before the attention of its own block.
+    """
     head_name, head = find_head(model)
-    candidates = [(name, module) for name, module in weighted_layers(model) if module is not head]
-    if not candidates:
+    layers = weighted_layers(model)
+    position = [module for _, module in layers].index(head)
+    below = layers[:position] or layers[position + 1 :]  # what is defined after a head is mostly a second one
+    if not below:
         raise ValueError(
             f"{type(model).__name__} has no layer below its head '{head_name}': use layer=\"head\" or name a layer."
         )
-    return candidates[-1]
+    reads = _size(head, _READS)
+    below = _narrowed(below, lambda name, module: _size(module, _MAKES) == reads)
+    below = _narrowed(below, _in_the_decoder(model))
+    below = _beside(head_name, below)
+    block = _block(below[-1][0])
+    below = [layer for layer in below if _is_inside(layer[0], block)]
+    return _narrowed(below, lambda name, module: not any(a in name for a in _ATTENTION))[-1]
+
+
+def _beside(head_name: str, layers: list[Named]) -> list[Named]:
+    """The layers in the smallest part of the model that contains the head and any of them."""
+    scope = head_name
+    while scope:
+        scope = scope.rpartition(".")[0]
+        inside = [layer for layer in layers if _is_inside(layer[0], scope)]
+        if inside:
+            return inside
+    return layers
+
+
+def _narrowed(layers: list[Named], keep: Callable[[str, nn.Module], bool]) -> list[Named]:
+    """The layers to keep, or all of them if that is none."""
+    return [layer for layer in layers if keep(*layer)] or layers
+
+
+def _size(layer: nn.Module, attributes: tuple[str, ...]) -> int | None:
+    """The first of the attributes that a layer has."""
+    return next((getattr(layer, name) for name in attributes if hasattr(layer, name)), None)
+
+
+def _in_the_decoder(model: nn.Module) -> Callable[[str, nn.Module], bool]:
+    """Whether a layer is in the language model of the body, and not in an encoder or a projector beside it."""
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder else None
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    inner = path.removeprefix(PREFIX)
+    body = path.removesuffix(inner) + inner.split(".")[0]
+    return lambda name, module: _is_inside(name, path) or not _is_inside(name, body)
+
+
+def _is_inside(name: str, scope: str) -> bool:
+    return not scope or f"{name}.".startswith(f"{scope}.")
+
+
+def _block(name: str) -> str:
+    """The innermost numbered module that contains a layer, or the layer itself."""
+    parts = name.split(".")
+    numbered = [k for k, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[-1] + 1]) if numbered else name

@@ -13,6 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .processes import agree
+
+# In the order in which they outweigh each other: a loss that has changed with the number honours it.
+_CANNOT_TELL, _IGNORES, _HONOURS = range(3)
+
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
@@ -69,7 +74,7 @@ def correct_loss_scaling(
         num_items_in_batch: what the Trainer passes for it.
 
     Returns:
-        Whether this batch could tell; a loss of zero (no labels, say) cannot.
+        Whether a batch could tell, of this process or another; a loss of zero (no labels, say) cannot.
     """
     parts = trainer.args.gradient_accumulation_steps * trainer.args.world_size
     if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
@@ -79,23 +84,36 @@ def correct_loss_scaling(
         model.eval()
         losses = [compute_loss(dict(inputs), num_items_in_batch=num_items_in_batch * k) for k in (1, 2)]
     if not torch.equal(losses[0].float(), losses[1].float()):
-        return True
-    if not losses[0].any():
-        return False
-    name = type(trainer.accelerator.unwrap_model(model)).__name__
+        verdict = _HONOURS
+    else:
+        verdict = _IGNORES if losses[0].any() else _CANNOT_TELL
+    # A process whose batch has no labels must not go on with another scale than the others.
+    verdict = agree(verdict, trainer.accelerator)
+    if verdict == _IGNORES:
+        _average(trainer, type(trainer.accelerator.unwrap_model(model)).__name__, parts)
+    return verdict != _CANNOT_TELL
+
+
+def _average(trainer: Any, name: str, parts: int) -> None:
+    """Let the Trainer take the losses for means; one process says so."""
+    main = trainer.accelerator.is_main_process
     if trainer.compute_loss_func is not None:
-        warnings.warn(
+        _warn(
+            main,
             f"compute_loss_func ignores num_items_in_batch, so gradients are multiplied by {parts} (accumulation steps "
             "times processes): divide the summed loss by num_items_in_batch in compute_loss_func.",
-            stacklevel=2,
         )
-        return True
-    warnings.warn(
+        return
+    _warn(
+        main,
         f"{name} ignores num_items_in_batch, so the stock Trainer would multiply its gradients by {parts} "
         "(accumulation steps times processes; transformers issue 47688). hf_fam divides that out; "
         'fam_loss_scaling="stock" leaves it.',
-        stacklevel=2,
     )
     trainer.model_accepts_loss_kwargs = False
     trainer.loss_is_scaled_for_ga = False
-    return True
+
+
+def _warn(main: bool, message: str) -> None:
+    if main:
+        warnings.warn(message, stacklevel=4)

@@ -114,7 +114,8 @@ class AttachedFlatness:
         self._unfused = UnfusedHead(unwrap(model))
         self._unfused.attach()
         forget_compiled_code()
-        self._hook = self.layer.module.register_forward_hook(self._inject)
+        # Before all others: FSDP's hook takes the weight away.
+        self._hook = self.layer.module.register_forward_hook(self._inject, prepend=True)
 
     @property
     def strength(self) -> float:
@@ -164,12 +165,12 @@ class AttachedFlatness:
             return output
         linear_map = self.layer.linear_map
         logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
-        rows, m, device = logits[..., 0].numel(), features.shape[-1], output.device
+        m, device = features.shape[-1], output.device
         if torch.compiler.is_compiling():
-            signs, keys = self._sampling.signs(m, device, None), self._sampling.keys(rows, device, None)
+            signs, keys = self._sampling.draw_freely(logits[..., 0].numel(), m, device)
         else:
             self._calls += 1
-            signs, keys = self._sampling.draw(rows, m, device, Seeds((self._calls,), (self._calls,)))
+            signs, keys = self._sampling.draw(logits.shape, m, device, Seeds((self._calls,)))
         fraction, weight = self._sampling.token_fraction, linear_map.weight
         injected: Tensor = InjectFlatness.apply(
             logits, features, weight, self._strength, signs, keys, fraction, False, None

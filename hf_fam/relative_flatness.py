@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,19 +13,21 @@ from torch import Tensor, nn
 
 from .compilation import is_compiled
 from .exact_norms import ExactNorms, refuse_fused_norms
-from .feature_layer import AUTO, Capture, FeatureLayer, find_head, unwrap
+from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
+from .flatness.autograd_graph import between, is_product, multiplied_by_parameters, passes_by
 from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
 from .flatness.coupling import calls_are_nested
-from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives
+from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives, wide
 from .flatness.dense import dense_kappa
 from .flatness.gauss_newton_probe import GaussNewtonProbes
-from .flatness.head_injection import LARGEST_RATIO, HeadInjection
+from .flatness.head_injection import HeadInjection
 from .flatness.head_sampling import HeadSampling, check_token_fraction
 from .flatness.heads import LARGE_VOCABULARY, ClosedForm, NoClosedForm
 from .flatness.hessian_probe import HessianProbes
-from .flatness.loss_graph import between, is_cross_entropy
+from .flatness.loss_graph import is_cross_entropy
 from .flatness.perturbation import FeaturePerturbation
 from .fused_head import UnfusedHead
+from .sharding import is_sharded, refuse_what_sharding_breaks
 
 CLOSED_FORM = "closed_form"
 ROW_PROBES = "row_probes"
@@ -44,9 +47,6 @@ _COMPILED = (
     "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
     "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
 )
-
-# Backward nodes of layers and of products of activations.
-_PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
 
 FULL = "full"
 WEIGHTS_ONLY = "weights_only"
@@ -117,6 +117,9 @@ class RelativeFlatness:
         self._model = model
         self._unfused = UnfusedHead(unwrap(model))
         self.layer = FeatureLayer(model, layer)
+        self._taken_for_head = layer in (AUTO, HEAD)
+        self._looked_at: type | None = None
+        self._sharded = False
         self._head = _head(model, self.layer)
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
@@ -152,15 +155,19 @@ class RelativeFlatness:
         self._head_captures: list[Capture] | None = None
         self._reference: Tensor | None = None
 
-    def seed(self, *numbers: int, own: tuple[int, ...] = ()) -> None:
+    def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
 
+        With ``first_item`` it does not matter either how the batch of a step is cut into micro-batches and processes:
+        every item gets the signs that it would get in the whole batch.
+
         Args:
-            numbers: alike on every process and micro-batch of a step, such as a seed and the step: where rows of
-                different items must share a perturbation, it comes from these alone.
-            own: further numbers that tell processes and micro-batches apart.
+            numbers: alike on every process and micro-batch of a step, such as a seed and the step.
+            first_item: position of the next batch's first item in the whole batch of the step.
+            items: how many items the next batch has, if rows of one item lie behind each other in the first dimension
+                (flattened tokens, choices); None if that dimension counts the items.
         """
-        self._seeds, self._count = Seeds(numbers, (*numbers, *own)), 0
+        self._seeds, self._count = Seeds(numbers, first_item, items), 0
 
     @contextlib.contextmanager
     def capture(self, strength: float | None = None) -> Iterator[None]:
@@ -172,9 +179,15 @@ class RelativeFlatness:
                 strength, and adding it to the loss has no further effect.
 
         Raises:
-            ValueError: ``"perturbation"`` got no strength, or a negative one.
+            ValueError: ``"perturbation"`` got no strength, or a negative one; the model is sharded by FSDP, and the
+                estimator is another.
         """
         self._reference = None  # with it goes the graph of a pass that was never differentiated
+        module = unwrap(self._model)
+        if type(module) is not self._looked_at:  # fully_shard gives a model another class
+            self._looked_at, self._sharded = type(module), is_sharded(module)
+        if self._sharded:
+            self._adapt_to_sharding()
         if isinstance(self._estimate, FeaturePerturbation):
             self._begin_perturbation(strength)
         self._begin_injection(strength)
@@ -216,24 +229,26 @@ class RelativeFlatness:
             )
         return kappa
 
-    def gradient_ratio(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
-        """``||d kappa|| / ||d loss||`` at the features of the batch that kappa was just taken of.
+    def gradient_squares(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
+        """``||d kappa||^2`` and ``||d loss||^2`` at the features of the batch that kappa was just taken of.
 
-        Taken at phi, or at z where nothing below the layer is trainable. Where the term of a large head acts in the
-        backward pass, it is taken at z, and the result is zero until that is over. None for ``"perturbation"``, whose
-        term has no gradient of its own.
+        Squares, because those of micro-batches and processes add up to those of the whole batch. Taken at phi, or at z
+        where nothing below the layer is trainable. Where the term of a large head acts in the backward pass, they are
+        taken at z, and zero until that is over. None for ``"perturbation"``, whose term has no gradient of its own.
 
         Args:
             loss: the loss that kappa was taken of.
             kappa: what calling this object returned.
+
+        Returns:
+            Shape ``(2,)``, in float32 at least.
         """
         reference, self._reference = self._reference, None
         if self._injected and self._injection is not None and not self._weights_only:
-            return self._injection.gradient_ratio(kappa)
+            return self._injection.gradient_squares(kappa)
         if reference is None or not kappa.requires_grad:
             return None
-        of_kappa, of_loss = (_gradient_norm(y, reference) for y in (kappa, loss))
-        return (of_kappa / of_loss.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(LARGEST_RATIO)
+        return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
@@ -263,6 +278,12 @@ class RelativeFlatness:
                 raise ValueError(
                     f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{self.estimator}\" is for "
                     f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
+                ) from error
+            if self._taken_for_head and multiplied_by_parameters(batch.loss, _last_outputs(batch)):
+                raise ValueError(
+                    f"no layer into the logits was found: '{self.layer.name}' was taken for it, but other "
+                    "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
+                    f'layer="{self.layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
                 ) from error
             warnings.warn(
                 f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
@@ -299,7 +320,7 @@ class RelativeFlatness:
                 raise ValueError(f"layer '{self.layer.name}' lies inside a compiled model, {_COMPILED}")
             raise ValueError(
                 f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
-                "loss depends on."
+                "loss depends on, the last one below it for instance (`hf-fam layers MODEL` lists them)."
             )
         if self.estimator == GAUSS_NEWTON:
             self._check_logits(batch)
@@ -315,12 +336,19 @@ class RelativeFlatness:
             problem = "is called several times, one call feeding the next"
         elif not _reached(batch.loss, batch.logits):
             problem = "does not lead to the loss"
-        elif any(node.name().startswith(_PRODUCTS) for node in between(batch.loss, batch.logits)):
+        elif any(map(is_product, between(batch.loss, batch.logits))):
             problem = "has further layers, or products, above it"
         if problem:
             raise ValueError(
                 f"estimator=\"{GAUSS_NEWTON}\" takes '{self._head.name}' for the layer into the logits, but it "
                 f'{problem}: use "{HESSIAN}", or call the layer into the logits "head" or "classifier".'
+            )
+        if passes_by(batch.loss, batch.pre_activations, batch.logits):
+            warnings.warn(
+                f"Part of the loss depends on layer '{self.layer.name}' without passing through "
+                f"'{self._head.name}' (the auxiliary loss of a router, a second head): estimator=\"{GAUSS_NEWTON}\" "
+                f'leaves the curvature of that part out; "{HESSIAN}" has all of it.',
+                stacklevel=5,
             )
 
     def _begin_perturbation(self, strength: float | None) -> None:
@@ -346,6 +374,12 @@ class RelativeFlatness:
         injection, layer = self._injection, self.layer
         injection.begin(strength, self._next_seeds())
         layer.perturb = injection.inject
+
+    def _adapt_to_sharding(self) -> None:
+        perturbation = isinstance(self._estimate, FeaturePerturbation)
+        refuse_what_sharding_breaks(unwrap(self._model), self.layer, self.estimator, first_order=perturbation)
+        if isinstance(self._estimate, FeaturePerturbation):
+            self._estimate.assume_coupled()
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None
@@ -393,16 +427,16 @@ class RelativeFlatness:
 
     def _next_seeds(self) -> Seeds:
         if self._generator is not None:
-            numbers = (int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device)),)
-            return Seeds(numbers, numbers)
+            drawn = int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device))
+            return Seeds((drawn,))
         self._count += 1
-        return Seeds((*self._seeds.shared, self._count), (*self._seeds.own, self._count))
+        return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._count))
 
 
 def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
     scale = range_scale(output, [reference])
     (gradient,) = gradients(output, [reference], scale, create_graph=False)
-    return torch.linalg.vector_norm(gradient.float()) / scale
+    return torch.linalg.vector_norm(gradient.to(wide(gradient.dtype))) / scale
 
 
 def _reached(loss: Tensor, tensors: Sequence[Tensor]) -> bool:
@@ -448,6 +482,12 @@ def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
                 f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
                 f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
             )
+
+
+def _last_outputs(batch: Batch) -> Sequence[Tensor]:
+    """Without the calls of the layer that feed later ones."""
+    nested = calls_are_nested(batch.features, batch.pre_activations)
+    return batch.pre_activations[-1:] if nested else batch.pre_activations
 
 
 def _make_estimator(name: str, probes: int, sampling: HeadSampling) -> Estimator:

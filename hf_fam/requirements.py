@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .relative_flatness import PERTURBATION, RelativeFlatness
+
+_SHARDED = (
+    "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
+    "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
+    "hf_fam.injection.attach, which works inside torch's fully_shard (docs/distributed.md)."
+)
+
+
+def refuse_parallelism(trainer: Any) -> None:
+    """Refuse what only a Trainer knows: ways of sharing one model, or one batch, between processes.
+
+    Args:
+        trainer: the ``Trainer``.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    if getattr(trainer, "is_fsdp_enabled", False):  # by a configuration of accelerate; args.fsdp does not tell
+        raise ValueError(_SHARDED)
+    for name, kind in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
+        size = getattr(trainer, f"get_{name}_size", lambda: 1)()
+        if size > 1:
+            raise ValueError(
+                f"{kind} parallelism ({name}_size={size}) splits the layer or the batch between processes in ways that "
+                "FAM cannot see: use DistributedDataParallel."
+            )
 
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
@@ -19,10 +46,10 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     """
     in_graph = flatness.estimator != PERTURBATION
     refuse_split_models(args)
-    if getattr(args, "ddp_static_graph", None) and in_graph:
+    if getattr(args, "ddp_static_graph", None):
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
-            "more than once: set it to False."
+            "more than once, or a first batch is looked at: set it to False."
         )
     if args.torch_compile and in_graph:
         raise ValueError(
@@ -54,16 +81,24 @@ def refuse_split_models(args: Any) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
+    _refuse_lonely_processes(args)
     if args.fsdp or _is_zero3(args):
-        raise ValueError(
-            "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside "
-            "the forward pass: use DistributedDataParallel or ZeRO stage 1 or 2."
-        )
+        raise ValueError(_SHARDED)
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(
             f"temperature={temperature!r}: TRL's trainers divide the logits by it out of sight, so kappa would be that "
             "of other logits: set it to 1.0."
+        )
+
+
+def _refuse_lonely_processes(args: Any) -> None:
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
+        raise ValueError(
+            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
+            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
+            "GPUs find out why torch.cuda.is_available() is False."
         )
 
 

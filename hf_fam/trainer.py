@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
 
 from .callback import FAMCallback
 from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, extend_model_card, last_logged
+from .processes import stop_together, summed
 from .relative_flatness import PERTURBATION, RelativeFlatness
-from .requirements import check_requirements
+from .requirements import check_requirements, refuse_parallelism
 from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
 from .training_args import CORRECTED, FAMArguments
-from .training_log import FlatnessLog, refuse_non_finite_weights
+from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
 
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
@@ -61,11 +63,11 @@ class FAMMixin(_Host):
         self._flatness_key: tuple[Any, ...] = ()
         self._fam_log = FlatnessLog()
         self._step_and_micro_batch = (-1, 0)
-        self._unit_ratios: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._began = False
         if fam_args.fam_lambda != 0:  # which is plain training, whatever the layer
             self.relative_flatness  # noqa: B018 -- an unknown layer is refused now, not after the data was prepared
-        self.add_callback(_StepEnd(self))
+        self.add_callback(_Moments(self))
 
     @property
     def relative_flatness(self) -> RelativeFlatness:
@@ -88,6 +90,7 @@ class FAMMixin(_Host):
             )
             self._flatness_key = key
             check_requirements(self.args, self._flatness)
+            refuse_parallelism(self)
         return self._flatness
 
     def compute_loss(
@@ -104,7 +107,7 @@ class FAMMixin(_Host):
         strength = self._fam_strength(model)
         if strength == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        flatness = self._seeded_flatness()
+        flatness = self._seeded_flatness(inputs)
         with flatness.capture(strength):
             found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         loss, *outputs = found if return_outputs else (found,)
@@ -139,7 +142,7 @@ class FAMMixin(_Host):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's logs; those of the training loss get the term beside them."""
         if "loss" in logs and self._flatness is not None:
-            self._fam_log.check_finite()
+            stop_together(self._fam_log.problem(), self.accelerator)
             mean = functools.partial(self.accelerator.reduce, reduction="mean")
             logs.update(self._fam_log.drain(self.relative_flatness.layer.in_features, mean))
         super().log(logs, *args, **kwargs)
@@ -147,9 +150,9 @@ class FAMMixin(_Host):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save as the Trainer does, but nothing that could not be resumed from."""
         if self._fam_lambda() > 0:
-            self._fam_log.check_finite()
-            model = self.accelerator.unwrap_model(self.model)
-            refuse_non_finite_weights(model, self.state.global_step, self._fam_lambda())
+            model, step = self.accelerator.unwrap_model(self.model), self.state.global_step
+            problem = self._fam_log.problem() or problem_of_weights(model, step, self._fam_lambda())
+            stop_together(problem, self.accelerator)
         super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -190,28 +193,36 @@ class FAMMixin(_Host):
         # What is not skipped stands for what is.
         return strength.at(step, self._lagged_ratio()) * fam.fam_every_n_steps
 
-    def _seeded_flatness(self) -> RelativeFlatness:
-        """The estimator, its probes a function of seed, step, micro-batch and process."""
+    def _seeded_flatness(self, inputs: dict[str, Any]) -> RelativeFlatness:
+        """The estimator, its probes a function of seed, step and item, however the step's batch is cut."""
         step, (last_step, number) = self.state.global_step, self._step_and_micro_batch
         number = number + 1 if step == last_step else 0
         self._step_and_micro_batch = step, number
-        self.relative_flatness.seed(self.args.seed, step, own=(number, self.args.process_index))
+        # Samplers hand out items micro-batch by micro-batch, and in each process by process.
+        processes, size = self.args.world_size, self._train_batch_size
+        config: Any = self.args.accelerator_config
+        if config.split_batches:
+            size //= processes
+        first_item = (number * processes + self.args.process_index) * size
+        self.relative_flatness.seed(self.args.seed, step, first_item=first_item, items=find_batch_size(inputs))
         return self.relative_flatness
 
     def _record(self, loss: Tensor, kappa: Tensor, strength: float, num_items_in_batch: Any) -> None:
         """Note the micro-batch for the log, and what the next step's cap needs."""
         step, number = self._step_and_micro_batch
         capped = self.fam_args.fam_max_grad_ratio is not None
-        ratio = None
+        squares = None
         if capped or (number == 0 and step % (RATIO_EVERY * self.fam_args.fam_every_n_steps) == 0):
-            ratio = self.relative_flatness.gradient_ratio(loss, kappa)
-        if capped and ratio is not None:
-            self._unit_ratios.append(ratio)
+            squares = self.relative_flatness.gradient_squares(loss, kappa)
+        if capped and squares is not None:
+            self._squares.append(squares)
         parts = getattr(self, "current_gradient_accumulation_steps", 1)  # set in the training loop alone
         share = 1.0 if self._loss_is_scaled(num_items_in_batch) else 1.0 / parts
-        self._fam_log.add(step, kappa.detach(), share, strength / self.fam_args.fam_every_n_steps, ratio)
-        if kappa.device.type == "cpu" and kappa.requires_grad:  # elsewhere a look costs a wait, see _save_checkpoint
-            self._fam_log.check_finite()
+        strength = strength / self.fam_args.fam_every_n_steps
+        self._fam_log.add(step, loss.detach(), kappa.detach(), share, strength, squares)
+        # Elsewhere a look costs a wait, and several processes look together: _before_optimizer_step, _save_checkpoint.
+        if kappa.device.type == "cpu" and self.args.world_size == 1 and kappa.requires_grad:
+            stop_together(self._fam_log.problem(), self.accelerator)
 
     def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
         """Whether micro-batches of a step are summed (the Trainer's own rule) and not averaged."""
@@ -246,21 +257,30 @@ class FAMMixin(_Host):
     def _begin_training(self) -> None:
         """Forget an earlier training, or an attempt that was broken off (``auto_find_batch_size``)."""
         self._began, self._step_and_micro_batch = False, (-1, 0)
-        self._fam_log, self._unit_ratios = FlatnessLog(), []
+        self._fam_log, self._squares = FlatnessLog(), []
 
-    def _end_step(self) -> None:
-        """Average the gradient ratio over processes for the next step; stop at a NaN where looking costs nothing."""
-        if self._unit_ratios:
-            ratios, self._unit_ratios = torch.stack(self._unit_ratios), []
-            ratio = self.accelerator.reduce(ratios.mean(), reduction="mean")
+    def _before_optimizer_step(self) -> None:
+        """Stop at a NaN where looking costs little; sum squared gradients over processes for the next step's cap.
+
+        All processes come here equally often and exchange one tensor of one shape.
+        """
+        capped, on_cpu = self.fam_args.fam_max_grad_ratio is not None, self.args.device.type == "cpu"
+        acted = self._step_and_micro_batch[0] == self.state.global_step
+        if not (capped or on_cpu) or not acted:
+            return
+        problem = self._fam_log.problem() if on_cpu else None
+        found, self._squares = self._squares, []
+        squares = torch.stack(found).sum(0).tolist() if found else [0.0, 0.0]
+        stopping, *totals = summed([float(problem is not None), *squares], self.accelerator)
+        if stopping:
+            stop_together(problem, self.accelerator)
+        if capped:
             saved: Any = self.state.stateful_callbacks
-            saved[_STATE] = {"unit_ratio": float(ratio)}
-        if self.args.device.type == "cpu":
-            self._fam_log.check_finite()
+            saved[_STATE] = {"unit_ratio": ratio_of_norms(*totals)}
 
 
-class _StepEnd(TrainerCallback):
-    """The beginning of a training, and the end of an optimiser step, before the Trainer logs and saves."""
+class _Moments(TrainerCallback):
+    """The beginning of a training, and the moment before an optimiser step."""
 
     def __init__(self, trainer: FAMMixin) -> None:
         self._trainer = trainer
@@ -268,8 +288,8 @@ class _StepEnd(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._begin_training()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._end_step()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._before_optimizer_step()
 
 
 def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class FAMArguments:
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the step before, averaged over processes. It lowers lambda and never raises it. None: no limit.
+            of the whole batch of the step before. It lowers lambda and never raises it. None: no limit.
 
     **How the loss is scaled**
 

@@ -9,7 +9,16 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness, exact_norms
 from hf_fam.exact_norms import WrongThirdDerivativeError
+from hf_fam.flatness.autograd_graph import between
 from support.gradients import assert_gradient_by_finite_differences
+
+
+class OlmoLikeNorm(nn.Module):
+    """OLMo's: no nn.LayerNorm, but a call of torch's function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (4,))
+
 
 NORMS = {
     "LayerNorm": lambda: nn.LayerNorm(4),
@@ -17,7 +26,9 @@ NORMS = {
     "BatchNorm1d": lambda: nn.BatchNorm1d(4),
     "BatchNorm1d without statistics": lambda: nn.BatchNorm1d(4, track_running_stats=False),
     "RMSNorm": lambda: nn.RMSNorm(4),
-    "GroupNorm": lambda: nn.GroupNorm(1, 4),
+    "GroupNorm": lambda: nn.GroupNorm(1, 4),  # whose third derivative is right in torch itself
+    "GroupNorm of two groups": lambda: nn.GroupNorm(2, 4),
+    "a norm of another class": lambda: OlmoLikeNorm(),
 }
 
 
@@ -94,7 +105,7 @@ def test_norms_that_do_not_matter_are_left_alone() -> None:
     flatness = RelativeFlatness(model, "1")
     with flatness.capture():
         logits = model(torch.randn(7, 3))
-    names = {node.name() for node in exact_norms.between(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])}
+    names = {node.name() for node in between(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])}
     assert not names  # nothing leads to a tensor that is not in the graph
     flatness(F.cross_entropy(logits, torch.zeros(7, dtype=torch.long))).backward()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness, attach
-from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.directions import draw
 from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
 from hf_fam.flatness.heads import softmax_flatness
@@ -64,7 +64,7 @@ def test_item_weights_from_the_gradient_within_one_percent(
     half: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of large vocabularies."""
-    monkeypatch.setattr("hf_fam.flatness.heads.GRADIENT_WEIGHTS_ABOVE", 100)
+    monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 100)
     test_closed_form_within_one_percent(half, True, spread, False)
 
 
@@ -120,7 +120,7 @@ def test_mean_of_probes_within_three_percent(
     assert seen.pre_activations.dtype == half
     logits = tail(z)
     expected = torch.zeros((), dtype=torch.float64)
-    numbered = Seeds((*seeds.shared, 1), (*seeds.own, 1))
+    numbered = dataclasses.replace(seeds, numbers=(*seeds.numbers, 1))
     for k in range(probes):
         u = draw([phi], linear_map_of(layer), coupling, numbered, k)
         exact = share * F.cross_entropy(logits, labels)
@@ -230,7 +230,8 @@ def test_gradient_ratio_of_many_tokens(half: torch.dtype) -> None:
         flatness = RelativeFlatness(model)
         with flatness.capture():
             loss = F.cross_entropy(model(inputs), labels) / 64
-        return flatness.gradient_ratio(loss, flatness(loss)).item()
+        of_kappa, of_loss = flatness.gradient_squares(loss, flatness(loss)).tolist()
+        return (of_kappa / of_loss) ** 0.5
 
     exact = ratio(copy.deepcopy(model).double(), inputs.double())
     with torch.autocast("cpu", dtype=half):

@@ -85,13 +85,13 @@ def test_seeds_and_generators_repeat_the_probes() -> None:
     assert with_generator[0] == with_generator[1] != with_generator[2]
 
 
-def test_own_seeds_tell_processes_apart_and_shared_ones_do_not() -> None:
+def test_every_item_gets_its_signs_and_coupled_items_share_them() -> None:
     """Coupled rows need one matrix on every process; uncoupled ones are better off with different signs."""
     for tail, alike in (("tanh_mlp", False), ("batchnorm", True)):
         case, kappas = make(tail, 0), []
-        for process in (0, 1):
+        for first_item in (0, 100):
             flatness = RelativeFlatness(case.model, case.layer, "hessian")
-            flatness.seed(1, 2, own=(process,))
+            flatness.seed(1, 2, first_item=first_item)
             with flatness.capture():
                 loss = case.run()
             kappas.append(flatness(loss).item())
@@ -172,15 +172,15 @@ def test_detached_models_can_be_copied_and_pickled() -> None:
     loss_and_kappa(model, flatness)  # comes back by itself
 
 
-def test_gradient_ratio() -> None:
+def test_gradient_squares() -> None:
     model = network()
     flatness = RelativeFlatness(model, "2", "hessian")
     phi = []
     model[1].register_forward_hook(lambda module, args, output: phi.append(output))
     loss, kappa = loss_and_kappa(model, flatness)
     of_kappa, of_loss = (torch.autograd.grad(y, phi[0], retain_graph=True)[0] for y in (kappa, loss))
-    ratio = flatness.gradient_ratio(loss, kappa)
-    assert ratio.item() == pytest.approx((of_kappa.norm() / of_loss.norm()).item(), rel=1e-6)
+    squares = flatness.gradient_squares(loss, kappa)
+    assert squares.tolist() == pytest.approx([of_kappa.norm().item() ** 2, of_loss.norm().item() ** 2], rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .linear_map import LinearMap
+from .signs import key, subkeys
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,28 @@ class Seeds:
     """Where the random signs of one batch come from.
 
     Attributes:
-        shared: numbers that are alike on every process and micro-batch of a step.
-        own: numbers that tell processes and micro-batches apart.
+        numbers: alike on every process and micro-batch of a step.
+        first_item: position of this batch's first item in the whole batch of the step.
+        items: how many items this batch has, where rows are items and tokens in one; None if every row is an item.
     """
 
-    shared: tuple[int, ...] = (0,)
-    own: tuple[int, ...] = (0,)
+    numbers: tuple[int, ...] = (0,)
+    first_item: int = 0
+    items: int | None = None
 
-    def generator(self, numbers: Sequence[int], probe: int, device: torch.device) -> torch.Generator:
-        """A generator that is a function of the numbers alone, so that there is nothing to checkpoint."""
-        digest = hashlib.blake2b(repr((*numbers, probe)).encode(), digest_size=8).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    def of_rows(self, rows: int, first_dimension: int, stream: Sequence[int | str], device: torch.device) -> Tensor:
+        """A key for every row, a function of the numbers, the item and the position in it, shape ``(items, ...)``.
+
+        Args:
+            rows: how many.
+            first_dimension: of what the rows are taken of; the number of items, unless `items` says otherwise.
+            stream: tells apart what is drawn.
+            device: of the result.
+        """
+        count = self.items if self.items and first_dimension % self.items == 0 else first_dimension
+        items = torch.arange(self.first_item, self.first_item + count, device=device) << 32
+        positions = torch.arange(rows // max(count, 1), device=device)
+        return subkeys(key((*self.numbers, *stream), device), items.unsqueeze(-1) + positions)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ have their own, which has less variance (docs/mathematics.md, form b). Groups of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from .batch import Seeds
 from .coupling import Coupling
 from .curvature import wide
 from .linear_map import LinearMap
+from .signs import key, signs
 
 
 def draw(
@@ -23,8 +25,9 @@ def draw(
 ) -> list[Tensor]:
     """A random direction for every call of the layer.
 
-    The signs are a function of seeds, probe and shapes alone: a block that is computed again under gradient
-    checkpointing gets the same ones, and so do coupled calls of the layer.
+    Signs are a function of seeds and probe alone where items are coupled, and of the item and the position in it
+    where they are not: it does not matter how the batch of a step is cut into micro-batches and processes. A block that
+    is computed again under gradient checkpointing gets the same ones, and so do coupled calls of the layer.
 
     Args:
         features: phi of every call, in the layer's layout.
@@ -36,15 +39,13 @@ def draw(
     Returns:
         u for every call, channels last, shapes ``(..., d)``.
     """
-    numbers = seeds.shared if coupling is Coupling.BATCH else seeds.own
     directions = []
     for phi in features:
-        generator = seeds.generator(numbers, probe, phi.device)
         if coupling is Coupling.ROWS:
-            directions.append(_norm_form(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, generator)))
+            directions.append(_norm_form(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, seeds, (probe, "r"))))
             continue
         shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
-        r, a = _signs(shape, phi, generator), _signs(shape, phi, generator)
+        r, a = (_signs(shape, phi, seeds, (probe, name)) for name in ("r", "a"))
         directions.append(direction(phi, linear_map, r, a))
     return directions
 
@@ -84,6 +85,10 @@ def _norm_form(features: Tensor, linear_map: LinearMap, signs: Tensor) -> Tensor
         return linear_map.scaled(linear_map.norms(phi), linear_map.times_signs(signs))
 
 
-def _signs(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(0, 2, shape, generator=generator, device=like.device, dtype=torch.int8)
-    return signs.to(wide(like.dtype)).mul_(2).sub_(1)
+def _signs(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int | str, ...]) -> Tensor:
+    """Signs of a shape ``(items, ..., m)``, or of the shape ``(m,)`` for all items together."""
+    dtype = wide(like.dtype)
+    if len(shape) == 1:
+        return signs(key((*seeds.numbers, *stream), like.device), shape[-1], dtype)
+    keys = seeds.of_rows(math.prod(shape[:-1]), shape[0], stream, like.device)
+    return signs(keys, shape[-1], dtype).view(shape)

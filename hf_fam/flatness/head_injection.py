@@ -20,9 +20,6 @@ from .head_sampling import HeadSampling, thin
 from .linear_map import LinearMap
 from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
 
-# A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay there.
-LARGEST_RATIO = 1e30
-
 
 class HeadInjection:
     """kappa of a head under softmax cross-entropy with hard labels, acting in the backward pass.
@@ -54,7 +51,7 @@ class HeadInjection:
         features, logits, weight = linear_map.feature_rows(features), linear_map.rows(output), linear_map.weight
         device, m = logits.device, features.shape[-1]
         strength = torch.full((), self._strength, dtype=wide(logits.dtype), device=device, requires_grad=True)
-        signs, keys = self.sampling.draw(logits[..., 0].numel(), m, device, self._seeds)
+        signs, keys = self.sampling.draw(logits.shape, m, device, self._seeds)
         injected = Injected(strength)
         self._current.append(injected)
         if weight.is_leaf and weight.requires_grad:
@@ -80,11 +77,11 @@ class HeadInjection:
             injected.strength.register_hook(fill)
         return kappa
 
-    def gradient_ratio(self, like: Tensor) -> Tensor:
-        """Zero for now; the backward pass fills in ``||d kappa|| / ||d loss||`` at the logits."""
+    def gradient_squares(self, like: Tensor) -> Tensor:
+        """Zeros for now, shape ``(2,)``; the backward pass fills in ``||d kappa||^2`` and ``||d loss||^2`` at z."""
         (injected,) = self._current
-        injected.ratio = like.new_zeros(())
-        return injected.ratio
+        injected.squares = like.new_zeros(2)
+        return injected.squares
 
     def cancel(self) -> None:
         """Leave the backward pass of the last forward pass as it is without us."""
@@ -99,13 +96,13 @@ class Injected:
     Attributes:
         strength: lambda, a leaf; its gradient is kappa times the scale of the loss.
         cancelled: the backward pass adds nothing.
-        ratio: where to put the ratio of gradients, if it is asked for.
+        squares: where to put the squared norms of the gradients, if they are asked for.
     """
 
     def __init__(self, strength: Tensor) -> None:
         self.strength = strength
         self.cancelled = False
-        self.ratio: Tensor | None = None
+        self.squares: Tensor | None = None
         self.weight_hook: torch.utils.hooks.RemovableHandle | None = None
         self.weight_term: Callable[[Tensor], None] | None = None
 
@@ -198,9 +195,9 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             squares = squares + torch.linalg.vector_norm(added).square()
             of_z[rows] += added.mul_(strength).to(of_z.dtype)
         del p, added, weighted  # before the next chunk needs the room
-    if ctx.injected is not None and ctx.injected.ratio is not None:
-        norm = torch.linalg.vector_norm(g, dtype=dtype).clamp_min(torch.finfo(torch.float32).tiny)
-        ctx.injected.ratio.copy_((squares.sqrt() / norm).clamp_max(LARGEST_RATIO))
+    if ctx.injected is not None and ctx.injected.squares is not None:
+        of_loss = torch.linalg.vector_norm(g, dtype=dtype).square()
+        ctx.injected.squares.copy_(torch.stack([squares, of_loss]))
     found = None if of_w is None else of_w.finish()
     if later and to_w:
         centre = vectors.centre

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import Seeds
+from .signs import key, signs, subkeys
 
 
 @dataclass(frozen=True)
@@ -23,25 +24,37 @@ class HeadSampling:
     probes: int = 0
     token_fraction: float = 1.0
 
-    def signs(self, in_features: int, device: torch.device, generator: torch.Generator | None) -> Tensor | None:
-        """R, shape ``(m, P)``; None for the exact form."""
-        if not self.probes:
-            return None
-        drawn = torch.randint(0, 2, (in_features, self.probes), generator=generator, device=device, dtype=torch.int8)
-        return drawn * 2 - 1
-
-    def keys(self, rows: int, device: torch.device, generator: torch.Generator | None) -> Tensor | None:
-        """A random number for every row, by which rows are chosen; None where all are."""
-        return None if self.token_fraction == 1 else torch.rand(rows, generator=generator, device=device)
-
     def draw(
-        self, rows: int, in_features: int, device: torch.device, seeds: Seeds
+        self, shape: torch.Size, in_features: int, device: torch.device, seeds: Seeds
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Signs that all processes and micro-batches of a step share, and keys of this one's own."""
-        return (
-            self.signs(in_features, device, seeds.generator(seeds.shared, 0, device)),
-            self.keys(rows, device, seeds.generator(seeds.own, 1, device)),
-        )
+        """What the seeds say: signs R, shape ``(m, P)``, alike in a whole step, and a key for every row of z.
+
+        Args:
+            shape: of z, ``(..., C)``.
+            in_features: m.
+            device: of the result.
+            seeds: where both come from.
+
+        Returns:
+            Either of them is None where it is not needed. Which rows are chosen by their keys depends on how the batch
+            of a step is cut: of every micro-batch it is the same part.
+        """
+        signs_of_w = keys = None
+        if self.probes:
+            row_of_w = subkeys(key((*seeds.numbers, "R"), device), torch.arange(in_features, device=device))
+            signs_of_w = signs(row_of_w, self.probes, torch.int8)
+        if self.token_fraction != 1:
+            keys = seeds.of_rows(shape[:-1].numel(), shape[0], ("rows",), device).flatten()
+        return signs_of_w, keys
+
+    def draw_freely(self, rows: int, in_features: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """The same from torch's random state, where code is compiled and nobody numbers the steps."""
+        signs_of_w = keys = None
+        if self.probes:
+            signs_of_w = torch.randint(0, 2, (in_features, self.probes), device=device, dtype=torch.int8) * 2 - 1
+        if self.token_fraction != 1:
+            keys = torch.rand(rows, device=device)
+        return signs_of_w, keys
 
 
 def thin(item_weights: Tensor, keys: Tensor | None, fraction: float) -> Tensor:

@@ -78,7 +78,7 @@ class ClosedForm:
         by_gradient = form.item_weights == "gradient"
         c = _weights_in_chunks(first, z.detach()) if by_gradient else weights_from_product(first, z)
         del first
-        signs, keys = self._sampling.draw(c.numel(), phi.shape[-1], phi.device, batch.seeds)
+        signs, keys = self._sampling.draw(z.shape, phi.shape[-1], phi.device, batch.seeds)
         c = thin(c.flatten() / scale, keys, self._sampling.token_fraction)
         return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
 

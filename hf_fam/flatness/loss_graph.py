@@ -1,36 +1,16 @@
-"""What lies between the logits and the loss, read off the autograd graph: nothing is computed."""
+"""Whether a loss is softmax cross-entropy, read off its autograd graph: nothing is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from .autograd_graph import between
 
 # Nodes that only pick, order or convert entries, and nodes that are linear in the one input that leads to the logits.
 _SHAPES = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Select", "Index", "ToCopy", "Clone", "Squeeze", "Unsqueeze",
            "Alias"}  # fmt: skip
 _LINEAR = _SHAPES | {"Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub"}
-
-
-def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
-    """Nodes of the graph on a path from the loss down to z of any call, also those between two calls."""
-    ends = {z.grad_fn for z in pre_activations}
-    leads_down: dict[Node, bool] = {}
-    stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
-    while stack:
-        node, children_done = stack.pop()
-        if children_done:
-            above = any(leads_down.get(child, False) for child, _ in node.next_functions if child)
-            leads_down[node] = above or node in ends
-            if above:
-                yield node
-        elif node in ends and len(ends) == 1:  # nothing below is wanted
-            leads_down[node] = True
-        elif node not in leads_down:
-            leads_down[node] = False
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child and child not in leads_down)
 
 
 def is_cross_entropy(loss: Tensor, logits: Tensor) -> bool:

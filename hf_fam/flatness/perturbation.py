@@ -34,7 +34,12 @@ class FeaturePerturbation:
         self.seeds = Seeds()
         self.coupling = CouplingFinder()
         self._coupling = Coupling.BATCH
+        self._look = True
         self._added: list[tuple[Tensor, Tensor]] = []
+
+    def assume_coupled(self) -> None:
+        """One matrix for the whole batch from now on, where the loss must not be differentiated to find out."""
+        self.coupling.found, self._look = Coupling.BATCH, False
 
     def begin(self, strength: float, seeds: Seeds) -> None:
         """Set strength and seeds of the next forward pass."""
@@ -58,10 +63,11 @@ class FeaturePerturbation:
 
         From ``E[g(z + v) . v] = E[v^T H v] = 2 lambda kappa`` to leading order, g the gradient of the perturbed loss.
         """
-        try:
-            self.coupling(batch)
-        except SecondDerivativeError:
-            self.coupling.found = Coupling.BATCH
+        if self._look:
+            try:
+                self.coupling(batch)
+            except SecondDerivativeError:
+                self.coupling.found = Coupling.BATCH
         kappa = batch.loss.new_zeros(())
         scale = batch.loss.new_ones(())
         added, self._added = self._added, []

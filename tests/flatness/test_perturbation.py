@@ -39,7 +39,7 @@ def test_mean_over_all_signs_is_loss_plus_lambda_kappa(monkeypatch: pytest.Monke
     signs = [torch.tensor(s, dtype=torch.float64) for s in itertools.product([-1.0, 1.0], repeat=4)]
     losses = []
     for r in signs:
-        monkeypatch.setattr("hf_fam.flatness.directions._signs", lambda shape, like, generator, r=r: r.expand(shape))
+        monkeypatch.setattr("hf_fam.flatness.directions._signs", lambda shape, *_, r=r: r.expand(shape))
         flatness = RelativeFlatness(model, "2", "perturbation")
         perturbed_loss(model, flatness, 0.0)  # finds that the rows are not coupled
         losses.append(perturbed_loss(model, flatness, strength)[0])

@@ -44,7 +44,7 @@ def test_chunks_change_nothing(count: int, rows: int, probes: int | None, monkey
     """Sizes that do not divide N, a batch of one, rows that have no weight at all."""
     phi, z, w, c = case(count)
     c[1::3] = 0
-    signs = None if probes is None else HeadSampling(probes).signs(M, c.device, None)
+    signs = None if probes is None else HeadSampling(probes).draw_freely(len(c), M, c.device)[0]
     expected = with_gradients(softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
     in_chunks(monkeypatch, rows)
     found = with_gradients(3 * softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
@@ -99,15 +99,21 @@ def test_no_label_at_all_can_be_sampled() -> None:
 def test_probes_are_shared_and_tokens_are_not() -> None:
     """Every process and micro-batch of a step must use one sketch, so that they can be summed."""
     sampling = HeadSampling(4, 0.5)
-    draws = [sampling.draw(9, M, torch.device("cpu"), Seeds((1, 2), (1, 2, own))) for own in (0, 1)]
+    shape, cpu = torch.Size([3, 3, C]), torch.device("cpu")
+    draws = [sampling.draw(shape, M, cpu, Seeds((1, 2), first_item=item)) for item in (0, 3)]
     assert torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][1], draws[1][1])
-    assert not torch.equal(draws[0][0], sampling.draw(9, M, torch.device("cpu"), Seeds((1, 3), (1, 3)))[0])
+    whole = sampling.draw(torch.Size([6, 3, C]), M, cpu, Seeds((1, 2)))
+    assert torch.equal(whole[1], torch.cat([keys for _, keys in draws]))
+    assert not torch.equal(draws[0][0], sampling.draw(shape, M, cpu, Seeds((1, 3)))[0])
 
 
 def test_spread_of_row_probes_falls_with_their_number() -> None:
     phi, z, w, c = (t.detach() for t in case())
     w = torch.randn(C, 64, dtype=torch.float64)
-    draw = lambda probes: softmax_flatness(phi, z, w, c, signs=HeadSampling(probes).signs(64, c.device, None))  # noqa: E731
+
+    def draw(probes: int) -> torch.Tensor:
+        return softmax_flatness(phi, z, w, c, signs=HeadSampling(probes).draw_freely(len(c), 64, c.device)[0])
+
     exact = softmax_flatness(phi, z, w, c)
     spread = {p: torch.stack([draw(p) for _ in range(200)]).sub(exact).div(exact).std() for p in (1, 16)}
     assert 2.5 < spread[1] / spread[16] < 6

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from support.arrangements import llama
 from support.tiny import (
     classified,
     fam_trainer,
@@ -42,14 +43,7 @@ class Case:
 
 def exact_llama() -> nn.Module:
     """In float64 throughout: transformers computes the loss of language models in float32."""
-    model = tiny_llama().double()
-    model.loss_function = next_token_loss
-    return model
-
-
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
-    total = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    return total / ((labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    return llama().double()
 
 
 CASES = {

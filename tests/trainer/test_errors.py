@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hf_fam import FAMArguments, FAMTrainer, RelativeFlatness
+from hf_fam.requirements import check_requirements, refuse_parallelism
 from hf_fam.training_log import NonFiniteFlatnessError
 from support.tiny import (
     arguments,
@@ -164,9 +165,42 @@ def test_closed_form_of_a_hidden_layer(tmp_path: Path) -> None:
 # The way of training
 
 
-def test_static_graph(tmp_path: Path) -> None:
-    said = message_of(ValueError, lambda: fam_trainer(tmp_path, ddp_static_graph=True))
+@pytest.mark.parametrize("estimator", ["closed_form", "perturbation"])
+def test_static_graph(tmp_path: Path, estimator: str) -> None:
+    """Seen in two processes: their gradients differed, with the perturbation too."""
+    said = message_of(ValueError, lambda: fam_trainer(tmp_path, ddp_static_graph=True, fam_estimator=estimator))
     assert_says(said, "ddp_static_graph=True", "set it to False")
+
+
+def test_processes_that_do_not_see_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by `accelerate launch` with two CPU processes and without use_cpu=True."""
+    trainer = fam_trainer(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
+    assert_says(said, "2 processes were started", "alone", "use_cpu=True")
+
+
+@pytest.mark.parametrize("fsdp", ["full_shard", True])
+def test_fsdp(tmp_path: Path, fsdp: object) -> None:
+    trainer = fam_trainer(tmp_path)
+    trainer.args.fsdp = fsdp
+    said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
+    assert_says(said, "FSDP", "DistributedDataParallel", "hf_fam.injection.attach", "docs/distributed.md")
+
+
+def test_fsdp_by_a_configuration_of_accelerate(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    assert_says(message_of(ValueError, lambda: refuse_parallelism(trainer)), "FSDP", "docs/distributed.md")
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_other_kinds_of_parallelism(tmp_path: Path, kind: str) -> None:
+    trainer = fam_trainer(tmp_path)
+    setattr(trainer, f"get_{kind}_size", lambda: 2)
+    said = message_of(ValueError, lambda: refuse_parallelism(trainer))
+    assert_says(said, f"{kind}_size=2", "use DistributedDataParallel")
 
 
 def test_data_parallel(tmp_path: Path) -> None:

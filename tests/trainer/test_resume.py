@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "perturbation_of_a_block": {"fam_estimator": "perturbation", "fam_layer": "bert.encoder.layer.0.output.dense"},
     "every_second_step": {**REPRESENTATION, "fam_every_n_steps": 2},
     "warm_up": {**REPRESENTATION, "fam_warmup_steps": 0.9},
-    "capped": {**REPRESENTATION, "fam_max_grad_ratio": 0.01},
+    "capped": {**REPRESENTATION, "fam_max_grad_ratio": 0.001},
     "capped_with_warm_up": {"fam_warmup_steps": 3, "fam_max_grad_ratio": 0.01},
 }
 

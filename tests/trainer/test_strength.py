@@ -128,22 +128,22 @@ def test_cap_uses_the_ratio_of_the_step_before(tmp_path: Path) -> None:
     assert len(set(strengths)) == 4
 
 
-def test_cap_averages_the_ratio_over_micro_batches(tmp_path: Path) -> None:
-    recorded: list[float] = []
+def test_cap_takes_the_ratio_over_all_micro_batches(tmp_path: Path) -> None:
+    recorded: list[Tensor] = []
     given = {"fam_lambda": 64.0, "fam_max_grad_ratio": 0.01, "gradient_accumulation_steps": 2, "max_steps": 2}
     trainer = fam_trainer(tmp_path, fam_loss_scaling="stock", **REPRESENTATION, **given)
-    measure = trainer.relative_flatness.gradient_ratio
+    measure = trainer.relative_flatness.gradient_squares
 
     def note(loss: Tensor, kappa: Tensor) -> Tensor | None:
-        ratio = measure(loss, kappa)
-        recorded.append(float(ratio))
-        return ratio
+        squares = measure(loss, kappa)
+        recorded.append(squares)
+        return squares
 
-    trainer.relative_flatness.gradient_ratio = note
+    trainer.relative_flatness.gradient_squares = note
     trainer.train()
-    assert len(recorded) == 4 and recorded[0] != recorded[1]
-    mean = (recorded[0] + recorded[1]) / 2
-    assert logged(trainer, "fam_lambda")[1] == pytest.approx(0.01 / mean, rel=1e-5)
+    assert len(recorded) == 4 and not torch.equal(recorded[0], recorded[1])
+    of_kappa, of_loss = (recorded[0] + recorded[1]).sqrt().tolist()
+    assert logged(trainer, "fam_lambda")[1] == pytest.approx(0.01 / (of_kappa / of_loss), rel=1e-5)
 
 
 class Interpolating(nn.Module):

@@ -1,0 +1,50 @@
+"""FSDP2 (torch's fully_shard, gloo, two CPU processes): gradients are those of one process, or it is refused.
+
+Not through the Trainer: on CPUs it silently turns FSDP into DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from support.launch import ROOT, launch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("fsdp2") / "found.json"
+    launch(ROOT / "tests" / "support" / "fully_sharded.py", str(output))
+    result = json.loads(output.read_text())
+    assert result["processes"] == 2
+    assert result["size_of_term"] > 0.1, "not a test if the term is too small to be missed"
+    return result
+
+
+def test_attach_and_perturbation_give_the_gradients_of_one_process(found: dict[str, Any]) -> None:
+    """The head in the root group or in one of its own, attached before or after; hidden layers in wrapped blocks."""
+    exact = {name: error for name, error in found["errors"].items() if "mixed" not in name}
+    assert len(exact) == 3 * (2 * 2 + 4) + 1  # and DistributedDataParallel
+    assert {name: error for name, error in exact.items() if not error < 1e-12} == {}
+
+
+def test_attach_in_mixed_precision(found: dict[str, Any]) -> None:
+    assert found["errors"]["attach, mixed precision"] < 1e-6
+
+
+def test_what_differentiates_twice_is_refused(found: dict[str, Any]) -> None:
+    """torch 2.13 would end with a segmentation fault, or miss gradients."""
+    refusals = found["refusals"]
+    assert len(refusals) == 5
+    for name in ("closed_form", "gauss_newton", "hessian", "dense"):
+        assert "sharded by FSDP" in refusals[name] and name in refusals[name]
+        assert "hf_fam.injection.attach" in refusals[name] and 'estimator="perturbation"' in refusals[name]
+    assert "'3' is sharded on its own" in refusals["own group"]

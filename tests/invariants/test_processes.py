@@ -1,0 +1,81 @@
+"""However a step's batch is cut into processes and micro-batches, training is the same: weights and logs.
+
+1 process x 8 items == 2 processes x 4 == 2 x 2 x accumulation 2 == 1 x 1 x accumulation 8, for the head and hidden
+layers, closed forms and probes: an item's random signs are a function of seed, step and item
+(hf_fam/flatness/signs.py), so all arrangements draw the same ones. float64 models, one case in float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.arrangements import CASES, UNEQUAL, trained
+from support.launch import launch
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+
+SCRIPT = Path(__file__).parents[1] / "support" / "arrangements.py"
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What two processes made of all cases, in one launch."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    launch(SCRIPT, str(folder))
+    found = torch.load(folder / "found.pt")
+    assert {result["processes"] for result in found.values()} == {2}
+    return found
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Relative to the weights."""
+    return float((one - other).norm() / other.norm())
+
+
+def assert_same(result: dict[str, Any], reference: dict[str, Any], name: str) -> None:
+    exact = CASES[name].double
+    assert result["same_everywhere"], "the processes have different weights"
+    assert distance(result["weights"], reference["weights"]) < (1e-10 if exact else 1e-6)
+    for key in ("loss", "fam_kappa", "fam_term", "fam_lambda", "grad_norm"):
+        assert result[key] == pytest.approx(reference[key], rel=1e-6 if exact else 1e-4), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arrangements_agree(tmp_path: Path, two_processes: dict[Any, Any], name: str) -> None:
+    reference = trained(tmp_path, name, 8, 1)
+    assert reference["processes"] == 1 and len(reference["fam_kappa"]) == CASES[name].steps
+    for cut in ((4, 1), (2, 2)):
+        assert_same(two_processes[(name, 40, *cut)], reference, name)
+    for cut in ((4, 2), (1, 8)):
+        assert_same(trained(tmp_path, name, *cut), reference, name)
+    plain = trained(tmp_path, name, 8, 1, fam_lambda=0.0, fam_loss_scaling="corrected", fam_max_grad_ratio=None)
+    moved = distance(reference["weights"], plain["weights"])
+    assert moved > 1e-4, "the term is too small to be missed"
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_last_step_with_fewer_micro_batches(tmp_path: Path, two_processes: dict[Any, Any], name: str) -> None:
+    """20 items in steps of 8, two processes of 2 items: in the third step each has one micro-batch instead of two."""
+    reference = trained(tmp_path, name, 8, 1, items=20, max_steps=7)
+    assert_same(two_processes[name, 20, 2, 2], reference, name)
+    assert_same(trained(tmp_path, name, 2, 4, items=20, max_steps=7), reference, name)
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_last_batch_that_has_to_be_filled(tmp_path: Path, two_processes: dict[Any, Any], name: str) -> None:
+    """20 items for two processes of 4: accelerate fills the last batch with the first 4 items, so one process that has
+    them at its end does the same. (What two processes train on then is not what one trains on: no equality.)"""
+    data = CASES[name].data(20)
+    reference = trained(tmp_path, name, 8, 1, data=data + data[:4], max_steps=7, in_order=True)
+    assert_same(two_processes[name, 20, 4, 1, "in_order"], reference, name)
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_last_batch_that_is_dropped(tmp_path: Path, two_processes: dict[Any, Any], name: str) -> None:
+    reference = trained(tmp_path, name, 8, 1, items=20, max_steps=7, dataloader_drop_last=True)
+    assert_same(two_processes[name, 20, 4, 1, "dataloader_drop_last"], reference, name)

@@ -1,0 +1,142 @@
+"""One training, cut into processes and micro-batches in different ways; imported and launched by tests/invariants."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import BertConfig, BertForMultipleChoice
+
+from hf_fam import FAMTrainer
+from support.tiny import arguments, classified, logged, texts, tiny_bert, tiny_llama
+
+
+@dataclass
+class Case:
+    """A model, its data, and the settings under which the term is comparable with the loss."""
+
+    model: Callable[[], nn.Module]
+    data: Callable[[int], list[dict[str, Any]]]
+    settings: dict[str, Any]
+    double: bool = True
+    steps: int = 5
+
+
+def bert() -> nn.Module:
+    """Its loss ignores num_items_in_batch; eager attention, which has second derivatives."""
+    model = tiny_bert(dropout=0.0)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def llama() -> nn.Module:
+    """Its loss honours num_items_in_batch, and is taken in float64 (transformers takes it in float32)."""
+    model = tiny_llama()
+    model.set_attn_implementation("eager")
+    model.loss_function = next_token_loss
+    return model
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
+    total = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    return total / ((labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def multiple_choice() -> nn.Module:
+    """The loss couples the choices of an item, which are rows of the feature layer."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForMultipleChoice(BertConfig(**sizes, **rates, intermediate_size=16, max_position_embeddings=16))
+
+
+def choices(count: int) -> list[dict[str, Any]]:
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(3, 50, (count, 3, 5), generator=draw)
+    labels = torch.randint(3, (count,), generator=draw)
+    return [{"input_ids": t.tolist(), "labels": int(y)} for t, y in zip(tokens, labels, strict=True)]
+
+
+def pooler(estimator: str, strength: float) -> dict[str, Any]:
+    return {"fam_layer": "representation", "fam_estimator": estimator, "fam_lambda": strength}
+
+
+BLOCK = "bert.encoder.layer.0.output.dense"
+DOWN = "model.layers.0.mlp.down_proj"
+CASES = {
+    "head, closed form, ignores num_items_in_batch": Case(bert, classified, {"fam_lambda": 200.0}),
+    "head, closed form, honours num_items_in_batch": Case(llama, texts, {"fam_lambda": 20.0}),
+    "head, closed form, float32": Case(lambda: tiny_bert(dropout=0.0), classified, {"fam_lambda": 200.0}, double=False),
+    "hidden layer, Gauss-Newton, rows on their own": Case(bert, classified, pooler("gauss_newton", 5.0)),
+    "hidden layer, Hessian, rows on their own": Case(bert, classified, pooler("hessian", 5.0)),
+    "hidden layer, Hessian, two probes, tokens of an item coupled": Case(
+        bert, classified, {"fam_layer": BLOCK, "fam_estimator": "hessian", "fam_probes": 2, "fam_lambda": 500.0}
+    ),
+    "hidden layer, Gauss-Newton, tokens, honours num_items_in_batch": Case(
+        llama, texts, {"fam_layer": DOWN, "fam_estimator": "gauss_newton", "fam_lambda": 5.0}
+    ),
+    "hidden layer, Hessian, one matrix shared by the batch": Case(multiple_choice, choices, pooler("hessian", 5.0)),
+    "hidden layer, perturbation": Case(bert, classified, pooler("perturbation", 0.5)),
+    "hidden layer, capped ratio": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_max_grad_ratio": 0.02}),
+}
+
+
+class InOrder(FAMTrainer):
+    """The items as they are in the data set, so that what is repeated at the end is known."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **given: Any) -> dict[str, Any]:
+    """Weights and logs after a few steps; gradients are not clipped, which would hide their scale."""
+    case = CASES[name]
+    model = case.model().double() if case.double else case.model()
+    kind = InOrder if given.pop("in_order", False) else FAMTrainer
+    data = given.pop("data", None) or case.data(items)
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
+    args = arguments(path, **{**settings, **sizes, **case.settings, **given})
+    trainer = kind(model=model, args=args, train_dataset=data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
+        trainer.train()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    everywhere = trainer.accelerator.gather(weights.unsqueeze(0))
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "weights": weights,
+        "same_everywhere": bool((everywhere == weights).all()),
+        **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_term", "fam_lambda", "grad_norm")},
+    }
+
+
+UNEQUAL = [name for name in CASES if "num_items_in_batch" in name] + ["hidden layer, Hessian, rows on their own"]
+
+
+def main(folder: Path) -> None:
+    """Every case in the processes that were started; the first one writes what came out."""
+    torch.set_num_threads(1)
+    found = {}
+    for name in CASES:
+        for batch, parts in ((4, 1), (2, 2)):
+            found[name, 40, batch, parts] = trained(folder, name, batch, parts)
+    for name in UNEQUAL:
+        for batch, parts, more in ((2, 2, {}), (4, 1, {"in_order": True}), (4, 1, {"dataloader_drop_last": True})):
+            found[(name, 20, batch, parts, *more)] = trained(folder, name, batch, parts, items=20, max_steps=7, **more)
+    if PartialState().is_main_process:
+        torch.save(found, folder / "found.pt")
+    # Else one process may find gloo's connections closed by the other and abort, after all is done.
+    Accelerator().end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

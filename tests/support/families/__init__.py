@@ -1,0 +1,17 @@
+"""Tiny random models of the architectures that people fine-tune, one batch each, and the layers that belong to them.
+
+What hf_fam has to find in a model, and what it cannot do there, is written down here by hand. tests/families proves it,
+and `make support-table` writes docs/generated/support.md from it.
+"""
+
+from __future__ import annotations
+
+from .case import Case, Refusal, collate, in_dtype, rows, without_dropout
+from .encoders import ENCODERS
+from .language import LANGUAGE_MODELS
+from .speech import SPEECH
+from .vision import VISION
+
+CASES = [*ENCODERS, *LANGUAGE_MODELS, *VISION, *SPEECH]
+
+__all__ = ["CASES", "Case", "Refusal", "collate", "in_dtype", "rows", "without_dropout"]

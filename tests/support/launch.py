@@ -1,0 +1,49 @@
+"""Start scripts in two processes with `accelerate launch`, as users do."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate_configs"
+
+
+def free_port() -> int:
+    """Below the range from which the system gives ports to outgoing connections, so that nobody takes it meanwhile."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port between 20000 and 32000")
+
+
+def command(script: Path, *arguments: str, config: str = "ddp_cpu.yaml") -> list[str]:
+    """The command line of a launch."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+    return [*launch, "--main_process_port", str(free_port()), str(script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One thread a process, nothing from the Hub, gloo on the loopback interface."""
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **settings, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def launch(script: Path, *arguments: str, config: str = "ddp_cpu.yaml", fails: bool = False) -> str:
+    """Run a script to its end and return all that it printed; whether it fails has to be as expected."""
+    asked = command(script, *arguments, config=config)
+    done = subprocess.run(
+        asked, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    said = done.stdout[-5000:]
+    assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{said}"
+    return done.stdout
