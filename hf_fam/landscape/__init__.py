@@ -1,0 +1,29 @@
+"""Neurons split, merged and widened; the local minima that this makes, their certificate, and the way out of them.
+
+Imported on demand only: ``from hf_fam.landscape import widen``. See docs/landscape.md.
+"""
+
+from __future__ import annotations
+
+from .certificate import SplitCertificate, Verdict, split_certificate
+from .descent import find_critical_point
+from .design import DesignedMinimum, design_minimum
+from .escape import EscapePath, PathPoint, escape_path
+from .objective import HalfSquaredError
+from .splitting import merge_duplicates, split_neuron, widen
+
+__all__ = [
+    "DesignedMinimum",
+    "EscapePath",
+    "HalfSquaredError",
+    "PathPoint",
+    "SplitCertificate",
+    "Verdict",
+    "design_minimum",
+    "escape_path",
+    "find_critical_point",
+    "merge_duplicates",
+    "split_certificate",
+    "split_neuron",
+    "widen",
+]

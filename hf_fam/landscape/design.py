@@ -1,0 +1,166 @@
+"""Data on demand for which a split network sits in a certified local minimum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .certificate import MINIMUM, SplitCertificate, check_usable, split_certificate
+from .hidden_layer import HiddenLayer, find_hidden_layer
+from .objective import HalfSquaredError, Objective, float64_copy, trainable
+from .split_curvature import Rows, SplitCurvature, recorded
+
+
+@dataclass(frozen=True)
+class DesignedMinimum:
+    """A regression task for which a given network, split once, is in a local minimum that is not a global one.
+
+    Attributes:
+        inputs: as given, in float64.
+        targets: y = f(x) - scale * e, in float64.
+        residuals: e, of least norm among those with J^T e = 0, D(e) = 0, B(e) = I.
+        scale: what e was multiplied by.
+        certificate: of the network on these data with `HalfSquaredError`; its verdict is "minimum".
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    residuals: Tensor
+    scale: float
+    certificate: SplitCertificate
+
+
+@torch.enable_grad()
+def design_minimum(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str | nn.Module,
+    neuron: int = 0,
+    *,
+    ratio: float = 0.5,
+    next_layer: str | nn.Module | None = None,
+    scale: float | None = None,
+    dense_limit: int = 1000,
+) -> DesignedMinimum:
+    """Targets that make a local minimum of a split of this very network, whatever its weights are.
+
+    For the loss ``0.5 ||f(x) - y||^2`` with residuals ``f(x) - y = scale * e``, the gradient J^T e and the neuron's D
+    and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations; their least-norm solution is
+    taken. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale. The loss
+    there is not the lowest: `escape_path` leads from it to a lower one.
+
+    Args:
+        model: a small network whose output is a tensor; all its trainable parameters count. It stays as it is.
+        inputs: x, at least as many values f(x) as there are equations.
+        layer: the layer that makes the neuron: dotted name, or module.
+        neuron: its index.
+        ratio: lambda of the split, between 0 and 1.
+        next_layer: see `split_certificate`.
+        scale: of the residuals; None: half of that at which the Hessian before the split becomes singular.
+        dense_limit: see `split_certificate`.
+
+    Raises:
+        ValueError: a ratio outside (0, 1), too few data, equations that contradict each other, a network whose J^T J is
+            singular, a scale that is too large or too small to be certified, or see `split_certificate`.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> design = design_minimum(model, torch.randn(60, 2), layer="0")
+        >>> design.certificate.verdict.kind, tuple(design.targets.shape)
+        ('minimum', (60, 2))
+    """
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio={ratio!r}: with B > 0 the local minima lie between 0 and 1.")
+    names = find_hidden_layer(model, layer, next_layer)
+    copied = float64_copy(model)
+    hidden = find_hidden_layer(copied, names.names[0], names.next_name)
+    inputs = inputs.double()
+    outputs, equations = _equations(copied, inputs, hidden, neuron)
+    residuals = _least_norm(equations, outputs)
+    size = _largest_scale(copied, inputs, residuals, equations) / 2 if scale is None else scale
+    targets = outputs - size * residuals
+    found = split_certificate(
+        copied,
+        HalfSquaredError(),
+        (inputs, targets),
+        hidden.names[0],
+        neuron,
+        ratio,
+        next_layer=hidden.next_name,
+        dense_limit=dense_limit,
+    )
+    if found.verdict.kind != MINIMUM:
+        raise ValueError(f"no certified minimum with scale={size:.3g}: {found.verdict.reason}.")
+    return DesignedMinimum(inputs, targets, residuals, size, found)
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """``matrix @ e = right`` for the residuals e; the first rows of the matrix are J^T, one for each parameter."""
+
+    matrix: Tensor
+    right: Tensor
+    parameters: int
+
+
+def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: int) -> tuple[Tensor, _Equations]:
+    """One column for each value f(x): gradient, D and B of that value as if it were the loss."""
+    check_usable(hidden, neuron)
+    with recorded(hidden) as seen:
+        outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the model returns a {type(outputs).__name__}; design_minimum needs one that returns a tensor."
+        )
+    rows = Rows(hidden, neuron, seen)
+    parameters = trainable(model)
+    columns = []
+    for value in outputs.reshape(-1):
+        terms = rows.curvature(value, parameters)
+        columns.append(torch.cat([terms.gradient, terms.D.reshape(-1), _upper(terms)]))
+    matrix = torch.stack(columns, dim=1)
+    one = replace(terms, B=torch.eye(len(terms.B), dtype=matrix.dtype, device=matrix.device))
+    right = torch.cat([matrix.new_zeros(len(terms.gradient) + terms.D.numel()), _upper(one)])
+    return outputs.detach(), _Equations(matrix, right, len(terms.gradient))
+
+
+def _upper(terms: SplitCurvature) -> Tensor:
+    """The entries of B on and above the diagonal."""
+    i, j = torch.triu_indices(*terms.B.shape)
+    return terms.B[i, j]
+
+
+def _least_norm(equations: _Equations, outputs: Tensor) -> Tensor:
+    """The solution of least norm, in the shape of the outputs, refined once."""
+    matrix, right = equations.matrix.cpu(), equations.right.cpu()
+    inverse = torch.linalg.pinv(matrix, rtol=1e-12)
+    e = inverse @ right
+    e = e + inverse @ (right - matrix @ e)
+    error = float((matrix @ e - right).norm() / right.norm())
+    if error > 1e-8:
+        count = int(torch.linalg.matrix_rank(matrix))
+        raise ValueError(
+            f"no residuals solve the {len(right)} equations J^T e = 0, D(e) = 0, B(e) = I (relative error "
+            f"{error:.1e}, rank {count}, {len(e)} values f(x)): give more data, inputs in general position, or a "
+            "neuron with outgoing weights."
+        )
+    return e.reshape(outputs.shape).to(outputs)
+
+
+def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equations: _Equations) -> float:
+    """The scale at which J^T J + scale * K becomes singular, K the Hessian of <e, f>."""
+    transposed = equations.matrix[: equations.parameters]
+    factor, singular = torch.linalg.cholesky_ex(transposed @ transposed.T)
+    if singular:
+        raise ValueError(
+            f"J^T J of the {equations.parameters} trainable parameters is singular: the network has more parameters than "
+            "values f(x), or symmetries (such as ReLU's), and no data make its Hessian positive."
+        )
+    bends = Objective(lambda outputs, e: (outputs * e).sum(), (inputs, residuals), "sum").hessian(model)
+    relative = torch.linalg.solve_triangular(factor, bends, upper=False)
+    relative = torch.linalg.solve_triangular(factor, relative.T, upper=False)
+    lowest = float(torch.linalg.eigvalsh((relative + relative.T) / 2)[0])
+    return -1 / lowest if lowest < 0 else 1.0

@@ -1,0 +1,249 @@
+"""The way out of a local minimum that splitting a neuron has made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .certificate import SADDLE, SplitCertificate
+from .descent import descend, search
+from .hidden_layer import HiddenLayer, find_hidden_layer
+from .objective import Loss, Objective, float64_copy, move, trainable
+from .splitting import OUTSIDE_THE_TRAP, shares, split_hidden
+
+SLIDE, STEP, DESCEND = "slide", "step", "descend"
+ROUNDING = 1e-12
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A point of the path.
+
+    Attributes:
+        phase: "slide", "step" or "descend".
+        ratio: lambda of the split; after the slide it stays what it was, and the two neurons go their own ways.
+        length: of the path so far, in the space of the parameters.
+        loss: the loss here.
+    """
+
+    phase: str
+    ratio: float
+    length: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class EscapePath:
+    """A path along which the loss never increases, from the split network to a lower loss.
+
+    Attributes:
+        points: from the start; between the points of "step" and "descend" it is a straight line.
+        model: the network at its end, in float64, with one neuron more than before.
+    """
+
+    points: list[PathPoint]
+    model: nn.Module
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss at every point."""
+        return [point.loss for point in self.points]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the loss along the path; needs matplotlib.
+
+        Args:
+            path: the file to write; its ending is the format.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from .path_figure import plot_path
+
+        plot_path(self, path)
+
+
+@torch.enable_grad()
+def escape_path(
+    model: nn.Module,
+    certificate: SplitCertificate,
+    loss: Loss | None,
+    data: Any,
+    *,
+    to_ratio: float | None = None,
+    slide_points: int = 21,
+    steps: int = 500,
+    reduction: str | None = None,
+) -> EscapePath:
+    """Leave the local minimum of the split network without ever going up.
+
+    1. *slide*: the ratio of the split goes from ``certificate.ratio`` to ``to_ratio``, where the same function is a
+       saddle. The loss stays as it is, because the function does.
+    2. *step*: along the most negative direction of [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio
+       outside [0, 1] that is the top eigenvector of B, along which the two incoming weights part.
+    3. *descend*: L-BFGS, each step shortened until the loss falls all along it (looked at in 4 points).
+
+    Args:
+        model: the network before the split, as given to `split_certificate`; it stays as it is.
+        certificate: of the neuron to split; its verdict need not be "minimum".
+        loss: the same as for the certificate.
+        data: the same as for the certificate.
+        to_ratio: where to leave; None: stay where the certificate says saddle, else 1.5 or 1/2, by the sign of B.
+        slide_points: how many ratios to look at on the way.
+        steps: the most steps of descent.
+        reduction: the same as for the certificate.
+
+    Raises:
+        ValueError: there is no direction of negative curvature, or the loss is not that of the certificate.
+        RuntimeError: the loss increased by more than rounding, which means that it is not a function of the
+            parameters alone (random augmentation, a shuffled loss).
+
+    Examples:
+        >>> from hf_fam.landscape import HalfSquaredError, find_critical_point, split_certificate
+        >>> x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
+        >>> y = 2 * x.tanh() - (4 * x).tanh()
+        >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False))
+        >>> model = find_critical_point(model, HalfSquaredError(), (x, y))
+        >>> certificate = split_certificate(model, HalfSquaredError(), (x, y), "0", neuron=0, ratio=0.25)
+        >>> path = escape_path(model, certificate, HalfSquaredError(), (x, y))
+        >>> round(path.losses[0], 6), path.losses[-1] < 0.05
+        (0.51346, True)
+    """
+    target = _target(certificate) if to_ratio is None else to_ratio
+    direction = _way_out(certificate, target)
+    source = find_hidden_layer(model, certificate.layer, certificate.next_layer)
+    copied = float64_copy(model)
+    v = source.fan_out[:, certificate.neuron].to(copied.get_parameter(f"{certificate.next_layer}.weight"))
+    hidden = find_hidden_layer(copied, certificate.layer, certificate.next_layer)
+    split_hidden(hidden, [certificate.neuron], certificate.ratio)
+    objective = Objective(loss, data, reduction)
+    walk = _Walk(copied, objective, certificate.ratio)
+    if abs(walk.points[0].loss - certificate.loss) > 1e-9 * max(1.0, abs(certificate.loss)):
+        raise ValueError(
+            f"the loss is {walk.points[0].loss:.9g}, but the certificate was made at {certificate.loss:.9g}: give the "
+            "model, loss and data that it was made for."
+        )
+    split = _Split(hidden, certificate.neuron, hidden.width - 1, v)
+    if target != certificate.ratio:
+        for k in range(1, slide_points):
+            ratio = certificate.ratio + (target - certificate.ratio) * k / (slide_points - 1)
+            walk.slide(ratio, split.slide(ratio))
+    walk.step(split.displacement(copied, direction, target))
+    walk.descend(steps)
+    return EscapePath(walk.points, copied)
+
+
+class _Walk:
+    """The points so far, and the promise that the loss never increases."""
+
+    def __init__(self, model: nn.Module, objective: Objective, ratio: float) -> None:
+        self.model, self.objective = model, objective
+        self.points = [PathPoint(SLIDE, ratio, 0.0, objective.value(model))]
+
+    def slide(self, ratio: float, length: float) -> None:
+        self._add(SLIDE, ratio, length, self.objective.value(self.model))
+
+    def step(self, displacement: Tensor) -> None:
+        """In either direction, whichever leads lower."""
+        here, ratio = self.points[-1].loss, self.points[-1].ratio
+        start = [p.detach().clone() for p in trainable(self.model)]
+        found = []
+        for sign in (1, -1):
+            ends = search(self.model, self.objective, sign * displacement, here, SAMPLES)
+            if ends is not None:
+                found.append(ends)
+            with torch.no_grad():
+                for parameter, value in zip(trainable(self.model), start, strict=True):
+                    parameter.copy_(value)
+        if not found:
+            raise ValueError(
+                "no step along the direction of negative curvature lowers the loss by more than rounding: the "
+                "curvature is too small to be used."
+            )
+        step, losses = min(found, key=lambda ends: ends[1][-1])
+        for loss in losses:
+            move(self.model, step / SAMPLES)
+            self._add(STEP, ratio, float(step.norm()) / SAMPLES, loss)
+
+    def descend(self, steps: int) -> None:
+        ratio = self.points[-1].ratio
+        for length, loss in descend(self.model, self.objective, steps, SAMPLES):
+            self._add(DESCEND, ratio, length, loss)
+
+    def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
+        before = self.points[-1]
+        if not loss <= before.loss + ROUNDING * max(1.0, abs(before.loss)):
+            raise RuntimeError(
+                f"the loss rose from {before.loss!r} to {loss!r} in phase {phase!r}: it is not a function of the "
+                "parameters alone. Are the data augmented, or shuffled under batch normalisation?"
+            )
+        self.points.append(PathPoint(phase, ratio, before.length + length, loss))
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Two neurons that were one, in the model of the path."""
+
+    hidden: HiddenLayer
+    old: int
+    new: int
+    v: Tensor
+
+    @torch.no_grad()
+    def slide(self, ratio: float) -> float:
+        """Set another ratio; the length of the way there."""
+        columns = _rows_of(self.hidden.outgoing)
+        before = columns[:, [self.old, self.new]].clone()
+        columns[:, self.old], columns[:, self.new] = shares(self.v, ratio)
+        return float((columns[:, [self.old, self.new]] - before).norm())
+
+    def displacement(self, model: nn.Module, direction: Tensor, ratio: float) -> Tensor:
+        """The direction (q, w) in the parameters: u1 + (1 - ratio) q, u2 - ratio q, v1 + w, v2 - w."""
+        first, outgoing = self.hidden.incoming[0], self.hidden.outgoing
+        inputs = _rows_of(first).shape[1]
+        w = direction[len(direction) - len(self.v) :]
+        q = direction[: len(direction) - len(self.v)]
+        moved = {id(p): torch.zeros_like(p) for p in trainable(model)}
+        rows = _rows_of(first, moved[id(first.weight)])
+        columns = _rows_of(outgoing, moved[id(outgoing.weight)])
+        for neuron, share, sign in ((self.old, 1 - ratio, 1), (self.new, -ratio, -1)):
+            rows[neuron] = share * q[:inputs]
+            columns[:, neuron] = sign * w
+            if len(q) > inputs:
+                moved[id(first.bias)][neuron] = share * q[-1]
+        return torch.cat([moved[id(p)].reshape(-1) for p in trainable(model)])
+
+
+def _rows_of(module: Any, tensor: Tensor | None = None) -> Tensor:
+    """The weight, or something of its shape, as (outputs, inputs): a view."""
+    rows: Tensor = module.weight.data if tensor is None else tensor
+    return rows.T if type(module).__name__ == "Conv1D" else rows
+
+
+def _target(certificate: SplitCertificate) -> float:
+    """A ratio at which the split is a saddle, the given one if possible."""
+    candidates = [certificate.ratio, OUTSIDE_THE_TRAP, 0.5]
+    for ratio in candidates:
+        if certificate.judge(ratio).kind == SADDLE:
+            return ratio
+    # At a point that is not quite critical nothing is certified, but curvature can still lead down.
+    return min(candidates, key=lambda ratio: float(torch.linalg.eigvalsh(certificate.curvature.block(ratio))[0]))
+
+
+def _way_out(certificate: SplitCertificate, ratio: float) -> Tensor:
+    block = certificate.curvature.block(ratio)
+    if certificate.curvature.D_across.norm() <= 1e-10 * max(certificate.curvature.scale_d, 1e-300):
+        block[: len(certificate.B), len(certificate.B) :] = 0
+        block[len(certificate.B) :, : len(certificate.B)] = 0
+    values, vectors = torch.linalg.eigh(block)
+    if not values[0] < 0:
+        raise ValueError(
+            f"splitting neuron {certificate.neuron} of '{certificate.layer}' has no direction of negative curvature "
+            f"at ratio {ratio:g}: {certificate.judge(ratio).reason}."
+        )
+    return vectors[:, 0]

@@ -1,0 +1,308 @@
+"""A hidden layer seen as neurons: the weights that lead into it, the weights that lead out, and how to rewrite both."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..feature_layer import resolve_layer, weighted_layers
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a family of transformers models calls the two halves of its MLP, relative to their common prefix.
+
+    Attributes:
+        incoming: the layers into the neurons; two of them in a gated MLP.
+        outgoing: the layer out of them.
+        sizes: what the configuration may call the number of neurons.
+    """
+
+    incoming: tuple[str, ...]
+    outgoing: str
+    sizes: tuple[str, ...]
+
+
+_FC_SIZES = ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim")
+NAMINGS = (
+    Naming(("intermediate.dense",), "output.dense", ("intermediate_size",)),  # BERT and its many relatives
+    Naming(("mlp.c_fc",), "mlp.c_proj", ("n_inner",)),  # GPT-2
+    Naming(("fc1",), "fc2", _FC_SIZES),  # ViT, CLIP, BART, OPT
+    Naming(("lin1",), "lin2", ("hidden_dim",)),  # DistilBERT
+    Naming(("dense_h_to_4h",), "dense_4h_to_h", ("intermediate_size", "ffn_hidden_size")),  # GPT-NeoX
+    Naming(("ffn",), "ffn_output", ("intermediate_size",)),  # ALBERT
+    Naming(("intermediate_dense",), "output_dense", ("intermediate_size",)),  # Wav2Vec2
+    Naming(("wi",), "wo", ("d_ff",)),  # T5
+    Naming(("wi_0", "wi_1"), "wo", ("d_ff",)),  # T5 v1.1, gated
+    Naming(("gate_proj", "up_proj"), "down_proj", ("intermediate_size",)),  # Llama, Mistral, Qwen, Gemma, gated
+)
+
+# Of torch.nn.modules.activation, these mix neurons or have a parameter for each of them.
+_NOT_ELEMENTWISE = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """The neurons between two layers of a model.
+
+    Attributes:
+        names: dotted names of the incoming layers.
+        incoming: the layers whose outputs are the neurons; in a gated MLP the gate and the other factor.
+        next_name: dotted name of the outgoing layer.
+        outgoing: the layer that reads them.
+        naming: the transformers naming that led here, if one did.
+    """
+
+    names: tuple[str, ...]
+    incoming: tuple[Any, ...]
+    next_name: str
+    outgoing: Any
+    naming: Naming | None = None
+
+    @property
+    def width(self) -> int:
+        """The number of neurons."""
+        return weight_rows(self.outgoing).shape[1]
+
+    @property
+    def gated(self) -> bool:
+        """Whether a neuron is a product of two."""
+        return len(self.incoming) > 1
+
+    @property
+    def fan_in(self) -> Tensor:
+        """What defines each neuron, one row each: incoming weights, then biases; ``(width, ...)``."""
+        parts = [weight_rows(module) for module in self.incoming]
+        parts += [module.bias[:, None] for module in self.incoming if module.bias is not None]
+        return torch.cat([part.detach() for part in parts], dim=1)
+
+    @property
+    def fan_out(self) -> Tensor:
+        """Outgoing weights, one column a neuron; ``(outputs, width)``."""
+        return weight_rows(self.outgoing).detach()
+
+    def rewrite(self, sources: Tensor, fan_out: Tensor) -> None:
+        """Replace the neurons: number k gets the incoming weights of the former ``sources[k]``.
+
+        Args:
+            sources: indices of former neurons, shape ``(new width,)``.
+            fan_out: their outgoing weights, shape ``(outputs, new width)``.
+        """
+        for module in self.incoming:
+            bias = None if module.bias is None else module.bias.detach()[sources]
+            _set_weights(module, weight_rows(module).detach()[sources], bias)
+        _set_weights(self.outgoing, fan_out, None)
+
+
+def weight_rows(module: Any) -> Tensor:
+    """The weight of a linear layer as ``(outputs, inputs)``, whichever way round it is stored."""
+    weight: Tensor = module.weight
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+def check_neuron(hidden: HiddenLayer, neuron: int) -> None:
+    """Refuse a neuron that is not there.
+
+    Raises:
+        ValueError: ``neuron`` is not an index into the layer.
+    """
+    if isinstance(neuron, bool) or not isinstance(neuron, int) or not 0 <= neuron < hidden.width:
+        raise ValueError(f"neuron={neuron!r}: layer '{hidden.names[0]}' has neurons 0 to {hidden.width - 1}.")
+
+
+def find_hidden_layer(
+    model: nn.Module, layer: str | nn.Module, next_layer: str | nn.Module | None = None
+) -> HiddenLayer:
+    """The neurons that ``layer`` makes, with the layer that reads them.
+
+    Args:
+        model: the model, not wrapped.
+        layer: dotted name, or module: an ``nn.Linear`` or transformers' ``Conv1D``.
+        next_layer: the layer that reads ``layer``'s output through an elementwise activation. Found automatically in an
+            ``nn.Sequential`` and in the MLPs of transformers models; elsewhere it must be given, and is believed.
+
+    Raises:
+        ValueError: no such layer, no layer that certainly reads it, or two that do not fit together.
+        TypeError: a layer that is not a plain linear layer.
+    """
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ValueError(
+            f"model is wrapped in {type(model).__name__}, which keeps references to the parameters as they are: "
+            "edit model.module first, then wrap it."
+        )
+    name, module = resolve_layer(model, layer)
+    if next_layer is not None:
+        next_name, outgoing = resolve_layer(model, next_layer)
+        return _checked(model, HiddenLayer((name,), (module,), next_name, outgoing))
+    found = _by_naming(model, name) or _in_sequential(model, name, module)
+    if found is None:
+        raise ValueError(
+            f"layer '{name}': which layer reads its output cannot be told from the structure of {_owner(model, name)}. "
+            "If a linear layer reads it through nothing but an elementwise activation (no normalisation, no gate), "
+            "name that layer: next_layer=..."
+        )
+    return _checked(model, found)
+
+
+def find_hidden_layers(
+    model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module], next_layer: str | nn.Module | None = None
+) -> list[HiddenLayer]:
+    """The same for several layers: a list, or a name with ``*`` in it.
+
+    Raises:
+        ValueError: a pattern that matches no layer, ``next_layer`` for several layers, or see `find_hidden_layer`.
+    """
+    if isinstance(layer, str) and any(sign in layer for sign in "*?["):
+        matching = [name for name, _ in weighted_layers(model) if fnmatch.fnmatchcase(name, layer)]
+        if not matching:
+            raise ValueError(f"layer={layer!r} matches no linear layer of this {type(model).__name__}.")
+        layer = matching
+    if isinstance(layer, (str, nn.Module)):
+        return [find_hidden_layer(model, layer, next_layer)]
+    if next_layer is not None:
+        raise ValueError("next_layer can be given for one layer only: call once for each layer.")
+    hidden = {found.next_name: found for found in (find_hidden_layer(model, one) for one in layer)}
+    if not hidden:
+        raise ValueError(f"layer={layer!r} names no layer.")
+    return list(hidden.values())
+
+
+def all_hidden_layers(model: nn.Module) -> Iterator[HiddenLayer]:
+    """Every hidden layer of a model that is recognised without help, once."""
+    seen = set()
+    for name, module in weighted_layers(model):
+        found = _by_naming(model, name) or _in_sequential(model, name, module)
+        if found is not None and found.next_name not in seen:
+            seen.add(found.next_name)
+            yield found
+
+
+def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
+    """By the names that transformers gives; a class of somebody else may mean something else by them."""
+    modules = dict(model.named_modules())
+    for naming in NAMINGS:
+        for role in naming.incoming:
+            prefix = name.removesuffix(role)
+            if prefix == name or (prefix and not prefix.endswith(".")):
+                continue
+            names = tuple(prefix + incoming for incoming in naming.incoming)
+            next_name = prefix + naming.outgoing
+            parent = modules[name.rpartition(".")[0]]
+            from_transformers = type(parent).__module__.startswith("transformers.")
+            if from_transformers and all(n in modules for n in (*names, next_name)):
+                found = HiddenLayer(names, tuple(modules[n] for n in names), next_name, modules[next_name], naming)
+                return None if _normalised_inside(parent, found) else found
+    return None
+
+
+def _normalised_inside(parent: nn.Module, hidden: HiddenLayer) -> bool:
+    """Whether the MLP has a normalisation of its neurons, recognised by its size."""
+    outputs, width = weight_rows(hidden.outgoing).shape
+    weights = (getattr(child, "weight", None) for child in parent.children())
+    return width != outputs and any(isinstance(w, Tensor) and w.shape == (width,) for w in weights)
+
+
+def _in_sequential(model: nn.Module, name: str, module: nn.Module) -> HiddenLayer | None:
+    """By the order in which an ``nn.Sequential``, nested ones included, calls its modules."""
+    modules = dict(model.named_modules())
+    top, outer = None, name
+    while outer:
+        outer = outer.rpartition(".")[0]
+        if type(modules[outer]) is not nn.Sequential:
+            break
+        top = outer
+    if top is None:
+        return None
+    order = list(_flattened(modules[top], top))
+    position = next(k for k, (_, candidate) in enumerate(order) if candidate is module)
+    for next_name, candidate in order[position + 1 :]:
+        if isinstance(candidate, nn.Linear) or type(candidate).__name__ == "Conv1D":
+            return HiddenLayer((name,), (module,), next_name, candidate)
+        if not _is_elementwise(candidate):
+            return None
+    return None
+
+
+def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for key, child in sequential.named_children():
+        name = f"{prefix}.{key}" if prefix else key
+        if type(child) is nn.Sequential:
+            yield from _flattened(child, name)
+        else:
+            yield name, child
+
+
+def _is_elementwise(module: nn.Module) -> bool:
+    """Whether it certainly acts on each neuron alone, and alike on all."""
+    if isinstance(module, (nn.Identity, nn.Dropout)):
+        return True
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters == 1
+    home = type(module).__module__
+    return home == "transformers.activations" or (
+        home == "torch.nn.modules.activation" and not isinstance(module, _NOT_ELEMENTWISE)
+    )
+
+
+def _checked(model: nn.Module, hidden: HiddenLayer) -> HiddenLayer:
+    """The same hidden layer, after refusing what cannot be rewritten."""
+    layers = dict(zip((*hidden.names, hidden.next_name), (*hidden.incoming, hidden.outgoing), strict=True))
+    for name, module in layers.items():
+        _check_plain(model, name, module)
+    made = {name: weight_rows(module).shape[0] for name, module in zip(hidden.names, hidden.incoming, strict=True)}
+    if set(made.values()) != {hidden.width}:
+        sizes = ", ".join(f"'{name}' makes {size}" for name, size in made.items())
+        raise ValueError(
+            f"{sizes} values, but '{hidden.next_name}' reads {hidden.width}: these are not two layers with an "
+            "elementwise activation between them (a gate in one matrix is not supported)."
+        )
+    if any(module is hidden.outgoing for module in hidden.incoming):
+        raise ValueError(f"layer and next_layer are the same layer, '{hidden.next_name}'.")
+    return hidden
+
+
+def _check_plain(model: nn.Module, name: str, module: Any) -> None:
+    weight = getattr(module, "weight", None)
+    is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    if not is_linear or not isinstance(weight, Tensor):
+        raise TypeError(
+            f"layer '{name}' is a {type(module).__name__}; neurons can be split in torch.nn.Linear and transformers' "
+            "Conv1D only (merge adapters into their layers first)."
+        )
+    if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+        raise TypeError(f"the weight of layer '{name}' is computed by a parametrisation: remove that first.")
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        raise TypeError(
+            f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantised or sharded "
+            "weights cannot be rewritten. Do it before quantising or sharding."
+        )
+    for parameter in module._parameters.values():
+        owners = [owner for owner in model.modules() if any(p is parameter for p in owner._parameters.values())]
+        if parameter is not None and len(owners) > 1:
+            raise ValueError(
+                f"layer '{name}' shares its weight with another layer, which would have to change with it."
+            )
+
+
+def _owner(model: nn.Module, name: str) -> str:
+    return type(dict(model.named_modules())[name.rpartition(".")[0]]).__name__
+
+
+def _set_weights(module: Any, rows: Tensor, bias: Tensor | None) -> None:
+    """New parameters, of the old ones' type, device and requires_grad."""
+    conv1d = type(module).__name__ == "Conv1D"
+    old = module.weight
+    new = rows.to(old.dtype)
+    module.weight = nn.Parameter((new.T if conv1d else new).clone().contiguous(), old.requires_grad)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.clone(), module.bias.requires_grad)
+    if conv1d:
+        module.nx, module.nf = module.weight.shape
+    else:
+        module.out_features, module.in_features = module.weight.shape

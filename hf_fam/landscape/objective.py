@@ -1,0 +1,182 @@
+"""The loss over a whole data set, as a function of a model: value, gradient, products with the Hessian."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class HalfSquaredError(nn.Module):
+    """Half the sum of squared differences, over all items and outputs.
+
+    Examples:
+        >>> HalfSquaredError()(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])).item()
+        2.5
+    """
+
+    reduction = "sum"
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """0.5 * ||outputs - targets||^2; equal shapes, nothing is broadcast."""
+        if outputs.shape != targets.shape:
+            raise ValueError(f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}.")
+        return 0.5 * (outputs - targets).square().sum()
+
+
+class Objective:
+    """The loss of a model over data, in float64 and evaluation mode.
+
+    Args:
+        loss: called with outputs and targets for batches that are pairs, with outputs and the batch for dicts; None:
+            the model's own (``outputs.loss``).
+        data: batches, ``(inputs, targets)`` or dicts of a model's arguments, in something that can be gone through more
+            than once (a list, a DataLoader without random augmentation); or one such batch.
+        reduction: how the losses of batches make the loss of the data: "mean", weighted by their number of items (the
+            length of their first tensor), or "sum". None: what ``loss.reduction`` says, else "mean".
+
+    Raises:
+        ValueError: an iterator, which can be gone through only once, no batches, or an unknown reduction.
+        TypeError: batches that are neither pairs nor dicts.
+    """
+
+    def __init__(self, loss: Loss | None, data: Any, reduction: str | None = None) -> None:
+        self.loss = loss
+        self.reduction = reduction or getattr(loss, "reduction", "mean")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction={self.reduction!r}: the loss of a batch must be its "mean" or its "sum".')
+        if isinstance(data, Iterator):
+            raise ValueError(
+                f"data is a {type(data).__name__}, which can be gone through only once: give a list or a DataLoader."
+            )
+        one_pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
+        self.data: Iterable[Any] = [data] if one_pair or _is_dict(data) else data
+        self.items = sum(_length(batch) for batch in self.data)
+        if not self.items:
+            raise ValueError("data has no batches.")
+
+    def batch_losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """Scalars in the graph, one a batch, which add up to the loss."""
+        parameter = next(model.parameters())
+        for batch in self.data:
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = self._call(model, _cast(batch, parameter.device, parameter.dtype))
+            if not isinstance(loss, Tensor) or loss.dim():
+                shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"loss must be a scalar tensor for each batch; it is {shape}.")
+            yield loss * (_length(batch) / self.items) if self.reduction == "mean" else loss
+
+    def value(self, model: nn.Module) -> float:
+        """The loss."""
+        with torch.no_grad():
+            return math.fsum(float(loss) for loss in self.batch_losses(model))
+
+    def value_and_gradient(self, model: nn.Module) -> tuple[float, Tensor]:
+        """The loss and its gradient in all trainable parameters, as one vector."""
+        parameters = trainable(model)
+        values, total = [], torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        for loss in self.batch_losses(model):
+            total = total.to(loss.device) + flat_gradient(loss, parameters)
+            values.append(float(loss.detach()))
+        return math.fsum(values), total
+
+    def hessian_product(self, model: nn.Module, vector: Tensor) -> Tensor:
+        """The Hessian in all trainable parameters times a vector."""
+        parameters, total = trainable(model), torch.zeros_like(vector)
+        for loss in self.batch_losses(model):
+            gradient = flat_gradient(loss, parameters, create_graph=True)
+            total += flat_gradient(gradient @ vector, parameters)
+        return total
+
+    def hessian(self, model: nn.Module) -> Tensor:
+        """The whole Hessian, for tiny models: one product for each parameter."""
+        parameters = trainable(model)
+        size = sum(p.numel() for p in parameters)
+        total = torch.zeros(size, size, dtype=parameters[0].dtype, device=parameters[0].device)
+        for loss in self.batch_losses(model):
+            gradient = flat_gradient(loss, parameters, create_graph=True)
+            for k in range(size):
+                total[k] += flat_gradient(gradient[k], parameters, retain_graph=True)
+        return (total + total.T) / 2
+
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        if _is_dict(batch):
+            outputs = model(**batch)
+            return outputs["loss"] if self.loss is None else self.loss(outputs, batch)
+        inputs, targets = batch
+        outputs = model(**inputs) if _is_dict(inputs) else model(inputs)
+        if self.loss is None:
+            raise ValueError("loss=None stands for the model's own loss, which needs batches that are dicts.")
+        return self.loss(outputs, targets)
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """A copy in float64 and evaluation mode, on the same device, or on the CPU where that has no float64."""
+    copied = copy.deepcopy(model)
+    if any(parameter.device.type == "mps" for parameter in copied.parameters()):
+        copied = copied.cpu()
+    return copied.double().eval()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the loss is a function of; frozen ones are constants."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """All entries in one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def flat_gradient(scalar: Tensor, parameters: Sequence[Tensor], **options: Any) -> Tensor:
+    """The gradient as one vector, zero where the scalar does not depend on a parameter."""
+    if not scalar.requires_grad:
+        return torch.zeros(sum(p.numel() for p in parameters), dtype=scalar.dtype, device=scalar.device)
+    return flat(torch.autograd.grad(scalar, parameters, materialize_grads=True, **options))
+
+
+@torch.no_grad()
+def move(model: nn.Module, step: Tensor) -> None:
+    """Add a vector to the trainable parameters."""
+    start = 0
+    for parameter in trainable(model):
+        parameter.add_(step[start : start + parameter.numel()].view_as(parameter))
+        start += parameter.numel()
+
+
+def _is_dict(batch: Any) -> bool:
+    return isinstance(batch, Mapping)
+
+
+def _length(batch: Any) -> int:
+    """The number of items in a batch."""
+    parts = list(batch.values()) if _is_dict(batch) else batch
+    if not _is_dict(batch) and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise TypeError(
+            f"data must consist of pairs (inputs, targets) or of dicts; a batch is a {type(batch).__name__}."
+        )
+    for part in parts:
+        if _is_dict(part):
+            return _length(part)
+        if isinstance(part, Tensor) and part.dim():
+            return len(part)
+    raise TypeError("a batch has no tensor with a first dimension to count its items by.")
+
+
+def _cast(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The same batch where the model is, floating-point numbers in its precision."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype) if batch.is_floating_point() else batch.to(device)
+    if _is_dict(batch):
+        return {name: _cast(value, device, dtype) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_cast(value, device, dtype) for value in batch)
+    return batch

@@ -1,0 +1,213 @@
+"""B and D: what the Hessian gains when a neuron is split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .hidden_layer import HiddenLayer
+from .objective import Objective, flat_gradient, trainable
+
+_DEPENDS_ON_OTHERS = (
+    "what '{next_name}' reads of neuron {neuron} depends on other neurons or other rows of '{name}': only an "
+    "elementwise activation may lie between the two layers (no normalisation, attention or gate)."
+)
+
+
+@dataclass
+class SplitCurvature:
+    """Sums over the data that decide what splitting a neuron does to a critical point.
+
+    Attributes:
+        B: sum_a (delta_a . v) sigma''(n_a) h_a h_a^T, shape ``(i, i)``.
+        D: sum_a sigma'(n_a) h_a delta_a^T, shape ``(i, s)``.
+        gradient: of the loss in all trainable parameters, one vector.
+        v: the neuron's outgoing weights, shape ``(s,)``.
+        loss: the loss.
+        scale_b: the sum of the absolute values of B's terms (their norms), against which rounding is judged.
+        scale_d: the same for D.
+        bends: the largest ``|sigma''|``; 0 for a piecewise linear activation.
+    """
+
+    B: Tensor
+    D: Tensor
+    gradient: Tensor
+    v: Tensor
+    loss: float = 0.0
+    scale_b: float = 0.0
+    scale_d: float = 0.0
+    bends: float = 0.0
+
+    @property
+    def D_across(self) -> Tensor:
+        """D without its part along v: D v is the gradient of the neuron's incoming weights, 0 at a critical point."""
+        square = self.v @ self.v
+        return self.D - torch.outer(self.D @ self.v, self.v) / square if square > 0 else self.D
+
+    def block(self, ratio: float) -> Tensor:
+        """[[ratio (1 - ratio) B, D], [D^T, 0]], which the split adds to the Hessian, up to congruence."""
+        corner = torch.zeros(self.D.shape[1], self.D.shape[1], dtype=self.D.dtype, device=self.D.device)
+        return torch.cat(
+            [torch.cat([ratio * (1 - ratio) * self.B, self.D], dim=1), torch.cat([self.D.T, corner], dim=1)]
+        )
+
+
+@dataclass
+class Pass:
+    """What one forward pass showed of the two layers, in the graph; an entry for every call.
+
+    Attributes:
+        features: h, inputs of the first layer.
+        pre_activations: n, its outputs.
+        activations: inputs of the next layer.
+        next_pre_activations: its outputs.
+    """
+
+    features: list[Tensor] = field(default_factory=list)
+    pre_activations: list[Tensor] = field(default_factory=list)
+    activations: list[Tensor] = field(default_factory=list)
+    next_pre_activations: list[Tensor] = field(default_factory=list)
+
+
+def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer, neuron: int) -> SplitCurvature:
+    """B and D of one neuron over all batches; the model is in float64.
+
+    Raises:
+        ValueError: something else than an elementwise activation lies between the two layers.
+    """
+    total: SplitCurvature | None = None
+    losses = objective.batch_losses(model)
+    while True:
+        with recorded(hidden) as seen:
+            loss = next(losses, None)
+        if loss is None:
+            break
+        term = Rows(hidden, neuron, seen).curvature(loss, trainable(model))
+        total = term if total is None else _add(total, term)
+    assert total is not None  # Objective refuses data without batches
+    return total
+
+
+@contextmanager
+def recorded(hidden: HiddenLayer) -> Iterator[Pass]:
+    """Record every call of the two layers inside the ``with`` block."""
+    seen = Pass()
+
+    def on_first(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.features.append(args[0])
+        seen.pre_activations.append(output)
+        return output.clone()  # an activation that works in place must not overwrite what was recorded
+
+    def on_next(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.activations.append(args[0])
+        seen.next_pre_activations.append(output)
+        return output.clone()
+
+    hooks = [hidden.incoming[0].register_forward_hook(on_first), hidden.outgoing.register_forward_hook(on_next)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Rows:
+    """The rows (items, tokens) that a neuron has seen in one forward pass, with the derivatives of its activation.
+
+    Args:
+        hidden: the two layers.
+        neuron: index of the neuron.
+        seen: what `recorded` recorded of them.
+
+    Raises:
+        ValueError: the layers did not run, are not connected, or not by an elementwise activation.
+    """
+
+    def __init__(self, hidden: HiddenLayer, neuron: int, seen: Pass) -> None:
+        if not seen.pre_activations or len(seen.pre_activations) != len(seen.activations):
+            raise ValueError(
+                f"'{hidden.names[0]}' ran {len(seen.pre_activations)} times and '{hidden.next_name}' "
+                f"{len(seen.activations)} times in a forward pass: these are not two layers with an elementwise "
+                "activation between them."
+            )
+        self.hidden, self.neuron = hidden, neuron
+        self.v = hidden.fan_out[:, neuron]
+        self.next_pre_activations = seen.next_pre_activations
+        first, second = zip(*map(self._derivatives, seen.pre_activations, seen.activations), strict=True)
+        self.first, self.second = torch.cat(first), torch.cat(second)
+        rows = [h.detach().reshape(-1, h.shape[-1]) for h in seen.features]
+        self.h = torch.cat(rows)
+        bias = hidden.incoming[0].bias
+        if bias is not None and bias.requires_grad:
+            self.h = torch.cat([self.h, self.h.new_ones(len(self.h), 1)], dim=1)
+
+    def curvature(self, loss: Tensor, parameters: list[nn.Parameter]) -> SplitCurvature:
+        """B, D and the gradient of a scalar; the graph is kept."""
+        deltas = torch.autograd.grad(loss, self.next_pre_activations, retain_graph=True, materialize_grads=True)
+        delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas])
+        pull = delta @ self.v
+        norms = self.h.norm(dim=1)
+        return SplitCurvature(
+            B=self.h.T @ ((pull * self.second)[:, None] * self.h),
+            D=(self.first[:, None] * self.h).T @ delta,
+            gradient=flat_gradient(loss, parameters, retain_graph=True),
+            v=self.v,
+            loss=float(loss.detach()),
+            scale_b=float((pull.abs() * self.second.abs() * norms.square()).sum()),
+            scale_d=float((self.first.abs() * norms * delta.norm(dim=1)).sum()),
+            bends=float(self.second.abs().max()),
+        )
+
+    def _derivatives(self, n: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma' and sigma'' in every row, by automatic differentiation."""
+        name, next_name = self.hidden.names[0], self.hidden.next_name
+        if n.shape != z.shape:
+            raise ValueError(
+                f"'{name}' makes values of shape {tuple(n.shape)} and '{next_name}' reads {tuple(z.shape)}: something "
+                "else than an elementwise activation lies between them."
+            )
+        signs = torch.empty(z.shape[:-1], dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed(z)) * 2 - 1
+        (jacobian,) = torch.autograd.grad(
+            (signs * z[..., self.neuron]).sum(), n, create_graph=True, materialize_grads=True
+        )
+        slope = jacobian[..., self.neuron] * signs
+        self._check_elementwise(n, z, jacobian, slope)
+        second = torch.zeros_like(slope)
+        if slope.requires_grad:
+            (gradient,) = torch.autograd.grad(slope.sum(), n, retain_graph=True, materialize_grads=True)
+            second = gradient[..., self.neuron]
+        return slope.detach().reshape(-1), second.detach().reshape(-1)
+
+    def _check_elementwise(self, n: Tensor, z: Tensor, jacobian: Tensor, slope: Tensor) -> None:
+        """The neuron's activation must depend on its own row and column alone: signs tell rows apart."""
+        name, next_name = self.hidden.names[0], self.hidden.next_name
+        (plain,) = torch.autograd.grad(z[..., self.neuron].sum(), n, retain_graph=True, allow_unused=True)
+        if plain is None:
+            raise ValueError(f"'{next_name}' does not read what '{name}' makes.")
+        others = jacobian.detach().clone()
+        others[..., self.neuron] = 0
+        alike = torch.allclose(plain[..., self.neuron], slope, rtol=1e-9, atol=1e-12)
+        if bool(others.any()) or not alike:
+            raise ValueError(_DEPENDS_ON_OTHERS.format(name=name, next_name=next_name, neuron=self.neuron))
+
+
+def _fixed(like: Tensor) -> torch.Generator:
+    """A generator of our own: looking at a model draws nothing from the training's random numbers."""
+    return torch.Generator(like.device).manual_seed(0)
+
+
+def _add(one: SplitCurvature, other: SplitCurvature) -> SplitCurvature:
+    return SplitCurvature(
+        B=one.B + other.B,
+        D=one.D + other.D,
+        gradient=one.gradient + other.gradient,
+        v=one.v,
+        loss=one.loss + other.loss,
+        scale_b=one.scale_b + other.scale_b,
+        scale_d=one.scale_d + other.scale_d,
+        bends=max(one.bends, other.bends),
+    )

@@ -1,0 +1,221 @@
+"""Split neurons, merge duplicates, widen layers: changes of a network that keep its function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .hidden_layer import HiddenLayer, all_hidden_layers, check_neuron, find_hidden_layer, find_hidden_layers
+from .model_config import update_config
+
+OUTSIDE_THE_TRAP = 1.5
+
+
+@torch.no_grad()
+def split_neuron(
+    model: nn.Module,
+    layer: str | nn.Module,
+    neuron: int,
+    ratio: float = 0.5,
+    *,
+    next_layer: str | nn.Module | None = None,
+) -> int:
+    """Replace a hidden neuron by two with the same incoming weights; the function stays as it is.
+
+    The outgoing weights v become ``ratio * v`` at the old place and ``v - ratio * v`` for the new neuron, the last of
+    the layer. Any real ratio will do (Petzka and Sminchisescu 2021, arXiv 1812.06486, study what it does to the
+    landscape). In a gated MLP both factors of the neuron are copied.
+
+    The model is changed in place, like by transformers' ``resize_token_embeddings``, and gets *new parameters*: make
+    the optimizer afterwards, an older one would go on training weights that are no longer used. ``config`` is kept
+    truthful, or a warning says that it cannot be.
+
+    Args:
+        model: any module with linear layers; not wrapped, quantised or sharded.
+        layer: the linear layer that makes the neuron: dotted name, or module.
+        neuron: its index in the layer.
+        ratio: lambda, the share of the outgoing weights that stays with the old neuron.
+        next_layer: the linear layer that reads the neuron, where that is not a matter of course.
+
+    Returns:
+        The index of the new neuron.
+
+    Raises:
+        ValueError: no such layer or neuron, a ratio that is not finite, or the next layer is not certain.
+        TypeError: a layer that is not linear, or whose weights cannot be rewritten.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> x = torch.randn(5, 3)
+        >>> before = model(x)
+        >>> split_neuron(model, "0", neuron=1, ratio=1.5)
+        4
+        >>> torch.allclose(model(x), before, atol=1e-6), model[2].weight.shape
+        (True, torch.Size([2, 5]))
+    """
+    hidden = find_hidden_layer(model, layer, next_layer)
+    check_neuron(hidden, neuron)
+    _check_ratio(ratio)
+    split_hidden(hidden, [neuron], ratio)
+    update_config(model, [hidden])
+    return hidden.width - 1
+
+
+@torch.no_grad()
+def widen(
+    model: nn.Module,
+    layer: str | nn.Module | Sequence[str | nn.Module],
+    by: int,
+    *,
+    ratio: float = OUTSIDE_THE_TRAP,
+    neurons: Sequence[int] | None = None,
+    next_layer: str | nn.Module | None = None,
+) -> None:
+    """Give layers more neurons without changing the function.
+
+    Each new neuron is split off an old one. A ratio between 0 and 1 may turn a minimum of the smaller network into a
+    local minimum of the wider one, and at 1/2 both copies receive equal gradients and stay copies for ever (except for
+    dropout and rounding). The default lies outside that interval.
+
+    The model is changed in place and gets new parameters: see `split_neuron` about optimizers and ``config``. With a
+    pattern that matches all MLPs of a transformers model its configuration follows, and it can be saved and loaded as
+    usual.
+
+    Args:
+        model: any module with linear layers; not wrapped, quantised or sharded.
+        layer: a linear layer by name or module, several of them, or a name with ``*``, such as
+            ``"bert.encoder.layer.*.intermediate.dense"``. All are widened alike.
+        by: how many neurons each layer gains.
+        ratio: lambda, the share of the outgoing weights that stays with the old neuron.
+        neurons: which to split, ``by`` of them; by default those with the largest outgoing weights, which every
+            process of a distributed training chooses alike.
+        next_layer: see `split_neuron`; for a single layer.
+
+    Raises:
+        ValueError: ``by`` is not positive, ``neurons`` are not ``by`` indices, or see `split_neuron`.
+        TypeError: see `split_neuron`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> widen(model, "0", by=6)
+        >>> model[0].weight.shape, model[2].weight.shape
+        (torch.Size([10, 3]), torch.Size([2, 10]))
+    """
+    if isinstance(by, bool) or not isinstance(by, int) or by < 1:
+        raise ValueError(f"by={by!r}: give the number of neurons to add, at least 1.")
+    _check_ratio(ratio)
+    layers = find_hidden_layers(model, layer, next_layer)
+    if neurons is not None and len(neurons) != by:
+        raise ValueError(f"neurons has {len(neurons)} entries and by={by}: name one neuron to split for each new one.")
+    for hidden in layers:
+        for neuron in neurons or ():
+            check_neuron(hidden, neuron)
+    for hidden in layers:
+        if neurons is not None:
+            split_hidden(hidden, neurons, ratio)
+        left = 0 if neurons is not None else by
+        while left:
+            largest = hidden.fan_out.double().norm(dim=0).argsort(descending=True, stable=True)[:left].tolist()
+            split_hidden(hidden, largest, ratio)
+            left -= len(largest)
+    update_config(model, layers)
+
+
+@torch.no_grad()
+def merge_duplicates(
+    model: nn.Module,
+    layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    *,
+    tolerance: float = 0.0,
+    next_layer: str | nn.Module | None = None,
+) -> int:
+    """Make one neuron of all that have the same incoming weights and bias, and add their outgoing weights.
+
+    The inverse of `split_neuron`. The model is changed in place and gets new parameters: see there.
+
+    Args:
+        model: any module with linear layers; not wrapped, quantised or sharded.
+        layer: one layer, several, or a name with ``*``; None: all that can be recognised.
+        tolerance: incoming weights count as equal if they differ by no more than this times the larger norm. With 0,
+            the default, the function is kept to rounding; with more, only about so.
+        next_layer: see `split_neuron`; for a single layer.
+
+    Returns:
+        How many neurons were removed.
+
+    Raises:
+        ValueError: a negative tolerance, or see `split_neuron`.
+        TypeError: see `split_neuron`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> widen(model, "0", by=6)
+        >>> merge_duplicates(model), model[0].weight.shape
+        (6, torch.Size([4, 3]))
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance!r}: give a number that is not negative.")
+    layers = list(all_hidden_layers(model)) if layer is None else find_hidden_layers(model, layer, next_layer)
+    if layer is None:
+        layers = [find_hidden_layer(model, hidden.names[0]) for hidden in layers]
+    before = sum(hidden.width for hidden in layers)
+    changed = [hidden for hidden in layers if _merge(hidden, tolerance)]
+    if changed:
+        update_config(model, changed)
+    return before - sum(hidden.width for hidden in layers)
+
+
+def shares(fan_out: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """``ratio * v`` and the rest, so that both add up to v as exactly as its precision allows."""
+    first = (fan_out.double() * ratio).to(fan_out.dtype)
+    return first, (fan_out.double() - first.double()).to(fan_out.dtype)
+
+
+def split_hidden(hidden: HiddenLayer, neurons: Sequence[int], ratio: float) -> None:
+    """One after the other, so that a neuron that is named twice is split twice."""
+    columns = list(hidden.fan_out.unbind(dim=1))
+    for neuron in neurons:
+        columns[neuron], rest = shares(columns[neuron], ratio)
+        columns.append(rest)
+    hidden.rewrite(torch.tensor([*range(hidden.width), *neurons]), torch.stack(columns, dim=1))
+
+
+def _merge(hidden: HiddenLayer, tolerance: float) -> bool:
+    """Whether there was anything to merge."""
+    fan_out = hidden.fan_out
+    kept, into = _equal_rows(hidden.fan_in, tolerance)
+    if len(kept) == hidden.width:
+        return False
+    merged = torch.zeros(len(fan_out), len(kept), dtype=torch.float64, device=fan_out.device)
+    merged.index_add_(1, torch.tensor(into, device=fan_out.device), fan_out.double())
+    hidden.rewrite(torch.tensor(kept), merged)
+    return True
+
+
+def _equal_rows(rows: Tensor, tolerance: float) -> tuple[list[int], list[int]]:
+    """The first row of each kind, and for every row the number of its kind."""
+    rows = rows.double().cpu()
+    norms = rows.norm(dim=1)
+    kinds: dict[bytes, int] = {}
+    kept: list[int] = []
+    into = []
+    for k, row in enumerate(rows):
+        key = (row + 0.0).numpy().tobytes()  # -0.0 becomes 0.0
+        if key not in kinds:
+            near = torch.empty(0)
+            if tolerance and kept:
+                allowed = tolerance * torch.maximum(norms[kept], norms[k])
+                near = ((rows[kept] - row).norm(dim=1) <= allowed).nonzero()
+            kinds[key] = int(near[0]) if len(near) else len(kept)
+            if not len(near):
+                kept.append(k)
+        into.append(kinds[key])
+    return kept, into
+
+
+def _check_ratio(ratio: float) -> None:
+    if not math.isfinite(ratio):
+        raise ValueError(f"ratio={ratio!r}: give a finite number.")
