@@ -63,7 +63,7 @@ def design_minimum(
 
     Raises:
         ValueError: a ratio outside (0, 1), too few data, equations that contradict each other, a network whose J^T J is
-            singular, a scale that is too large or too small to be certified, or see `split_certificate`.
+            singular, a piecewise linear activation, a scale that is too large to be certified, or see `split_certificate`.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -93,7 +93,10 @@ def design_minimum(
         dense_limit=dense_limit,
     )
     if found.verdict.kind != MINIMUM:
-        raise ValueError(f"no certified minimum with scale={size:.3g}: {found.verdict.reason}.")
+        raise ValueError(
+            f"no certified minimum with scale={size:.3g}: {found.verdict.reason}. Where neurons are nearly linear on the "
+            "inputs (small weights), everything is badly conditioned: try larger inputs, or another network."
+        )
     return DesignedMinimum(inputs, targets, residuals, size, found)
 
 
@@ -116,6 +119,8 @@ def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: in
             f"the model returns a {type(outputs).__name__}; design_minimum needs one that returns a tensor."
         )
     rows = Rows(hidden, neuron, seen)
+    if not bool(rows.second.any()):
+        raise ValueError("the activation is piecewise linear here (sigma'' = 0), so B = 0 for all data.")
     parameters = trainable(model)
     columns = []
     for value in outputs.reshape(-1):
@@ -156,7 +161,7 @@ def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equation
     factor, singular = torch.linalg.cholesky_ex(transposed @ transposed.T)
     if singular:
         raise ValueError(
-            f"J^T J of the {equations.parameters} trainable parameters is singular: the network has more parameters than "
+            f"J^T J of the {equations.parameters} trainable parameters is singular: it has more parameters than "
             "values f(x), or symmetries (such as ReLU's), and no data make its Hessian positive."
         )
     bends = Objective(lambda outputs, e: (outputs * e).sum(), (inputs, residuals), "sum").hessian(model)

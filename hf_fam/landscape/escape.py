@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .certificate import SADDLE, SplitCertificate
 from .descent import descend, search
 from .hidden_layer import HiddenLayer, find_hidden_layer
-from .objective import Loss, Objective, float64_copy, move, trainable
+from .objective import Loss, Objective, float64_copy, trainable
 from .splitting import OUTSIDE_THE_TRAP, shares, split_hidden
 
 SLIDE, STEP, DESCEND = "slide", "step", "descend"
@@ -85,8 +86,9 @@ def escape_path(
     1. *slide*: the ratio of the split goes from ``certificate.ratio`` to ``to_ratio``, where the same function is a
        saddle. The loss stays as it is, because the function does.
     2. *step*: along the most negative direction of [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio
-       outside [0, 1] that is the top eigenvector of B, along which the two incoming weights part.
-    3. *descend*: L-BFGS, each step shortened until the loss falls all along it (looked at in 4 points).
+       outside [0, 1] that is the top eigenvector of B, along which the two incoming weights part. Both signs are tried.
+    3. *descend*: L-BFGS, each step shortened until the loss falls all along it (looked at in 4 points). Of the two ways
+       the one that ends lower is returned.
 
     Args:
         model: the network before the split, as given to `split_certificate`; it stays as it is.
@@ -133,9 +135,15 @@ def escape_path(
         for k in range(1, slide_points):
             ratio = certificate.ratio + (target - certificate.ratio) * k / (slide_points - 1)
             walk.slide(ratio, split.slide(ratio))
-    walk.step(split.displacement(copied, direction, target))
-    walk.descend(steps)
-    return EscapePath(walk.points, copied)
+    displacement = split.displacement(copied, direction, target)
+    ways = [way for way in (walk.copy().leave(sign * displacement, steps) for sign in (1, -1)) if way is not None]
+    if not ways:
+        raise ValueError(
+            "no step along the direction of negative curvature lowers the loss by more than rounding: the curvature is "
+            "too small to be used."
+        )
+    best = min(ways, key=lambda way: way.points[-1].loss)
+    return EscapePath(best.points, best.model)
 
 
 class _Walk:
@@ -148,32 +156,24 @@ class _Walk:
     def slide(self, ratio: float, length: float) -> None:
         self._add(SLIDE, ratio, length, self.objective.value(self.model))
 
-    def step(self, displacement: Tensor) -> None:
-        """In either direction, whichever leads lower."""
-        here, ratio = self.points[-1].loss, self.points[-1].ratio
-        start = [p.detach().clone() for p in trainable(self.model)]
-        found = []
-        for sign in (1, -1):
-            ends = search(self.model, self.objective, sign * displacement, here, SAMPLES)
-            if ends is not None:
-                found.append(ends)
-            with torch.no_grad():
-                for parameter, value in zip(trainable(self.model), start, strict=True):
-                    parameter.copy_(value)
-        if not found:
-            raise ValueError(
-                "no step along the direction of negative curvature lowers the loss by more than rounding: the "
-                "curvature is too small to be used."
-            )
-        step, losses = min(found, key=lambda ends: ends[1][-1])
-        for loss in losses:
-            move(self.model, step / SAMPLES)
-            self._add(STEP, ratio, float(step.norm()) / SAMPLES, loss)
+    def copy(self) -> _Walk:
+        """The same walk so far, to go on from."""
+        other = copy.copy(self)
+        other.model, other.points = copy.deepcopy(self.model), list(self.points)
+        return other
 
-    def descend(self, steps: int) -> None:
+    def leave(self, displacement: Tensor, steps: int) -> _Walk | None:
+        """Step and descend; None if the step leads nowhere."""
         ratio = self.points[-1].ratio
+        found = search(self.model, self.objective, displacement, self.points[-1].loss, SAMPLES)
+        if found is None:
+            return None
+        step, losses = found
+        for loss in losses:
+            self._add(STEP, ratio, float(step.norm()) / SAMPLES, loss)
         for length, loss in descend(self.model, self.objective, steps, SAMPLES):
             self._add(DESCEND, ratio, length, loss)
+        return self
 
     def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
         before = self.points[-1]

@@ -170,29 +170,26 @@ class Rows:
                 f"'{name}' makes values of shape {tuple(n.shape)} and '{next_name}' reads {tuple(z.shape)}: something "
                 "else than an elementwise activation lies between them."
             )
+        plain = None
+        if z.requires_grad:
+            (plain,) = torch.autograd.grad(z[..., self.neuron].sum(), n, retain_graph=True, allow_unused=True)
+        if plain is None:
+            raise ValueError(f"'{next_name}' does not read what '{name}' makes.")
         signs = torch.empty(z.shape[:-1], dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed(z)) * 2 - 1
         (jacobian,) = torch.autograd.grad(
             (signs * z[..., self.neuron]).sum(), n, create_graph=True, materialize_grads=True
         )
         slope = jacobian[..., self.neuron] * signs
-        self._check_elementwise(n, z, jacobian, slope)
+        # Signs tell rows apart: the activation must depend on its own row and column alone.
+        others = jacobian.detach().clone()
+        others[..., self.neuron] = 0
+        if bool(others.any()) or not torch.allclose(plain[..., self.neuron], slope, rtol=1e-9, atol=1e-12):
+            raise ValueError(_DEPENDS_ON_OTHERS.format(name=name, next_name=next_name, neuron=self.neuron))
         second = torch.zeros_like(slope)
         if slope.requires_grad:
             (gradient,) = torch.autograd.grad(slope.sum(), n, retain_graph=True, materialize_grads=True)
             second = gradient[..., self.neuron]
         return slope.detach().reshape(-1), second.detach().reshape(-1)
-
-    def _check_elementwise(self, n: Tensor, z: Tensor, jacobian: Tensor, slope: Tensor) -> None:
-        """The neuron's activation must depend on its own row and column alone: signs tell rows apart."""
-        name, next_name = self.hidden.names[0], self.hidden.next_name
-        (plain,) = torch.autograd.grad(z[..., self.neuron].sum(), n, retain_graph=True, allow_unused=True)
-        if plain is None:
-            raise ValueError(f"'{next_name}' does not read what '{name}' makes.")
-        others = jacobian.detach().clone()
-        others[..., self.neuron] = 0
-        alike = torch.allclose(plain[..., self.neuron], slope, rtol=1e-9, atol=1e-12)
-        if bool(others.any()) or not alike:
-            raise ValueError(_DEPENDS_ON_OTHERS.format(name=name, next_name=next_name, neuron=self.neuron))
 
 
 def _fixed(like: Tensor) -> torch.Generator:

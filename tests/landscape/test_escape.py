@@ -1,0 +1,142 @@
+"""Paths out of designed minima, and out of the reverse ones; what is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_fam.landscape import (
+    HalfSquaredError,
+    design_minimum,
+    escape_path,
+    find_critical_point,
+    split_certificate,
+    split_neuron,
+)
+from support.splits import mlp, residuals_with
+from support.tiny import classified, tiny_bert
+
+
+def assert_never_up(losses: list[float]) -> None:
+    assert all(b <= a + 1e-12 * max(1.0, abs(a)) for a, b in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (2, 3, 2), (2, 2, 2, 1)])
+def test_designed_minimum_is_left(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    model = mlp(sizes)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    design = design_minimum(model, torch.randn(120, 2), "0", neuron=1, ratio=0.3)
+    assert design.certificate.verdict.kind == "minimum"
+    data = (design.inputs, design.targets)
+    torch.testing.assert_close(design.targets, (model(design.inputs) - design.scale * design.residuals).detach())
+    weights = copy.deepcopy(model.state_dict())
+    path = escape_path(model, design.certificate, HalfSquaredError(), data, steps=60)
+    assert_never_up(path.losses)
+    assert path.losses[-1] < path.losses[0] * (1 - 1e-9)
+    assert path.points[0].ratio == 0.3 and path.points[-1].ratio == 1.5
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    assert path.model[0].out_features == sizes[1] + 1
+
+
+def test_descent_returns_to_a_designed_minimum() -> None:
+    """Gradient descent from beside it ends at the same loss, which a path leads below: it is local, and not global."""
+    torch.manual_seed(1)
+    model = mlp((2, 2, 1))
+    design = design_minimum(model, torch.randn(80, 2), "0")
+    start = design.certificate.loss
+    for seed in range(3):
+        wide = copy.deepcopy(model)
+        split_neuron(wide, "0", 0, 0.5)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in wide.parameters():
+                parameter += 1e-5 * torch.randn_like(parameter)
+        end = find_critical_point(wide, HalfSquaredError(), (design.inputs, design.targets))
+        assert HalfSquaredError()(end(design.inputs), design.targets).item() == pytest.approx(start, rel=1e-6)
+
+
+def test_negative_b_is_left_inside() -> None:
+    """With -B > 0 the minima lie outside [0, 1], and the way out leads to 1/2."""
+    torch.manual_seed(1)
+    model = mlp((2, 2, 1))
+    design = design_minimum(model, torch.randn(80, 2), "0", ratio=0.5)
+    y = design.targets + 2 * design.scale * design.residuals
+    found = split_certificate(model, HalfSquaredError(), (design.inputs, y), "0", 0, ratio=2.0)
+    assert found.eigenvalues_b[-1] < 0 and found.judge(0.5).kind == "saddle"
+    assert found.verdict.kind == ("minimum" if found.hessian.smallest > 0 else "saddle")
+    path = escape_path(model, found, HalfSquaredError(), (design.inputs, y), to_ratio=0.5, steps=20)
+    assert path.points[-1].ratio == 0.5 and path.losses[-1] < path.losses[0]
+    assert_never_up(path.losses)
+
+
+def test_saddle_by_d_is_left_where_it_is() -> None:
+    torch.manual_seed(2)
+    model, x = mlp((2, 3, 2)), torch.randn(40, 2, dtype=torch.float64)
+    y = (model(x) - residuals_with(model, x, 0, 1, False, 0)).detach()
+    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
+    path = escape_path(model, found, HalfSquaredError(), (x, y), steps=20)
+    assert {point.ratio for point in path.points} == {0.5} and path.losses[-1] < path.losses[0]
+
+
+def test_transformer_away_from_critical_points() -> None:
+    """Nothing is certified there, and still the path goes down; dropout is off, the configuration left alone."""
+    model, rows = tiny_bert(), classified(6)
+    batch = {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = split_certificate(model, None, [batch], "bert.encoder.layer.1.intermediate.dense", 0)
+        path = escape_path(model, found, None, [batch], steps=2)
+    assert_never_up(path.losses)
+    assert path.losses[-1] < path.losses[0] and model.config.intermediate_size == 16
+
+
+def test_other_data_are_refused() -> None:
+    torch.manual_seed(1)
+    model = mlp((2, 2, 1))
+    design = design_minimum(model, torch.randn(80, 2), "0")
+    with pytest.raises(ValueError, match="the certificate was made at"):
+        escape_path(model, design.certificate, HalfSquaredError(), (design.inputs, design.targets + 1))
+
+
+def test_no_way_out_is_said() -> None:
+    model, x = mlp((2, 3, 1), nn.ReLU), torch.randn(60, 2, dtype=torch.float64)
+    y = (model(x) - residuals_with(model, x, 0, 1, True, 0)).detach()
+    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
+    with pytest.raises(ValueError, match="no direction of negative curvature.*piecewise linear"):
+        escape_path(model, found, HalfSquaredError(), (x, y))
+
+
+def test_a_loss_that_is_no_function_of_the_parameters_is_noticed() -> None:
+    torch.manual_seed(1)
+    model = mlp((2, 2, 1))
+    design = design_minimum(model, torch.randn(80, 2), "0")
+    calls = []
+
+    def drifting(outputs: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        return HalfSquaredError()(outputs, targets) + 1e-6 * (len(calls) > 2)
+
+    with pytest.raises(RuntimeError, match=r"rose from .* in phase 'slide'.*augmented"):
+        escape_path(model, design.certificate, drifting, (design.inputs, design.targets))
+
+
+def test_refusals_of_design() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="ratio=1.5"):
+        design_minimum(mlp((2, 2, 1)), torch.randn(80, 2), "0", ratio=1.5)
+    with pytest.raises(ValueError, match="give more data"):
+        design_minimum(mlp((2, 2, 1)), torch.randn(10, 2), "0")
+    with pytest.raises(ValueError, match="singular"):
+        twice = mlp((2, 2, 1))
+        split_neuron(twice, "0", 0)
+        design_minimum(twice, torch.randn(80, 2), "0", neuron=1)
+    with pytest.raises(ValueError, match="piecewise linear"):
+        design_minimum(mlp((2, 2, 1), nn.ReLU), torch.randn(80, 2), "0")
+    with pytest.raises(ValueError, match="no certified minimum with scale=1e"):
+        design_minimum(mlp((2, 2, 1)), torch.randn(80, 2), "0", scale=1e3)
