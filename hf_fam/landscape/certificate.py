@@ -38,7 +38,7 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitCertificate:
     """What is known about splitting one neuron at one point.
 
@@ -186,9 +186,14 @@ class _Judge:
         return self.gradient <= GRADIENT_TOLERANCE
 
     @property
+    def floor(self) -> float:
+        """What B and D may be at the critical point nearby, although they are something else here."""
+        return max(NOT_ZERO, self.gradient)
+
+    @property
     def needs_hessian(self) -> bool:
         """Whether some ratio could give a minimum."""
-        return self.critical and self.d_vanishes and (self.lowest > NOT_ZERO or self.highest < -NOT_ZERO)
+        return self.critical and self.d_vanishes and (self.lowest > self.floor or self.highest < -self.floor)
 
     def verdict(self, ratio: float) -> Verdict:
         if not math.isfinite(ratio):
@@ -212,7 +217,7 @@ class _Judge:
     def _by_d(self, ratio: float) -> Verdict | None:
         if self.d_vanishes:
             return None
-        if self.d > max(NOT_ZERO, self.gradient):
+        if self.d > self.floor:
             return Verdict(SADDLE, self.d, f"D is not zero (relative size {self.d:.1e}): a saddle for every ratio")
         return Verdict(
             UNDECIDED, self.d, f"D (relative size {self.d:.1e}) is too small to be told from zero at this precision"
@@ -229,12 +234,12 @@ class _Judge:
             return Verdict(UNDECIDED, 0.0, f"at ratio {ratio:g} the curvature of the split vanishes: a boundary case")
         inside = 0 < ratio < 1
         low, high = (self.lowest, self.highest) if inside else (-self.highest, -self.lowest)
-        if low < -NOT_ZERO:
-            definite = "indefinite" if high > NOT_ZERO else ("negative" if inside else "positive")
+        if low < -self.floor:
+            definite = "indefinite" if high > self.floor else ("negative" if inside else "positive")
             where = "inside" if inside else "outside"
             return Verdict(SADDLE, -low, f"D = 0, B is {definite} and the ratio lies {where} (0, 1)")
-        if low <= NOT_ZERO:
-            return Verdict(UNDECIDED, abs(low), f"B has an eigenvalue that is zero to {NOT_ZERO:.0e} of its scale")
+        if low <= self.floor:
+            return Verdict(UNDECIDED, abs(low), f"B has an eigenvalue that is zero to {self.floor:.0e} of its scale")
         return None
 
     def _by_hessian(self) -> Verdict:

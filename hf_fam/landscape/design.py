@@ -13,7 +13,7 @@ from .objective import HalfSquaredError, Objective, float64_copy, trainable
 from .split_curvature import Rows, SplitCurvature, recorded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DesignedMinimum:
     """A regression task for which a given network, split once, is in a local minimum that is not a global one.
 
@@ -62,8 +62,9 @@ def design_minimum(
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: a ratio outside (0, 1), too few data, equations that contradict each other, a network whose J^T J is
-            singular, a piecewise linear activation, a scale that is too large to be certified, or see `split_certificate`.
+        ValueError: a ratio outside (0, 1), too few data, equations that contradict each other, a network whose J^T J
+            is singular, a piecewise linear activation, a scale that is too large to be certified, or see
+            `split_certificate`.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -94,8 +95,8 @@ def design_minimum(
     )
     if found.verdict.kind != MINIMUM:
         raise ValueError(
-            f"no certified minimum with scale={size:.3g}: {found.verdict.reason}. Where neurons are nearly linear on the "
-            "inputs (small weights), everything is badly conditioned: try larger inputs, or another network."
+            f"no certified minimum with scale={size:.3g}: {found.verdict.reason}. Where neurons are nearly linear "
+            "on the inputs (small weights), everything is badly conditioned: try larger inputs, or another network."
         )
     return DesignedMinimum(inputs, targets, residuals, size, found)
 

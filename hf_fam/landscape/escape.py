@@ -38,7 +38,7 @@ class PathPoint:
     loss: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EscapePath:
     """A path along which the loss never increases, from the split network to a lower loss.
 

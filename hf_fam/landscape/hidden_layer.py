@@ -272,7 +272,7 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
     is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     if not is_linear or not isinstance(weight, Tensor):
         raise TypeError(
-            f"layer '{name}' is a {type(module).__name__}; neurons can be split in torch.nn.Linear and transformers' "
+            f"layer '{name}' is a {_kind(module)}; neurons can be split in torch.nn.Linear and transformers' "
             "Conv1D only (merge adapters into their layers first)."
         )
     if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
@@ -288,6 +288,11 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
             raise ValueError(
                 f"layer '{name}' shares its weight with another layer, which would have to change with it."
             )
+
+
+def _kind(module: nn.Module) -> str:
+    """The class, with its package: adapters have their own Linear."""
+    return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"
 
 
 def _owner(model: nn.Module, name: str) -> str:

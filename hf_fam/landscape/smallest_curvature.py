@@ -60,7 +60,7 @@ def _lanczos(model: nn.Module, objective: Objective, gradient: Tensor, length: f
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
     except ImportError:
         failure = f"the Hessian of {len(gradient)} parameters is left to scipy, which is not installed"
-        return Curvature(0.0, 0.0, 0.0, "none", f"{failure}: pip install scipy, or raise dense_limit")
+        return Curvature(0.0, 0.0, 0.0, "none", f"{failure}: pip install hf-fam[landscape], or raise dense_limit")
 
     def product(vector: object) -> object:
         tensor = torch.as_tensor(vector, dtype=gradient.dtype).reshape(-1).to(gradient.device)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import AlbertConfig, AlbertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from hf_fam.landscape import (
     HalfSquaredError,
@@ -216,30 +218,78 @@ def test_transformer_with_its_own_loss() -> None:
     assert found.B.shape == (17, 17) and found.D.shape == (17, 16) and found.verdict.kind == "undecided"
     own = split_certificate(model, lambda outputs, batch: outputs.loss, batches, layer, neuron=3)
     torch.testing.assert_close(found.B, own.B)
-    # w moves along one unit, q along one input: the mixed derivative of the split network is D.
-    assert_mixed_derivative(model, batches, found)
+    assert_derivatives(model, batches, found)
 
 
-def assert_mixed_derivative(model: nn.Module, batches: list[dict[str, Tensor]], found: Any) -> None:
+def gpt2() -> nn.Module:
+    """Conv1D, which stores its weight the other way round."""
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=16, **ids))
+
+
+def causal_loss(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+    """transformers' own casts the logits to float32."""
+    return nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def albert() -> nn.Module:
+    """One block that is run twice: the neuron sees every row twice."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    return AlbertForMaskedLM(AlbertConfig(vocab_size=50, num_hidden_layers=2, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "loss"),
+    [
+        (gpt2, "transformer.h.0.mlp.c_fc", causal_loss),
+        (albert, "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", None),
+    ],
+)
+def test_other_transformers(build: Any, layer: str, loss: Any) -> None:
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter *= 5  # far from linear
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    batches = [{"input_ids": tokens, "labels": tokens.flip(0)}]
+    assert_derivatives(model, batches, split_certificate(model, loss, batches, layer, neuron=3), loss)
+
+
+def test_loss_in_float32_is_refused() -> None:
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    data = [{"input_ids": tokens, "labels": tokens}]
+    with pytest.raises(ValueError, match="computed in torch.float32, too coarse.*outputs.logits"):
+        split_certificate(gpt2(), None, data, "transformer.h.0.mlp.c_fc", 0)
+
+
+def assert_derivatives(model: nn.Module, batches: list[dict[str, Tensor]], found: Any, loss_of: Any = None) -> None:
     """D and ratio (1 - ratio) B as finite differences of the loss of a network that was split by hand."""
     ratio, step, i, s = 0.3, 1e-3, 2, 5
     wide = float64_copy(model)
-    with pytest.warns(UserWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its configuration cannot describe it
         new = split_neuron(wide, found.layer, found.neuron, ratio)
-    first, second = wide.get_submodule(found.layer), wide.get_submodule(found.next_layer)
-    objective = Objective(None, batches)
+    conv1d = isinstance(model, GPT2LMHeadModel)
+    first, second = (
+        weight.T if conv1d else weight
+        for weight in (wide.get_submodule(name).weight.data for name in (found.layer, found.next_layer))
+    )
+    objective = Objective(loss_of, batches)
 
     def loss(q: float, w: float) -> float:
         with torch.no_grad():
-            first.weight[found.neuron, i] += (1 - ratio) * q
-            first.weight[new, i] -= ratio * q
-            second.weight[s, found.neuron] += w
-            second.weight[s, new] -= w
+            first[found.neuron, i] += (1 - ratio) * q
+            first[new, i] -= ratio * q
+            second[s, found.neuron] += w
+            second[s, new] -= w
             value = objective.value(wide)
-            first.weight[found.neuron, i] -= (1 - ratio) * q
-            first.weight[new, i] += ratio * q
-            second.weight[s, found.neuron] -= w
-            second.weight[s, new] += w
+            first[found.neuron, i] -= (1 - ratio) * q
+            first[new, i] += ratio * q
+            second[s, found.neuron] -= w
+            second[s, new] += w
         return value
 
     mixed = (loss(step, step) - loss(step, -step) - loss(-step, step) + loss(-step, -step)) / (4 * step**2)

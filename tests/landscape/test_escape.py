@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -22,7 +23,7 @@ from support.tiny import classified, tiny_bert
 
 
 def assert_never_up(losses: list[float]) -> None:
-    assert all(b <= a + 1e-12 * max(1.0, abs(a)) for a, b in zip(losses, losses[1:], strict=False))
+    assert all(after <= before + 1e-12 * max(1.0, abs(before)) for before, after in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 1), (2, 3, 2), (2, 2, 2, 1)])

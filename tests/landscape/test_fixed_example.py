@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_to_six_digits(trained: nn.Module) -> None:
 
 
 def gradient_descent(trained: nn.Module, ratios: list[float], runs: int, steps: int = 20_000) -> Tensor:
-    """Plain gradient descent from small perturbations of the split network, written out; losses, a row for each ratio."""
+    """Plain gradient descent from beside the split network, written out; the losses, a row for each ratio."""
     starts = []
     for ratio in ratios:
         model = copy.deepcopy(trained)
@@ -75,7 +76,7 @@ def test_path_out_never_goes_up(trained: nn.Module, tmp_path: Path) -> None:
     path = escape_path(trained, certificate, HalfSquaredError(), (X, Y))
     losses = path.losses
     assert losses[0] == pytest.approx(0.513460, abs=5e-7) and losses[-1] < 0.05
-    assert all(after <= before + 1e-12 for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(losses))
     slide = [point for point in path.points if point.phase == "slide"]
     assert [slide[0].ratio, slide[-1].ratio] == [0.25, 1.5]
     assert max(point.loss for point in slide) - min(point.loss for point in slide) < 1e-12

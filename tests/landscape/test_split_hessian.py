@@ -13,7 +13,7 @@ RATIOS = [0.5, 0.25, 1.5, -0.7, 0.8]
 
 
 def random_case(number: int) -> SplitCase:
-    """Shallow and deep, D = 0 and not, with and without bias, every activation: 40 combinations, all critical points."""
+    """Shallow and deep, D = 0 and not, with and without bias, every activation; all critical points."""
     torch.manual_seed(number)
     deep, d_vanishes, bias = number % 2, number // 2 % 2, number // 4 % 2
     activation = ACTIVATIONS[number // 8]

@@ -242,7 +242,12 @@ def normalised() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "given", "error", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), {"layer": "1"}, TypeError, "is a Tanh"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+            {"layer": "1"},
+            TypeError,
+            "is a torch.Tanh",
+        ),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh()), {"layer": "0"}, ValueError, "next_layer"),
         (Custom, {"layer": "fc2", "next_layer": "fc1"}, ValueError, "makes 2 values, but 'fc1' reads 3"),
         (lambda: nn.Linear(3, 3), {"layer": ""}, ValueError, "is not a module"),
@@ -273,6 +278,24 @@ def test_refusals_of_widen() -> None:
     assert model[0].out_features == 4, "nothing changed before the refusal"
 
 
+def test_adapters_and_quantised_weights_are_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(tiny_bert(), LoraConfig(target_modules=["intermediate.dense"], r=2))
+    with pytest.raises(TypeError, match=r"is a peft\.Linear; .*merge adapters"):
+        split_neuron(adapted, "base_model.model.bert.encoder.layer.0.intermediate.dense", 0)
+    with pytest.warns(UserWarning, match="from_pretrained cannot load"):
+        split_neuron(adapted.merge_and_unload(), "bert.encoder.layer.0.intermediate.dense", 0)
+
+    class Quantised(nn.Parameter):
+        pass
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[2].weight = Quantised(model[2].weight.detach())
+    with pytest.raises(TypeError, match="weight of layer '2' is a Quantised of torch.float32"):
+        split_neuron(model, "0", 0)
+
+
 def test_fused_gate_is_refused() -> None:
     model = nn.ModuleDict({"Wi": nn.Linear(4, 8), "Wo": nn.Linear(4, 4)})
     with pytest.raises(ValueError, match="a gate in one matrix is not supported"):
@@ -297,3 +320,18 @@ def test_training_goes_on_with_the_new_parameters() -> None:
             losses.append(loss.item())
     assert losses[-1] < losses[19] < losses[0]
     assert not torch.equal(model[0].weight[:4], model[0].weight[4:]), "the copies part"
+
+
+@pytest.mark.parametrize(("ratio", "part"), [(0.5, False), (1.5, True)])
+def test_copies_of_equal_shares_never_part(ratio: float, part: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    widen(model, "0", by=4, neurons=[0, 1, 2, 3], ratio=ratio)
+    x = torch.randn(32, 2, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (model(x) - x.prod(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+    distance = (model[0].weight[:4] - model[0].weight[4:]).abs().max()
+    assert distance > 0.1 if part else distance < 1e-10

@@ -114,7 +114,7 @@ def residuals_with(model: nn.Sequential, x: Tensor, layer: int, neuron: int, d_v
 
 
 def _matrix_of_d(model: nn.Sequential, x: Tensor, layer: int, neuron: int) -> Tensor:
-    """D_{i,s} as a linear function of e: the derivative of <e, f> when w moves activation's slope times h_i into unit s."""
+    """D_{i,s} as a linear function of e, row by row: sum_a slope_a h_ai df_ao/dy_s e_ao."""
     with torch.no_grad():
         h = model[:layer](x)
     n = model[layer](h).detach().requires_grad_()
