@@ -74,9 +74,9 @@ class Objective:
                 raise ValueError(f"loss must be a scalar tensor for each batch; it is {shape}.")
             if loss.dtype != parameter.dtype:
                 raise ValueError(
-                    f"the loss is computed in {loss.dtype}, too coarse for a verdict; transformers' language models cast "
-                    "their logits. Give a loss that does not: loss=lambda outputs, batch: torch.nn.functional.cross_entropy("
-                    "outputs.logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten())."
+                    f"the loss is computed in {loss.dtype}, too coarse for a verdict: causal models of transformers "
+                    "cast their logits. Give a loss that does not, such as lambda outputs, batch: torch.nn.functional."
+                    "cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten())."
                 )
             yield loss * (_length(batch) / self.items) if self.reduction == "mean" else loss
 

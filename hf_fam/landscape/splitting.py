@@ -205,15 +205,21 @@ def _equal_rows(rows: Tensor, tolerance: float) -> tuple[list[int], list[int]]:
     for k, row in enumerate(rows):
         key = (row + 0.0).numpy().tobytes()  # -0.0 becomes 0.0
         if key not in kinds:
-            near = torch.empty(0)
-            if tolerance and kept:
-                allowed = tolerance * torch.maximum(norms[kept], norms[k])
-                near = ((rows[kept] - row).norm(dim=1) <= allowed).nonzero()
-            kinds[key] = int(near[0]) if len(near) else len(kept)
-            if not len(near):
+            near = _first_near(rows, norms, kept, k, tolerance) if tolerance and kept else None
+            kinds[key] = len(kept) if near is None else near
+            if near is None:
                 kept.append(k)
         into.append(kinds[key])
     return kept, into
+
+
+def _first_near(rows: Tensor, norms: Tensor, kept: list[int], k: int, tolerance: float) -> int | None:
+    """The number of the first kept row within the tolerance of row k; norms tell most of them apart."""
+    allowed = tolerance * torch.maximum(norms[kept], norms[k])
+    for candidate in ((norms[kept] - norms[k]).abs() <= allowed).nonzero().flatten().tolist():
+        if (rows[kept[candidate]] - rows[k]).norm() <= allowed[candidate]:
+            return int(candidate)
+    return None
 
 
 def _check_ratio(ratio: float) -> None:
