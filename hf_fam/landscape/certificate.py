@@ -145,8 +145,7 @@ def split_certificate(
     source = find_hidden_layer(model, layer, next_layer)
     check_usable(source, neuron)
     copied = float64_copy(model)
-    modules = dict(copied.named_modules())
-    hidden = HiddenLayer(source.names, (modules[source.names[0]],), source.next_name, modules[source.next_name])
+    hidden = find_hidden_layer(copied, source.names[0], source.next_name)
     objective = Objective(loss, data, reduction)
     curvature = split_curvature(copied, objective, hidden, neuron)
     relative = _relative_gradient(copied, curvature)
@@ -250,7 +249,7 @@ class _Judge:
         margin = min(hessian.relative, max(self.lowest, -self.highest))
         # A point that is not quite critical has B and H of the critical point nearby, up to about the distance.
         floor = max(NOT_ZERO, 10 * hessian.newton_distance)
-        if hessian.relative < -NOT_ZERO:
+        if hessian.relative < -self.floor:
             return Verdict(
                 SADDLE, -hessian.relative, "the point was a saddle before the split: H has a negative eigenvalue"
             )

@@ -137,10 +137,12 @@ def find_hidden_layer(
             "edit model.module first, then wrap it."
         )
     name, module = resolve_layer(model, layer)
+    found = _by_naming(model, name) or _in_sequential(model, name, module)
     if next_layer is not None:
         next_name, outgoing = resolve_layer(model, next_layer)
-        return _checked(model, HiddenLayer((name,), (module,), next_name, outgoing))
-    found = _by_naming(model, name) or _in_sequential(model, name, module)
+        # What is known by its name keeps its gate.
+        if found is None or found.next_name != next_name:
+            found = HiddenLayer((name,), (module,), next_name, outgoing)
     if found is None:
         raise ValueError(
             f"layer '{name}': which layer reads its output cannot be told from the structure of {_owner(model, name)}. "

@@ -79,6 +79,7 @@ def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer,
     Raises:
         ValueError: something else than an elementwise activation lies between the two layers.
     """
+    _check_no_gate(model, objective, hidden)
     total: SplitCurvature | None = None
     losses = objective.batch_losses(model)
     while True:
@@ -92,12 +93,34 @@ def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer,
     return total
 
 
+def _check_no_gate(model: nn.Module, objective: Objective, hidden: HiddenLayer) -> None:
+    """With the pre-activations held fixed, no weight matrix may reach what the next layer reads.
+
+    Raises:
+        ValueError: one does; then a neuron is more than a function of its pre-activation.
+    """
+    with recorded(hidden, cut=True) as seen:
+        next(objective.batch_losses(model))
+    matrices = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
+    read = sum((z.sum() for z in seen.activations if z.requires_grad), torch.zeros(()))
+    if not read.requires_grad:
+        return
+    gradients = torch.autograd.grad(read, list(matrices.values()), allow_unused=True)
+    for name, gradient in zip(matrices, gradients, strict=True):
+        if gradient is not None and bool(gradient.any()):
+            raise ValueError(
+                f"what '{hidden.next_name}' reads depends on '{name}' too, beside '{hidden.names[0]}': a gate, or "
+                "another branch. The formula for B and D holds for neurons that are a function of their pre-activation alone."
+            )
+
+
 @contextmanager
-def recorded(hidden: HiddenLayer) -> Iterator[Pass]:
-    """Record every call of the two layers inside the ``with`` block."""
+def recorded(hidden: HiddenLayer, cut: bool = False) -> Iterator[Pass]:
+    """Record every call of the two layers inside the ``with`` block; ``cut``: pre-activations become leaves."""
     seen = Pass()
 
     def on_first(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.detach().requires_grad_() if cut else output
         seen.features.append(args[0])
         seen.pre_activations.append(output)
         return output.clone()  # an activation that works in place must not overwrite what was recorded

@@ -303,7 +303,7 @@ class Mixing(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.kind = nn.Linear(3, 4), nn.Linear(4, 1), kind
+        self.fc1, self.fc2, self.gate, self.kind = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(3, 4), kind
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.fc1(x)
@@ -317,6 +317,8 @@ class Mixing(nn.Module):
             n = n.tanh().mean(0, keepdim=True).expand(len(x), 4)
         if self.kind == "fewer":
             n = n[:2].tanh()
+        if self.kind == "gate":
+            n = n.sigmoid() * self.gate(x)
         return self.fc2(n).sum() * torch.ones(len(x), 1, dtype=x.dtype)
 
 
@@ -327,6 +329,7 @@ class Mixing(nn.Module):
         ("items", "only an elementwise activation"),
         ("pooled", "only an elementwise activation"),
         ("nothing", "does not read"),
+        ("gate", "depends on 'gate.weight' too, beside 'fc1': a gate"),
         ("fewer", "something else than an elementwise activation"),
     ],
 )
@@ -339,8 +342,9 @@ def test_what_is_not_elementwise_is_refused(kind: str, message: str) -> None:
 
 def test_gated_and_frozen_are_refused() -> None:
     batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}
-    with pytest.raises(ValueError, match="gated MLP: a neuron is a product"):
-        split_certificate(tiny_llama(), None, [batch], "model.layers.0.mlp.gate_proj", 0)
+    for given in ({}, {"next_layer": "model.layers.0.mlp.down_proj"}):
+        with pytest.raises(ValueError, match="gated MLP: a neuron is a product"):
+            split_certificate(tiny_llama(), None, [batch], "model.layers.0.mlp.gate_proj", 0, **given)
     model, x, y = cross_entropy_case(0)
     model[2].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="weight of '2' is frozen"):
