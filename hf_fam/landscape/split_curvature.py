@@ -110,7 +110,7 @@ def _check_no_gate(model: nn.Module, objective: Objective, hidden: HiddenLayer) 
         if gradient is not None and bool(gradient.any()):
             raise ValueError(
                 f"what '{hidden.next_name}' reads depends on '{name}' too, beside '{hidden.names[0]}': a gate, or "
-                "another branch. The formula for B and D holds for neurons that are a function of their pre-activation alone."
+                "another branch. The formula for B and D is about functions of the pre-activation alone."
             )
 
 

@@ -31,7 +31,7 @@ from hf_fam.landscape import (
     split_certificate,
     split_neuron,
 )
-from hf_fam.landscape.certificate import GRADIENT_TOLERANCE
+from hf_fam.landscape.certificate import GRADIENT_TOLERANCE, NOT_ZERO
 
 RATIOS = [-0.5, 0.25, 0.5, 1.5]
 LOSS = HalfSquaredError()
@@ -106,10 +106,11 @@ def kind(certificate: SplitCertificate) -> str:
     """Of B; "certified" if it makes a local minimum of a split at 1/2 or at 3/2."""
     if "minimum" in (certificate.judge(0.5).kind, certificate.judge(1.5).kind):
         return "certified"
-    low, high = certificate.eigenvalues_b[0], certificate.eigenvalues_b[-1]
-    if low > 0 or high < 0:
+    relative = certificate.eigenvalues_b / max(certificate.curvature.scale_b, 1e-300)
+    low, high = float(relative[0]), float(relative[-1])
+    if low > NOT_ZERO or high < -NOT_ZERO:
         return "definite"
-    return "indefinite" if low < 0 < high else "zero"
+    return "indefinite" if low < -NOT_ZERO and high > NOT_ZERO else "zero"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     for inputs in (1, 2):
         for bias in (False, True):
             start = time.perf_counter()
-            rows.append(teachers(options.teachers, inputs, bias, steps=3000))
+            rows.append(teachers(options.teachers, inputs, bias, steps=1500))
             print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     options.figures.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def widening_table(files: list[dict[str, Any]]) -> str:
                 lower = sum(record["loss"] < reference[record["seed"]] for record in own)
                 jump = max(abs(record["loss_widened"] - record["loss_before"]) for record in own)
                 rows.append([
-                    arm, f"{own[0]['parameters']:,}", f"{jump:.0e}", f"{statistics.mean(losses):.4f}",
+                    arm, f"{own[0]['parameters']:,}", f"{jump:.0e}" if jump else "0", f"{statistics.mean(losses):.4f}",
                     "" if arm == REFERENCE else f"{statistics.mean(change):+.1f} ± {statistics.stdev(change):.1f} %",
                     "" if arm == REFERENCE else f"{lower} of {len(own)}",
                 ])  # fmt: skip
