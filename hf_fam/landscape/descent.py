@@ -100,7 +100,7 @@ def find_critical_point(
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: data that cannot be used.
+        ValueError: data that cannot be used, or a model without trainable parameters.
         TypeError: batches that are neither pairs nor dicts.
 
     Examples:
@@ -112,6 +112,8 @@ def find_critical_point(
         1.2693
     """
     copied = float64_copy(model)
+    if not trainable(copied):
+        raise ValueError("every parameter of the model is frozen (requires_grad=False).")
     objective = Objective(loss, data, reduction)
     with torch.enable_grad():
         for _ in descend(copied, objective, steps):

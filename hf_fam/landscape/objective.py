@@ -51,7 +51,10 @@ class Objective:
         self.loss = loss
         self.reduction = reduction or getattr(loss, "reduction", "mean")
         if self.reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction={self.reduction!r}: the loss of a batch must be its "mean" or its "sum".')
+            raise ValueError(
+                f'reduction={self.reduction!r}: the loss of a batch must be the "mean" over its items or their "sum"; '
+                "say which with reduction=..."
+            )
         if isinstance(data, Iterator):
             raise ValueError(
                 f"data is a {type(data).__name__}, which can be gone through only once: give a list or a DataLoader."
@@ -184,5 +187,5 @@ def _cast(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if _is_dict(batch):
         return {name: _cast(value, device, dtype) for name, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)(_cast(value, device, dtype) for value in batch)
+        return tuple(_cast(value, device, dtype) for value in batch)
     return batch

@@ -170,6 +170,8 @@ class Rows:
 
     def curvature(self, loss: Tensor, parameters: list[nn.Parameter]) -> SplitCurvature:
         """B, D and the gradient of a scalar; the graph is kept."""
+        if not loss.requires_grad:
+            raise ValueError("the loss has no gradient: it is detached, or does not depend on the model's parameters.")
         deltas = torch.autograd.grad(loss, self.next_pre_activations, retain_graph=True, materialize_grads=True)
         delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas])
         pull = delta @ self.v

@@ -93,7 +93,7 @@ def widening_figure(files: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     settings = [(file, setting) for file in files for setting in file["settings"]]
-    figure = Figure(figsize=(4.2 * len(settings), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(settings), 3.7), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (file, setting) in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
         records = [record for record in file["records"] if record["setting"] == setting]
@@ -103,9 +103,9 @@ def widening_figure(files: list[dict[str, Any]], path: Path) -> None:
             steps = [step for step, _ in curves[0]]
             means = [statistics.mean(curve[k][1] for curve in curves) for k in range(len(steps))]
             axes.plot(steps, means, style, label=arm)
-        axes.set(title=setting.replace("_", " "), xlabel="steps after widening", ylabel="training loss", yscale="log")
-        axes.grid(alpha=0.3, which="both")
-    figure.axes[0].legend()
+        axes.set(title=setting.replace("_", " "), xlabel="steps after widening", ylabel="training loss")
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
 

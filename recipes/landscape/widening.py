@@ -125,7 +125,7 @@ def minilm_questions(seed: int) -> Batch:
     names = sorted({row["label"] for row in rows})
     tokenizer = AutoTokenizer.from_pretrained(packaged_model())
     texts = [row["text"] for row in rows]
-    encoded = tokenizer(texts, truncation=True, max_length=24, padding="max_length", return_tensors="pt")
+    encoded = tokenizer(texts, truncation=True, max_length=16, padding="max_length", return_tensors="pt")
     return {**encoded, "labels": torch.tensor([names.index(row["label"]) for row in rows])}
 
 
@@ -138,7 +138,7 @@ BERT_LAYERS = "bert.encoder.layer.*.intermediate.dense"
 SETTINGS = {
     "mlp": Setting(mlp, teacher_data, squared_error, "0", 1500, 1500, 1e-2, 64, 100),
     "tiny_transformer": Setting(tiny_transformer, questions, own_loss, BERT_LAYERS, 200, 200, 1e-3, 32, 20),
-    "minilm": Setting(minilm, minilm_questions, own_loss, BERT_LAYERS, 60, 60, 5e-5, 32, 20),
+    "minilm": Setting(minilm, minilm_questions, own_loss, BERT_LAYERS, 40, 40, 1e-4, 16, 20),
 }
 
 
@@ -226,6 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     records: list[dict[str, Any]] = []
     settings = {}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     for name in options.settings:
         setting = SETTINGS[name]
         if options.steps:
@@ -235,9 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
         settings[name] = {key: value for key, value in vars(setting).items() if key in numbers}
         for seed in range(options.seeds):
             records += run(name, setting, seed)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    options.output.write_text(json.dumps({"settings": settings, "versions": versions, "records": records}, indent=1))
+            content = {"settings": settings, "versions": versions, "records": records}
+            options.output.write_text(json.dumps(content, indent=1) + "\n")
     for name in options.settings:
         for arm in ARMS:
             losses = [r["loss"] for r in records if (r["setting"], r["arm"]) == (name, arm)]

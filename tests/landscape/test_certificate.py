@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
 import warnings
@@ -380,13 +381,27 @@ def test_bad_data(data: Any, error: type[Exception], message: str) -> None:
         split_certificate(model, lambda outputs, batch: outputs, data, "0", 0, next_layer="2")
 
 
+def test_other_shapes_of_data() -> None:
+    """A batch of one, batches that are lists or named tuples, inputs that are dicts."""
+    model, x, y = cross_entropy_case(0)
+    one = split_certificate(model, nn.CrossEntropyLoss(), (x[:1], y[:1]), "0", 0)
+    pair = collections.namedtuple("Pair", "inputs targets")
+    for data in ([[x[:1], y[:1]]], [pair(x[:1], y[:1])], [({"input": x[:1]}, y[:1])]):
+        assert torch.equal(split_certificate(model, nn.CrossEntropyLoss(), data, "0", 0).B, one.B)
+
+
 def test_bad_reduction_and_ratio() -> None:
     model, x, y = cross_entropy_case(0)
     with pytest.raises(ValueError, match="reduction='none'"):
         split_certificate(model, nn.CrossEntropyLoss(reduction="none"), (x, y), "0", 0)
     with pytest.raises(ValueError, match="ratio=inf"):
         split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", 0, ratio=math.inf)
-    with pytest.raises(ValueError, match="nothing is broadcast|targets"):
+    with pytest.raises(ValueError, match="the loss has no gradient"):
+        split_certificate(model, lambda outputs, targets: outputs.detach().sum(), (x, y), "0", 0)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        find_critical_point(model, nn.CrossEntropyLoss(), (x, y))
+    with pytest.raises(ValueError, match="outputs have shape"):
         HalfSquaredError()(torch.zeros(3, 1), torch.zeros(3))
 
 
