@@ -21,7 +21,7 @@ from hf_fam.landscape import (
     split_certificate,
     split_neuron,
 )
-from hf_fam.landscape.objective import Objective, float64_copy
+from hf_fam.landscape.objective import Objective, float64_copy, move
 from support.splits import ACTIVATIONS, SplitCase, full_hessian, inertia, mlp, residuals_with
 from support.tiny import classified, random_states, tiny_bert, tiny_llama
 
@@ -413,3 +413,40 @@ def test_critical_point_is_found_to_float64() -> None:
     found = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
     assert found.relative_gradient < 1e-10
     assert full_hessian(model, x, y).shape == (9, 9)
+
+
+def test_a_point_not_quite_critical_is_still_decided() -> None:
+    """With one unit above, D = gradient / v is small and not zero; a Newton step away nothing changes."""
+    torch.manual_seed(5)
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
+    y = 2 * x.tanh() - (4 * x).tanh()
+    model = find_critical_point(mlp((1, 1, 1), bias=False), HalfSquaredError(), (x, y))
+    with torch.no_grad():
+        model[0].weight *= 1 + 1e-8
+    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
+    assert 1e-9 < found.relative_gradient < 1e-5 and found.D.abs().item() > 1e-8
+    assert found.verdict.kind == "minimum" and 1e-10 < found.hessian.newton_distance < 1e-7
+    with torch.no_grad():
+        model[0].weight *= 1 + 1e-3
+    far = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
+    assert far.verdict.kind == "undecided" and "not a critical point" in far.verdict.reason
+
+
+def test_second_derivatives_through_attention() -> None:
+    """The fused kernels that transformers chooses by itself have none."""
+    model = float64_copy(tiny_bert())
+    assert model.config._attn_implementation == "sdpa"
+    rows = classified(3)
+    batch = {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
+    objective = Objective(None, [batch])
+    torch.manual_seed(0)
+    vector = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    product = objective.hessian_product(model, vector)
+    step = 1e-5
+    move(model, step * vector)
+    ahead = objective.value_and_gradient(model)[1]
+    move(model, -2 * step * vector)
+    behind = objective.value_and_gradient(model)[1]
+    torch.testing.assert_close(
+        product, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-6 * product.abs().max().item()
+    )
