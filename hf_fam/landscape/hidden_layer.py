@@ -29,13 +29,13 @@ class Naming:
     sizes: tuple[str, ...]
 
 
-_FC_SIZES = ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim")
+_FC_SIZES = ("ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "intermediate_size")
 NAMINGS = (
     Naming(("intermediate.dense",), "output.dense", ("intermediate_size",)),  # BERT and its many relatives
     Naming(("mlp.c_fc",), "mlp.c_proj", ("n_inner",)),  # GPT-2
     Naming(("fc1",), "fc2", _FC_SIZES),  # ViT, CLIP, BART, OPT
     Naming(("lin1",), "lin2", ("hidden_dim",)),  # DistilBERT
-    Naming(("dense_h_to_4h",), "dense_4h_to_h", ("intermediate_size", "ffn_hidden_size")),  # GPT-NeoX
+    Naming(("dense_h_to_4h",), "dense_4h_to_h", ("ffn_hidden_size", "intermediate_size")),  # GPT-NeoX
     Naming(("ffn",), "ffn_output", ("intermediate_size",)),  # ALBERT
     Naming(("intermediate_dense",), "output_dense", ("intermediate_size",)),  # Wav2Vec2
     Naming(("wi",), "wo", ("d_ff",)),  # T5
