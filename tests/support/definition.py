@@ -72,13 +72,10 @@ def complete_basis(monkeypatch: pytest.MonkeyPatch, features: int) -> None:
     """
     basis = features**0.5 * torch.eye(features, dtype=torch.float64)
 
-    def row(shape: torch.Size, like: Tensor, place: list[int]) -> Tensor:
-        return basis[place.pop(0)].expand(shape)
+    def row(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int, str]) -> Tensor:
+        probe, name = stream
+        return basis[probe % features if name == "r" else probe // features].expand(shape)
 
-    def place(self: Seeds, numbers: Sequence[int], probe: int, device: torch.device) -> list[int]:
-        return [probe % features, probe // features]
-
-    monkeypatch.setattr(Seeds, "generator", place)
     monkeypatch.setattr(directions, "_signs", row)
 
 
