@@ -59,11 +59,32 @@ def expected_calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int =
     if bins < 1:
         raise ValueError(f"bins={bins}: give a whole number of at least 1.")
     scores, truth = _checked(logits, labels)
-    confidence = np.exp(_log_softmax(scores).max(-1))
-    surplus = (scores.argmax(-1) == truth) - confidence
+    return calibration_error(np.exp(_log_softmax(scores).max(-1)), scores.argmax(-1) == truth, bins)
+
+
+def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
+    """The same from confidences, where logits would be too large to keep.
+
+    Args:
+        confidence: probability of each item's predicted class, shape ``(items,)``.
+        right: whether the prediction is right, shape ``(items,)``.
+        bins: number of bins.
+
+    Raises:
+        ValueError: ``bins`` is below 1, there is no item, or the shapes differ.
+
+    Examples:
+        >>> calibration_error([0.5, 0.5], [True, True])
+        0.5
+    """
+    if bins < 1:
+        raise ValueError(f"bins={bins}: give a whole number of at least 1.")
+    sure, hits = np.asarray(confidence, dtype=np.float64), np.asarray(right)
+    if sure.ndim != 1 or sure.shape != hits.shape or not len(sure):
+        raise ValueError(f"confidence of shape {sure.shape} and right of shape {hits.shape}: give (items,) twice.")
     # A bin contains its upper end, so that a confidence of 1 has a place.
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(index, weights=surplus, minlength=bins)).sum() / len(truth))
+    index = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(index, weights=hits - sure, minlength=bins)).sum() / len(sure))
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 from .flatness.perturbation import delta_of
 
@@ -18,7 +18,7 @@ TAGS = ("hf_fam", "relative-flatness")
 _BEGIN, _END = "<!-- hf_fam: begin -->", "<!-- hf_fam: end -->"
 _SECTION = re.compile(rf"\n*^{_BEGIN}$.*^{_END}$\n*", re.DOTALL | re.MULTILINE)
 
-_TEMPLATE = """
+_FLATNESS = """
 ## Flatness-aware training
 
 Trained with hf_fam (`pip install hf-fam`), which adds λ κ to the loss: κ is the relative flatness of one layer
@@ -26,15 +26,11 @@ Trained with hf_fam (`pip install hf-fam`), which adds λ κ to the loss: κ is 
 
 | | |
 | --- | --- |
-| layer | {layer} |
-| estimator of κ | {estimator} |
-| gradient of κ | {gradient} |
-| strength λ | {strength} |
-| δ = √(2 m λ), m = {in_features} features | {delta} |
-| κ at the end of training, as logged | {kappa} |
+{rows}
 
 To second order, λ κ is what the loss rises by, on average, when the features that enter the layer are perturbed in a
-random direction by the fraction δ of their length.
+random direction by the fraction δ of their length. κ as logged is a mean over the steps since the log before, on the
+batches of the training and with its dropout.
 
 ```bibtex
 @inproceedings{{adilova2023fam,
@@ -50,6 +46,14 @@ random direction by the fraction δ of their length.
 ```
 """
 
+_COMMAND = """
+## The command that repeats the training
+
+{fence}bash
+{command}
+{fence}
+"""
+
 
 @dataclass(frozen=True)
 class FlatnessSummary:
@@ -62,6 +66,9 @@ class FlatnessSummary:
         gradient: ``"full"`` or ``"weights_only"``.
         strength: lambda.
         kappa: relative flatness as it was logged last, or None if it never was.
+        kappa_before: as it was logged first, or None.
+        base_model: name of the model that was fine-tuned, or None if there was none.
+        step_time_ratio: seconds a step over those of plain training, if they were measured.
 
     Examples:
         >>> FlatnessSummary("classifier", 400, "closed_form", "full", strength=0.005, kappa=None).delta
@@ -74,6 +81,9 @@ class FlatnessSummary:
     gradient: str
     strength: float
     kappa: float | None
+    kappa_before: float | None = None
+    base_model: str | None = None
+    step_time_ratio: float | None = None
 
     @property
     def delta(self) -> float:
@@ -82,23 +92,37 @@ class FlatnessSummary:
 
     def to_markdown(self) -> str:
         """The section of the card; names are escaped, so that none can change its structure."""
-        return _TEMPLATE.format(
-            layer=escape_markdown(self.layer),
-            estimator=escape_markdown(self.estimator),
-            gradient=escape_markdown(self.gradient),
-            strength=f"{self.strength:.4g}",
-            in_features=self.in_features,
-            delta=f"{self.delta:.4g}",
-            kappa="not logged" if self.kappa is None else f"{self.kappa:.4g}",
-        )
+        rows = {
+            "base model": self.base_model,
+            "layer": self.layer,
+            "estimator of κ": self.estimator,
+            "gradient of κ": self.gradient,
+            "strength λ": f"{self.strength:.4g}",
+            f"δ = √(2 m λ), m = {self.in_features} features": f"{self.delta:.4g}",
+            "κ at the start of training, as logged": _number(self.kappa_before),
+            "κ at the end of training, as logged": _number(self.kappa),
+            "time of a step, relative to plain training": self.step_time_ratio and f"{self.step_time_ratio:.3g}",
+        }
+        shown = [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items() if value is not None]
+        return _FLATNESS.format(rows="\n".join(shown))
 
 
-def extend_model_card(path: str | Path, summary: FlatnessSummary) -> None:
-    r"""Add tags and a section about the training to a model card; an earlier such section is replaced.
+def extend_model_card(
+    path: str | Path,
+    summary: FlatnessSummary | None,
+    results: Sequence[EvalResult] = (),
+    command: str | None = None,
+) -> list[str]:
+    r"""Add tags and sections about the training to a model card; earlier such sections are replaced.
 
     Args:
         path: the README.md that ``Trainer.create_model_card`` wrote.
-        summary: what the section says.
+        summary: what the section about flatness says; None leaves it and the tags out (plain training).
+        results: of the evaluation, for the card's metadata; without any those that are there stay.
+        command: what repeats the training.
+
+    Returns:
+        The card's tags.
 
     Raises:
         FileNotFoundError: there is no card.
@@ -109,17 +133,31 @@ def extend_model_card(path: str | Path, summary: FlatnessSummary) -> None:
         >>> path = Path(tempfile.mkdtemp(), "README.md")
         >>> _ = path.write_text("---\ntags:\n- generated_from_trainer\n---\n# My model\n")
         >>> extend_model_card(path, FlatnessSummary("classifier", 384, "closed_form", "full", 0.001, 1.5))
-        >>> ModelCard.load(path).data.tags
         ['generated_from_trainer', 'hf_fam', 'relative-flatness']
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no model card to extend; call Trainer.create_model_card first.")
     card = ModelCard.load(path)
-    card.data.tags = _merged(card.data.tags, TAGS)
+    card.data.tags = _merged(card.data.tags, TAGS if summary is not None else ())
+    if results:
+        card.data.eval_results = list(results)
+        card.data.model_name = card.data.get("model_name") or path.resolve().parent.name
     body = _SECTION.sub("\n", card.text).rstrip()
-    card.text = f"{body}\n\n{_BEGIN}\n{summary.to_markdown()}\n{_END}\n"
+    section = (summary.to_markdown() if summary is not None else "") + (_command_section(command) if command else "")
+    card.text = f"{body}\n\n{_BEGIN}\n{section}\n{_END}\n" if section else f"{body}\n"
     card.save(path)
+    return list(card.data.tags)
+
+
+def first_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The first value of a name in a Trainer's ``state.log_history``, or None.
+
+    Examples:
+        >>> first_logged([{"loss": 1.0}, {"fam_kappa": 2.0}, {"fam_kappa": 1.5}], "fam_kappa")
+        2.0
+    """
+    return next((float(logs[name]) for logs in history if name in logs), None)
 
 
 def last_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -129,7 +167,7 @@ def last_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None
         >>> last_logged([{"fam_kappa": 2.0}, {"fam_kappa": 1.5}, {"train_runtime": 9.0}], "fam_kappa")
         1.5
     """
-    return next((float(logs[name]) for logs in reversed(history) if name in logs), None)
+    return first_logged([*reversed(history)], name)
 
 
 def escape_markdown(text: object) -> str:
@@ -140,6 +178,16 @@ def escape_markdown(text: object) -> str:
         pre\_classifier \| \<b\> \# x
     """
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", " ".join(str(text).split()))
+
+
+def _number(value: float | None) -> str:
+    return "not logged" if value is None else f"{value:.4g}"
+
+
+def _command_section(command: str) -> str:
+    """In a fence that is longer than any within the command."""
+    longest = max((len(run) for run in re.findall("`+", command)), default=0)
+    return _COMMAND.format(fence="`" * max(3, longest + 1), command=command)
 
 
 def _merged(tags: str | list[str] | None, new: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +11,10 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
 from .callback import FAMCallback
+from .card_writing import name_of_base_model, write_card
 from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
-from .model_card import FlatnessSummary, extend_model_card, last_logged
+from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
 from .relative_flatness import PERTURBATION, RelativeFlatness
 from .requirements import check_requirements, refuse_parallelism
@@ -155,11 +155,24 @@ class FAMMixin(_Host):
             stop_together(problem, self.accelerator)
         super()._save_checkpoint(*args, **kwargs)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's card, with tags and a section about flatness; its arguments are those of the Trainer."""
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero() and self._fam_lambda() > 0:
-            extend_model_card(Path(self.args.output_dir or ".", "README.md"), self._summary())
+    def create_model_card(
+        self, *args: Any, command: str | None = None, step_time_ratio: float | None = None, **kwargs: Any
+    ) -> None:
+        """The Trainer's card, with tags, a section about flatness and the evaluation as metadata.
+
+        For the metadata, give ``tasks`` and ``dataset`` (or ``dataset_tags``). `push_to_hub` passes all of these on.
+
+        Args:
+            *args: the Trainer's.
+            command: what one types to repeat the training, shown as it is.
+            step_time_ratio: seconds a step over those of plain training, if you measured them.
+            **kwargs: the Trainer's.
+        """
+
+        def summarise() -> FlatnessSummary | None:
+            return self._summary(kwargs.get("finetuned_from"), step_time_ratio) if self._fam_lambda() > 0 else None
+
+        write_card(self, super().create_model_card, args, kwargs, summarise, command)
 
     def _whole_model(self) -> nn.Module:
         """The model; for sentence-transformers' losses with weights of their own the loss, which contains it."""
@@ -168,7 +181,7 @@ class FAMMixin(_Host):
             return loss
         return model
 
-    def _summary(self) -> FlatnessSummary:
+    def _summary(self, base_model: str | None, step_time_ratio: float | None) -> FlatnessSummary:
         flatness = self.relative_flatness
         return FlatnessSummary(
             layer=flatness.layer.name,
@@ -177,6 +190,9 @@ class FAMMixin(_Host):
             gradient=self.fam_args.fam_gradient,
             strength=self._fam_lambda(),
             kappa=last_logged(self.state.log_history, "fam_kappa"),
+            kappa_before=first_logged(self.state.log_history, "fam_kappa"),
+            base_model=base_model or name_of_base_model(self.model),
+            step_time_ratio=step_time_ratio,
         )
 
     def _fam_lambda(self) -> float:

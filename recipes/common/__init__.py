@@ -1,0 +1,1 @@
+"""What the recipes share: arguments, data, metrics, methods, and the course of a run."""

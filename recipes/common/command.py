@@ -1,0 +1,51 @@
+"""The command that repeats a run, for its model card."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+# What must not be published, and what belongs to one attempt only.
+SECRET = ("--hub_token", "--push_to_hub", "--resume_from_checkpoint")
+
+
+def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
+    """What to type, from the root of the repository.
+
+    Folders outside of it are shortened to their last part: a card tells nobody how a machine is laid out.
+
+    Args:
+        args: the Trainer's arguments: their number of processes is named.
+        argv: script and flags; the process's own by default.
+    """
+    script, *given = sys.argv if argv is None else argv
+    launch = ["accelerate", "launch", *(["--num_processes", str(args.world_size)] if args.world_size > 1 else [])]
+    return shlex.join([*launch, shortened(script), *map(shortened, without(given, SECRET))])
+
+
+def without(given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The flags but some, whose values go with them."""
+    kept: list[str] = []
+    leaving = False
+    for word in given:
+        leaving = word.split("=")[0] in names or (leaving and not word.startswith("-"))
+        if word.startswith("--") and "=" in word and leaving:
+            leaving = False
+        elif not leaving:
+            kept.append(word)
+    return kept
+
+
+def shortened(word: str) -> str:
+    """An absolute path within the repository is made relative, any other one loses its folders."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = Path(value)
+    if path.is_absolute():
+        inside = path.is_relative_to(ROOT)
+        value = path.relative_to(ROOT).as_posix() if inside else path.name
+    return f"{flag}{equals}{value}"

@@ -1,0 +1,106 @@
+"""Data from the Hub, from files and from folders of images, split into what trains, validates and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, DatasetDict, load_dataset
+
+from .arguments import DataArguments
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def load_parts(data: DataArguments, cache_dir: str | None, seed: int, validation: str = VALIDATION) -> DatasetDict:
+    """What trains and validates, and what tests if there is such data.
+
+    Args:
+        data: where it is.
+        cache_dir: for what was downloaded or converted.
+        seed: of the split, where no validation data is given.
+        validation: what the data set on the Hub calls its validation data.
+
+    Raises:
+        ValueError: no data is given; a file is missing or of an unknown kind.
+    """
+    files = {TRAIN: data.train_file, VALIDATION: data.validation_file, TEST: data.test_file}
+    given = {part: file for part, file in files.items() if file is not None}
+    if not data.dataset_name and TRAIN not in given:
+        raise ValueError("give dataset_name (on the Hub) or train_file (and validation_file, test_file).")
+    if data.dataset_name:
+        parts = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir=cache_dir)
+        if validation in parts:
+            parts[VALIDATION] = parts[validation]
+    else:
+        parts = load_dataset(kind_of_files(given), data_files=given, cache_dir=cache_dir)
+    return cut(parts, data, seed)
+
+
+def kind_of_files(files: dict[str, str]) -> str:
+    """The builder that reads them all."""
+    for part, file in files.items():
+        if not Path(file).is_file():
+            raise ValueError(f"{part}_file={file!r}: there is no such file.")
+    kinds = {Path(file).suffix: BUILDERS.get(Path(file).suffix) for file in files.values()}
+    if len({*kinds.values()}) > 1 or None in kinds.values():
+        raise ValueError(f"files that end in {', '.join(kinds)}: give files of one kind ({', '.join(BUILDERS)}).")
+    return str(next(iter(kinds.values())))
+
+
+def cut(parts: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
+    """Split validation data off where there is none, and keep the first samples where so many are asked for."""
+    if TRAIN not in parts:
+        raise ValueError(f"the data has no part '{TRAIN}' but {', '.join(map(repr, parts))}: give train_file as well.")
+    if VALIDATION not in parts:
+        if not 0 < data.train_val_split < 1:
+            raise ValueError(f"train_val_split={data.train_val_split!r}: give a fraction between 0 and 1.")
+        split = parts[TRAIN].train_test_split(data.train_val_split, seed=seed)
+        parts[TRAIN], parts[VALIDATION] = split["train"], split["test"]
+    limits = {TRAIN: data.max_train_samples, VALIDATION: data.max_eval_samples, TEST: data.max_predict_samples}
+    return DatasetDict(
+        {
+            part: parts[part] if limit is None else parts[part].select(range(min(limit, len(parts[part]))))
+            for part, limit in limits.items()
+            if part in parts
+        }
+    )
+
+
+def require_column(parts: DatasetDict, name: str, argument: str) -> str:
+    """The name, if every part but the test data has such a column."""
+    for part in (TRAIN, VALIDATION):
+        if name not in parts[part].column_names:
+            present = ", ".join(map(repr, parts[part].column_names))
+            raise ValueError(f"{argument}={name!r}: the {part} data has no such column but {present}.")
+    return name
+
+
+def class_names(parts: DatasetDict, column: str) -> list[str]:
+    """The classes in order: as the data declares them, or all values of the training data, sorted.
+
+    Raises:
+        ValueError: only one class, or a class that the training data does not have.
+    """
+    feature: Any = parts[TRAIN].features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    values = sorted({*parts[TRAIN][column]})
+    if len(values) < 2:
+        raise ValueError(f"column '{column}' has {len(values)} class in the training data; at least two are needed.")
+    unknown = {*parts[VALIDATION][column]} - {*values}
+    if unknown:
+        raise ValueError(f"column '{column}': the validation data has classes without training data: {sorted(unknown)}")
+    return [str(value) for value in values]
+
+
+def class_number(names: list[str], feature: Any, value: Any) -> int:
+    """The number of a label. -1 that is no class stays: GLUE gives it to labels that it hides."""
+    if isinstance(feature, ClassLabel):
+        return int(value)
+    if str(value) in names:
+        return names.index(str(value))
+    if value == -1:
+        return -1
+    raise ValueError(f"label {value!r} does not occur in the training data, which has {', '.join(names)}.")

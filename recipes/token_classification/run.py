@@ -1,0 +1,118 @@
+"""Fine-tune a model that labels words: named entities and the like, by name on the Hub or from one's own files.
+
+accelerate launch recipes/token_classification/run.py recipes/token_classification/fam.yaml --train_file mine.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from datasets import ClassLabel, DatasetDict
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
+
+from hf_fam import FAMTrainingArguments
+from recipes.common import metrics
+from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from recipes.common.data import TRAIN, load_parts, require_column
+from recipes.common.training import Run, begin, finetune
+
+
+@dataclass
+class TokenArguments(DataArguments):
+    """Rows with a list of words and a list of labels, one a word; json or parquet (csv has no lists)."""
+
+    text_column_name: str = field(default="tokens", metadata={"help": "Column of the words."})
+    label_column_name: str = field(default="ner_tags", metadata={"help": "Column of the labels."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens after which a text is cut."})
+    label_all_tokens: bool = field(
+        default=False, metadata={"help": "Label every token of a word, and not its first one alone."}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the recipe; the metrics."""
+    kinds = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
+    model_args, data, method, args = parse(kinds, argv)
+    begin(args)
+    with args.main_process_first():
+        parts = load_parts(data, model_args.cache_dir, args.seed)
+    words = require_column(parts, data.text_column_name, "text_column_name")
+    label = require_column(parts, data.label_column_name, "label_column_name")
+    names = word_classes(parts, label)
+    given = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    source = model_args.tokenizer_name or model_args.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(source, cache_dir=model_args.cache_dir)
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of '{source}' cannot tell which word a token is of: a fast one is needed.")
+    config = AutoConfig.from_pretrained(
+        model_args.model_name_or_path,
+        id2label=dict(enumerate(names)),
+        label2id={name: k for k, name in enumerate(names)},
+        **given,
+    )
+    model = AutoModelForTokenClassification.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        attn_implementation=model_args.attn_implementation,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        **given,
+    )
+    numbers = {name: k for k, name in enumerate(names)}
+    declared = isinstance(item_feature(parts, label), ClassLabel)
+
+    def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        encoded = tokenizer(batch[words], truncation=True, max_length=data.max_seq_length, is_split_into_words=True)
+        encoded["labels"] = [
+            token_labels(
+                encoded.word_ids(k), [v if declared else numbers[str(v)] for v in row], every=data.label_all_tokens
+            )
+            for k, row in enumerate(batch[label])
+        ]
+        return encoded
+
+    with args.main_process_first():
+        parts = DatasetDict(
+            {k: part.map(prepare, batched=True, remove_columns=part.column_names) for k, part in parts.items()}
+        )
+    run = Run(
+        model_args, data, method, args, model, parts, tokenizer, DataCollatorForTokenClassification(tokenizer),
+        metrics.classification,
+        task="token-classification", data_name=data.dataset_name or Path(str(data.train_file)).name,
+    )  # fmt: skip
+    return finetune(run)
+
+
+def item_feature(parts: DatasetDict, label: str) -> Any:
+    """What the data says about the entries of the lists of labels."""
+    return getattr(parts[TRAIN].features[label], "feature", None)
+
+
+def word_classes(parts: DatasetDict, label: str) -> list[str]:
+    """The classes of words: as declared, or all that occur in the training data, sorted."""
+    feature = item_feature(parts, label)
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    found = [sorted({str(v) for row in part[label] for v in row}) for part in parts.values()]
+    unknown = {name for names in found[1:] for name in names} - {*found[0]}
+    if unknown:
+        raise ValueError(f"column '{label}' has labels that the training data does not have: {sorted(unknown)}")
+    return found[0]
+
+
+def token_labels(word_ids: Sequence[int | None], labels: Sequence[int], every: bool) -> list[int]:
+    """The label of each token: its word's for the first token of a word, or for every one; else ignored."""
+    before = [None, *word_ids[:-1]]
+    return [
+        metrics.IGNORED if word is None or (word == last and not every) else labels[word]
+        for word, last in zip(word_ids, before, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()

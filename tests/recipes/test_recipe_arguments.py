@@ -1,0 +1,144 @@
+"""What one types for a recipe: YAML below flags, and mistakes that are answered."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("evaluate")
+
+from hf_fam import FAMTrainingArguments
+from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from recipes.common.command import repeat_command
+from recipes.common.data import class_number, load_parts
+from support.launch import ROOT
+from support.tiny_recipes import RECIPES, text_files
+
+KINDS = (ModelArguments, DataArguments, MethodArguments, FAMTrainingArguments)
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "some.yaml"
+    path.write_text("model_name_or_path: m\nreport_to: none\nuse_cpu: true\n" + text)
+    return str(path)
+
+
+def test_flags_win_over_yaml(tmp_path: Path) -> None:
+    path = written(tmp_path, "learning_rate: 3e-4\ndo_eval: true\nseed: 7\nmax_steps: -1\nlr_scheduler_kwargs: {a: 1}")
+    model, _, _, args = parse(KINDS, [path, "--learning_rate", "1e-3", "--output_dir", str(tmp_path)])
+    assert model.model_name_or_path == "m"
+    assert (args.learning_rate, args.seed, args.do_eval, args.max_steps) == (1e-3, 7, True, -1)
+    assert args.lr_scheduler_kwargs == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("method: sharp\n", [], "choose one of fam, baseline, sam"),
+        ("method: sam\nsam_rho: 0.0\n", [], "positive radius"),
+        ("method: baseline\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
+        ("fam_estimator: magic\n", [], "fam_estimator"),
+    ],
+)
+def test_values_that_are_refused(tmp_path: Path, text: str, flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(KINDS, [written(tmp_path, text), "--output_dir", str(tmp_path), *flags])
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises((SystemExit, ValueError), match=r"lerning_rate|2"):
+        parse(KINDS, [written(tmp_path, "lerning_rate: 1.0\n"), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "some.json"])
+def test_no_yaml_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="no YAML file"):
+        parse(KINDS, [str(tmp_path / name)])
+
+
+def data(**given: Any) -> DataArguments:
+    return DataArguments(**given)
+
+
+def test_data_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    for given, message in (
+        ({}, "give dataset_name"),
+        ({"validation_file": "f.csv"}, "give dataset_name"),
+        ({"train_file": "f.csv"}, "there is no such file"),
+        ({"train_file": str(tmp_path / "a.txt")}, "files of one kind"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_parts(data(**given), str(tmp_path), seed=0)
+
+
+def test_validation_data_is_split_off(tmp_path: Path) -> None:
+    files = text_files(tmp_path, lambda n: n % 2)
+    parts = load_parts(data(train_file=files["train_file"], train_val_split=0.25), str(tmp_path / "cache"), seed=0)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 24, "validation": 8}
+    assert not {*parts["train"]["text"]} & {*parts["validation"]["text"]} or len({*parts["train"]["text"]}) < 24
+
+
+def test_labels_of_minus_one() -> None:
+    assert [class_number(["-1", "0", "1"], None, value) for value in (-1, 0, 1)] == [0, 1, 2]
+    assert class_number(["no", "yes"], None, -1) == -1
+    with pytest.raises(ValueError, match="does not occur"):
+        class_number(["no", "yes"], None, "maybe")
+
+
+def test_command_for_the_card(tmp_path: Path) -> None:
+    class Args:
+        world_size = 2
+
+    given = ["--hub_token", "hf_secret", "--hub_token=hf_secret", "--train_file", str(tmp_path / "my data.csv")]
+    script = str(RECIPES / "text_classification" / "run.py")
+    config = str(RECIPES / "text_classification" / "fam.yaml")
+    flags = [
+        *given,
+        f"--output_dir={tmp_path / 'out'}",
+        "--push_to_hub",
+        "--seed",
+        "-1",
+        "--resume_from_checkpoint",
+        "x",
+    ]
+    assert repeat_command(Args(), [script, config, *flags]) == (
+        "accelerate launch --num_processes 2 recipes/text_classification/run.py recipes/text_classification/fam.yaml "
+        "--train_file 'my data.csv' --output_dir=out --seed -1"
+    )
+
+
+DOCUMENTED = re.findall(r"`(accelerate launch recipes/[^`]*run\.py [^`]*)`", (ROOT / "docs" / "recipes.md").read_text())
+
+
+def test_every_recipe_is_documented() -> None:
+    scripts = {path.relative_to(ROOT).as_posix() for path in RECIPES.glob("*/run.py")} - {"recipes/comparison/run.py"}
+    assert {command.split()[2] for command in DOCUMENTED} == scripts
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_documented_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Up to the point where data would be read; parsed by the script's own main."""
+    _, _, script, config, *flags = shlex.split(command)
+    name = {"recipes/text_regression/run.py": "recipes/text_classification/run.py"}.get(script, script)
+    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    parsed: list[Any] = []
+
+    class Understood(Exception):
+        pass
+
+    def stop(args: Any) -> None:
+        parsed.append(args)
+        raise Understood
+
+    (tmp_path / "my_images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "begin", stop)
+    with pytest.raises(Understood):
+        module.main([str(ROOT / config), *flags, "--use_cpu"])
+    assert parsed[0].output_dir.startswith("out/") and parsed[0].do_train and parsed[0].do_eval

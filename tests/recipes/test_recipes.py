@@ -1,0 +1,170 @@
+"""Every recipe runs to its end: by all methods, resumed, in one and in two processes, with a card that is valid."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+pytest.importorskip("evaluate")
+pytest.importorskip("peft")
+pytest.importorskip("pytorch_optimizer")
+
+from support.launch import launch
+from support.tiny_recipes import MAKERS, RECIPES, made, typed
+
+METHODS = ("fam", "baseline", "sam")
+METRICS = {
+    "text_classification": {"accuracy", "f1", "matthews_correlation", "nll", "ece"},
+    "text_regression": {"pearson", "spearman", "mean_squared_error"},
+    "token_classification": {"accuracy", "f1", "matthews_correlation", "nll", "ece"},
+    "image_classification": {"accuracy", "f1", "matthews_correlation", "nll", "ece"},
+    "causal_lm": {"accuracy", "nll", "perplexity", "ece"},
+}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return {recipe: made(recipe, tmp_path_factory.mktemp(recipe)) for recipe in MAKERS}
+
+
+def run(recipe: str, method: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The recipe in this process."""
+    arguments = typed(recipe, method, given)
+    monkeypatch.setattr("sys.argv", [str(RECIPES / recipe / "run.py"), *arguments])
+    return importlib.import_module(f"recipes.{recipe}.run").main(arguments)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
+
+
+def distance(one: Path, other: Path) -> float:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max(float((a[name].float() - b[name].float()).abs().max()) for name in a)
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """What is saved of the evaluation, except how long it took."""
+    found = json.loads((folder / "eval_results.json").read_text())
+    return {k: v for k, v in found.items() if not k.endswith(("runtime", "per_second"))}
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_runs_to_its_end_and_resumes(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    given = {**flags[recipe], "per_device_train_batch_size": 8}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    found = run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
+    for part in ("eval", "predict"):
+        assert all(math.isfinite(found[f"{part}_{name}"]) for name in METRICS[recipe])
+    card = ModelCard.load(whole / "README.md")
+    assert {"hf_fam", "relative-flatness"} <= {*card.data.tags}
+    # Stop after the first step, go on.
+    checkpoint = whole / "checkpoint-1"
+    again = {**given, "output_dir": halves, "resume_from_checkpoint": checkpoint}
+    run(recipe, "fam", again, monkeypatch)
+    assert distance(whole, halves) == 0
+    assert scores(whole) == scores(halves)
+    with pytest.raises(ValueError, match="contains a trained model"):
+        run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
+
+
+@pytest.mark.parametrize("method", ["baseline", "sam"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(r, marks=[] if r == "text_classification" else pytest.mark.slow) for r in MAKERS]
+)
+def test_other_methods(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str
+) -> None:
+    """They differ from FAM, resume, and claim nothing of it."""
+    given = {**flags[recipe], "per_device_train_batch_size": 8}
+    run(recipe, "fam", {**given, "output_dir": tmp_path / "fam", "fam_lambda": 0.1}, monkeypatch)
+    run(recipe, method, {**given, "output_dir": tmp_path / "whole"}, monkeypatch)
+    resumed = {
+        **given,
+        "output_dir": tmp_path / "halves",
+        "resume_from_checkpoint": tmp_path / "whole" / "checkpoint-2",
+    }
+    run(recipe, method, resumed, monkeypatch)
+    assert distance(tmp_path / "whole", tmp_path / "halves") == 0
+    assert distance(tmp_path / "whole", tmp_path / "fam") > 1e-5
+    assert "hf_fam" not in ModelCard.load(tmp_path / "whole" / "README.md").data.tags
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("recipe", MAKERS)
+@pytest.mark.slow
+def test_two_processes_are_one(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str
+) -> None:
+    check_two_processes(flags[recipe], tmp_path, monkeypatch, recipe, method)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_are_one_fast(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_two_processes(flags["text_classification"], tmp_path, monkeypatch, "text_classification", "fam")
+
+
+def check_two_processes(
+    flags: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str
+) -> None:
+    one, two = folder / "one", folder / "two"
+    run(recipe, method, {**flags, "output_dir": one, "per_device_train_batch_size": 8}, monkeypatch)
+    script = RECIPES / recipe / "run.py"
+    launch(script, *typed(recipe, method, {**flags, "output_dir": two, "per_device_train_batch_size": 4}))
+    states = [json.loads((path / "trainer_state.json").read_text()) for path in (one, two)]
+    assert [state["train_batch_size"] for state in states] == [8, 4]
+    assert distance(one, two) < 1e-4
+    assert distance(one, Path(one, "checkpoint-1")) > 1e-3, "the training is too short to tell"
+    assert scores(two) == pytest.approx(scores(one), rel=1e-3, abs=1e-4)
+    assert "num_processes 2" in (two / "README.md").read_text(encoding="utf-8") or method != "fam"
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_configurations_differ_in_their_method_alone(recipe: str) -> None:
+    read = {m: yaml.safe_load((RECIPES / recipe / f"{m}.yaml").read_text(encoding="utf-8")) for m in METHODS}
+    assert [values.pop("method") for values in read.values()] == list(METHODS)
+    assert [values.pop("output_dir") for values in read.values()] == [f"out/{recipe}/{m}" for m in METHODS]
+    assert read["sam"].pop("sam_rho") == 0.05
+    assert read["fam"] == read["baseline"] == read["sam"]
+
+
+@pytest.mark.skipif("HF_FAM_DATA" not in os.environ, reason="set HF_FAM_DATA to the folder of the real data sets")
+@pytest.mark.parametrize("task", ["rte", "mrpc", "cola", "sst2", "stsb", "wnli"])
+def test_real_glue_files(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    folder = Path(os.environ["HF_FAM_DATA"], "glue", task)
+    recipe = "text_regression" if task == "stsb" else "text_classification"
+    given = {k: v for k, v in flags[recipe].items() if not k.endswith("_file")}
+    files = {"train_file": folder / "train.parquet", "validation_file": folder / "dev.parquet"}
+    few = {"max_train_samples": 32, "max_eval_samples": 16, "max_seq_length": 16, "do_predict": False}
+    found = run(recipe, "fam", {**given, **files, **few, "task_name": task, "output_dir": tmp_path}, monkeypatch)
+    assert math.isfinite(found["eval_loss"])
+
+
+@pytest.mark.skipif("HF_FAM_DATA" not in os.environ, reason="set HF_FAM_DATA to the folder of the real data sets")
+def test_real_cifar_10(flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.environ["HF_FAM_DATA"], "cifar10")
+    given = {k: v for k, v in flags["image_classification"].items() if not k.endswith("_dir")}
+    files = {"train_file": folder / "train-15k.parquet", "validation_file": folder / "test.parquet"}
+    few = {"max_train_samples": 32, "max_eval_samples": 16, "do_predict": False, "augmentation": "flip_crop"}
+    few["ignore_mismatched_sizes"] = True  # ten classes, the tiny model has two
+    found = run("image_classification", "fam", {**given, **files, **few, "output_dir": tmp_path}, monkeypatch)
+    assert math.isfinite(found["eval_nll"])
