@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .callback import FAMCallback
     from .injection import attach
+    from .measure import measure_relative_flatness
     from .relative_flatness import RelativeFlatness
     from .trainer import FAMMixin, FAMSeq2SeqTrainer, FAMTrainer
     from .training_args import FAMArguments, FAMSeq2SeqTrainingArguments, FAMTrainingArguments
@@ -19,6 +20,7 @@ _HOMES = {
     "RelativeFlatness": "relative_flatness",
     "attach": "injection",
     "FAMCallback": "callback",
+    "measure_relative_flatness": "measure",
     "FAMMixin": "trainer",
     "FAMTrainer": "trainer",
     "FAMSeq2SeqTrainer": "trainer",
@@ -37,6 +39,7 @@ __all__ = [
     "FAMTrainingArguments",
     "RelativeFlatness",
     "attach",
+    "measure_relative_flatness",
 ]
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .measure.records import LayerFlatness
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,7 @@ def plot_runs(
         >>> path.exists()
         True
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Not pyplot: no display, and no figures of the caller's are touched.
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * len(panels), 3.4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, records), style in zip(runs.items(), _styles(len(runs)), strict=True):
             points = [(r[x], r[panel.key]) for r in records if panel.key in r]
@@ -57,7 +58,55 @@ def plot_runs(
         axes.set(title=panel.title, xlabel=x, yscale="log" if panel.log else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
+    save(figure, path)
+
+
+def layer_profile(records: Sequence[LayerFlatness]) -> Figure:
+    """kappa of every layer with twice its standard error; kappa_max and the layer-wise version where known.
+
+    Args:
+        records: one a layer, as measured.
+    """
+    figure = new_figure(6.4, 1.6 + 0.34 * len(records))
+    axes = figure.subplots()
+    rows = range(len(records))
+    kappas = [r.kappa for r in records]
+    errors = [2 * r.standard_error if r.standard_error == r.standard_error else 0.0 for r in records]
+    axes.errorbar(kappas, rows, xerr=errors, fmt="o", color="C0", capsize=3, label="κ ± 2 standard errors")
+    others = (("kappa_max", "s", "κ_max"), ("layerwise", "^", "layer-wise, ‖W‖² Tr H"))
+    for k, (name, marker, label) in enumerate(others, 1):
+        known = [(getattr(r, name), row) for row, r in enumerate(records) if getattr(r, name) is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker, color=f"C{k}", fillstyle="none", linestyle="none", label=label)
+    # On a linear scale the smaller layers could not be told apart; negative values of kappa need it.
+    drawn = [v for r in records for v in (r.kappa, r.kappa_max, r.layerwise) if v is not None]
+    axes.set(yticks=list(rows), yticklabels=[_plain_text(r.layer) for r in records])
+    axes.set(
+        xlabel="a small value is flat", xscale="log" if min(drawn) > 0 else "linear", ylim=(len(records) - 0.5, -0.5)
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, without pyplot: no display, and no figures of the caller's are touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a file, whose ending is the format."""
     figure.savefig(path, dpi=150)
+
+
+def _plain_text(name: str) -> str:
+    """A name as it is: matplotlib would set what is between dollar signs as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _styles(count: int) -> list[str]:
