@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .callback import FAMCallback
     from .injection import attach
+    from .flatness_callback import FlatnessCallback
     from .measure import measure_relative_flatness
     from .relative_flatness import RelativeFlatness
     from .trainer import FAMMixin, FAMSeq2SeqTrainer, FAMTrainer
@@ -21,6 +22,7 @@ _HOMES = {
     "attach": "injection",
     "FAMCallback": "callback",
     "measure_relative_flatness": "measure",
+    "FlatnessCallback": "flatness_callback",
     "FAMMixin": "trainer",
     "FAMTrainer": "trainer",
     "FAMSeq2SeqTrainer": "trainer",
@@ -37,6 +39,7 @@ __all__ = [
     "FAMSeq2SeqTrainingArguments",
     "FAMTrainer",
     "FAMTrainingArguments",
+    "FlatnessCallback",
     "RelativeFlatness",
     "attach",
     "measure_relative_flatness",
