@@ -19,7 +19,7 @@ from ..flatness.linear_map import LinearMap
 from ..flatness.row_blocks import RowBlocks, row_curvatures
 from ..flatness.row_values import RowValues, closed_form_rows, gauss_newton_rows, hessian_rows
 from .moments import Moments, Sample
-from .normalization import columns_multiplied, feature_axis, on_axis
+from .normalization import columns_multiplied, divided
 
 # Apart from those of kappa, which are numbered from 0.
 _TRACE_PROBES = 10**6
@@ -201,6 +201,4 @@ class LayerMeasurement:
 
     def normalized(self, features: Tensor) -> Tensor:
         """phi, divided by the standard deviations where features are normalised."""
-        if self.deviation is None:
-            return features
-        return features / on_axis(self.deviation, features, feature_axis(self.linear_map))
+        return features if self.deviation is None else divided(features, self.deviation, self.linear_map)

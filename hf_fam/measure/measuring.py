@@ -74,7 +74,7 @@ def measure_relative_flatness(
             ``"layerwise"`` (with Tr H), ``"hessian_max_eigenvalue"`` (of the whole layer; not a relative flatness).
         normalize_features: divide every feature by its standard deviation over the data, and multiply the column of W,
             before measuring (the published measuring code does so): removes the dependence on the scale of single
-            features. Takes a further pass over the data.
+            features. Features that are constant over the data are left out, as the bias is. Takes a further pass.
         estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"`` (never negative) for what has no closed form.
         probes: random directions for every batch; two give the error that is due to them.
         relative_error: stop as soon as ``standard_error <= relative_error * |kappa|`` for every layer. What was read

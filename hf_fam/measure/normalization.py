@@ -1,4 +1,8 @@
-"""Features divided by their standard deviation over the data, and columns of W multiplied: the same function."""
+"""Features divided by their standard deviation over the data, and columns of W multiplied: the same function.
+
+A feature that is constant over the data (a dead unit) acts as a bias does, and is left out like the bias: with any
+other convention kappa would depend on the arbitrary scale of dead units.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,10 @@ def feature_axis(linear_map: LinearMap) -> int:
     return -(linear_map.dimensions + 1) if isinstance(linear_map, ConvolutionMap) else -1
 
 
-def on_axis(scale: Tensor, features: Tensor, axis: int) -> Tensor:
-    """One number a feature, in a shape that broadcasts to the features."""
-    return scale.to(features).view(-1, *[1] * (-axis - 1))
+def divided(features: Tensor, deviation: Tensor, linear_map: LinearMap) -> Tensor:
+    """phi over its standard deviations, 0 where these are."""
+    inverse = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
+    return features * inverse.to(features).view(-1, *[1] * (-feature_axis(linear_map) - 1))
 
 
 def columns_multiplied(linear_map: LinearMap, scale: Tensor) -> LinearMap:
@@ -48,8 +53,8 @@ class FeatureDeviation:
         >>> from hf_fam.flatness.linear_map import RowMap
         >>> deviation = FeatureDeviation(RowMap(1, 2, lambda: torch.ones(1, 2)))
         >>> deviation.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
-        >>> deviation.result(lambda t: t)  # a constant feature stays as it is
-        tensor([1., 1.], dtype=torch.float64)
+        >>> deviation.result(lambda t: t)
+        tensor([1., 0.], dtype=torch.float64)
     """
 
     def __init__(self, linear_map: LinearMap) -> None:
@@ -63,7 +68,7 @@ class FeatureDeviation:
         self._sums += torch.stack([x.sum(0), x.square().sum(0), torch.full_like(x[0], len(x))])
 
     def result(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """The standard deviations (of the population), 1 for a constant feature.
+        """The standard deviations (of the population), 0 for a constant feature.
 
         Args:
             reduce: sums over processes.
@@ -72,4 +77,4 @@ class FeatureDeviation:
         mean = total / count
         variance = squares / count - mean.square()
         noise = 1e-12 * (squares / count)  # what cancellation leaves of a constant
-        return torch.where(variance > noise, variance.clamp_min(0).sqrt(), torch.ones_like(variance))
+        return torch.where(variance > noise, variance.clamp_min(0).sqrt(), torch.zeros_like(variance))
