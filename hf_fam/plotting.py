@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .measure.records import LayerFlatness
+    from .robustness import FeatureRobustness
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,44 @@ def layer_profile(records: Sequence[LayerFlatness]) -> Figure:
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def item_histogram(record: LayerFlatness) -> Figure:
+    """How kappa is distributed over single items.
+
+    Args:
+        record: of a layer whose items are not coupled.
+    """
+    figure = new_figure(6.4, 3.0)
+    axes = figure.subplots()
+    axes.hist(record.item_kappas, bins=40, color="C0")
+    axes.axvline(record.kappa, color="C3", linestyle="--", label=f"mean, κ = {record.kappa:.3g}")
+    axes.set(xlabel="κ of a single item", ylabel="items", yscale="log", title=_plain_text(record.layer))
+    axes.legend()
+    return figure
+
+
+def robustness_curve(found: FeatureRobustness) -> Figure:
+    """Measured rise of the loss with twice its standard error, and ``delta^2/(2m) kappa``.
+
+    Args:
+        found: what was measured.
+    """
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    errors = [2 * e for e in found.standard_errors]
+    axes.errorbar(found.deltas, found.measured, yerr=errors, fmt="o", capsize=3, label="measured ± 2 standard errors")
+    axes.plot(found.deltas, found.predicted, "--", color="C3", label="δ²/(2m) κ")
+    positive = min(*found.measured, *found.predicted) > 0
+    axes.set(xscale="log", yscale="log" if positive else "symlog", xlabel="δ, relative size of the perturbation")
+    axes.set(ylabel="rise of the loss", title=f"{_plain_text(found.layer)}, {found.matrices} matrices")
+    if not positive:
+        axes.set_yscale("symlog", linthresh=max(map(abs, found.predicted)) * 1e-3 or 1e-12)
+    if found.parts_at is not None:
+        axes.axvline(found.parts_at, color="gray", linestyle=":", label="they part here")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

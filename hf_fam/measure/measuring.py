@@ -51,8 +51,8 @@ def measure_relative_flatness(
     """Relative flatness of layers of a trained model over a data set, with standard errors.
 
     ``kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}`` with ``H_{s,s'} = d2L / dw_s dw_s'`` and L the mean loss over
-    the data (Petzka et al. 2021, definition 3); ``kappa_max = sum_s ||w_s||^2 lambda_max(H_{s,s})`` (their measuring
-    code); the layer-wise version ``||W||_F^2 Tr H`` (section 3.2). A *small* kappa is *flat*.
+    the data (Petzka et al. 2021); ``kappa_max = sum_s ||w_s||^2 lambda_max(H_{s,s})`` (their measuring
+    code); the layer-wise version ``||W||_F^2 Tr H`` (their section 3.2). A *small* kappa is *flat*.
 
     The head is measured in closed form, which is exact, where its loss has one; other layers by random probes of the
     Hessian. All layers share one forward pass of every batch; memory does not grow with the data. Model, gradients,
