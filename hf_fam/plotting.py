@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import SymmetricalLogLocator
 
     from .measure.records import LayerFlatness
     from .robustness import FeatureRobustness
@@ -68,7 +69,7 @@ def layer_profile(records: Sequence[LayerFlatness]) -> Figure:
     Args:
         records: one a layer, as measured.
     """
-    figure = new_figure(6.4, 1.6 + 0.34 * len(records))
+    figure = new_figure(4.8, 1.4 + 0.3 * len(records))
     axes = figure.subplots()
     rows = range(len(records))
     kappas = [r.kappa for r in records]
@@ -82,11 +83,16 @@ def layer_profile(records: Sequence[LayerFlatness]) -> Figure:
     # On a linear scale the smaller layers could not be told apart; negative values of kappa need it.
     drawn = [v for r in records for v in (r.kappa, r.kappa_max, r.layerwise) if v is not None]
     axes.set(yticks=list(rows), yticklabels=[_plain_text(r.layer) for r in records])
-    axes.set(
-        xlabel="a small value is flat", xscale="log" if min(drawn) > 0 else "linear", ylim=(len(records) - 0.5, -0.5)
-    )
+    axes.set(xlabel="a small value is flat", ylim=(len(records) - 0.5, -0.5))
+    if min(drawn) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=_linear(drawn))
+        axes.xaxis.set_major_locator(_few_ticks(drawn))
+        axes.axvline(0, color="gray", linewidth=0.8)
+    axes.tick_params(labelsize="small")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
@@ -96,11 +102,13 @@ def item_histogram(record: LayerFlatness) -> Figure:
     Args:
         record: of a layer whose items are not coupled.
     """
-    figure = new_figure(6.4, 3.0)
+    figure = new_figure(4.8, 2.8)
     axes = figure.subplots()
     axes.hist(record.item_kappas, bins=40, color="C0")
     axes.axvline(record.kappa, color="C3", linestyle="--", label=f"mean, κ = {record.kappa:.3g}")
-    axes.set(xlabel="κ of a single item", ylabel="items", yscale="log", title=_plain_text(record.layer))
+    axes.set(xlabel="κ of a single item", ylabel="items")
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_title(_plain_text(record.layer), fontsize="medium", wrap=True)
     axes.legend()
     return figure
 
@@ -111,21 +119,39 @@ def robustness_curve(found: FeatureRobustness) -> Figure:
     Args:
         found: what was measured.
     """
-    figure = new_figure(6.4, 4.0)
+    figure = new_figure(4.8, 3.4)
     axes = figure.subplots()
     errors = [2 * e for e in found.standard_errors]
     axes.errorbar(found.deltas, found.measured, yerr=errors, fmt="o", capsize=3, label="measured ± 2 standard errors")
     axes.plot(found.deltas, found.predicted, "--", color="C3", label="δ²/(2m) κ")
     positive = min(*found.measured, *found.predicted) > 0
-    axes.set(xscale="log", yscale="log" if positive else "symlog", xlabel="δ, relative size of the perturbation")
-    axes.set(ylabel="rise of the loss", title=f"{_plain_text(found.layer)}, {found.matrices} matrices")
-    if not positive:
-        axes.set_yscale("symlog", linthresh=max(map(abs, found.predicted)) * 1e-3 or 1e-12)
+    axes.set(xscale="log", xlabel="δ, relative size of the perturbation")
+    axes.set(ylabel="rise of the loss")
+    axes.set_title(f"{_plain_text(found.layer)}\n{found.matrices.replace('_', ' ')} matrices", fontsize="medium")
+    if positive:
+        axes.set_yscale("log")
+    else:
+        values = [*found.measured, *found.predicted]
+        axes.set_yscale("symlog", linthresh=_linear(values))
+        axes.yaxis.set_major_locator(_few_ticks(values))
     if found.parts_at is not None:
         axes.axvline(found.parts_at, color="gray", linestyle=":", label="they part here")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _linear(values: Sequence[float]) -> float:
+    """Where a scale for values of both signs stops being logarithmic."""
+    return max(map(abs, values)) * 1e-3 or 1e-12
+
+
+def _few_ticks(values: Sequence[float]) -> SymmetricalLogLocator:
+    from matplotlib.ticker import SymmetricalLogLocator
+
+    locator = SymmetricalLogLocator(base=10, linthresh=_linear(values))
+    locator.set_params(numticks=5)
+    return locator
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -100,19 +100,23 @@ class RowBlocks:
         self._rows, self._count = [], 0
 
 
-def row_curvatures(first: Tensor, pre_activations: Tensor) -> Tensor:
-    """``h_is = d2L/dz_is^2`` of uncoupled rows: d Hessian-vector products of the tail.
+def row_curvatures(first: Tensor, pre_activations: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Everything about uncoupled rows, by d Hessian-vector products of the tail.
 
     Args:
         first: dL/dz that can be differentiated again, shape ``(..., d)``.
         pre_activations: z, shape ``(..., d)``.
+        gram: ``W W^T``, shape ``(d, d)``.
 
     Returns:
-        Shape ``(rows, d)``.
+        ``h_is = d2L/dz_is^2``, shape ``(..., d)``, and ``<W W^T, d2L/dz_i^2>``, kappa of a row but for ``||phi_i||^2``,
+        shape ``(...)``.
 
     Raises:
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
+    dtype = wide(pre_activations.dtype)
+    spread = torch.zeros(pre_activations.shape[:-1], dtype=dtype, device=pre_activations.device)
     outputs = pre_activations.shape[-1]
     columns = []
     for start in range(0, outputs, _TOGETHER):
@@ -120,9 +124,11 @@ def row_curvatures(first: Tensor, pre_activations: Tensor) -> Tensor:
         vectors = pre_activations.new_zeros(len(chosen), *pre_activations.shape)
         for k, s in enumerate(chosen):
             vectors[k, ..., s] = 1
-        products = _many_products(first, pre_activations, vectors)
-        columns += [products[k][..., s].flatten() for k, s in enumerate(chosen)]
-    return torch.stack(columns, -1).to(wide(pre_activations.dtype))
+        (products,) = _many_products([first], [pre_activations], [vectors])
+        columns += [products[k][..., s] for k, s in enumerate(chosen)]
+        for k, s in enumerate(chosen):
+            spread += products[k].to(dtype) @ gram[s].to(dtype)
+    return torch.stack(columns, -1).to(dtype), spread
 
 
 def row_block_products(
@@ -141,17 +147,21 @@ def row_block_products(
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     result = torch.zeros_like(vectors)
-    for k, v in enumerate(vectors):
-        s = start + k
-        own = [phi[..., s * phi.shape[-2] // z.shape[-1], :] for phi, z in zip(features, calls, strict=True)]
+    outputs = calls[0].shape[-1]
+    for begin in range(0, len(vectors), _TOGETHER):
+        chosen = range(begin, min(begin + _TOGETHER, len(vectors)))
+        own = [[phi[..., (start + k) * phi.shape[-2] // outputs, :] for phi in features] for k in chosen]
         moved = []
-        for phi, z in zip(own, calls, strict=True):
-            u = torch.zeros_like(z)
-            u[..., s] = (phi @ v.to(phi.dtype)).to(z.dtype)
+        for j, z in enumerate(calls):
+            u = z.new_zeros(len(chosen), *z.shape)
+            for i, k in enumerate(chosen):
+                u[i, ..., start + k] = (own[i][j] @ vectors[k].to(own[i][j].dtype)).to(z.dtype)
             moved.append(u)
-        products = vector_products(firsts, calls, moved, create_graph=False)
-        for h, phi in zip(products, own, strict=True):
-            result[k] += h[..., s].flatten().to(v.dtype) @ phi.flatten(0, -2).to(v.dtype)
+        products = _many_products(firsts, calls, moved)
+        for i, k in enumerate(chosen):
+            for phi, h in zip(own[i], products, strict=True):
+                v = vectors.dtype
+                result[k] += h[i][..., start + k].flatten().to(v) @ phi.flatten(0, -2).to(v)
     return result
 
 
@@ -182,15 +192,19 @@ def layer_product(
     return result.flatten(0, 1)
 
 
-def _many_products(first: Tensor, inputs: Tensor, vectors: Tensor) -> Tensor:
-    """H v for a stack of vectors; together where torch can, one by one where it cannot."""
-    if not first.requires_grad:
-        return torch.zeros_like(vectors)
+def _many_products(firsts: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """H v for stacks of vectors; together where torch can, one by one where it cannot."""
+    pairs = [(g, v) for g, v in zip(firsts, vectors, strict=True) if g.requires_grad]
+    if not pairs:  # the loss is affine in the inputs
+        return [torch.zeros_like(v) for v in vectors]
+    outputs, weights = zip(*pairs, strict=True)
     try:
-        (found,) = torch.autograd.grad(
-            first, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=True
+        found = torch.autograd.grad(
+            outputs, inputs, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
         )
     except RuntimeError:  # an operation without a rule for batches, or without a second derivative, which then shows
-        one = [vector_products([first], [inputs], [v], create_graph=False)[0] for v in vectors]
-        return torch.stack(one)
-    return torch.zeros_like(vectors) if found is None else found
+        each = [
+            vector_products(firsts, inputs, [v[k] for v in vectors], create_graph=False) for k in range(len(vectors[0]))
+        ]
+        return [torch.stack(products) for products in zip(*each, strict=True)]
+    return [torch.zeros_like(v) if h is None else h for h, v in zip(found, vectors, strict=True)]

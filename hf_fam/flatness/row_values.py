@@ -16,6 +16,7 @@ from .batch import Batch
 from .curvature import gradients, vector_products, wide
 from .gauss_newton_probe import push_forward
 from .heads import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
+from .row_blocks import row_curvatures
 
 # Up to this many classes probabilities are taken in float64, so that 1 - p of a confident model is right.
 _FLOAT64_CLASSES = 4096
@@ -29,7 +30,7 @@ class RowValues:
         kappa: of every call of the layer, shapes ``(...)``.
         trace: to ``Tr H``, the same shapes; empty if it was not asked for.
         layerwise: to ``||W||_F^2 Tr H``, summed over groups; the same shapes.
-        curvature: ``d2L/dz_is^2`` of every row of every call, shapes ``(..., d)``; known in closed form alone.
+        curvature: ``d2L/dz_is^2`` of every row of every call, shapes ``(..., d)``; empty for random directions.
     """
 
     kappa: Sequence[Tensor]
@@ -89,6 +90,30 @@ def _closed_form_call(batch: Batch, features: Tensor, z: Tensor, form: HeadLoss)
     w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
     spread = c * (p @ w.square().sum(-1) - (p @ w).square().sum(-1))
     return squares * spread, squares * h.sum(-1), h
+
+
+def exact_rows(batch: Batch, first: Sequence[Tensor]) -> RowValues:
+    """Exact contributions of uncoupled rows under any loss: d Hessian-vector products of the tail.
+
+    ``kappa_i = ||phi_i||^2 <W W^T, d2L/dz_i^2>``.
+
+    Args:
+        batch: after its forward pass; no row reacts to another.
+        first: dL/dz of every call, which can be differentiated again.
+
+    Raises:
+        SecondDerivativeError: an operation of the tail has no second derivative.
+    """
+    w = batch.weight.detach().to(wide(batch.weight.dtype))
+    gram, square = w @ w.T, w.square().sum()
+    kappa, trace, curvature = [], [], []
+    for phi, z, g in zip(batch.features, batch.pre_activations, first, strict=True):
+        h, spread = row_curvatures(g, z, gram)
+        squares = batch.linear_map.norms(phi.detach().to(h.dtype)).squeeze(-1).square()
+        kappa.append(squares * spread)
+        trace.append(squares * h.sum(-1))
+        curvature.append(h)
+    return RowValues(kappa, trace, [square * t for t in trace], curvature)
 
 
 def hessian_rows(batch: Batch, first: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:

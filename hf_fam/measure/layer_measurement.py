@@ -16,8 +16,8 @@ from ..flatness.curvature import gradients, refuse_once_differentiable, wide
 from ..flatness.directions import draw, draw_for_trace
 from ..flatness.heads import HeadLoss, NoClosedForm, recognise_calls
 from ..flatness.linear_map import LinearMap
-from ..flatness.row_blocks import RowBlocks, row_curvatures
-from ..flatness.row_values import RowValues, closed_form_rows, gauss_newton_rows, hessian_rows
+from ..flatness.row_blocks import RowBlocks
+from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
 from .moments import Moments, Sample
 from .normalization import columns_multiplied, divided
 
@@ -38,6 +38,8 @@ class LayerMeasurement:
         blocks: collects the row blocks; None where kappa_max is not wanted or needs passes of its own.
         deviation: standard deviation of every feature, which features are divided by; None without normalisation.
         seed: of the probes.
+        form: what the loss was proven to be, where the closed form holds.
+        exact: no random directions are needed.
     """
 
     layer: FeatureLayer
@@ -49,6 +51,7 @@ class LayerMeasurement:
     deviation: Tensor | None
     seed: int
     form: HeadLoss | None = None
+    exact: bool = False
     coupling: Coupling = Coupling.ROWS
     kappa: Moments = field(default_factory=Moments)
     trace: Moments = field(default_factory=Moments)
@@ -72,7 +75,7 @@ class LayerMeasurement:
         if self.head and self.estimator == "auto":
             try:
                 self.form = recognise_calls(batch)
-                self.estimator, self.probes = "closed_form", 0
+                self.estimator, self.probes, self.exact = "closed_form", 0, True
                 return
             except NoClosedForm:
                 pass
@@ -92,6 +95,12 @@ class LayerMeasurement:
             )
         if self.coupling is not Coupling.ROWS or self.linear_map.groups > 1:
             self.blocks = None
+        elif self.estimator == "hessian":
+            # More products than outputs are never needed, and the row blocks take as many in any case.
+            products = self.probes * (1 + self.with_trace)
+            self.exact = self.blocks is not None or products >= self.linear_map.out_features
+        if self.exact:
+            self.probes = 0
 
     def add(
         self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture], number: int, weights: Tensor
@@ -113,7 +122,7 @@ class LayerMeasurement:
         if self.with_trace:
             self._collect(self.trace, [r.trace for r in rows], weights, scale)
             self._collect(self.layerwise, [r.layerwise for r in rows], weights, scale)
-        if self.blocks is not None and not self.blocks.overflown:
+        if self.blocks is not None and not self.blocks.overflown and self.exact:
             self._add_blocks(batch, rows[0].curvature, scale)
         self.seconds += time.perf_counter() - started
 
@@ -123,6 +132,9 @@ class LayerMeasurement:
             return [closed_form_rows(batch, self.form)]
         newton = self.estimator == "gauss_newton"
         first = [] if newton else gradients(batch.loss, batch.pre_activations)
+        if self.exact:
+            self.products += self.linear_map.out_features * len(first)
+            return [exact_rows(batch, first)]
         self.products += self.probes * (1 + self.with_trace)
 
         def values(directions: list[Tensor]) -> list[Tensor]:
@@ -167,12 +179,7 @@ class LayerMeasurement:
     def _add_blocks(self, batch: Batch, curvatures: Sequence[Tensor], scale: float) -> None:
         assert self.blocks is not None
         for k, (phi, z) in enumerate(zip(batch.features, batch.pre_activations, strict=True)):
-            if curvatures:
-                curvature = curvatures[k].flatten(0, -2)
-            else:
-                (first,) = gradients(batch.loss, [z])
-                curvature = row_curvatures(first, z)
-                self.products += z.shape[-1]
+            curvature = curvatures[k].flatten(0, -2)
             dtype = wide(z.dtype)
             rows = self.linear_map.feature_rows(phi).detach().to(dtype).flatten(0, -2)
             self.blocks.add(rows, (scale * curvature).to(dtype))

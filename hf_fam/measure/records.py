@@ -20,7 +20,7 @@ class LayerFlatness:
         standard_error: of kappa as an estimate for the population that the items are a sample of; contains both of
             the following. NaN for a single item.
         standard_error_items: the part that more items would reduce.
-        standard_error_probes: the part that more probes would reduce; 0 where the closed form holds. It is the whole
+        standard_error_probes: the part that more probes would reduce; 0 where kappa is exact. It is the whole
             error if kappa of exactly these items is meant. NaN for a single probe.
         kappa_max: ``sum_s ||w_s||^2 lambda_max(H_ss)``; None if it was not asked for.
         layerwise: ``||W||_F^2 Tr H``; None if it was not asked for.
@@ -34,7 +34,7 @@ class LayerFlatness:
         loss: their mean loss, weight decay not included.
         estimator: ``"closed_form"`` (exact), ``"hessian"`` or ``"gauss_newton"``.
         coupling: which rows of pre-activations the loss couples: ``"rows"`` (none), ``"items"`` or ``"batch"``.
-        probes: random directions that every batch was measured with; 0 for the closed form.
+        probes: random directions that every batch was measured with; 0 where it is exact.
         products: Hessian-vector products of a batch that were taken.
         seconds: time spent on this layer, and its share of the forward passes.
         item_kappas: kappa of single items, a random 4096 of them at most; empty where items are coupled.

@@ -14,8 +14,9 @@ from ..flatness.lanczos import largest_eigenvalues
 from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
 from .layer_measurement import LayerMeasurement
 
-# Residuals, relative to the largest eigenvalue, at which to stop: where a product is a pass over the data, and else.
-_PASS_TOLERANCE, _TOLERANCE = 1e-6, 1e-12
+# Residuals, relative to the norm, at which to stop: where a product is a pass over the data, and else. The error of
+# the eigenvalue is of the order of the residual's square.
+_PASS_TOLERANCE, _TOLERANCE = 1e-3, 1e-12
 _MOST_PASSES, _MOST_PRODUCTS = 40, 200
 
 
