@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callback import FAMCallback
-    from .injection import attach
     from .flatness_callback import FlatnessCallback
+    from .injection import attach
     from .measure import measure_relative_flatness
     from .relative_flatness import RelativeFlatness
     from .trainer import FAMMixin, FAMSeq2SeqTrainer, FAMTrainer

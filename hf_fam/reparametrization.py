@@ -130,7 +130,7 @@ def rescale_between(
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
         >>> rescale_between(model, "0", "2", 100.0, torch.randn(4, 3))
-        >>> model[1] = nn.GELU()
+        >>> model[1] = nn.Tanh()
         >>> rescale_between(model, "0", "2", 100.0, torch.randn(4, 3))
         Traceback (most recent call last):
         ...

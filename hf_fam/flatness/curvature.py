@@ -85,6 +85,8 @@ def _times(scale: Tensor | float, output: Tensor) -> Tensor | None:
     if isinstance(scale, Tensor):
         return scale.to(output.dtype)
     return None if scale == 1 else torch.full_like(output, scale)
+
+
 def refuse_once_differentiable(first: Sequence[Tensor]) -> None:
     """See that no operation below was declared to be differentiable once: torch would take its curvature for zero.
 

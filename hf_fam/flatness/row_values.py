@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .curvature import gradients, vector_products, wide
+from .curvature import gradients, range_scale, vector_products, wide
 from .gauss_newton_probe import push_forward
 from .heads import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
@@ -71,20 +71,18 @@ def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
 def _closed_form_call(batch: Batch, features: Tensor, z: Tensor, form: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:
     exact = z.device.type != "mps" and z.shape[-1] <= _FLOAT64_CLASSES
     dtype = torch.float64 if exact else wide(z.dtype)
-    if form.item_weights == "gradient":
-        (first,) = torch.autograd.grad(batch.loss, [z], retain_graph=True)
-    else:
-        (first,) = gradients(batch.loss, [z])
+    scale = range_scale(batch.loss, [z])
+    (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights != "gradient")
     phi = batch.linear_map.feature_rows(features).detach().to(dtype)
     w = batch.weight.detach().to(dtype)
     squares = phi.square().sum(-1)
     if form.kind == "elementwise":
-        h = elementwise_curvature(first, z).detach().to(dtype)
+        h = elementwise_curvature(first, z).detach().to(dtype) / scale
         return squares * (h @ w.square().sum(-1)), squares * h.sum(-1), h
     if form.item_weights == "gradient":
-        c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1)).to(dtype)
+        c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1)).to(dtype) / scale
     else:
-        c = weights_from_product(first, z).to(dtype)
+        c = weights_from_product(first, z).to(dtype) / scale
     p = z.detach().to(dtype).softmax(-1)
     h = c.unsqueeze(-1) * p * (1 - p)
     w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
@@ -92,7 +90,7 @@ def _closed_form_call(batch: Batch, features: Tensor, z: Tensor, form: HeadLoss)
     return squares * spread, squares * h.sum(-1), h
 
 
-def exact_rows(batch: Batch, first: Sequence[Tensor]) -> RowValues:
+def exact_rows(batch: Batch, first: Sequence[Tensor], scale: Tensor | float = 1.0) -> RowValues:
     """Exact contributions of uncoupled rows under any loss: d Hessian-vector products of the tail.
 
     ``kappa_i = ||phi_i||^2 <W W^T, d2L/dz_i^2>``.
@@ -100,6 +98,7 @@ def exact_rows(batch: Batch, first: Sequence[Tensor]) -> RowValues:
     Args:
         batch: after its forward pass; no row reacts to another.
         first: dL/dz of every call, which can be differentiated again.
+        scale: which they were multiplied by, see `curvature.range_scale`.
 
     Raises:
         SecondDerivativeError: an operation of the tail has no second derivative.
@@ -108,7 +107,7 @@ def exact_rows(batch: Batch, first: Sequence[Tensor]) -> RowValues:
     gram, square = w @ w.T, w.square().sum()
     kappa, trace, curvature = [], [], []
     for phi, z, g in zip(batch.features, batch.pre_activations, first, strict=True):
-        h, spread = row_curvatures(g, z, gram)
+        h, spread = (t / scale for t in row_curvatures(g, z, gram))
         squares = batch.linear_map.norms(phi.detach().to(h.dtype)).squeeze(-1).square()
         kappa.append(squares * spread)
         trace.append(squares * h.sum(-1))
@@ -116,13 +115,16 @@ def exact_rows(batch: Batch, first: Sequence[Tensor]) -> RowValues:
     return RowValues(kappa, trace, [square * t for t in trace], curvature)
 
 
-def hessian_rows(batch: Batch, first: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
+def hessian_rows(
+    batch: Batch, first: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor | float = 1.0
+) -> list[Tensor]:
     """``u_t * (H u)_t`` of every row, for one direction u and the Hessian H of the loss by all pre-activations.
 
     Args:
         batch: after its forward pass.
         first: dL/dz of every call, which can be differentiated again.
         directions: u for every call, the shapes of the pre-activations.
+        scale: which the derivatives were multiplied by, see `curvature.range_scale`.
 
     Returns:
         Shapes ``(..., d)``.
@@ -131,7 +133,8 @@ def hessian_rows(batch: Batch, first: Sequence[Tensor], directions: Sequence[Ten
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     u = [v.detach().to(z.dtype) for v, z in zip(directions, batch.pre_activations, strict=True)]
-    return _products(directions, vector_products(first, batch.pre_activations, u, create_graph=False))
+    product = vector_products(first, batch.pre_activations, u, create_graph=False)
+    return [value / scale for value in _products(directions, product)]
 
 
 def gauss_newton_rows(batch: Batch, directions: Sequence[Tensor]) -> list[Tensor]:
@@ -149,8 +152,10 @@ def gauss_newton_rows(batch: Batch, directions: Sequence[Tensor]) -> list[Tensor
     """
     u = [v.detach().to(z.dtype) for v, z in zip(directions, batch.pre_activations, strict=True)]
     moved = [v.detach() for v in push_forward(batch.logits, batch.pre_activations, u)]
-    product = vector_products(gradients(batch.loss, batch.logits), batch.logits, moved, create_graph=False)
-    return _products(moved, product)
+    scale = range_scale(batch.loss, batch.logits)
+    first = gradients(batch.loss, batch.logits, scale)
+    product = vector_products(first, batch.logits, moved, create_graph=False)
+    return [value / scale for value in _products(moved, product)]
 
 
 def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..feature_layer import Capture, FeatureLayer
 from ..flatness.batch import Batch, Seeds
 from ..flatness.coupling import Coupling, CouplingFinder
-from ..flatness.curvature import gradients, refuse_once_differentiable, wide
+from ..flatness.curvature import gradients, range_scale, refuse_once_differentiable, wide
 from ..flatness.directions import draw, draw_for_trace
 from ..flatness.heads import HeadLoss, NoClosedForm, recognise_calls
 from ..flatness.linear_map import LinearMap
@@ -131,14 +131,15 @@ class LayerMeasurement:
         if self.form is not None:
             return [closed_form_rows(batch, self.form)]
         newton = self.estimator == "gauss_newton"
-        first = [] if newton else gradients(batch.loss, batch.pre_activations)
+        scale = range_scale(batch.loss, batch.pre_activations)
+        first = [] if newton else gradients(batch.loss, batch.pre_activations, scale)
         if self.exact:
             self.products += self.linear_map.out_features * len(first)
-            return [exact_rows(batch, first)]
+            return [exact_rows(batch, first, scale)]
         self.products += self.probes * (1 + self.with_trace)
 
         def values(directions: list[Tensor]) -> list[Tensor]:
-            return gauss_newton_rows(batch, directions) if newton else hessian_rows(batch, first, directions)
+            return gauss_newton_rows(batch, directions) if newton else hessian_rows(batch, first, directions, scale)
 
         result = []
         for k in range(self.probes):

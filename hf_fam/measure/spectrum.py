@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..feature_layer import Capture, FeatureLayer
-from ..flatness.curvature import gradients, wide
+from ..flatness.curvature import gradients, range_scale, wide
 from ..flatness.lanczos import largest_eigenvalues
 from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
 from .layer_measurement import LayerMeasurement
@@ -57,7 +57,9 @@ def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses,
             features = [measurement.group_rows(c.features) for c in captures]
             z = [c.pre_activations for c in captures]
             measurement.products += len(vectors)
-            result += scale * row_block_products(gradients(loss, z), features, z, vectors, start)
+            enlarged = range_scale(loss, z)
+            first = gradients(loss, z, enlarged)
+            result += scale / enlarged * row_block_products(first, features, z, vectors, start)
         return data.reduce(result) / total
 
     return _in_chunks(streamed, measurement, _MOST_PASSES, _PASS_TOLERANCE)
@@ -79,7 +81,9 @@ def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses,
             features = [measurement.group_rows(c.features) for c in captures]
             z = [c.pre_activations for c in captures]
             measurement.products += 1
-            result += scale * layer_product(gradients(loss, z), features, z, vectors.view(shape))
+            enlarged = range_scale(loss, z)
+            first = gradients(loss, z, enlarged)
+            result += scale / enlarged * layer_product(first, features, z, vectors.view(shape))
         return data.reduce(result).view(1, -1) / total
 
     start = _start(measurement, 1, shape.numel())

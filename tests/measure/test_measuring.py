@@ -252,3 +252,14 @@ def test_one_item_and_half_precision() -> None:
     (full,) = measure_relative_flatness(model, classified(12), "head", ("trace",))
     (half,) = measure_relative_flatness(model.bfloat16(), classified(12), "head", ("trace",))
     assert half.kappa == pytest.approx(full.kappa, rel=0.1)
+
+
+def test_float16_stays_in_range() -> None:
+    """Second derivatives of a mean over many items are below the smallest number of float16."""
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        model = tiny_bert().to(dtype)
+        found.append(measure_relative_flatness(model, classified(64), batch_size=64, probes=1))
+    for full, half in zip(*found, strict=True):
+        assert half.kappa == pytest.approx(full.kappa, rel=0.1)
+        assert half.kappa_max == pytest.approx(full.kappa_max, rel=0.1)
