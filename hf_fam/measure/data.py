@@ -138,11 +138,18 @@ def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
     ones = torch.ones(items, dtype=torch.float64)
     if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point() or labels.shape[0] != items:
         return ones
-    if getattr(model, "loss_type", None) == "ForCausalLM":
+    if _predicts_the_next_token(model):
         labels = labels[:, 1:]  # each token is predicted from those before it
     elif getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
         return ones
     return (labels != IGNORED).sum(1).double().cpu()
+
+
+def _predicts_the_next_token(model: nn.Module) -> bool:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    name, kind = type(model).__name__, getattr(model, "loss_type", None)
+    return "CausalLM" in name or "LMHead" in name or kind in ("ForCausalLM", "ForConditionalGeneration")
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -11,6 +11,7 @@ from curvlinops import HessianLinearOperator
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_fam import measure_relative_flatness
 from hf_fam.flatness.dense import dense_flatness, weight_hessian
@@ -189,6 +190,18 @@ def test_batches_do_not_matter_for_a_mean_over_tokens() -> None:
     one, many = (measure_relative_flatness(model, texts(40), "head", batch_size=size)[0] for size in (40, 7))
     for name in ("kappa", "kappa_max", "layerwise", "standard_error", "loss"):
         assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-6), name
+
+
+def test_batches_do_not_matter_for_gpt2_either() -> None:
+    """A causal language model whose class does not say so, with items of different lengths."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=2)
+    data = texts(20)
+    for k, item in enumerate(data):
+        item["labels"] = [*item["input_ids"][: 2 + k % 4], *[-100] * (4 - k % 4)]
+    model = GPT2LMHeadModel(config).double()
+    one, many = (measure_relative_flatness(model, data, "head", ("trace",), batch_size=size)[0] for size in (20, 3))
+    assert many.kappa == pytest.approx(one.kappa, rel=1e-6) and many.loss == pytest.approx(one.loss, rel=1e-6)
 
 
 def test_nothing_is_left_changed() -> None:
