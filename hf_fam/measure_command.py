@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 # What the robustness curve is measured on at most: it takes many forward passes.
-_ROBUSTNESS_ITEMS = 256
+_ROBUSTNESS_ITEMS = 64
 _ROBUSTNESS_SAMPLES = 4
+_ROBUSTNESS_DELTAS = (0.03, 0.1, 0.3, 1.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +122,7 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
             source.model,
             _first(source.items, _ROBUSTNESS_ITEMS),
             layer,
+            _ROBUSTNESS_DELTAS,
             samples=_ROBUSTNESS_SAMPLES,
             batch_size=options.batch_size,
             collate_fn=source.collate_fn,

@@ -99,17 +99,15 @@ def draw_for_trace(
         seeds: where the signs come from.
         probe: number of the probe.
     """
-    numbers = seeds.shared if coupling is Coupling.BATCH else seeds.own
     directions = []
     for phi, z in zip(features, pre_activations, strict=True):
-        generator = seeds.generator(numbers, probe, phi.device)
         wider = phi.to(wide(phi.dtype))
         if coupling is Coupling.ROWS:
-            amounts, r = linear_map.norms(wider), _signs(z.shape, phi, generator)
+            amounts, r = linear_map.norms(wider), _signs(z.shape, phi, seeds, (probe, "trace r"))
         else:
             shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
-            amounts = linear_map.projections(wider, _signs(shape, phi, generator))
-            r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, generator).expand(z.shape)
+            amounts = linear_map.projections(wider, _signs(shape, phi, seeds, (probe, "trace a")))
+            r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, seeds, (probe, "trace r")).expand(z.shape)
         directions.append(linear_map.scaled(amounts, r))
     return directions
 

@@ -21,9 +21,6 @@ from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss
 from .moments import Moments, Sample
 from .normalization import columns_multiplied, divided
 
-# Apart from those of kappa, which are numbered from 0.
-_TRACE_PROBES = 10**6
-
 
 @dataclass
 class LayerMeasurement:
@@ -148,7 +145,7 @@ class LayerMeasurement:
                 result.append(RowValues(kappa))
                 continue
             shared = (batch.features, batch.pre_activations, batch.linear_map, self.coupling, batch.seeds)
-            of_outputs = values(draw_for_trace(*shared, probe=k + _TRACE_PROBES))
+            of_outputs = values(draw_for_trace(*shared, probe=k))
             squares = [self._group_squares(v) for v in of_outputs]
             trace = [v.sum(-1) for v in of_outputs]
             result.append(RowValues(kappa, trace, [(v * s).sum(-1) for v, s in zip(of_outputs, squares, strict=True)]))
@@ -191,14 +188,13 @@ class LayerMeasurement:
         return rows.unflatten(-1, (self.linear_map.groups, -1))
 
     def _batch(self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture], number: int) -> Batch:
-        numbers = (self.seed, number)
         return Batch(
             loss=loss,
             features=[self.normalized(c.features) for c in captures],
             pre_activations=[c.pre_activations for c in captures],
             linear_map=self.linear_map,
             logits=[c.pre_activations for c in logits],
-            seeds=Seeds(numbers, numbers),
+            seeds=Seeds((self.seed, number)),
         )
 
     @property
