@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from .estimators import CLOSED_FORM
 from .feature_layer import AUTO
 from .flatness.perturbation import delta_of
 from .injection import AttachedFlatness, attach
-from .relative_flatness import CLOSED_FORM
 from .requirements import refuse_split_models
 from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
 

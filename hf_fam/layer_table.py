@@ -38,10 +38,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto import modeling_auto
 
+from .estimators import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT
 from .feature_layer import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from .flatness.heads import LARGE_VOCABULARY
 from .layer_kinds import linear_map_of
-from .relative_flatness import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT, RelativeFlatness
+from .relative_flatness import RelativeFlatness
 
 SMALL_HEAD_FACTOR = 4.0
 CLOSED_FORM_FACTOR = 2.0

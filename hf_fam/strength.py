@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION, ROW_PROBES
+from .estimators import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION, ROW_PROBES
 
 # Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
 # likelihood (recipes/comparison/plans/first_strengths.yaml, docs/results.md): exploratory, the study settles them.

@@ -12,11 +12,12 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
 from .callback import FAMCallback
+from .estimators import PERTURBATION
 from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, extend_model_card, last_logged
 from .processes import stop_together, summed
-from .relative_flatness import PERTURBATION, RelativeFlatness
+from .relative_flatness import RelativeFlatness
 from .requirements import check_requirements, refuse_parallelism
 from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
 from .training_args import CORRECTED, FAMArguments

@@ -8,9 +8,7 @@ from typing import Optional
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .feature_layer import AUTO
-from .flatness.head_sampling import check_token_fraction
-from .relative_flatness import (
+from .estimators import (
     ESTIMATORS,
     FULL,
     GRADIENTS,
@@ -18,6 +16,8 @@ from .relative_flatness import (
     PERTURBATION,
     check_choice,
 )
+from .feature_layer import AUTO
+from .flatness.head_sampling import check_token_fraction
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
