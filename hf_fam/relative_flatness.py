@@ -34,7 +34,7 @@ from .estimators import (
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
 from .flatness.batch import Batch, RecheckSchedule, Seeds
-from .flatness.curvature import SecondDerivativeError, gradients, range_scale, wide
+from .flatness.curvature import SecondDerivativeError, gradients, range_scale, refuse_once_differentiable, wide
 from .flatness.head_injection import HeadInjection
 from .flatness.head_sampling import HeadSampling, check_token_fraction
 from .flatness.heads import LARGE_VOCABULARY, NoClosedForm
@@ -282,6 +282,8 @@ class RelativeFlatness:
         check_reaches_loss(batch, self.layer, is_compiled(self._model))
         if self.estimator == GAUSS_NEWTON and self._head is not None:
             check_logits(batch, self.layer, self._head)
+        if self._injection is None:
+            refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
         if self._norms is not None:
             refuse_fused_norms(batch.loss, batch.pre_activations)
 

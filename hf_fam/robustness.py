@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .estimators import check_choice
 from .feature_layer import REPRESENTATION, FeatureLayer, find_head, unwrap
 from .flatness.curvature import wide
 from .flatness.linear_map import LinearMap
 from .measure import LayerFlatness, measure_relative_flatness
 from .measure.data import Batches, count_items, item_weights, to_device
 from .measure.forward import LossFunction, evaluate, looked_at, loss_of
-from .relative_flatness import check_choice
 
 ORTHOGONAL, GAUSSIAN, RANK_ONE = "orthogonal", "gaussian", "rank_one"
 MATRICES = (ORTHOGONAL, GAUSSIAN, RANK_ONE)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..estimators import check_choice
 from ..feature_layer import AUTO, HEAD, REPRESENTATION, Capture, FeatureLayer, find_head, unwrap, weighted_layers
 from ..flatness.curvature import SecondDerivativeError
 from ..flatness.row_blocks import RowBlocks
-from ..relative_flatness import check_choice
 from .data import Batches, count_items, item_weights, to_device
 from .forward import LossFunction, Watch, looked_at
 from .layer_measurement import LayerMeasurement
