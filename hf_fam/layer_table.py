@@ -45,7 +45,7 @@ from .layer_kinds import linear_map_of
 from .relative_flatness import RelativeFlatness
 
 SMALL_HEAD_FACTOR = 4.0
-CLOSED_FORM_FACTOR = 2.0
+CLOSED_FORM_FACTOR = 3.0
 ELEMENTWISE = 32  # what is done to single logits, in features whose products take as long
 PROBE_FACTOR = 4.5
 DIRECTION_FACTOR = 3.0
