@@ -78,7 +78,7 @@ class ShareOfLoss(Penalty):
         share: term / loss on the first batch, as it would be at full strength.
         layer: the feature layer.
         estimator: see `RelativeFlatness`.
-        ramp: ``"none"``, or ``"loss"``: lambda times ``1 - running loss / first loss`` (not below 0), so that nothing is
+        ramp: ``"none"``, or ``"loss"``: lambda times ``1 - running loss / first loss``, at least 0, so that nothing is
             held back before it has been learned.
         memory: of the running mean of the loss.
     """
