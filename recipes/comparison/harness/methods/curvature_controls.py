@@ -60,7 +60,7 @@ class CurvatureControl(Penalty):
         self._step += 1
         numbers = (self._seed, self._step)
         coupling = Coupling.ROWS if phi.dim() == 2 else Coupling.ITEMS
-        (u,) = draw([phi], self._layer.linear_map, coupling, Seeds(numbers, numbers))
+        (u,) = draw([phi], self._layer.linear_map, coupling, Seeds(numbers))
         (moved,) = push_forward([logits], [z], [u.to(z.dtype)])
         q = self._distribution(logits.float())
         moved = moved.float()
