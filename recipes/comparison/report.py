@@ -72,11 +72,12 @@ def shown(value: Any) -> str:
 
 
 def section(name: str, settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
+    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
+    name = " ".join(filter(None, [name, differences(records[0])]))
     yield f"## {name}\n\nSettings: {settings}.\n"
     if any(r["exploratory"] for r in records):
         share = sum(r["exploratory"] for r in records)
         yield f"**Exploratory**: {share} of these {len(records)} runs looked around and decided nothing beforehand.\n"
-    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
     if plot(records, figure):
         link = Path(os.path.relpath(figure.resolve(), options.output.resolve().parent)).as_posix()
         yield f"![Change from plain training by strength]({link})\n"
