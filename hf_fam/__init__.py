@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .callback import FAMCallback
+    from .flatness_callback import FlatnessCallback
     from .injection import attach
+    from .measure import measure_relative_flatness
     from .relative_flatness import RelativeFlatness
     from .trainer import FAMMixin, FAMSeq2SeqTrainer, FAMTrainer
     from .training_args import FAMArguments, FAMSeq2SeqTrainingArguments, FAMTrainingArguments
@@ -19,6 +21,8 @@ _HOMES = {
     "RelativeFlatness": "relative_flatness",
     "attach": "injection",
     "FAMCallback": "callback",
+    "measure_relative_flatness": "measure",
+    "FlatnessCallback": "flatness_callback",
     "FAMMixin": "trainer",
     "FAMTrainer": "trainer",
     "FAMSeq2SeqTrainer": "trainer",
@@ -35,8 +39,10 @@ __all__ = [
     "FAMSeq2SeqTrainingArguments",
     "FAMTrainer",
     "FAMTrainingArguments",
+    "FlatnessCallback",
     "RelativeFlatness",
     "attach",
+    "measure_relative_flatness",
 ]
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from .estimators import CLOSED_FORM
 from .feature_layer import AUTO
 from .flatness.perturbation import delta_of
 from .injection import AttachedFlatness, attach
-from .relative_flatness import CLOSED_FORM
 from .requirements import refuse_split_models
-from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
+from .strength import Strength, default_lambda, warmup_steps
 
 # What callbacks have attached: a training that was broken off leaves it on the model.
 _ATTACHED: weakref.WeakSet[AttachedFlatness] = weakref.WeakSet()
@@ -61,14 +61,15 @@ class FAMCallback(TrainerCallback):
     def __init__(
         self, fam_lambda: float | None = None, fam_layer: str | nn.Module = AUTO, fam_warmup_steps: float = 0.0
     ) -> None:
-        self.fam_lambda = DEFAULT_LAMBDA[CLOSED_FORM] if fam_lambda is None else fam_lambda
-        if not (math.isfinite(self.fam_lambda) and self.fam_lambda >= 0):
+        self.fam_lambda = fam_lambda
+        if fam_lambda is not None and not (math.isfinite(fam_lambda) and fam_lambda >= 0):
             raise ValueError(f"fam_lambda={fam_lambda!r}: give a finite strength of at least 0, or None.")
         if not (math.isfinite(fam_warmup_steps) and fam_warmup_steps >= 0):
             raise ValueError(f"fam_warmup_steps={fam_warmup_steps!r}: give steps, or a fraction below 1.")
         self.fam_layer = fam_layer
         self.fam_warmup_steps = fam_warmup_steps
         self._attached: AttachedFlatness | None = None
+        self._strength = 0.0
         self._acted = False
         self._kappas: list[Tensor] = []
         self._strengths: list[float] = []
@@ -76,21 +77,24 @@ class FAMCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach the term to the head; what cannot work is refused before anything is trained."""
         self._detach()
-        if self.fam_lambda > 0:
+        if self.fam_lambda != 0:
             refuse_split_models(args)
             model, layer = kwargs["model"], self.fam_layer
             # A layer of the loss (sentence-transformers' SoftmaxLoss) is no module of the model.
             if isinstance(layer, nn.Module) and all(module is not layer for module in model.modules()):
                 model = layer
             _detach_left_behind(model)
-            self._attached = attach(model, self.fam_lambda, layer)
+            self._attached = attach(model, 0.0, layer)
+            by_default = default_lambda(CLOSED_FORM, self._attached.layer.out_features)
+            self._strength = by_default if self.fam_lambda is None else self.fam_lambda
+            self._attached.strength = self._strength
             _ATTACHED.add(self._attached)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set lambda of the step."""
         if self._attached is not None:
             warm = warmup_steps(self.fam_warmup_steps, state.max_steps)
-            self._attached.strength = Strength(self.fam_lambda, warm).at(state.global_step)
+            self._attached.strength = Strength(self._strength, warm).at(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Note kappa of the step."""

@@ -1,4 +1,4 @@
-"""The command ``hf-fam``: ``layers`` says what can be flattened, ``demo`` shows it at work.
+"""The command ``hf-fam``: what can be flattened, how flat it is, and flattening at work.
 
 torch and transformers are imported by the subcommands alone, so that ``--help`` is immediate.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .measure_command import add_arguments as add_measure_arguments
 
 if TYPE_CHECKING:
     from .layer_table import LayerRow, LayerTable
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1
     """
     options = _parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options.run(options)
     except ValueError as error:
@@ -70,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--json", action="store_true", help="print JSON")
     layers.set_defaults(run=_layers)
 
+    measure = commands.add_parser(
+        "measure",
+        help="measure how flat a trained model is, layer by layer, with a report",
+        description="Measure the relative flatness of the layers of a trained model over a data set.",
+    )
+    add_measure_arguments(measure)
+    measure.set_defaults(run=_measure)
+
     demo = commands.add_parser(
         "demo",
         help="fine-tune a small model with Trainer and with FAMTrainer, side by side (about 6 minutes)",
@@ -100,6 +110,12 @@ def _layers(options: argparse.Namespace) -> None:
     table = layer_table(load_model(options.model, options.task, options.num_labels), options.length)
     shown = table if options.all else table.last(LAST)
     print(shown.to_json() if options.json else format_layers(shown, len(table.layers), options.length))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from .measure_command import run
+
+    run(options, options.arguments)
 
 
 def _demo(options: argparse.Namespace) -> None:

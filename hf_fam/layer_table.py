@@ -38,13 +38,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto import modeling_auto
 
+from .estimators import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT
 from .feature_layer import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from .flatness.heads import LARGE_VOCABULARY
 from .layer_kinds import linear_map_of
-from .relative_flatness import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT, RelativeFlatness
+from .relative_flatness import RelativeFlatness
 
 SMALL_HEAD_FACTOR = 4.0
-CLOSED_FORM_FACTOR = 2.0
+CLOSED_FORM_FACTOR = 3.0
 ELEMENTWISE = 32  # what is done to single logits, in features whose products take as long
 PROBE_FACTOR = 4.5
 DIRECTION_FACTOR = 3.0
@@ -137,8 +138,8 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
         LayerTableError: the configuration cannot be found or read, no model can be built from it, or the model has no
             head.
     """
-    config = _load_config(source, {} if num_labels is None else {"num_labels": num_labels})
-    name = _class_name(source, config, task)
+    config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
+    name = class_name(source, config, task)
     model_class = getattr(transformers, name)
     build = model_class.from_config if task else model_class._from_config
     try:
@@ -151,7 +152,16 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
     return model.eval()
 
 
-def _load_config(source: str, changes: dict[str, Any]) -> Any:
+def load_config(source: str, changes: dict[str, Any]) -> Any:
+    """The configuration of a saved model, with some of its entries changed.
+
+    Args:
+        source: a folder with a config.json, or a model on the Hub.
+        changes: what to change.
+
+    Raises:
+        LayerTableError: it cannot be found or read.
+    """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise LayerTableError(f"folder '{source}' contains no config.json, so it is not a saved model.")
@@ -166,7 +176,7 @@ def _load_config(source: str, changes: dict[str, Any]) -> Any:
         raise LayerTableError(f"'{source}' {reason}") from error
 
 
-def _class_name(source: str, config: Any, task: str | None) -> str:
+def class_name(source: str, config: Any, task: str | None) -> str:
     """The class to build; without a head there is no loss to train, so a backbone asks for a task."""
     if task is not None:
         if task not in TASKS:

@@ -6,51 +6,43 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_captures, check_logits, check_reaches_loss, explain, refuse_without_closed_form
 from .compilation import is_compiled
+from .estimators import (
+    DENSE,
+    ESTIMATORS,
+    FULL,
+    GAUSS_NEWTON,
+    GRADIENTS,
+    HEAD_ESTIMATORS,
+    HESSIAN,
+    PERTURBATION,
+    ROW_PROBES,
+    ROW_PROBES_BY_DEFAULT,
+    TAIL_PROBES,
+    WEIGHTS_ONLY,
+    check_choice,
+    choose_estimator,
+    make_estimator,
+    refuse_tied_weight,
+)
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
-from .flatness.autograd_graph import between, is_product, multiplied_by_parameters, passes_by
-from .flatness.batch import Batch, Estimator, RecheckSchedule, Seeds
-from .flatness.coupling import calls_are_nested
-from .flatness.curvature import SecondDerivativeError, gradients, range_scale, second_derivatives, wide
-from .flatness.dense import dense_kappa
-from .flatness.gauss_newton_probe import GaussNewtonProbes
+from .flatness.batch import Batch, RecheckSchedule, Seeds
+from .flatness.curvature import SecondDerivativeError, gradients, range_scale, refuse_once_differentiable, wide
 from .flatness.head_injection import HeadInjection
 from .flatness.head_sampling import HeadSampling, check_token_fraction
-from .flatness.heads import LARGE_VOCABULARY, ClosedForm, NoClosedForm
+from .flatness.heads import LARGE_VOCABULARY, NoClosedForm
 from .flatness.hessian_probe import HessianProbes
 from .flatness.loss_graph import is_cross_entropy
 from .flatness.perturbation import FeaturePerturbation
 from .fused_head import UnfusedHead
 from .sharding import is_sharded, refuse_what_sharding_breaks
-
-CLOSED_FORM = "closed_form"
-ROW_PROBES = "row_probes"
-HEAD_ESTIMATORS = (CLOSED_FORM, ROW_PROBES)
-HESSIAN = "hessian"
-GAUSS_NEWTON = "gauss_newton"
-PERTURBATION = "perturbation"
-DENSE = "dense"
-ESTIMATORS = (AUTO, CLOSED_FORM, ROW_PROBES, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
-
-# Probes by default: those of a tail cost a double backward pass of it each, those of a head's rows next to nothing.
-TAIL_PROBES = 1
-ROW_PROBES_BY_DEFAULT = 16
-
-# Why compiled code and second derivatives do not go together, and what does.
-_COMPILED = (
-    "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
-    "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
-)
-
-FULL = "full"
-WEIGHTS_ONLY = "weights_only"
-GRADIENTS = (FULL, WEIGHTS_ONLY)
 
 
 class RelativeFlatness:
@@ -135,10 +127,10 @@ class RelativeFlatness:
             )
         self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
         if self.estimator == DENSE:
-            _refuse_tied_weight(unwrap(model), self.layer)
+            refuse_tied_weight(unwrap(model), self.layer)
         self._weights_only = gradient == WEIGHTS_ONLY
         sampling = HeadSampling(self.probes if self.estimator == ROW_PROBES else 0, float(token_fraction))
-        self._estimate = _make_estimator(self.estimator, self.probes, sampling)
+        self._estimate = make_estimator(self.estimator, self.probes, sampling)
         # Where the logits are many, the term acts in the backward pass, if lambda is known by then.
         large = self.layer.out_features > LARGE_VOCABULARY and self.layer.linear_map.groups == 1
         acts_there = large and self.estimator in HEAD_ESTIMATORS
@@ -269,22 +261,12 @@ class RelativeFlatness:
                     return self._injection(batch)
                 self._injection.cancel()
                 self._injected, self._injection, self.layer.perturb = False, None, None  # from now on in the loss
-            if looking:
+            if looking and self.estimator != PERTURBATION:  # whose loss backward() alone may be able to differentiate
                 self._check_graph(batch)
             with torch.autocast(batch.loss.device.type, enabled=False):
                 return self._estimate(batch)
         except NoClosedForm as error:
-            if self._head is not self.layer:
-                raise ValueError(
-                    f"layer '{self.layer.name}' has no closed form: {error}. estimator=\"{self.estimator}\" is for "
-                    f'the layer into the logits; use "{GAUSS_NEWTON}", "{HESSIAN}" or "{PERTURBATION}".'
-                ) from error
-            if self._taken_for_head and multiplied_by_parameters(batch.loss, _last_outputs(batch)):
-                raise ValueError(
-                    f"no layer into the logits was found: '{self.layer.name}' was taken for it, but other "
-                    "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
-                    f'layer="{self.layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
-                ) from error
+            refuse_without_closed_form(error, batch, self.layer, self._head, self.estimator, self._taken_for_head)
             warnings.warn(
                 f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
                 f'instead (estimator="{HESSIAN}" says so from the start).',
@@ -294,62 +276,16 @@ class RelativeFlatness:
             self.estimator, self._estimate = HESSIAN, HessianProbes(self.probes)
             return self._estimated(batch, looking)
         except SecondDerivativeError as error:
-            raise SecondDerivativeError(self._explain(error)) from error
-
-    def _explain(self, error: SecondDerivativeError) -> str:
-        start = f"estimator=\"{self.estimator}\" needs second derivatives of everything above layer '{self.layer.name}'"
-        if "aot_autograd" in str(error):
-            return f"{start}, and something there is compiled, {_COMPILED}"
-        if "use_reentrant" in str(error):
-            return (
-                f"{start}, and reentrant gradient checkpointing has none: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}.'
-            )
-        return (
-            f"{start}, and an operation there has none ({str(error).splitlines()[0]}). If it is attention, call "
-            'model.set_attn_implementation("eager"); else choose a layer above it or '
-            f'estimator="{PERTURBATION}".'
-        )
+            raise SecondDerivativeError(explain(error, self.layer, self.estimator)) from error
 
     def _check_graph(self, batch: Batch) -> None:
-        """What can be wrong between the layer and the loss."""
-        if self.estimator == PERTURBATION:  # whose loss may be one that only backward() can differentiate
-            return
-        if not _reached(batch.loss, batch.pre_activations):
-            if is_compiled(self._model):
-                raise ValueError(f"layer '{self.layer.name}' lies inside a compiled model, {_COMPILED}")
-            raise ValueError(
-                f"layer '{self.layer.name}' is called, but its output does not reach the loss: choose a layer that the "
-                "loss depends on, the last one below it for instance (`hf-fam layers MODEL` lists them)."
-            )
-        if self.estimator == GAUSS_NEWTON:
-            self._check_logits(batch)
+        check_reaches_loss(batch, self.layer, is_compiled(self._model))
+        if self.estimator == GAUSS_NEWTON and self._head is not None:
+            check_logits(batch, self.layer, self._head)
+        if self._injection is None:
+            refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
         if self._norms is not None:
             refuse_fused_norms(batch.loss, batch.pre_activations)
-
-    def _check_logits(self, batch: Batch) -> None:
-        assert self._head is not None
-        problem = None
-        if not batch.logits:
-            problem = "was not called in the forward pass"
-        elif calls_are_nested(batch.logits, batch.logits):
-            problem = "is called several times, one call feeding the next"
-        elif not _reached(batch.loss, batch.logits):
-            problem = "does not lead to the loss"
-        elif any(map(is_product, between(batch.loss, batch.logits))):
-            problem = "has further layers, or products, above it"
-        if problem:
-            raise ValueError(
-                f"estimator=\"{GAUSS_NEWTON}\" takes '{self._head.name}' for the layer into the logits, but it "
-                f'{problem}: use "{HESSIAN}", or call the layer into the logits "head" or "classifier".'
-            )
-        if passes_by(batch.loss, batch.pre_activations, batch.logits):
-            warnings.warn(
-                f"Part of the loss depends on layer '{self.layer.name}' without passing through "
-                f"'{self._head.name}' (the auxiliary loss of a router, a second head): estimator=\"{GAUSS_NEWTON}\" "
-                f'leaves the curvature of that part out; "{HESSIAN}" has all of it.',
-                stacklevel=5,
-            )
 
     def _begin_perturbation(self, strength: float | None) -> None:
         assert isinstance(self._estimate, FeaturePerturbation)
@@ -384,35 +320,8 @@ class RelativeFlatness:
     def _batch(self, loss: Tensor) -> Batch:
         captures, self._captures = self._captures, None
         heads, self._head_captures = self._head_captures, None
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss must be a scalar tensor, not {given}: take its mean (or sum) first.")
-        if captures is None:
-            raise ValueError("no forward pass was captured: run the model inside `with flatness.capture():`.")
-        if not captures and self.layer.called_without_gradients:
-            raise RuntimeError(
-                f"layer '{self.layer.name}' was called without gradients while it was captured. In a Trainer that is "
-                "reentrant gradient checkpointing, which hides the graph: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}. In your own loop, leave torch.no_grad() '
-                "out: kappa is a derivative of the loss. Losses that cache gradients (sentence-transformers' "
-                "Cached... ones) hide the graph, too: use the plain one."
-            )
-        if not captures:
-            raise ValueError(
-                f"layer '{self.layer.name}' was not called in the forward pass: `hf-fam layers MODEL` lists the layers "
-                "that are. (A fused loss, Liger's for instance, goes past the head.)"
-            )
-        if not all(c.pre_activations.requires_grad for c in captures):
-            raise ValueError(
-                f"nothing at or below layer '{self.layer.name}' is trainable, so its flatness cannot be trained: "
-                "unfreeze the layer or something below it, or choose a layer further up."
-            )
-        if not all(c.untouched for c in (*captures, *(heads or []))):
-            names = " or ".join(f"'{layer.name}'" for layer in {self.layer, self._head or self.layer})
-            raise ValueError(
-                f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
-                "operation without its underscore (x = x + y instead of x += y)."
-            )
+        check_captures(loss, self.layer, self._head, captures, heads or [])
+        assert captures
         first = captures[0]
         self._reference = first.features if first.features.requires_grad else first.pre_activations
         return Batch(
@@ -439,30 +348,6 @@ def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient.to(wide(gradient.dtype))) / scale
 
 
-def _reached(loss: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether the loss depends on any of the tensors."""
-    with second_derivatives():
-        found = torch.autograd.grad(loss, list(tensors), retain_graph=True, allow_unused=True)
-    return any(g is not None for g in found)
-
-
-def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
-    if given not in choices:
-        raise ValueError(f"{name}={given!r}: choose one of {', '.join(map(repr, choices))}.")
-
-
-def choose_estimator(estimator: str, layer: FeatureLayer, head: FeatureLayer | None) -> str:
-    """The estimator that ``"auto"`` stands for, after checking that the chosen one can serve the layer."""
-    if estimator == AUTO:
-        if head is layer:
-            return ROW_PROBES if layer.out_features > LARGE_VOCABULARY else CLOSED_FORM
-        return HESSIAN if head is None else GAUSS_NEWTON
-    if estimator == GAUSS_NEWTON and head is None:
-        raise ValueError(f'estimator="{GAUSS_NEWTON}" found no layer into the logits: use "{HESSIAN}".')
-    return estimator
-
-
 def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     """The layer into the logits: the feature layer itself, another one, or None if it is of an unknown kind."""
     _, module = find_head(unwrap(model))
@@ -471,30 +356,3 @@ def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
     with contextlib.suppress(TypeError):
         return FeatureLayer(model, module)
     return None
-
-
-def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
-    """The Hessian of a shared parameter is that of all its uses, and kappa is that of one layer."""
-    own = {id(p) for p in layer.module.parameters(recurse=False)}
-    for name, module in model.named_modules():
-        if module is not layer.module and own & {id(p) for p in module.parameters(recurse=False)}:
-            raise ValueError(
-                f"estimator=\"{DENSE}\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
-                f'\'{name}\': use "{CLOSED_FORM}", "{HESSIAN}" or "{GAUSS_NEWTON}".'
-            )
-
-
-def _last_outputs(batch: Batch) -> Sequence[Tensor]:
-    """Without the calls of the layer that feed later ones."""
-    nested = calls_are_nested(batch.features, batch.pre_activations)
-    return batch.pre_activations[-1:] if nested else batch.pre_activations
-
-
-def _make_estimator(name: str, probes: int, sampling: HeadSampling) -> Estimator:
-    if name in HEAD_ESTIMATORS:
-        return ClosedForm(sampling)
-    if name == DENSE:
-        return dense_kappa
-    if name == PERTURBATION:
-        return FeaturePerturbation()
-    return HessianProbes(probes) if name == HESSIAN else GaussNewtonProbes(probes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .relative_flatness import PERTURBATION, RelativeFlatness
+from .estimators import PERTURBATION
+from .relative_flatness import RelativeFlatness
 
 _SHARDED = (
     "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "

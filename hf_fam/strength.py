@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .relative_flatness import CLOSED_FORM, DENSE, GAUSS_NEWTON, HESSIAN, PERTURBATION, ROW_PROBES
+from .estimators import CLOSED_FORM, DENSE, GAUSS_NEWTON, HEAD_ESTIMATORS, HESSIAN, PERTURBATION, ROW_PROBES
+from .flatness.heads import LARGE_VOCABULARY
 
 # Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
 # likelihood (recipes/comparison/plans/first_strengths.yaml, docs/results.md): exploratory, the study settles them.
@@ -13,6 +14,25 @@ DEFAULT_LAMBDA = {
     **dict.fromkeys((CLOSED_FORM, ROW_PROBES, DENSE, HESSIAN, GAUSS_NEWTON), 0.001),
     PERTURBATION: 0.003,
 }
+
+# Language models' heads have far larger features: kappa of SmolLM2-135M's is in the thousands, so that 0.001 would be a
+# term of several times the loss. Not the outcome of a study.
+LARGE_HEAD_LAMBDA = 1e-6
+
+
+def default_lambda(estimator: str, out_features: int) -> float:
+    """The strength that is taken where none is given.
+
+    Args:
+        estimator: its name.
+        out_features: d, which for a head is the number of classes.
+
+    Examples:
+        >>> default_lambda("closed_form", 77), default_lambda("row_probes", 49_152)
+        (0.001, 1e-06)
+    """
+    large = estimator in HEAD_ESTIMATORS and out_features > LARGE_VOCABULARY
+    return LARGE_HEAD_LAMBDA if large else DEFAULT_LAMBDA[estimator]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from .callback import FAMCallback
 from .card_writing import name_of_base_model, write_card
+from .estimators import PERTURBATION
 from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
-from .relative_flatness import PERTURBATION, RelativeFlatness
+from .relative_flatness import RelativeFlatness
 from .requirements import check_requirements, refuse_parallelism
-from .strength import DEFAULT_LAMBDA, Strength, warmup_steps
+from .strength import Strength, default_lambda, warmup_steps
 from .training_args import CORRECTED, FAMArguments
 from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
 
@@ -118,7 +119,7 @@ class FAMMixin(_Host):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
-        active = [c for c in self.callback_handler.callbacks if isinstance(c, FAMCallback) and c.fam_lambda > 0]
+        active = [c for c in self.callback_handler.callbacks if isinstance(c, FAMCallback) and c.fam_lambda != 0]
         if active and self.fam_args.fam_lambda != 0:
             raise ValueError(
                 f"{type(self).__name__} trains the flatness term itself, and FAMCallback would add it again: leave the "
@@ -197,7 +198,10 @@ class FAMMixin(_Host):
 
     def _fam_lambda(self) -> float:
         given = self.fam_args.fam_lambda
-        return DEFAULT_LAMBDA[self.relative_flatness.estimator] if given is None else given
+        if given is not None:
+            return given
+        flatness = self.relative_flatness
+        return default_lambda(flatness.estimator, flatness.layer.out_features)
 
     def _fam_strength(self, model: nn.Module) -> float:
         """lambda for this batch; 0 in evaluation, in skipped steps and where FAM is off."""

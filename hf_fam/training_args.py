@@ -8,9 +8,7 @@ from typing import Optional
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .feature_layer import AUTO
-from .flatness.head_sampling import check_token_fraction
-from .relative_flatness import (
+from .estimators import (
     ESTIMATORS,
     FULL,
     GRADIENTS,
@@ -18,6 +16,8 @@ from .relative_flatness import (
     PERTURBATION,
     check_choice,
 )
+from .feature_layer import AUTO
+from .flatness.head_sampling import check_token_fraction
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
@@ -44,8 +44,8 @@ class FAMArguments:
 
     **How strongly**
 
-        fam_lambda: strength lambda, at least 0; None takes the documented default of the estimator
-            (``hf_fam.strength.DEFAULT_LAMBDA``). 0 is plain training, bit for bit.
+        fam_lambda: strength lambda, at least 0; None takes the documented default
+            (``hf_fam.strength.default_lambda``). 0 is plain training, bit for bit.
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
+from hf_fam.flatness.curvature import SecondDerivativeError
 from hf_fam.flatness.dense import dense_flatness
 from hf_fam.flatness.directions import direction
 from hf_fam.flatness.hessian_probe import hessian_probe
@@ -256,3 +258,25 @@ def test_a_head_is_found_by_its_name_or_its_absence_is_noticed() -> None:
     unnamed = HeadFirst("w").double()
     with pytest.raises(ValueError, match="takes 'second' for the layer into the logits, but it has further layers"):
         loss_and_kappa(unnamed, RelativeFlatness(unnamed, "first"))
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(("layer", "estimator"), [("0", "hessian"), ("0", "gauss_newton"), ("2", "closed_form")])
+def test_operations_that_torch_differentiates_once_are_refused(layer: str, estimator: str) -> None:
+    """torch takes their second derivative for zero, without an error."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    flatness = RelativeFlatness(model, layer, estimator)
+    with flatness.capture():
+        loss = nn.functional.cross_entropy(_Doubled.apply(model(torch.randn(5, 3))), torch.tensor([0, 1, 0, 1, 1]))
+    with pytest.raises(SecondDerivativeError, match="once_differentiable"):
+        flatness(loss)

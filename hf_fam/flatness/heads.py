@@ -60,11 +60,7 @@ class ClosedForm:
         """
         looking = self._schedule.due()
         if looking or self._form is None:
-            _refuse_coupled_groups_or_calls(batch)
-            forms = {recognise(batch.loss, z) for z in batch.pre_activations}
-            if len(forms) > 1:
-                raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
-            (self._form,) = forms
+            self._form = recognise_calls(batch)
         calls = zip(batch.features, batch.pre_activations, strict=True)
         parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, self._form) for phi, z in calls]
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
@@ -81,6 +77,19 @@ class ClosedForm:
         signs, keys = self._sampling.draw(z.shape, phi.shape[-1], phi.device, batch.seeds)
         c = thin(c.flatten() / scale, keys, self._sampling.token_fraction)
         return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
+
+
+def recognise_calls(batch: Batch) -> HeadLoss:
+    """Prove the form of the loss for all calls of the head, see `recognise`.
+
+    Raises:
+        NoClosedForm: there is none, or not one for all.
+    """
+    _refuse_coupled_groups_or_calls(batch)
+    forms = {recognise(batch.loss, z) for z in batch.pre_activations}
+    if len(forms) > 1:
+        raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
+    return forms.pop()
 
 
 def _refuse_coupled_groups_or_calls(batch: Batch) -> None:

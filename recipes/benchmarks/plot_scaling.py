@@ -1,4 +1,4 @@
-"""Curves of what scaling.py measured: one picture an axis, time above, memory below.
+"""Curves of what scaling.py measured, one picture an axis, time above, memory below; and its rows as a table.
 
 python recipes/benchmarks/plot_scaling.py out/scaling
 """
@@ -42,9 +42,26 @@ def main(folder: Path) -> list[Path]:
         if axis in CURVES:
             plots[0].legend(fontsize=8)
         written.append(folder / f"{axis}.png")
-        figure.savefig(written[-1], dpi=120)
+        figure.savefig(written[-1], dpi=80)
         plt.close(figure)
+    written.append(folder / "scaling.md")
+    written[-1].write_text(markdown(table), encoding="utf-8")
     return written
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Every row: medians over rounds, with quartiles."""
+    lines = [
+        "| axis | model | tokens | width x vocabulary | processes | method | step, plain | time (quartiles) | peak memory |",
+        "| --- | --- | --- | --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in table.itertuples():
+        time = f"{row.time_ratio:.2f} ({row.time_q25:.2f}-{row.time_q75:.2f})"
+        memory = "" if pd.isna(row.torch_ratio) else f"{row.torch_ratio:.3f}"
+        sizes = [f"{row.batch} x {row.tokens}", f"{row.width} x {row.vocabulary}", str(row.processes)]
+        cells = [row.axis, row.model, *sizes, row.method, f"{row.plain_ms:.0f} ms", time, memory]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

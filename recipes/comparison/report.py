@@ -58,21 +58,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def regime(record: Record) -> tuple[str, str]:
-    return record["regime"], ", ".join(f"{k} {v:g}" for k, v in record["settings"].items())
+    return record["regime"], ", ".join(f"{k} {shown(v)}" for k, v in record["settings"].items())
 
 
 def differences(record: Record) -> str:
     """The settings that are not the regime's own, to tell figures apart."""
     own = asdict(REGIMES[record["regime"]].Settings())
-    return "-".join(f"{k}-{v:g}" for k, v in record["settings"].items() if own.get(k) != v)
+    return "-".join(f"{k}-{shown(v)}" for k, v in record["settings"].items() if own.get(k) != v)
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def section(name: str, settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
+    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
+    name = " ".join(filter(None, [name, differences(records[0])]))
     yield f"## {name}\n\nSettings: {settings}.\n"
     if any(r["exploratory"] for r in records):
         share = sum(r["exploratory"] for r in records)
         yield f"**Exploratory**: {share} of these {len(records)} runs looked around and decided nothing beforehand.\n"
-    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
     if plot(records, figure):
         link = Path(os.path.relpath(figure.resolve(), options.output.resolve().parent)).as_posix()
         yield f"![Change from plain training by strength]({link})\n"

@@ -14,6 +14,7 @@ from support.tiny import fam_trainer, largest_difference, logged, texts, tiny_ll
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_fam.relative_flatness.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.estimators.LARGE_VOCABULARY", 1)
     monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 1)
     monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 350)  # seven rows
 

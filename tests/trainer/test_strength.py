@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_fam import FAMArguments
-from hf_fam.strength import DEFAULT_LAMBDA
+from hf_fam.strength import DEFAULT_LAMBDA, LARGE_HEAD_LAMBDA
 from support.tiny import assert_same_weights, fam_trainer, gradients_of_first_step, history, logged, tiny_bert
 
 REPRESENTATION = {"fam_layer": "representation", "fam_estimator": "gauss_newton"}
@@ -26,10 +26,15 @@ def lambdas(path: Path, **given: Any) -> list[float]:
 @pytest.mark.parametrize("estimator", DEFAULT_LAMBDA)
 def test_default_is_that_of_the_estimator(tmp_path: Path, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {name: 2.0 ** -(k + 5) for k, name in enumerate(DEFAULT_LAMBDA)}
-    monkeypatch.setattr("hf_fam.trainer.DEFAULT_LAMBDA", values)
+    monkeypatch.setattr("hf_fam.strength.DEFAULT_LAMBDA", values)
     layer = "head" if estimator in ("closed_form", "row_probes", "dense") else "representation"
     found = lambdas(tmp_path, fam_estimator=estimator, fam_layer=layer, max_steps=2)
     assert found == [values[estimator]] * 2
+
+
+def test_default_of_a_large_head_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_fam.strength.LARGE_VOCABULARY", 1)
+    assert lambdas(tmp_path, fam_estimator="closed_form", max_steps=2) == [LARGE_HEAD_LAMBDA] * 2
 
 
 def test_defaults_are_documented_strengths_above_zero() -> None:

@@ -26,7 +26,8 @@ from .methods import METHODS
 from .regimes import REGIMES
 from .tasks import Task
 
-IMAGES = ("fashion_mnist",)
+# Which tasks a regime can read: those here, or all that no regime here reads.
+IMAGES = {"small_cnn": ("fashion_mnist",), "finetune_images": ("cifar10",)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_plan(path: Path) -> list[Run]:
 def _runs(plan: dict[str, Any]) -> Iterator[Run]:
     tasks = [Task(**task) for task in plan["tasks"]]
     for seed, (regime, changes), task in itertools.product(plan["seeds"], plan["regimes"].items(), tasks):
-        if (regime == "small_cnn") != (task.name in IMAGES):
+        if not readable(regime, task):
             continue
         settings = REGIMES[regime].Settings(**(changes or {}))
         for entry in plan["methods"]:
@@ -81,6 +82,11 @@ def _runs(plan: dict[str, Any]) -> Iterator[Run]:
                 continue
             for configuration in grid(entry):
                 yield Run(task, regime, settings, entry["method"], configuration, seed, plan.get("exploratory", True))
+
+
+def readable(regime: str, task: Task) -> bool:
+    images = {name for names in IMAGES.values() for name in names}
+    return task.name in IMAGES[regime] if regime in IMAGES else task.name not in images
 
 
 def grid(entry: dict[str, Any]) -> list[dict[str, Any]]:

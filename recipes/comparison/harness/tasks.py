@@ -8,7 +8,9 @@ first so many in an order that is the same for every seed.
 
 from __future__ import annotations
 
+import functools
 import gzip
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ class Task:
         train: training examples in all, in natural proportions.
         validation: at most so many.
         test: a fixed part of the test split; None: all of it.
+        noise: share of training labels that are replaced by another class, drawn evenly; the seed decides which.
+        classes: only the first so many classes.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Task:
     train: int | None = None
     validation: int = 1000
     test: int | None = None
+    noise: float = 0.0
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in READERS:
@@ -46,9 +52,8 @@ class Task:
         """Short and unambiguous: the defaults are left out."""
         parts = [f"{self.shots}-shot" if self.shots else f"{self.train}"]
         defaults = Task.__dataclass_fields__
-        parts += [
-            f"{k}{v}" for k, v in asdict(self).items() if k in ("validation", "test") and v != defaults[k].default
-        ]
+        shown = ("validation", "test", "noise", "classes")
+        parts += [f"{k}{v}" for k, v in asdict(self).items() if k in shown and v != defaults[k].default]
         return "-".join([self.name, *parts])
 
     @property
@@ -87,6 +92,8 @@ def load(task: Task, data: Path, seed: int) -> Split:
 
 def split(task: Task, pool: Examples, test: Examples, seed: int) -> Split:
     """Apply the rule at the top of this file."""
+    if task.classes is not None:
+        pool, test = (part.take(np.flatnonzero(part.labels < task.classes)) for part in (pool, test))
     order = np.random.default_rng(seed).permutation(len(pool))
     if task.shots is None:
         chosen = np.arange(len(order)) < task.train
@@ -96,12 +103,22 @@ def split(task: Task, pool: Examples, test: Examples, seed: int) -> Split:
             chosen[np.flatnonzero(pool.labels[order] == label)[: task.shots]] = True
     if task.test is not None:
         test = test.take(np.random.default_rng(0).permutation(len(test))[: task.test])
+    classes = int(pool.labels.max()) + 1
     return Split(
-        train=pool.take(order[chosen]),
+        train=with_noise(pool.take(order[chosen]), task.noise, classes, seed),
         validation=pool.take(order[~chosen][: task.validation]),
         test=test,
-        classes=int(pool.labels.max()) + 1,
+        classes=classes,
     )
+
+
+def with_noise(examples: Examples, share: float, classes: int, seed: int) -> Examples:
+    """Replace a share of the labels by one of the other classes."""
+    random = np.random.default_rng((seed, 1))
+    wrong = random.permutation(len(examples))[: round(share * len(examples))]
+    labels = examples.labels.copy()
+    labels[wrong] = (labels[wrong] + random.integers(1, classes, len(wrong))) % classes
+    return Examples(examples.inputs, labels)
 
 
 def _texts(folder: str, columns: tuple[str, ...], test: str) -> Any:
@@ -129,6 +146,18 @@ def _fashion_mnist(data: Path) -> tuple[Examples, Examples]:
     return examples("train"), examples("t10k")
 
 
+def _cifar10(data: Path) -> tuple[Examples, Examples]:
+    import pandas
+    from PIL import Image
+
+    def examples(name: str) -> Examples:
+        frame = pandas.read_parquet(data / "cifar10" / f"{name}.parquet")
+        images = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in frame["image"]]
+        return Examples(np.stack(images).transpose(0, 3, 1, 2), frame["label"].to_numpy(np.int64))
+
+    return examples("train-15k"), examples("test")
+
+
 READERS = {
     "banking77": _texts("banking77", ("text",), "test"),
     "cola": _texts("glue/cola", ("sentence",), "dev"),
@@ -136,4 +165,5 @@ READERS = {
     "mrpc": _texts("glue/mrpc", ("sentence1", "sentence2"), "test"),
     "rte": _texts("glue/rte", ("sentence1", "sentence2"), "dev"),
     "fashion_mnist": _fashion_mnist,
+    "cifar10": functools.cache(_cifar10),  # to decode the images takes seconds
 }

@@ -18,12 +18,21 @@ class FAM(Method):
     """The library, through `RelativeFlatness` in small networks and through `FAMTrainer` in fine-tuning."""
 
     def __init__(
-        self, strength: float, layer: str, estimator: str = "auto", gradient: str = "full", probes: int = 1
+        self,
+        strength: float,
+        layer: str,
+        estimator: str = "auto",
+        gradient: str = "full",
+        probes: int = 1,
+        cap: float | None = None,
+        warmup: float = 0.0,
     ) -> None:
         self._strength, self._layer, self._estimator = strength, layer, estimator
-        self._gradient, self._probes = gradient, probes
+        self._gradient, self._probes, self._cap, self._warmup = gradient, probes, cap, warmup
 
     def attach(self, model: nn.Module, seed: int) -> None:
+        if self._cap is not None or self._warmup:
+            raise ValueError("a cap and a warm-up are parts of FAMTrainer: use a regime that trains with it.")
         generator = torch.Generator().manual_seed(seed)
         self._flatness = RelativeFlatness(
             model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient
@@ -42,5 +51,7 @@ class FAM(Method):
             fam_estimator=self._estimator,
             fam_gradient=self._gradient,
             fam_probes=self._probes,
+            fam_max_grad_ratio=self._cap,
+            fam_warmup_steps=self._warmup,
         )
         return FAMTrainer(args=args, **kwargs)

@@ -1,0 +1,75 @@
+"""The largest eigenvalue of many symmetric matrices at once, from products alone (Lanczos 1950)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Eigenvalues of the small tridiagonal matrices are looked at this often.
+_CHECK_EVERY = 4
+
+
+def largest_eigenvalues(
+    product: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int = 100, tolerance: float = 1e-10
+) -> tuple[Tensor, Tensor]:
+    """The largest (not the largest absolute) eigenvalue of every matrix of a stack.
+
+    All matrices take a step together, so that one pass over the data serves all of them. Bases are kept and
+    orthogonalised in full: memory for ``iterations`` copies of ``start`` at most.
+
+    Args:
+        product: the matrices times one vector each, shapes ``(b, n)`` to ``(b, n)``.
+        start: random vectors, shape ``(b, n)``.
+        iterations: at most this many products.
+        tolerance: stop when every residual is below this fraction of its matrix's norm (as far as it is known).
+
+    Returns:
+        The eigenvalues and the norms of their residuals, shapes ``(b,)``: an eigenvalue of the matrix lies within the
+        residual's distance.
+
+    Examples:
+        >>> import torch
+        >>> stack = torch.stack([torch.diag(torch.tensor([1.0, 5.0, -9.0])), -torch.eye(3)])
+        >>> values, _ = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), torch.ones(2, 3))
+        >>> [round(float(v), 4) for v in values]
+        [5.0, -1.0]
+    """
+    n = start.shape[-1]
+    tiny = torch.finfo(start.dtype).eps
+    basis = [start / torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp_min(tiny)]
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    for k in range(min(iterations, n)):
+        image = product(basis[k])
+        alpha = (image * basis[k]).sum(-1)
+        # A matrix whose Krylov space is exhausted goes on with zero vectors; its first value keeps it in its range.
+        diagonal.append(torch.where(done, diagonal[0], alpha) if diagonal else alpha)
+        for _ in range(2):  # once is not enough in floating point
+            for q in basis:
+                image = image - (image * q).sum(-1, keepdim=True) * q
+        beta = torch.linalg.vector_norm(image, dim=-1)
+        scale = torch.stack([d.abs() for d in diagonal] + beside).amax(0)
+        done = done | (beta <= 100 * tiny * scale)
+        beta = torch.where(done, torch.zeros_like(beta), beta)
+        last = k + 1 == min(iterations, n)
+        if last or (k + 1) % _CHECK_EVERY == 0 or bool(done.all()):
+            values, residuals = _ritz(diagonal, beside, beta)
+            if last or bool((residuals <= tolerance * scale).all()):
+                break
+        beside.append(beta)
+        basis.append(
+            torch.where(done.unsqueeze(-1), torch.zeros_like(image), image / beta.clamp_min(tiny).unsqueeze(-1))
+        )
+    return values, residuals
+
+
+def _ritz(diagonal: list[Tensor], beside: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]:
+    tridiagonal = torch.diag_embed(torch.stack(diagonal, -1))
+    if beside:
+        off = torch.stack(beside, -1)
+        tridiagonal = tridiagonal + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    return values[:, -1], (beta * vectors[:, -1, -1]).abs()

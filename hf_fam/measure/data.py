@@ -1,0 +1,163 @@
+"""From what the user calls data to batches: a data set or a loader, for one process or several."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+IGNORED = -100
+
+
+class Batches:
+    """The batches of a data set, numbered; every process takes its share, and every pass reads the same ones.
+
+    Args:
+        data: a ``DataLoader``, a map-style or iterable data set, or a list of items.
+        batch_size: items of a batch, where ``data`` is not a loader.
+        collate_fn: how items become a batch; by default transformers' for dictionaries, torch's for the rest.
+        rank: number of this process.
+        processes: how many there are.
+        seed: of the order in which a shuffling loader reads.
+
+    Raises:
+        TypeError: ``data`` is neither.
+        ValueError: it is empty, or a loader that was already split over processes.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int = 32,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._rank, self._processes, self._seed = rank, processes, seed
+        self.length: int | None = None
+        self._loader = _loader(data, batch_size, collate_fn, processes)
+        try:
+            self.length = len(self._loader)
+        except TypeError:  # of an iterable data set without a length
+            self.length = None
+        if self.length == 0:
+            raise ValueError("the data is empty: there is no item to measure.")
+
+    def first(self) -> Any:
+        """The first batch, the same on every process.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for batch in self._read():
+            return batch
+        raise ValueError("the data is empty: there is no item to measure.")
+
+    def mine(self, most: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Number and content of this process's batches.
+
+        Args:
+            most: so many at most.
+        """
+        numbered = enumerate(self._read())
+        return itertools.islice(((k, b) for k, b in numbered if k % self._processes == self._rank), most)
+
+    def _read(self) -> Iterable[Any]:
+        torch.manual_seed(self._seed)
+        try:
+            yield from self._loader
+        except (ValueError, TypeError, RuntimeError) as error:
+            if "length" in str(error) or "stack expects each tensor" in str(error) or "same size" in str(error):
+                raise ValueError(
+                    f"the items cannot be stacked to a batch ({str(error).splitlines()[0]}): they differ in length. "
+                    "Give collate_fn=DataCollatorWithPadding(tokenizer), or the collator that the Trainer uses."
+                ) from error
+            raise
+
+
+def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] | None, processes: int) -> Any:
+    if isinstance(data, DataLoader):
+        if processes > 1 and type(data).__module__.startswith("accelerate"):
+            raise ValueError(
+                "the loader was prepared by accelerate and is already split over the processes: pass the one from "
+                "before accelerator.prepare(), it is split here."
+            )
+        return data
+    if isinstance(data, Mapping) or not (isinstance(data, IterableDataset) or hasattr(data, "__getitem__")):
+        hint = "; choose a split" if isinstance(data, Mapping) else ""
+        raise TypeError(f"data is a {type(data).__name__}: give a Dataset, a list of items or a DataLoader{hint}.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: give a whole number of at least 1.")
+    if hasattr(data, "__len__"):
+        if len(data) == 0:
+            raise ValueError("the data is empty: there is no item to measure.")
+        if collate_fn is None and isinstance(data[0], Mapping):
+            from transformers import default_data_collator
+
+            collate_fn = default_data_collator
+    return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn)
+
+
+def arguments_of(model: nn.Module, batch: Any) -> Any:
+    """The entries of a batch that the model's forward method takes, as the Trainer selects columns."""
+    if not isinstance(batch, Mapping):
+        return batch
+    parameters = inspect.signature(model.forward).parameters
+    named = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return {k: v for k, v in batch.items() if k in named or k in LABELS}
+
+
+def count_items(batch: Any) -> int:
+    """The number of items of a batch: the length of its labels, else of its first tensor."""
+    values = (
+        list(batch.values())
+        if isinstance(batch, Mapping)
+        else list(batch)
+        if isinstance(batch, (tuple, list))
+        else [batch]
+    )
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        values.insert(0, batch["labels"])
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return len(value)
+    raise ValueError("the batch contains no tensor, so its items cannot be counted.")
+
+
+def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
+    """What the loss divides by, item by item: 1, or an item's labelled tokens where the loss is a mean over tokens."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    ones = torch.ones(items, dtype=torch.float64)
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point() or labels.shape[0] != items:
+        return ones
+    if _predicts_the_next_token(model):
+        labels = labels[:, 1:]  # each token is predicted from those before it
+    elif getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
+        return ones
+    return (labels != IGNORED).sum(1).double().cpu()
+
+
+def _predicts_the_next_token(model: nn.Module) -> bool:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    name, kind = type(model).__name__, getattr(model, "loss_type", None)
+    return "CausalLM" in name or "LMHead" in name or kind in ("ForCausalLM", "ForConditionalGeneration")
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: to_device(v, device) for k, v in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(v, device) for v in batch)
+    return batch

@@ -1,0 +1,208 @@
+"""The measurement of one layer: what is proven on the first batch, what every batch adds, what comes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..feature_layer import Capture, FeatureLayer
+from ..flatness.batch import Batch, Seeds
+from ..flatness.coupling import Coupling, CouplingFinder
+from ..flatness.curvature import gradients, range_scale, refuse_once_differentiable, wide
+from ..flatness.directions import draw, draw_for_trace
+from ..flatness.heads import HeadLoss, NoClosedForm, recognise_calls
+from ..flatness.linear_map import LinearMap
+from ..flatness.row_blocks import RowBlocks
+from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
+from .moments import Moments, Sample
+from .normalization import columns_multiplied, divided
+
+
+@dataclass
+class LayerMeasurement:
+    """One layer while it is measured.
+
+    Attributes:
+        layer: the layer.
+        head: whether it is the layer into the logits.
+        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"``; ``"closed_form"`` once it was proven.
+        probes: directions a batch.
+        with_trace: Tr H and the layer-wise version are wanted.
+        blocks: collects the row blocks; None where kappa_max is not wanted or needs passes of its own.
+        deviation: standard deviation of every feature, which features are divided by; None without normalisation.
+        seed: of the probes.
+        form: what the loss was proven to be, where the closed form holds.
+        exact: no random directions are needed.
+    """
+
+    layer: FeatureLayer
+    head: bool
+    estimator: str
+    probes: int
+    with_trace: bool
+    blocks: RowBlocks | None
+    deviation: Tensor | None
+    seed: int
+    form: HeadLoss | None = None
+    exact: bool = False
+    coupling: Coupling = Coupling.ROWS
+    kappa: Moments = field(default_factory=Moments)
+    trace: Moments = field(default_factory=Moments)
+    layerwise: Moments = field(default_factory=Moments)
+    sample: Sample = field(default_factory=Sample)
+    products: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        plain = self.layer.linear_map
+        self.linear_map: LinearMap = plain if self.deviation is None else columns_multiplied(plain, self.deviation)
+
+    def begin(self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture]) -> None:
+        """Find out on one batch how the loss depends on the layer.
+
+        Raises:
+            ValueError: the layer does not reach the loss, or one call of it feeds another.
+            SecondDerivativeError: an operation of the tail has no second derivative.
+        """
+        batch = self._batch(loss, captures, logits, 0)
+        if self.head and self.estimator == "auto":
+            try:
+                self.form = recognise_calls(batch)
+                self.estimator, self.probes, self.exact = "closed_form", 0, True
+                return
+            except NoClosedForm:
+                pass
+        self.estimator = "hessian" if self.estimator == "auto" else self.estimator
+        refuse_once_differentiable(gradients(loss, batch.pre_activations))
+        finder = CouplingFinder()
+        self.coupling = finder(batch)
+        if finder.nested:
+            raise ValueError(
+                f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next "
+                "(shared blocks), which cannot be measured: choose a layer that is called once, such as the head."
+            )
+        if self.linear_map.groups > 1 and self.with_trace and self.estimator == "gauss_newton":
+            raise ValueError(
+                f"layer '{self.layer.name}' is a grouped convolution, whose layer-wise version is a sum over groups, "
+                'which estimator="gauss_newton" cannot tell apart: use "hessian", or measures without "layerwise".'
+            )
+        if self.coupling is not Coupling.ROWS or self.linear_map.groups > 1:
+            self.blocks = None
+        elif self.estimator == "hessian":
+            # More products than outputs are never needed, and the row blocks take as many in any case.
+            products = self.probes * (1 + self.with_trace)
+            self.exact = self.blocks is not None or products >= self.linear_map.out_features
+        if self.exact:
+            self.probes = 0
+
+    def add(
+        self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture], number: int, weights: Tensor
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            loss: its mean loss.
+            captures: of the layer.
+            logits: of the head.
+            number: of the batch, which the probes are a function of.
+            weights: what the loss divides by, item by item.
+        """
+        started = time.perf_counter()
+        batch = self._batch(loss, captures, logits, number)
+        rows = self._rows(batch)
+        scale = float(weights.sum())
+        self._collect(self.kappa, [r.kappa for r in rows], weights, scale, number)
+        if self.with_trace:
+            self._collect(self.trace, [r.trace for r in rows], weights, scale)
+            self._collect(self.layerwise, [r.layerwise for r in rows], weights, scale)
+        if self.blocks is not None and not self.blocks.overflown and self.exact:
+            self._add_blocks(batch, rows[0].curvature, scale)
+        self.seconds += time.perf_counter() - started
+
+    def _rows(self, batch: Batch) -> list[RowValues]:
+        """Contributions of the rows, for every probe."""
+        if self.form is not None:
+            return [closed_form_rows(batch, self.form)]
+        newton = self.estimator == "gauss_newton"
+        scale = range_scale(batch.loss, batch.pre_activations)
+        first = [] if newton else gradients(batch.loss, batch.pre_activations, scale)
+        if self.exact:
+            self.products += self.linear_map.out_features * len(first)
+            return [exact_rows(batch, first, scale)]
+        self.products += self.probes * (1 + self.with_trace)
+
+        def values(directions: list[Tensor]) -> list[Tensor]:
+            return gauss_newton_rows(batch, directions) if newton else hessian_rows(batch, first, directions, scale)
+
+        result = []
+        for k in range(self.probes):
+            kappa = [v.sum(-1) for v in values(draw(batch.features, batch.linear_map, self.coupling, batch.seeds, k))]
+            if not self.with_trace:
+                result.append(RowValues(kappa))
+                continue
+            shared = (batch.features, batch.pre_activations, batch.linear_map, self.coupling, batch.seeds)
+            of_outputs = values(draw_for_trace(*shared, probe=k))
+            squares = [self._group_squares(v) for v in of_outputs]
+            trace = [v.sum(-1) for v in of_outputs]
+            result.append(RowValues(kappa, trace, [(v * s).sum(-1) for v, s in zip(of_outputs, squares, strict=True)]))
+        return result
+
+    def _group_squares(self, like: Tensor) -> Tensor:
+        """``||W_g||_F^2`` of every output's group, or of the one group there is."""
+        groups = self.linear_map.groups
+        squares = self.weight.square().sum(-1).view(groups, -1).sum(-1).to(like)
+        return squares if groups == 1 else squares.repeat_interleave(self.linear_map.out_features // groups)
+
+    def _collect(
+        self, moments: Moments, rows: list[Sequence[Tensor]], weights: Tensor, scale: float, number: int | None = None
+    ) -> None:
+        """Sums over items; over the batch where items are coupled or rows cannot be told to belong to items."""
+        items = len(weights)
+        separate = self.coupling is not Coupling.BATCH and all(r.numel() % items == 0 for r in rows[0])
+        if separate:
+            sums = [sum(r.detach().double().reshape(items, -1).sum(1) for r in calls) for calls in rows]
+            values = scale * torch.stack(sums, 1).cpu()  # type: ignore[arg-type]
+            moments.add(values, weights)
+            if number is not None:
+                counted = weights > 0
+                self.sample.add(values.mean(1)[counted] / weights[counted], number)
+        else:
+            sums = [sum(r.detach().double().sum() for r in calls) for calls in rows]
+            moments.add(scale * torch.stack(sums).cpu().unsqueeze(0), torch.tensor([scale]))  # type: ignore[arg-type]
+
+    def _add_blocks(self, batch: Batch, curvatures: Sequence[Tensor], scale: float) -> None:
+        assert self.blocks is not None
+        for k, (phi, z) in enumerate(zip(batch.features, batch.pre_activations, strict=True)):
+            curvature = curvatures[k].flatten(0, -2)
+            dtype = wide(z.dtype)
+            rows = self.linear_map.feature_rows(phi).detach().to(dtype).flatten(0, -2)
+            self.blocks.add(rows, (scale * curvature).to(dtype))
+
+    def group_rows(self, features: Tensor) -> Tensor:
+        """phi of every row and group, normalised where that is wanted, shape ``(..., G, m)``."""
+        rows = self.linear_map.feature_rows(self.normalized(features).detach())
+        return rows.unflatten(-1, (self.linear_map.groups, -1))
+
+    def _batch(self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture], number: int) -> Batch:
+        return Batch(
+            loss=loss,
+            features=[self.normalized(c.features) for c in captures],
+            pre_activations=[c.pre_activations for c in captures],
+            linear_map=self.linear_map,
+            logits=[c.pre_activations for c in logits],
+            seeds=Seeds((self.seed, number)),
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """W, its columns multiplied where features are normalised, in float32 at least; shape ``(d, m)``."""
+        weight = self.linear_map.weight.detach()
+        return weight.to(wide(weight.dtype))
+
+    def normalized(self, features: Tensor) -> Tensor:
+        """phi, divided by the standard deviations where features are normalised."""
+        return features if self.deviation is None else divided(features, self.deviation, self.linear_map)

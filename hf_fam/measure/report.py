@@ -1,0 +1,133 @@
+"""The report of ``hf-fam measure``: one HTML file that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..plotting import item_histogram, layer_profile, robustness_curve
+from .records import FlatnessTable, LayerFlatness
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..robustness import FeatureRobustness
+
+# As many histograms at most, of the layers of the largest kappa.
+_HISTOGRAMS = 6
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+h1, h2, p, li, td.name, dd, pre { overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+td.name { white-space: normal; min-width: min(17rem, 35vw); }
+img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
+pre { background: #f6f8fa; padding: .6rem; white-space: pre-wrap; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; }
+dt { color: #57606a; } dd { margin: 0; }
+.note { background: #fff8c5; padding: .4rem .6rem; }
+"""
+
+_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("κ", "kappa"), ("s.e. items", "standard_error_items"), ("s.e. probes", "standard_error_probes"),
+    ("κ/m", "kappa_per_feature"), ("κ_max", "kappa_max"), ("layer-wise", "layerwise"), ("‖W‖", "weight_norm"),
+    ("Tr H", "hessian_trace"),
+)  # fmt: skip
+
+
+def html_report(
+    table: FlatnessTable,
+    robustness: FeatureRobustness | None,
+    *,
+    model: str,
+    data: str,
+    settings: Mapping[str, object],
+    command: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page; all names are escaped, and figures are part of it.
+
+    Args:
+        table: what was measured.
+        robustness: the curve of one layer, or None.
+        model: as the user named it.
+        data: as the user named it.
+        settings: what is needed to repeat it, beside the command.
+        command: what was typed.
+        notes: what has to be known to read the numbers.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    first = table[0]
+    shown = sorted((r for r in table if len(r.item_kappas) > 1), key=lambda r: -abs(r.kappa))[:_HISTOGRAMS]
+    body = [
+        f"<h1>Relative flatness of {escape(model)}</h1>",
+        f"<p>on {escape(data)}: {first.num_items} items, mean loss {first.loss:.4g}. A small κ is flat.</p>",
+        *(f'<p class="note">{escape(note)}</p>' for note in notes),
+        "<h2>Layers</h2>",
+        _table(table),
+        "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: what more items, or more probes, would reduce. κ_max = Σ "
+        "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Numbers compare between networks for the same loss, data and "
+        "kind of layer only.</p>",
+        _image(
+            layer_profile(table.records), "κ of every layer, with two standard errors, κ_max and the layer-wise version"
+        ),
+    ]
+    if shown:
+        body.append("<h2>Single items</h2>")
+        body.append("<p>κ is a mean over items, and few items may make most of it.</p>")
+        body += [_image(item_histogram(r), f"Histogram of κ over items for layer {r.layer}") for r in shown]
+    if robustness is not None:
+        body.append("<h2>Feature robustness</h2>")
+        body.append(
+            f"<p>How the loss rises when the features that enter {escape(robustness.layer)} are perturbed, "
+            f"φ → φ + δAφ ({robustness.num_items} items, {robustness.samples} random matrices). "
+            f"{escape(robustness.verdict)}</p>"
+        )
+        body.append(_image(robustness_curve(robustness), "Measured rise of the loss beside its prediction from κ"))
+    body += ["<h2>Settings</h2>", _list(settings), "<p>To repeat it:</p>", f"<pre>{escape(command)}</pre>"]
+    title = escape(f"Relative flatness of {model}")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
+        "<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def _table(table: FlatnessTable) -> str:
+    columns = [(t, n) for t, n in _COLUMNS if any(getattr(r, n) is not None for r in table)]
+    head = "".join(f"<th>{title}</th>" for title, _ in [("layer", ""), ("d × m", ""), *columns, ("estimator", "")])
+    rows = "\n".join(_row(record, [name for _, name in columns]) for record in table)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+
+
+def _row(record: LayerFlatness, names: Sequence[str]) -> str:
+    cells = [f'<td class="name">{escape(record.layer)}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
+    for name in names:
+        value = getattr(record, name)
+        cells.append("<td>–</td>" if value is None or value != value else f"<td>{value:.4g}</td>")
+    return f"<tr>{''.join(cells)}<td>{escape(record.estimator.replace('_', ' '))}</td></tr>"
+
+
+def _list(settings: Mapping[str, object]) -> str:
+    entries = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in settings.items())
+    return f"<dl>{entries}</dl>"
+
+
+def _image(figure: Figure, description: str) -> str:
+    buffer = io.BytesIO()
+    # Without date and random identifiers, so that the same numbers make the same page.
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(description, quote=True)}">'

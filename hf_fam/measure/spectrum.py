@@ -1,0 +1,115 @@
+"""Largest eigenvalues of the row blocks of a layer's Hessian, and of the whole, by Lanczos iterations over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..feature_layer import Capture, FeatureLayer
+from ..flatness.curvature import gradients, range_scale, wide
+from ..flatness.lanczos import largest_eigenvalues
+from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
+from .layer_measurement import LayerMeasurement
+
+# Residuals, relative to the norm, at which to stop: where a product is a pass over the data, and else. The error of
+# the eigenvalue is of the order of the residual's square.
+_PASS_TOLERANCE, _TOLERANCE = 1e-3, 1e-12
+_MOST_PASSES, _MOST_PRODUCTS = 40, 200
+
+
+class DataPasses(Protocol):
+    """What can read the data again."""
+
+    def passes(self, layer: FeatureLayer, name: str) -> Iterator[tuple[Tensor, list[Capture], float]]:
+        """Loss, captures and weight of every batch."""
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over processes."""
+
+
+def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses, total: float) -> Tensor:
+    """``lambda_max(H_{s,s})`` of every row s of W, shape ``(d,)``.
+
+    Args:
+        measurement: after the pass over the data.
+        data: reads it again where the row blocks were not collected.
+        total: the sum of the weights of all items.
+
+    Raises:
+        SecondDerivativeError: an operation of the tail has no second derivative.
+    """
+    blocks, layer = measurement.blocks, measurement.layer
+    lost = torch.tensor([float(blocks is None or blocks.overflown)])
+    if data.reduce(lost) == 0 and blocks is not None:
+        kept = blocks
+
+        def product(vectors: Tensor, start: int) -> Tensor:
+            return data.reduce(kept.product(vectors, start)) / total
+
+        return _in_chunks(product, measurement, _MOST_PRODUCTS, _TOLERANCE)
+
+    def streamed(vectors: Tensor, start: int) -> Tensor:
+        result = torch.zeros_like(vectors)
+        for loss, captures, scale in data.passes(layer, f"kappa_max of {layer.name}"):
+            features = [measurement.group_rows(c.features) for c in captures]
+            z = [c.pre_activations for c in captures]
+            measurement.products += len(vectors)
+            enlarged = range_scale(loss, z)
+            first = gradients(loss, z, enlarged)
+            result += scale / enlarged * row_block_products(first, features, z, vectors, start)
+        return data.reduce(result) / total
+
+    return _in_chunks(streamed, measurement, _MOST_PASSES, _PASS_TOLERANCE)
+
+
+def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses, total: float) -> float:
+    """The largest eigenvalue of the Hessian of the loss by the whole weight.
+
+    Args:
+        measurement: after the pass over the data.
+        data: reads it again, once for every product.
+        total: the sum of the weights of all items.
+    """
+    layer, shape = measurement.layer, measurement.weight.shape
+
+    def product(vectors: Tensor) -> Tensor:
+        result = vectors.new_zeros(shape)
+        for loss, captures, scale in data.passes(layer, f"lambda_max of {layer.name}"):
+            features = [measurement.group_rows(c.features) for c in captures]
+            z = [c.pre_activations for c in captures]
+            measurement.products += 1
+            enlarged = range_scale(loss, z)
+            first = gradients(loss, z, enlarged)
+            result += scale / enlarged * layer_product(first, features, z, vectors.view(shape))
+        return data.reduce(result).view(1, -1) / total
+
+    start = _start(measurement, 1, shape.numel())
+    value, _ = largest_eigenvalues(product, start, iterations=_MOST_PASSES, tolerance=_PASS_TOLERANCE)
+    return float(value)
+
+
+def _in_chunks(
+    product: Callable[[Tensor, int], Tensor], measurement: LayerMeasurement, iterations: int, tolerance: float
+) -> Tensor:
+    """As many rows together as the vectors of all iterations have space."""
+    outputs, features = measurement.layer.out_features, measurement.layer.in_features
+    together = max(1, KEPT_NUMBERS // (features * min(iterations, features)))
+    starts = _start(measurement, outputs, features)
+    found = []
+    for first in range(0, outputs, together):
+
+        def of_chunk(vectors: Tensor, first: int = first) -> Tensor:
+            return product(vectors, first)
+
+        chunk = starts[first : first + together]
+        found.append(largest_eigenvalues(of_chunk, chunk, iterations=iterations, tolerance=tolerance)[0])
+    return torch.cat(found)
+
+
+def _start(measurement: LayerMeasurement, count: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(measurement.seed)
+    weight = measurement.weight
+    return torch.randn(count, size, generator=generator, dtype=torch.float64).to(weight.device, wide(weight.dtype))

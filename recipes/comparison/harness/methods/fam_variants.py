@@ -1,0 +1,109 @@
+"""Forms of FAM that the library does not offer, to see whether it should."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hf_fam import RelativeFlatness
+
+from .base import register
+from .penalty import Penalty
+
+
+@register("fam_layers")
+class SeveralLayers(Penalty):
+    """``strength * (kappa of one layer + kappa of another + ...)``.
+
+    Args:
+        layers: names, separated by ``+``.
+    """
+
+    def __init__(self, strength: float, layers: str, estimator: str = "auto") -> None:
+        self._strength, self._layers, self._estimator = strength, layers.split("+"), estimator
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        self._flatness = []
+        for k, layer in enumerate(self._layers):
+            generator = torch.Generator().manual_seed(1000 * seed + k)
+            self._flatness.append(RelativeFlatness(model, layer, self._estimator, generator=generator))
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for flatness in self._flatness:
+                stack.enter_context(flatness.capture())
+            yield
+
+    def term(self, loss: Tensor) -> Tensor:
+        return self._strength * torch.stack([flatness(loss) for flatness in self._flatness]).sum()
+
+
+@register("fam_running")
+class RunningStrength(Penalty):
+    """``strength / (1 + running mean of kappa) * kappa``: about the logarithm of kappa where it is large.
+
+    The mean is that of earlier steps, so the term stays linear in the loss.
+    """
+
+    def __init__(self, strength: float, layer: str, estimator: str = "auto", memory: float = 0.9) -> None:
+        self._strength, self._layer, self._estimator, self._memory = strength, layer, estimator, memory
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+        self._running: Tensor | None = None
+
+    def watch(self) -> contextlib.AbstractContextManager[None]:
+        return self._flatness.capture()
+
+    def term(self, loss: Tensor) -> Tensor:
+        kappa = self._flatness(loss)
+        now = kappa.detach().abs()
+        running = now if self._running is None else self._running
+        self._running = self._memory * running + (1 - self._memory) * now
+        return self._strength / (1 + running) * kappa
+
+
+@register("fam_share")
+class ShareOfLoss(Penalty):
+    """``lambda * kappa`` with the lambda that makes the term this share of the loss on the first batch.
+
+    Lambda is set once: strengths that follow kappa while training run away as kappa vanishes.
+
+    Args:
+        share: term / loss on the first batch, as it would be at full strength.
+        layer: the feature layer.
+        estimator: see `RelativeFlatness`.
+        ramp: ``"none"``, or ``"loss"``: lambda times ``1 - running loss / first loss``, at least 0, so that nothing is
+            held back before it has been learned.
+        memory: of the running mean of the loss.
+    """
+
+    def __init__(
+        self, share: float, layer: str, estimator: str = "auto", ramp: str = "none", memory: float = 0.9
+    ) -> None:
+        if ramp not in ("none", "loss"):
+            raise ValueError(f"ramp={ramp!r}: give 'none' or 'loss'.")
+        self._share, self._layer, self._estimator = share, layer, estimator
+        self._ramp, self._memory = ramp == "loss", memory
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+        self._strength: Tensor | None = None
+
+    def watch(self) -> contextlib.AbstractContextManager[None]:
+        return self._flatness.capture()
+
+    def term(self, loss: Tensor) -> Tensor:
+        kappa, now = self._flatness(loss), loss.detach()
+        if self._strength is None:
+            self._strength = self._share * now / kappa.detach().abs()
+            self._first = self._running = now
+        part = (1 - self._running / self._first).clamp_min(0) if self._ramp else 1.0
+        self._running = self._memory * self._running + (1 - self._memory) * now
+        return self._strength * part * kappa

@@ -1,0 +1,125 @@
+"""How the generalisation gap goes with each measure: Pearson and Kendall correlations with bootstrap intervals.
+
+python recipes/flatness_study/analysis.py out/flatness_study/runs.jsonl --output docs/generated/flatness_study
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hf_fam.plotting import new_figure, save
+
+MEASURES = {
+    "kappa": "κ, features normalised",
+    "kappa_max": "κ_max, features normalised",
+    "layerwise": "layer-wise, features normalised",
+    "kappa_plain": "κ",
+    "layerwise_plain": "layer-wise",
+    "trace": "Tr H",
+    "lambda_max": "λ_max",
+    "weight_norm": "‖W‖",
+    "fisher_rao": "Fisher-Rao norm",
+    "pac_bayes": "PAC-Bayes flatness, 1/σ²",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("out/flatness_study"), help="folder")
+    parser.add_argument("--resamples", type=int, default=2000)
+    options = parser.parse_args(arguments)
+    runs = [json.loads(line) for line in options.runs.read_text(encoding="utf-8").splitlines()]
+    used = [run for run in runs if run["converged"]]
+    if len(used) < 3:
+        raise SystemExit(
+            f"{options.runs}: {len(used)} of {len(runs)} networks reached the loss; at least 3 are needed."
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    parts = [_heading(runs, used)]
+    for title, when in (("As trained", "before"), ("After random rescaling of every neuron", "after")):
+        parts.append(f"## {title}\n\n{table(used, when, options.resamples)}")
+    parts.append(f"## Within one optimiser, as trained\n\n{by_optimizer(used)}")
+    (options.output / "correlations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    draw(used, options.output / "gap.png")
+    print("\n\n".join(parts))
+
+
+def table(runs: list[dict[str, Any]], when: str, resamples: int) -> str:
+    """Correlations with the gap, with 95 % percentile intervals over networks."""
+    lines = ["| measure | Kendall | Pearson | Pearson of the logarithm |", "| --- | --- | --- | --- |"]
+    gap = np.array([run["gap"] for run in runs])
+    for name, title in [*MEASURES.items(), ("train_loss", "training loss itself")]:
+        x = np.array([run[name] if name in run else run[when][name] for run in runs], dtype=float)
+        cells = [interval(x, gap, kendall, resamples), interval(x, gap, pearson, resamples)]
+        cells.append(interval(np.log10(x), gap, pearson, resamples) if (x > 0).all() else "not all positive")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(x: np.ndarray, y: np.ndarray, correlation: Any, resamples: int) -> str:
+    """A correlation with its bootstrap interval."""
+    generator = np.random.default_rng(0)
+    drawn = [correlation(x[k], y[k]) for k in generator.integers(0, len(x), (resamples, len(x)))]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return f"{correlation(x, y):+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def kendall(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's tau-b; NaN for a constant."""
+    return float(stats.kendalltau(x, y).statistic)
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's r; NaN for a constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def by_optimizer(runs: list[dict[str, Any]]) -> str:
+    """Kendall's tau within the networks of each optimiser: a correlation over all may be one between optimisers."""
+    names = sorted({run["optimizer"] for run in runs})
+    lines = [f"| measure (Kendall) | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for name, title in MEASURES.items():
+        cells = []
+        for optimizer in names:
+            part = [run for run in runs if run["optimizer"] == optimizer]
+            tau = kendall(np.array([r["before"][name] for r in part]), np.array([r["gap"] for r in part]))
+            cells.append(f"{tau:+.2f} ({len(part)})")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """The gap against every measure, before and after rescaling."""
+    figure = new_figure(15, 12)
+    for axes, (name, title) in zip(figure.subplots(4, 3).flat, MEASURES.items(), strict=False):
+        for when, marker in (("before", "o"), ("after", "x")):
+            axes.plot([r[when][name] for r in runs], [r["gap"] for r in runs], marker, markersize=4, label=when)
+        positive = all(r[when][name] > 0 for r in runs for when in ("before", "after"))
+        axes.set(xlabel=title, ylabel="test loss - training loss", xscale="log" if positive else "linear")
+        axes.grid(alpha=0.3)
+    axes.figure.axes[0].legend(title="rescaling")
+    for unused in figure.axes[len(MEASURES) :]:
+        unused.remove()
+    save(figure, path)
+
+
+def _heading(runs: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:
+    gaps, losses = [r["gap"] for r in used], [r["train_loss"] for r in used]
+    return (
+        f"{len(used)} of {len(runs)} networks reached the training loss of {used[0]['target']:g} and are compared: "
+        f"training loss {min(losses):.3f} to {max(losses):.3f}, gap {min(gaps):.3f} to {max(gaps):.3f}. Correlations "
+        "with the gap, with 95 % bootstrap intervals over networks."
+    )
+
+
+if __name__ == "__main__":
+    main()

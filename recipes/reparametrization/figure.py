@@ -1,0 +1,118 @@
+"""One network, one function, many weights: Tr H, lambda_max and ||W|| move by orders of magnitude, kappa does not.
+
+    python recipes/reparametrization/figure.py --output docs/img/reparametrization.png
+
+Trains a small ReLU network on scikit-learn's digits for a few seconds and rescales it, with growing factors, in ways
+that leave its function as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from hf_fam import measure_relative_flatness
+from hf_fam.measure import LayerFlatness
+from hf_fam.plotting import new_figure, save
+from hf_fam.reparametrization import rescale_randomly
+
+LAYER = "2"  # the second of three
+SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+QUANTITIES = {
+    "kappa": "κ, features normalised",
+    "kappa_max": "κ_max, features normalised",
+    "hessian_trace": "Tr H",
+    "hessian_max_eigenvalue": "λ_max of H",
+    "weight_norm": "‖W‖",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("out/reparametrization.png"))
+    parser.add_argument("--items", type=int, default=500, help="how many digits to measure on (default: 500)")
+    options = parser.parse_args()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    data = digits()
+    model = trained(data)
+    rows = [rescaled(model, data, spread, options.items) for spread in SPREADS]
+    options.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(rows, options.output)
+    for name, title in QUANTITIES.items():
+        values = [abs(row[name]) for row in rows]
+        print(f"{title:<28} largest / smallest = {max(values) / min(values):.6g}")
+    print(f"{'outputs':<28} largest difference  = {max(row['difference'] for row in rows):.2g} of their size")
+
+
+def digits() -> TensorDataset:
+    x, y = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(x) / 16, torch.tensor(y))
+
+
+def trained(data: TensorDataset) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss_fn(model, data.tensors).backward()
+        optimizer.step()
+    return model
+
+
+def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def rescaled(trained: nn.Sequential, data: TensorDataset, spread: float, items: int) -> dict[str, float]:
+    """The network with random factors between 10^-spread and 10^spread for every neuron, measured."""
+    model, x = copy.deepcopy(trained), data.tensors[0]
+    if spread:
+        rescale_randomly(model, x[:100], spread=spread, seed=1)
+    part = TensorDataset(*(t[:items] for t in data.tensors))
+
+    def measured(measures: tuple[str, ...], normalize: bool) -> LayerFlatness:
+        return measure_relative_flatness(
+            model, part, LAYER, measures, loss_fn=loss_fn, normalize_features=normalize, probes=8, batch_size=250
+        )[0]
+
+    flat = measured(("trace", "max_eigenvalue"), True)
+    plain = measured(("trace", "layerwise", "hessian_max_eigenvalue"), False)
+    with torch.no_grad():
+        before, after = trained(x), model(x)
+    return {
+        "spread": spread,
+        "kappa": flat.kappa,
+        "kappa_max": flat.kappa_max or 0.0,
+        "hessian_trace": plain.hessian_trace or 0.0,
+        "hessian_max_eigenvalue": plain.hessian_max_eigenvalue or 0.0,
+        "weight_norm": plain.weight_norm,
+        "difference": float((after - before).abs().max() / before.abs().max()),
+    }
+
+
+def draw(rows: list[dict[str, float]], path: Path) -> None:
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    styles = (("o-", 2.5), ("s-", 2.5), ("^--", 1.2), ("v--", 1.2), ("x--", 1.2))
+    for (name, title), (style, width) in zip(QUANTITIES.items(), styles, strict=True):
+        values = [abs(row[name] / rows[0][name]) for row in rows]
+        axes.plot([row["spread"] for row in rows], values, style, linewidth=width, label=title)
+    axes.set(yscale="log", xlabel="factors of single neurons between 10⁻ˣ and 10ˣ; the function is the same")
+    axes.set(ylabel="relative to the trained network")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Two processes return the numbers of one (gloo, CPU)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("measure_tiny.py")
+
+
+def run(folder: Path, processes: int) -> dict[str, Any]:
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    output = folder / f"{processes}.json"
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(output)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(output.read_text())
+    assert result["processes"] == processes
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    one, two = run(tmp_path, 1), run(tmp_path, 2)
+    assert [r["layer"] for r in one["all"]["layers"]][1:] == ["classifier", "bert.encoder.layer.0.output.dense"]
+    for mine, theirs in zip(one["all"]["layers"], two["all"]["layers"], strict=True):
+        kappas = mine.pop("item_kappas"), theirs.pop("item_kappas")
+        assert sorted(kappas[0]) == pytest.approx(sorted(kappas[1]), rel=1e-9)
+        for name, value in mine.items():
+            if isinstance(value, float) and name != "seconds":
+                assert theirs[name] == pytest.approx(value, rel=1e-7), (mine["layer"], name)
+            elif name not in ("seconds", "products"):
+                assert theirs[name] == value, name
+    assert two["stopped"]["settings"]["stopped_early"]
+    assert two["stopped"]["layers"][0]["num_items"] % 4 == 0  # both processes stopped in the same round

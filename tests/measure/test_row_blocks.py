@@ -1,0 +1,67 @@
+"""Lanczos and the row blocks against LAPACK and ARPACK; the three ways to keep blocks agree."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+import torch
+from scipy.sparse.linalg import eigsh
+
+from hf_fam import measure_relative_flatness
+from hf_fam.flatness.lanczos import largest_eigenvalues
+from hf_fam.flatness.row_blocks import RowBlocks
+from hf_fam.measure import measuring
+from support.measured import cross_entropy, mlp, points, reference
+
+
+def symmetric(count: int, size: int) -> torch.Tensor:
+    a = torch.randn(count, size, size, dtype=torch.float64)
+    return a + a.mT
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 60])
+def test_lanczos_equals_lapack(size: int) -> None:
+    torch.manual_seed(secrets.randbits(32))
+    stack = symmetric(7, size)
+    stack[1] = 0
+    stack[2] = -torch.eye(size)  # its Krylov space is exhausted at once
+    stack[3] = torch.outer(stack[3, 0], stack[3, 0])
+    start = torch.randn(7, size, dtype=torch.float64)
+    found, residuals = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), start)
+    true = torch.linalg.eigvalsh(stack)[:, -1]
+    torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-9)
+    assert (residuals < 1e-6).all()
+
+
+def test_lanczos_equals_scipy_and_its_residual_bounds_the_error() -> None:
+    torch.manual_seed(secrets.randbits(32))
+    stack, start = symmetric(1, 200), torch.randn(1, 200, dtype=torch.float64)
+    true = eigsh(stack[0].numpy(), k=1, which="LA", return_eigenvectors=False)[0]
+    found, _ = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=200)
+    assert found.item() == pytest.approx(true, rel=1e-9)
+    rough, residual = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=12)
+    assert 0 < true - rough.item() <= residual.item()
+
+
+def test_kept_rows_equal_dense_blocks() -> None:
+    phi, h, v = torch.randn(50, 4), torch.randn(50, 3), torch.randn(3, 4)
+    kept, folded, lost = RowBlocks(3, 4), RowBlocks(3, 4, space=100), RowBlocks(3, 4, space=40)
+    for blocks in (kept, folded, lost):
+        for part in torch.arange(50).split(9):
+            blocks.add(phi[part], h[part])
+    true = torch.einsum("ns,ni,nj,sj->si", h, phi, phi, v)
+    torch.testing.assert_close(kept.product(v), true)
+    torch.testing.assert_close(folded.product(v), true)
+    torch.testing.assert_close(folded.product(v[1:], start=1), true[1:])
+    assert folded._dense is not None and kept._dense is None and lost.overflown
+
+
+@pytest.mark.parametrize("space", [10**6, 400, 20])
+def test_kappa_max_however_the_blocks_are_kept(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "RowBlocks", lambda d, m: RowBlocks(d, m, space))
+    model, data = mlp(secrets.randbits(32)), points(30)
+    found = measure_relative_flatness(model, data, ["2", "4"], loss_fn=cross_entropy, batch_size=7)
+    for record, index in zip(found, (2, 4), strict=True):
+        rel = 1e-5 if space == 20 else 1e-8
+        assert record.kappa_max == pytest.approx(reference(model, data, index).kappa_max.item(), rel=rel)

@@ -1,0 +1,60 @@
+"""Feature densities against scikit-learn and a plain loop; the terms of gap and bound."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.neighbors import KernelDensity
+
+from hf_fam.representativeness import bound_terms, decompose_gap, feature_density, log_kernel_density
+from hf_fam.robustness import feature_robustness
+from support.measured import cross_entropy, mlp, points
+from support.tiny import classified, random_states, tiny_bert
+
+
+def test_equal_bandwidths_are_those_of_scikit_learn() -> None:
+    x, y = torch.randn(7, 3, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
+    theirs = KernelDensity(bandwidth=0.4).fit(y.numpy()).score_samples(x.numpy())
+    ours = log_kernel_density(x, y, torch.full((20,), 0.4, dtype=torch.float64))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-10, atol=1e-10)
+
+
+def test_own_bandwidths_by_a_loop_and_far_away_in_log_space() -> None:
+    x, y, h = torch.randn(2, 2).double(), torch.randn(5, 2).double(), torch.rand(5).double() + 0.1
+    x[1] += 300  # a density of about exp(-10^6), 0 in any other space
+    loop = [
+        torch.logsumexp(
+            torch.stack([torch.distributions.Normal(c, s).log_prob(p).sum() for c, s in zip(y, h, strict=True)]), 0
+        ) - math.log(5)
+        for p in x
+    ]  # fmt: skip
+    torch.testing.assert_close(log_kernel_density(x, y, h), torch.stack(loop), rtol=1e-10, atol=1e-10)
+
+
+def test_held_out_items_choose_a_bandwidth_between_extremes() -> None:
+    model, states = mlp(1), random_states()
+    found = feature_density(model, points(120), "2", (1e-4, 0.5, 1e4), loss_fn=cross_entropy)
+    assert states == random_states()
+    assert found.best_delta == 0.5 and found.dimensions == 7 and found.explained_variance == 1
+    own = feature_density(model, points(120), "2", (0.5,), loss_fn=cross_entropy, most_dimensions=2)
+    assert own.dimensions == 2 and 0.2 < own.explained_variance < 1
+
+
+def test_rows_of_an_item_are_averaged_and_folds_checked() -> None:
+    found = feature_density(tiny_bert(), classified(12), "bert.encoder.layer.0.output.dense", (0.1,), folds=3)
+    assert found.num_items == 12 and math.isfinite(found.log_densities[0])
+    with pytest.raises(ValueError, match="folds=13.*12"):
+        feature_density(tiny_bert(), classified(12), folds=13)
+
+
+def test_gap_and_bound() -> None:
+    found = feature_robustness(mlp(2), points(30), "2", (0.1, 0.5), loss_fn=cross_entropy)
+    for term in decompose_gap(found, 0.2, 0.9):
+        assert term.robustness + term.representativeness == pytest.approx(0.7)
+    terms = bound_terms(found.kappa, found.in_features, 30)
+    assert terms.flatness == found.kappa / 14 and terms.rate == pytest.approx(30 ** (-2 / 11))
+    assert "C1" in str(terms) and "unknown" in str(terms)
+    with pytest.raises(ValueError, match="num_items=0"):
+        bound_terms(1.0, 3, 0)
