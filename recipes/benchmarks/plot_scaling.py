@@ -52,7 +52,7 @@ def main(folder: Path) -> list[Path]:
 def markdown(table: pd.DataFrame) -> str:
     """Every row: medians over rounds, with quartiles."""
     lines = [
-        "| axis | model | tokens | width x vocabulary | processes | method | step, plain | time (quartiles) | peak memory |",
+        "| axis | model | tokens | width x vocabulary | processes | method | step, plain | time (quartiles) | memory |",
         "| --- | --- | --- | --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in table.itertuples():

@@ -131,7 +131,7 @@ def test_report_renders(synthetic: None, tmp_path: Path) -> None:
     append_result(results, {**json.loads(results.read_text().splitlines()[1]), "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(images)])
     text = page.read_text(encoding="utf-8")
-    assert "### frozen_mlp: banking77-5-shot" in text and "one configuration for all tasks" in text
+    assert "### frozen_mlp epochs-3-width-8: banking77-5-shot" in text and "one configuration for all tasks" in text
     assert "(1 runs diverged)" in text and "| mcc |" in text and "Exploratory" in text
     (image,) = images.iterdir()
     assert f"](img/{image.name})" in text and str(tmp_path) not in text
