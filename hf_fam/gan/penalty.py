@@ -97,6 +97,8 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
             f"points of shape {tuple(points.shape)} and type {points.dtype}: give floating-point samples of shape "
             "(n, ...), at least one; single numbers as (n, 1)."
         )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() allows no gradient, not even by the points: use torch.no_grad() here.")
     refuse_coupled_samples(critic)
     differentiable = torch.is_grad_enabled()
     with (

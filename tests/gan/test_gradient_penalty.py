@@ -139,6 +139,11 @@ def test_evaluation_needs_no_graph() -> None:
     assert all(p.grad is None for p in critic.parameters())
 
 
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"use torch\.no_grad\(\)"):
+        gradient_penalty(nn.Linear(3, 1), torch.randn(4, 3))
+
+
 def test_nothing_flows_into_the_points() -> None:
     generator, critic = nn.Linear(3, 3).double(), mlp()
     gradient_penalty(critic, generator(torch.randn(4, 3).double()), side="two").backward()
