@@ -1,0 +1,134 @@
+"""Where the gradient of a critic is penalised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AROUND = ("real", "generated", "both")
+
+
+@dataclass(frozen=True)
+class LinePoints:
+    """Points on the lines between real and generated samples, alpha x + (1 - alpha) y, alpha ~ U(0, 1).
+
+    One alpha a sample; sample i of one batch goes with sample i of the other (Gulrajani et al. 2017).
+
+    Examples:
+        >>> LinePoints()(torch.ones(4, 3), torch.ones(4, 3)).shape
+        torch.Size([4, 3])
+    """
+
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the points.
+
+        Args:
+            real: of shape (n, ...).
+            generated: of the same shape.
+            generator: where the random numbers come from; None: torch's own.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        _same_shape(real, generated)
+        return torch.lerp(generated.detach(), real.detach(), _one_a_sample(real, generator))
+
+
+@dataclass(frozen=True)
+class LocalPoints:
+    """Points around samples, x + alpha delta, alpha ~ U(0, 1), delta ~ U(-1, 1)^d * radius * std(batch).
+
+    One alpha a sample. std is over all values of the batch (the population's). Kodali et al. 2017, arXiv 1705.07215, as
+    in the code of WGAN-LP.
+
+    Args:
+        around: ``"real"``, ``"generated"``, or ``"both"``: n points around each, so that the mean over the
+            points is the average of the two penalties.
+        radius: positive, in standard deviations.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> LocalPoints(around="both")(torch.ones(4, 3), torch.zeros(4, 3)).shape
+        torch.Size([8, 3])
+    """
+
+    around: str = "real"
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.around not in AROUND:
+            raise ValueError(f"around={self.around!r}: give one of {', '.join(map(repr, AROUND))}.")
+        if not (math.isfinite(self.radius) and self.radius > 0):
+            raise ValueError(f"radius={self.radius!r}: give a positive number of standard deviations.")
+
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the points.
+
+        Args:
+            real: of shape (n, ...).
+            generated: of the same shape.
+            generator: where the random numbers come from; None: torch's own.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        _same_shape(real, generated)
+        batches = {"real": [real], "generated": [generated], "both": [real, generated]}[self.around]
+        return torch.cat([self._near(batch.detach(), generator) for batch in batches])
+
+    def _near(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
+        delta = 2 * _uniform(batch.shape, batch, generator) - 1
+        spread = self.radius * batch.std(correction=0)
+        return batch + _one_a_sample(batch, generator) * delta * spread
+
+
+@dataclass(frozen=True)
+class RealPoints:
+    """The real samples themselves (R1, Mescheder et al. 2018).
+
+    Examples:
+        >>> RealPoints()(torch.ones(1, 2), torch.zeros(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The real samples, detached."""
+        return real.detach()
+
+
+@dataclass(frozen=True)
+class GeneratedPoints:
+    """The generated samples themselves (R2, Mescheder et al. 2018).
+
+    Examples:
+        >>> GeneratedPoints()(torch.ones(1, 2), torch.zeros(1, 2))
+        tensor([[0., 0.]])
+    """
+
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The generated samples, detached."""
+        return generated.detach()
+
+
+def _same_shape(real: Tensor, generated: Tensor) -> None:
+    if real.shape != generated.shape:
+        raise ValueError(
+            f"real samples of shape {tuple(real.shape)}, generated of {tuple(generated.shape)}: the points need "
+            "batches of the same shape; generate as many samples as the (last, shorter) real batch has."
+        )
+
+
+def _uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """U(0, 1), drawn where the generator is."""
+    device = like.device if generator is None else generator.device
+    return torch.rand(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def _one_a_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _uniform((len(like),), like, generator).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,30 @@
+"""The Euclidean norm of each row, with derivatives that stay finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """The norm over all dimensions but the first; its derivatives of every order are 0 where a row is 0.
+
+    Neither the value nor a derivative over- or underflows while the rows themselves do not.
+
+    Args:
+        rows: of shape (n, ...).
+
+    Returns:
+        Of shape (n,), in float32 or wider.
+    """
+    flat = rows.flatten(1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    # The norm does not depend on the scale, so the scale is a constant to its derivatives too.
+    scale = flat.detach().abs().amax(1)
+    zero = scale == 0
+    scale = scale.masked_fill(zero, 1)
+    squares = (flat / scale[:, None]).square().sum(1)
+    # Two selections: the derivative of a root at 0 is infinite, and 0 times it not a number.
+    roots = torch.where(zero, 1, squares).sqrt()
+    return torch.where(zero, 0, scale * roots)

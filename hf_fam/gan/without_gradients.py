@@ -1,0 +1,73 @@
+"""Lipschitz conditions on a critic that do not differentiate it by its input."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .penalty import Critic, one_value_a_sample, refuse_coupled_samples
+
+
+def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor:
+    """The penalty of regularised optimal transport, mean over all pairs of max(0, f(x) - f(y) - ||x - y||_2)^2.
+
+    x runs through the real and y through the generated samples: the condition that duality asks for, at the samples
+    themselves (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv 1709.08894). First-order gradients are enough.
+
+    Args:
+        critic: as for `gradient_penalty`; larger on real samples.
+        real: of shape (n, ...).
+        generated: of shape (k, ...); gradients flow into neither.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the critic has batch normalisation or its output does not fit, or the samples differ in shape.
+
+    Examples:
+        >>> transport_penalty(lambda x: 3 * x, torch.tensor([[1.0]]), torch.tensor([[0.0]])).item()  # (3 - 1)^2
+        4.0
+    """
+    if real.shape[1:] != generated.shape[1:] or not len(real) or not len(generated) or real.ndim < 2:
+        raise ValueError(
+            f"real samples of shape {tuple(real.shape)}, generated of {tuple(generated.shape)}: give (n, ...) and "
+            "(k, ...) with the same dimensions behind the first, at least one of each."
+        )
+    refuse_coupled_samples(critic)
+    real, generated = real.detach(), generated.detach()
+    with torch.autocast(real.device.type, enabled=False):
+        # Differences themselves: distances from inner products lose all digits for points that are close.
+        exact = "donot_use_mm_for_euclid_dist"
+        wide = torch.promote_types(real.dtype, torch.float32)
+        distance = torch.cdist(real.flatten(1).to(wide), generated.flatten(1).to(wide), compute_mode=exact)
+    on_real = one_value_a_sample(critic(real), len(real), "critic")
+    on_generated = one_value_a_sample(critic(generated), len(generated), "critic")
+    return (on_real[:, None] - on_generated[None] - distance).relu().square().mean()
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, limit: float = 0.01) -> None:
+    """Clip every parameter of the critic to [-limit, limit], after each of its steps (Arjovsky et al. 2017).
+
+    The baseline that penalties replaced: it keeps the critic Lipschitz, with a constant that depends on the network.
+
+    Args:
+        critic: changed in place.
+        limit: positive.
+
+    Raises:
+        ValueError: the limit is not positive.
+
+    Examples:
+        >>> critic = nn.Linear(3, 1)
+        >>> clip_weights(critic)
+        >>> bool(critic.weight.abs().max() <= 0.01)
+        True
+    """
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit={limit!r}: give a positive number, such as 0.01.")
+    for parameter in critic.parameters():
+        parameter.clamp_(-limit, limit)

@@ -1,0 +1,271 @@
+"""interpolate: the toy ring, plain references of the energies, curves, and what does not depend on what."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor, nn
+
+from hf_fam.gan import interpolate
+from hf_fam.gan.latent_curve import LatentCurve, slerp
+from hf_fam.gan.path_energy import path_energy
+
+SIGMA = 0.1
+LEFT, RIGHT = torch.tensor([[-1.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
+QUICK = {"steps": 3, "calibration": 64}
+
+
+def plane(z: Tensor) -> Tensor:
+    return z
+
+
+def ring(x: Tensor) -> Tensor:
+    """The logarithm of a ring's density, up to a constant."""
+    return -((x.norm(dim=1) - 1) ** 2) / (2 * SIGMA**2)
+
+
+def decoder() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Unflatten(1, (2, 3))).double()
+
+
+def score(x: Tensor) -> Tensor:
+    return -x.flatten(1).square().sum(1)
+
+
+def test_toy_ring() -> None:
+    """The generator is the plane, the end points are opposite: through the middle, or around."""
+    found = interpolate(
+        plane, LEFT, RIGHT, scorer=ring, h=0.2, points=24, steps=1500, learning_rate=0.01, score_range=(-50.0, 0.0)
+    )
+    middle = 1 / 23  # the two points nearest to the centre
+    assert found.linear.worst_score.item() == pytest.approx(-((1 - middle) ** 2) / (2 * SIGMA**2), rel=1e-9)
+    assert found.linear.length.item() == pytest.approx(2)
+    assert found.worst_score.item() == pytest.approx(-2.8, abs=0.2)
+    assert found.length.item() == pytest.approx(2.60, abs=0.05)
+    assert found.energy < found.start_energy
+
+
+def test_energies_by_loops() -> None:
+    outputs, scores = torch.randn(2, 5, 3, 2).double(), 5 * torch.randn(2, 5).double()
+    low, high, h = -4.0, 3.0, 0.3
+    for pair in range(2):
+        totals = {"critic": 0.0, "conformal": 0.0, "pullback": 0.0}
+        d = [min(max((min(max(float(c), low), high) - low + 10) / (high - low + 10), 0.01), 0.99) for c in scores[pair]]
+        for i in range(4):
+            s = float((outputs[pair, i + 1] - outputs[pair, i]).pow(2).sum()) / 6
+            toll = h / math.sqrt(d[i] * d[i + 1])
+            totals["critic"] += (toll + math.sqrt(s)) ** 2
+            totals["conformal"] += (1 + toll) ** 2 * s
+            totals["pullback"] += s
+        for energy, total in totals.items():
+            got = path_energy(energy, outputs, scores, (low, high), h)[pair]
+            assert got.item() == pytest.approx(total, rel=1e-12), energy
+
+
+def test_polynomial_is_the_papers() -> None:
+    """Its coefficients c_0 and c_1 as theory has them, on [1, 2]."""
+    z0, z1, c = torch.randn(1, 3).double(), torch.randn(1, 3).double(), torch.randn(1, 3, 3).double()
+    t = torch.linspace(0, 1, 7).double()[None]
+    c1 = z1[0] - z0[0] - sum((2**k - 1) * c[0, k - 2] for k in (2, 3, 4))
+    c0 = 2 * z0[0] - z1[0] + sum((2**k - 2) * c[0, k - 2] for k in (2, 3, 4))
+    u = 1 + t[0][:, None]
+    expected = c0 + c1 * u + sum(c[0, k - 2] * u**k for k in (2, 3, 4))
+    torch.testing.assert_close(LatentCurve("polynomial", 4, 7, False).at(t, z0, z1, c)[0], expected)
+
+
+def test_cubic_is_scipys_natural_spline() -> None:
+    c, t = torch.randn(1, 4, 2).double(), torch.rand(9).double().sort().values
+    t[0], t[-1] = 0, 1
+    zero = torch.zeros(1, 2).double()
+    got = LatentCurve("cubic", 5, 9, False).at(t[None], zero, zero, c)[0]
+    values = np.concatenate([np.zeros((1, 2)), c[0].numpy(), np.zeros((1, 2))])
+    expected = CubicSpline(np.linspace(0, 1, 6), values, bc_type="natural")(t.numpy())
+    torch.testing.assert_close(got, torch.from_numpy(expected))
+
+
+def test_nodes_are_free() -> None:
+    c, zero = torch.randn(1, 5, 2).double(), torch.zeros(1, 2).double()
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)[None]
+    torch.testing.assert_close(LatentCurve("nodes", 2, 7, False).at(t, zero, zero, c)[0, 1:-1], c[0])
+
+
+def test_slerp() -> None:
+    t = torch.linspace(0, 1, 11).double()[None]
+    one, other = torch.randn(1, 5).double(), torch.randn(1, 5).double()
+    one, other = 2 * one / one.norm(), 2 * other / other.norm()
+    angle = torch.arccos((one * other).sum() / 4)
+    textbook = ((1 - t[0][:, None]) * angle).sin() * one + (t[0][:, None] * angle).sin() * other
+    torch.testing.assert_close(slerp(t, one, other)[0], textbook / angle.sin())
+    for end in (-one, one, 3 * one):  # opposite, the same, the same direction
+        path = slerp(t, one, end)
+        radius = torch.lerp(one.norm(), end.norm(), t[0])
+        assert torch.equal(path[0, -1], end[0])
+        torch.testing.assert_close(path[0].norm(dim=1), radius)
+
+
+@pytest.mark.parametrize("curve", ["polynomial", "cubic", "nodes"])
+@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback", "feature", "linear", "slerp"])
+def test_every_energy_and_curve(energy: str, curve: str) -> None:
+    z0, z1 = torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    make = decoder()
+    features = (lambda x: x.flatten(1)[:, :3]) if energy == "feature" else None
+    before = torch.get_rng_state()
+    found = interpolate(
+        make, z0, z1, scorer=score, features=features, energy=energy, curve=curve, points=6, steps=20,
+        learning_rate=0.02, calibration=64, sphere=True, resample=False,
+    )  # fmt: skip
+    assert torch.equal(before, torch.get_rng_state())
+    assert found.latents.shape == (3, 6, 4) and found.samples.shape == (3, 6, 2, 3)
+    assert torch.equal(found.latents[:, 0], z0) and torch.equal(found.latents[:, -1], z1)
+    torch.testing.assert_close(found.samples[1], make(found.latents[1]).detach())
+    torch.testing.assert_close(found.scores[2], score(found.samples[2]))
+    torch.testing.assert_close(found.worst_score, found.scores.min(1).values)
+    torch.testing.assert_close(found.mean_score, found.scores.mean(1))
+    torch.testing.assert_close(found.length[0], found.samples[0].diff(dim=0).flatten(1).norm(dim=1).sum())
+    assert not found.samples.requires_grad and all(p.grad is None for p in make.parameters())
+    if energy in ("linear", "slerp"):
+        assert found.energy is None and torch.equal(found.latents, getattr(found, energy).latents)
+    else:
+        assert (found.energy <= found.start_energy).all() and (found.energy < found.start_energy).any()
+
+
+def test_a_pair_does_not_depend_on_the_others_nor_on_chunks() -> None:
+    z0, z1 = torch.randn(4, 4).double(), torch.randn(4, 4).double()
+    settings = {"scorer": score, "steps": 30, "learning_rate": 0.02, "score_range": (-8.0, 0.0), "points": 7}
+    together = interpolate(decoder(), z0, z1, **settings)
+    again = interpolate(decoder(), z0, z1, **settings)
+    assert torch.equal(together.latents, again.latents) and torch.equal(together.scores, again.scores)
+    chunked = interpolate(decoder(), z0, z1, chunk_size=5, **settings)
+    torch.testing.assert_close(chunked.latents, together.latents)
+    alone = interpolate(decoder(), z0[2:3], z1[2:3], **settings)
+    torch.testing.assert_close(alone.latents[0], together.latents[2])
+    other = interpolate(decoder(), z0, z1, seed=1, **settings)
+    assert not torch.equal(other.latents, together.latents)
+
+
+def test_the_best_iterate_is_kept() -> None:
+    """With a learning rate that throws the path about, the energy returned is that of the curve returned."""
+    found = interpolate(
+        plane, LEFT, RIGHT, scorer=ring, learning_rate=2.0, steps=25, score_range=(-50.0, 0.0), resample=False
+    )
+    assert found.energy <= found.start_energy
+    scores = ring(found.samples[0])[None]
+    torch.testing.assert_close(path_energy("critic", found.samples, scores, (-50.0, 0.0), 0.2), found.energy)
+
+
+def test_constant_speed() -> None:
+    """A generator that is fast at one end."""
+    fast = lambda z: torch.cat([z.exp(), z], 1)  # noqa: E731
+    z0, z1 = torch.tensor([[-3.0]]).double(), torch.tensor([[3.0]]).double()
+    steps = [
+        interpolate(fast, z0, z1, energy="linear", points=40, resample=resample).samples[0].diff(dim=0).norm(dim=1)
+        for resample in (False, True)
+    ]
+    assert steps[0].max() / steps[0].min() > 10
+    assert steps[1].max() / steps[1].min() < 1.05
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_cost(chunk_size: int | None) -> None:
+    """Rows are linear in points and pairs; without chunks 16 pairs need as many calls as one."""
+
+    def counted(pairs: int, points: int) -> tuple[int, int]:
+        sizes: list[int] = []
+        z = torch.randn(pairs, 4).double()
+        make = decoder()
+
+        def generator(codes: Tensor) -> Tensor:
+            sizes.append(len(codes))
+            return make(codes)
+
+        interpolate(
+            generator, z, -z, scorer=score, points=points, score_range=(-9.0, 0.0), steps=5, chunk_size=chunk_size
+        )
+        assert chunk_size is None or max(sizes) <= chunk_size
+        return len(sizes), sum(sizes)
+
+    calls, rows = counted(1, 8)
+    assert counted(1, 16)[1] == 2 * rows and counted(16, 8)[1] <= 2 * 16 * rows
+    if chunk_size is None:
+        assert counted(16, 8) == (calls, 16 * rows) and counted(1, 16)[0] == calls
+
+
+def test_modules_are_evaluated_and_given_back() -> None:
+    make = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2)).double()
+    make[2].eval()
+    z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
+    statistics = make[1].running_mean.clone()
+    first = interpolate(make, z0, z1, scorer=score, **QUICK)
+    assert torch.equal(statistics, make[1].running_mean)
+    assert [m.training for m in make] == [True, True, False, True]
+    assert torch.equal(first.samples, interpolate(make.forward, z0, z1, scorer=score, **QUICK).samples)
+
+
+def test_outputs_of_other_libraries() -> None:
+    """diffusers' decoders give an object with ``sample``, transformers' classifiers one with ``logits``."""
+    make = decoder()
+    z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
+    plain = interpolate(make, z0, z1, scorer=score, **QUICK)
+    wrapped = interpolate(
+        lambda z: SimpleNamespace(sample=make(z)),
+        z0,
+        z1,
+        scorer=lambda x: SimpleNamespace(logits=score(x)[:, None]),
+        **QUICK,
+    )
+    assert torch.equal(plain.samples, wrapped.samples) and torch.equal(plain.scores, wrapped.scores)
+
+
+def test_half_precision_images_and_equal_ends() -> None:
+    make = nn.ConvTranspose2d(2, 3, 2).bfloat16()
+    z = torch.randn(2, 2, 3, 3).bfloat16()
+    found = interpolate(make, z, z.flip(0), scorer=score, points=5, **QUICK)
+    assert found.latents.dtype == found.samples.dtype == torch.bfloat16
+    assert found.latents.shape == (2, 5, 2, 3, 3) and torch.equal(found.latents[:, -1], z.flip(0))
+    still = interpolate(plane, LEFT, LEFT, scorer=ring, score_range=(-50.0, 0.0), steps=2)
+    assert still.latents.isfinite().all() and still.length.item() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"energy": "best"}, "energy='best'"),
+        ({"curve": "line"}, "curve='line'"),
+        ({"scorer": None}, "needs scorer="),
+        ({"energy": "feature"}, "needs features="),
+        ({"points": 2}, "points=2"),
+        ({"degree": 1}, "degree=1"),
+        ({"h": -1.0}, "h=-1.0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"score_range": (1.0, 0.0)}, "score_range"),
+        ({"quantiles": (0.9, 0.1)}, "quantiles"),
+        ({"z0": torch.zeros(2), "z1": torch.zeros(2)}, r"z0\[None\]"),
+        ({"z0": LEFT * math.nan}, "z0 has values"),
+        ({"calibration": torch.zeros(5, 3)}, r"\(n, 2\)"),
+        ({"scorer": lambda x: 0 * x.sum(1)}, "does not tell samples apart"),
+        ({"scorer": lambda x: x}, r"scorer gave shape"),
+        ({"generator": lambda z: z[:1]}, "generator gave"),
+    ],
+)
+def test_what_is_refused(arguments: dict[str, object], said: str) -> None:
+    given = {"generator": plane, "z0": LEFT, "z1": RIGHT, "scorer": ring, **arguments}
+    with pytest.raises(ValueError, match=said):
+        interpolate(**given)
+
+
+def test_an_infinite_energy_is_reported() -> None:
+    with pytest.raises(FloatingPointError, match="pair 0 is nan at step 0"):
+        interpolate(lambda z: z.log(), LEFT, RIGHT, energy="pullback")
+
+
+def test_a_generator_without_gradients_is_refused() -> None:
+    with pytest.raises(ValueError, match="no gradient comes back"):
+        interpolate(torch.no_grad()(lambda z: 2 * z), LEFT, RIGHT, energy="pullback")
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        interpolate(plane, LEFT, RIGHT, energy="pullback")
