@@ -50,15 +50,17 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
     sections = [HEADER]
-    for (name, settings), members in group(records, regime).items():
-        sections += section(name, settings, members, options)
+    for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
+        sections += section(settings, members, options)
     sections.append(provenance(records))
     options.output.write_text("\n".join(sections), encoding="utf-8")
     print(f"{options.output}: {len(records)} runs")
 
 
-def regime(record: Record) -> tuple[str, str]:
-    return record["regime"], ", ".join(f"{k} {shown(v)}" for k, v in record["settings"].items())
+def regime(record: Record) -> tuple[str, str, bool]:
+    """What stands in one section; what was decided beforehand is not mixed with what looked around."""
+    settings = ", ".join(f"{k} {shown(v)}" for k, v in record["settings"].items())
+    return record["regime"], settings, record["exploratory"]
 
 
 def differences(record: Record) -> str:
@@ -71,9 +73,10 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def section(name: str, settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
-    figure = options.images / f"results-{slug(name, differences(records[0]))}.png"
-    name = " ".join(filter(None, [name, differences(records[0])]))
+def section(settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
+    confirmed = "" if records[0]["exploratory"] else "confirmation"
+    name = " ".join(filter(None, [records[0]["regime"], differences(records[0]), confirmed]))
+    figure = options.images / f"results-{slug(name)}.png"
     yield f"## {name}\n\nSettings: {settings}.\n"
     if any(r["exploratory"] for r in records):
         share = sum(r["exploratory"] for r in records)
