@@ -35,7 +35,9 @@ def test_orthogonal_matrices_are_uniformly_distributed() -> None:
 @pytest.mark.parametrize("kind", MATRICES)
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_second_order_is_kappa_of_the_dense_reference(kind: str, index: int) -> None:
-    model, data = mlp(secrets.randbits(32)), points(30)
+    # One seed: how often the comparison with kappa raises a false alarm is that of its standard errors.
+    torch.manual_seed(7)
+    model, data = mlp(index), points(30)
     found = feature_robustness(
         model, data, str(index), (0.001, 0.01), matrices=kind, samples=60, loss_fn=cross_entropy, batch_size=30
     )
