@@ -66,6 +66,7 @@ class FAMMixin(_Host):
         self._step_and_micro_batch = (-1, 0)
         self._squares: list[Tensor] = []
         self._began = False
+        self._stock_scaling: tuple[bool, bool | None] | None = None
         if fam_args.fam_lambda != 0:  # which is plain training, whatever the layer
             self.relative_flatness  # noqa: B018 -- an unknown layer is refused now, not after the data was prepared
         self.add_callback(_Moments(self))
@@ -125,14 +126,16 @@ class FAMMixin(_Host):
                 f"{type(self).__name__} trains the flatness term itself, and FAMCallback would add it again: leave the "
                 "callback out, or set fam_lambda=0 in one of them."
             )
-        accepts, scaled = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
+        # A correction of the loss's scale is made anew, as this training may have another strength; until then it stands,
+        # so that evaluation after a training agrees with that during it.
+        if self._stock_scaling is not None:
+            self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = self._stock_scaling
+        self._stock_scaling = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
         try:
             return super().train(*args, **kwargs)
         finally:
             if self._flatness is not None:
                 self._flatness.detach()
-            # The next training may have another strength: a correction of the loss's scale is made anew.
-            self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = accepts, scaled
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's step; before the first one, see what can only be seen on a batch."""

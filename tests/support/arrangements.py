@@ -102,19 +102,21 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
     model = case.model().double() if case.double else case.model()
     kind = InOrder if given.pop("in_order", False) else FAMTrainer
     data = given.pop("data", None) or case.data(items)
-    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts, "per_device_eval_batch_size": 4}
     settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
     args = arguments(path, **{**settings, **sizes, **case.settings, **given})
-    trainer = kind(model=model, args=args, train_dataset=data)
+    trainer = kind(model=model, args=args, train_dataset=data, eval_dataset=data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
         trainer.train()
+    evaluated = trainer.evaluate()["eval_loss"]
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     everywhere = trainer.accelerator.gather(weights.unsqueeze(0))
     return {
         "processes": trainer.accelerator.num_processes,
         "weights": weights,
         "same_everywhere": bool((everywhere == weights).all()),
+        "eval_loss": evaluated,
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_term", "fam_lambda", "grad_norm")},
     }
 
