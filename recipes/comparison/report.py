@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness.confirmation import by_task, duels, title
 from harness.paired import Difference
 from harness.regimes import REGIMES
 from harness.results import read_results
@@ -49,12 +50,45 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no results yet: start with run.py")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
-    sections = [HEADER]
+    sections = [HEADER, *confirmations([r for r in records if not r["exploratory"]])]
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
         sections += section(settings, members, options)
     sections.append(provenance(records))
     options.output.write_text("\n".join(sections), encoding="utf-8")
     print(f"{options.output}: {len(records)} runs")
+
+
+def confirmations(records: list[Record]) -> Iterable[str]:
+    """The paired tests that the rules in README.md name, a section a regime and setting of FAM."""
+    for name, members in sorted(group(records, lambda r: r["regime"]).items()):
+        champions = sorted({title(r) for r in members if r["method"] == "fam"})
+        diverged = sorted({title(r) for r in members if "diverged" in r})
+        if diverged:
+            missing = f"Runs of {', '.join(diverged)} diverged, so pairs are missing: no tests."
+            yield f"## Decided beforehand: {name}\n\n{missing}\n"
+            continue
+        for champion in champions:
+            yield f"## Decided beforehand: {name}, {champion}\n\n{duel_table(members, champion)}"
+
+
+def duel_table(records: list[Record], champion: str) -> str:
+    lines = [
+        "Differences in favour of this configuration, over all tasks and seeds: metric in points, NLL in nats (negative "
+        "is better). *t*: two-sided paired t test. The rules are in recipes/comparison/README.md.\n",
+        "| against | pairs | metric | t | W | NLL | t | W | NLL scaled | t | W |",
+        "| --- |" + " ---: |" * 10,
+    ]
+    for duel in sorted(duels(records, champion), key=lambda d: d.metric.mean):
+        cells = [duel.rival, str(duel.metric.pairs), *tests(duel.metric, 100, 2)]
+        lines.append("| " + " | ".join([*cells, *tests(duel.nll, 1, 3), *tests(duel.nll_scaled, 1, 3)]) + " |")
+    lines += [
+        "",
+        "| task | seeds | metric against plain | lower end of its one-sided 95 % interval |",
+        "| --- |" + " ---: |" * 3,
+    ]
+    for task, found in by_task(records, champion, "plain").items():
+        lines.append(f"| {task} | {found.pairs} | {signed(100 * found.mean, 2)} | {signed(100 * found.low, 2)} |")
+    return "\n".join(lines) + "\n"
 
 
 def regime(record: Record) -> tuple[str, str, bool]:

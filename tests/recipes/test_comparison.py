@@ -23,6 +23,7 @@ pytest.importorskip("yaml")
 import report  # noqa: E402
 import run  # noqa: E402
 from harness import tasks  # noqa: E402
+from harness.confirmation import by_task, duels, title  # noqa: E402
 from harness.methods import METHODS, make  # noqa: E402
 from harness.paired import compare  # noqa: E402
 from harness.plan import key, read_plan  # noqa: E402
@@ -159,6 +160,31 @@ def test_choice_is_made_on_validation() -> None:
     taken = choose(one_for_all(harmful, "validation"))
     assert taken["fam"] == Choice("strength 5", harmless=False)
     assert "**strength 5** †" in report.one_table(one_for_all(harmful), taken)
+
+
+def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: None, tmp_path: Path) -> None:
+    """Two tasks, each with settings of its own, as a plan with a list of settings makes them."""
+    decided = PLAN.replace("true", "false", 1).replace("grid: {strength: [0.001, 0.01]}", "grid: {strength: [0.3]}")
+    decided += "  - {method: dropout, grid: {rate: [0.5]}}\n"
+    decided = decided.replace("{epochs: 3, width: 8}", "[{epochs: 3, width: 8}, {epochs: 4, width: 8}]")
+    carry_out(tmp_path, decided)
+    results = tmp_path / "results" / "small.jsonl"
+    records = read_results([results])
+    assert len(records) == 3 * 2 * 2 * 3
+    fam = "fam representation hessian strength 0.3"
+    found = {d.rival: d for d in duels(records, fam)}
+    assert set(found) == {"plain", "dropout rate 0.5"}
+    runs = {(title(r), r["task"], r["settings"]["epochs"], r["seed"]): r for r in records}
+    pairs = [(runs[(fam, *k[1:])], r) for k, r in runs.items() if k[0] == "plain"]
+    by_hand = compare([a["test"]["nll"] for a, _ in pairs], [b["test"]["nll"] for _, b in pairs])
+    assert found["plain"].nll == by_hand and by_hand.pairs == 12 and by_hand.mean != 0
+    assert {k: d.pairs for k, d in by_task(records, fam, "plain").items()} == {r["task"]: 6 for r in records}
+    page = tmp_path / "results.md"
+    report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
+    assert f"## Decided beforehand: frozen_mlp, {fam}" in page.read_text(encoding="utf-8")
+    append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
+    report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
+    assert "pairs are missing" in page.read_text(encoding="utf-8")
 
 
 def test_paired_tests_are_scipys_and_those_by_hand() -> None:

@@ -102,7 +102,11 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
     model = case.model().double() if case.double else case.model()
     kind = InOrder if given.pop("in_order", False) else FAMTrainer
     data = given.pop("data", None) or case.data(items)
-    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts, "per_device_eval_batch_size": 4}
+    sizes = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": parts,
+        "per_device_eval_batch_size": 4,
+    }
     settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
     args = arguments(path, **{**settings, **sizes, **case.settings, **given})
     trainer = kind(model=model, args=args, train_dataset=data, eval_dataset=data)

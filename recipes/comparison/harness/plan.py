@@ -2,7 +2,7 @@
 
     exploratory: true
     seeds: [0, 1, 2]
-    regimes: {frozen_mlp: {epochs: 40}}          # settings that differ from the regime's own
+    regimes: {frozen_mlp: {epochs: 40}}          # settings that differ from the regime's own, or a list of such
     tasks: [{name: banking77, shots: 10}]
     methods:
       - {method: plain}
@@ -73,7 +73,12 @@ def read_plan(path: Path) -> list[Run]:
 
 def _runs(plan: dict[str, Any]) -> Iterator[Run]:
     tasks = [Task(**task) for task in plan["tasks"]]
-    for seed, (regime, changes), task in itertools.product(plan["seeds"], plan["regimes"].items(), tasks):
+    regimes = [
+        (regime, changes)
+        for regime, several in plan["regimes"].items()
+        for changes in (several if isinstance(several, list) else [several])
+    ]
+    for seed, (regime, changes), task in itertools.product(plan["seeds"], regimes, tasks):
         if not readable(regime, task):
             continue
         settings = REGIMES[regime].Settings(**(changes or {}))
