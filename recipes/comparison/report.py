@@ -73,7 +73,7 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 
 def duel_table(records: list[Record], champion: str) -> str:
     lines = [
-        "Differences in favour of this configuration, over all tasks and seeds: metric in points, NLL in nats (negative "
+        "Differences in favour of this configuration, over all tasks and seeds: metric in points, NLL in nats (less "
         "is better). *t*: two-sided paired t test. The rules are in recipes/comparison/README.md.\n",
         "| against | pairs | metric | t | W | NLL | t | W | NLL scaled | t | W |",
         "| --- |" + " ---: |" * 10,
