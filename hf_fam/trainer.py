@@ -126,8 +126,8 @@ class FAMMixin(_Host):
                 f"{type(self).__name__} trains the flatness term itself, and FAMCallback would add it again: leave the "
                 "callback out, or set fam_lambda=0 in one of them."
             )
-        # This training may have another strength, so a correction of the loss's scale is made anew. Until then it stands:
-        # evaluation after training agrees with that during it.
+        # This training may have another strength, so a correction of the loss's scale is made anew. It stands until
+        # then: evaluation after training agrees with that during it.
         if self._stock_scaling is not None:
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = self._stock_scaling
         self._stock_scaling = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
