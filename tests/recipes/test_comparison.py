@@ -187,6 +187,14 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     assert "pairs are missing" in page.read_text(encoding="utf-8")
 
 
+def test_settings_of_a_regime_and_of_one_task(tmp_path: Path) -> None:
+    plan = PLAN.replace("{epochs: 3, width: 8}", "[{width: 8}, {width: 9}]")
+    plan = plan.replace("{name: cola, train: 40}", "{name: cola, train: 40, settings: {epochs: 5}}")
+    (tmp_path / "plan.yaml").write_text(plan, encoding="utf-8")
+    found = {(r.task.name, r.settings.width, r.settings.epochs) for r in read_plan(tmp_path / "plan.yaml")}
+    assert found == {(name, width, epochs) for name, epochs in (("banking77", 120), ("cola", 5)) for width in (8, 9)}
+
+
 def test_paired_tests_are_scipys_and_those_by_hand() -> None:
     rng = np.random.default_rng()
     a, b = rng.normal(size=9), rng.normal(size=9) + 0.3

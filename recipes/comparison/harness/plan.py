@@ -3,7 +3,7 @@
     exploratory: true
     seeds: [0, 1, 2]
     regimes: {frozen_mlp: {epochs: 40}}          # settings that differ from the regime's own, or a list of such
-    tasks: [{name: banking77, shots: 10}]
+    tasks: [{name: banking77, shots: 10, settings: {learning_rate: 0.0003}}]  # settings of this task alone, if any
     methods:
       - {method: plain}
       - {method: fam, with: {layer: head, estimator: closed_form}, grid: {strength: [0.001, 0.01]}}
@@ -72,16 +72,18 @@ def read_plan(path: Path) -> list[Run]:
 
 
 def _runs(plan: dict[str, Any]) -> Iterator[Run]:
-    tasks = [Task(**task) for task in plan["tasks"]]
+    tasks = [
+        (Task(**{k: v for k, v in task.items() if k != "settings"}), task.get("settings", {})) for task in plan["tasks"]
+    ]
     regimes = [
         (regime, changes)
         for regime, several in plan["regimes"].items()
         for changes in (several if isinstance(several, list) else [several])
     ]
-    for seed, (regime, changes), task in itertools.product(plan["seeds"], regimes, tasks):
+    for seed, (regime, changes), (task, own) in itertools.product(plan["seeds"], regimes, tasks):
         if not readable(regime, task):
             continue
-        settings = REGIMES[regime].Settings(**(changes or {}))
+        settings = REGIMES[regime].Settings(**{**(changes or {}), **own})
         for entry in plan["methods"]:
             if regime not in METHODS[entry["method"]].regimes:
                 continue
