@@ -105,7 +105,7 @@ def train(setting: Setting, data: Split, target: float, most_epochs: int) -> tup
         optimizer.step()
         share = 2 / (steps + 1)
         running = loss.item() if running == math.inf else (1 - share) * running + share * loss.item()
-        if not math.isfinite(running) or (step == 30 * steps and running > 2.2):
+        if not math.isfinite(running) or (step >= 30 * steps and running > 2.2):
             break  # diverged, or every unit is dead
         if running < 2 * target and (step + 1) % max(1, steps // 4) == 0:
             reached, _ = evaluate(model, data)
