@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ..plotting import item_histogram, layer_profile, robustness_curve
-from .records import FlatnessTable, LayerFlatness
+from .records import FlatnessTable, LayerFlatness, bound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +39,11 @@ dt { color: #57606a; } dd { margin: 0; }
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("κ", "kappa"), ("s.e. items", "standard_error_items"), ("s.e. probes", "standard_error_probes"),
     ("κ/m", "kappa_per_feature"), ("κ_max", "kappa_max"), ("layer-wise", "layerwise"), ("‖W‖", "weight_norm"),
-    ("Tr H", "hessian_trace"),
+    ("Tr H", "hessian_trace"), ("λ_max", "hessian_max_eigenvalue"),
 )  # fmt: skip
+
+
+_BOUND = "≥: a lower bound. The iterations for the eigenvalue were at their limit before they had converged."
 
 
 def html_report(
@@ -75,6 +78,7 @@ def html_report(
         *(f'<p class="note">{escape(note)}</p>' for note in notes),
         "<h2>Layers</h2>",
         _table(table),
+        *([f"<p>{_BOUND}</p>"] if any(r.not_converged for r in table) else []),
         "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: what more items, or more probes, would reduce. κ_max = Σ "
         "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Numbers compare between networks for the same loss, data and "
         "kind of layer only.</p>",
@@ -116,7 +120,8 @@ def _row(record: LayerFlatness, names: Sequence[str]) -> str:
     cells = [f'<td class="name">{escape(record.layer)}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
     for name in names:
         value = getattr(record, name)
-        cells.append("<td>–</td>" if value is None or value != value else f"<td>{value:.4g}</td>")
+        shown = "–" if value is None or value != value else f"{bound(record, name, '≥ ')}{value:.4g}"
+        cells.append(f"<td>{shown}</td>")
     return f"<tr>{''.join(cells)}<td>{escape(record.estimator.replace('_', ' '))}</td></tr>"
 
 
