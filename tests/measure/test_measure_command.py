@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import OrderedDict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from transformers import BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_fam import cli, measure_relative_flatness
 from hf_fam.measure.report import html_report
 from hf_fam.measure.sources import SourceError, load_source
+from hf_fam.robustness import feature_robustness
 from support.measured import cross_entropy, mlp, points
 from support.tiny import tiny_bert
 
@@ -76,12 +79,16 @@ def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_hostile_names_are_escaped() -> None:
-    found = measure_relative_flatness(mlp(), points(10), loss_fn=cross_entropy)
+    """Of model, data, settings, command and notes; of layers, in table, figures' descriptions and the curve's title."""
+    model, data = nn.Sequential(OrderedDict(zip(["0", "1", NASTY, "3", "4"], mlp(), strict=True))), points(10)
+    found = measure_relative_flatness(model, data, NASTY, loss_fn=cross_entropy)
+    assert found[0].layer == NASTY
+    curve = feature_robustness(model, data, NASTY, (0.1,), samples=2, loss_fn=cross_entropy)
     page = html_report(
-        found, None, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
+        found, curve, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
     )
     seen = Page(page)
-    assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 6
+    assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 9
 
 
 def test_images_in_folders(tmp_path: Path) -> None:
