@@ -25,7 +25,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 76rem; m
 body > * { max-width: 60rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 h1, h2, p, li, td.name, dd, pre { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-width: none; }
+.scroll { overflow-x: auto; max-width: none; background:
+  linear-gradient(270deg, #fff 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
+  linear-gradient(270deg, #afb8c1, transparent) right / .8rem 100% no-repeat scroll; } /* a shadow: there is more */
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .45rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -118,7 +120,8 @@ def _table(table: FlatnessTable) -> str:
 
 
 def _row(record: LayerFlatness, names: Sequence[str]) -> str:
-    cells = [f'<td class="name">{escape(record.layer)}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
+    name = escape(record.layer).replace(".", ".<wbr>")  # long names are broken between their parts
+    cells = [f'<td class="name">{name}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
     for name in names:
         value = getattr(record, name)
         shown = "–" if value is None or value != value else f"{bound(record, name, '≥ ')}{value:.4g}"

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -120,6 +122,29 @@ def test_selection_pairs_and_string_labels(model: Path, tmp_path: Path) -> None:
     pairs = load_source(str(model), str(table(tmp_path / "pairs.csv", rows)))
     assert pairs.columns["text"] == "premise, hypothesis"
     assert 1 in pairs.collate_fn([pairs.items[0]])["token_type_ids"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tsv", "jsonl", "folder", "saved"])
+def test_every_local_source(model: Path, tmp_path: Path, kind: str) -> None:
+    """What pandas and datasets write, and folders with one file a split."""
+    frame = pandas.DataFrame({"text": [" ".join(WORDS[5 : 6 + k % 4]) for k in range(9)], "label": [0, 1, 2] * 3})
+    path = tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "tsv":
+        frame.to_csv(path, sep="\t", index=False)
+    elif kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif kind == "folder":
+        path.mkdir()
+        frame[:2].to_parquet(path / "train.parquet")
+        frame.to_parquet(path / "validation-00000.parquet")
+    else:
+        datasets.Dataset.from_pandas(frame).save_to_disk(path)
+    source = load_source(str(model), str(path), split="validation" if kind == "folder" else None)
+    assert source.columns == {"text": "text", "label": "label"} and len(source.items) == 9
+    batch = source.collate_fn([source.items[k] for k in range(9)])
+    assert batch["labels"].tolist() == [0, 1, 2] * 3 and batch["input_ids"].shape == (9, 6)
 
 
 @pytest.mark.parametrize(
