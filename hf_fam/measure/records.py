@@ -35,7 +35,8 @@ class LayerFlatness:
         estimator: ``"closed_form"`` (exact), ``"hessian"`` or ``"gauss_newton"``.
         coupling: which rows of pre-activations the loss couples: ``"rows"`` (none), ``"items"`` or ``"batch"``.
         probes: random directions that every batch was measured with; 0 where it is exact.
-        products: Hessian-vector products of a batch that were taken.
+        products: Hessian-vector products of a batch that were taken, the few of a first look for coupled rows not
+            counted.
         seconds: time spent on this layer, and its share of the forward passes.
         item_kappas: kappa of single items, a random 4096 of them at most; empty where items are coupled.
         not_converged: which of ``"kappa_max"`` and ``"hessian_max_eigenvalue"`` are only lower bounds, because their
