@@ -85,7 +85,7 @@ def test_what_has_not_converged_is_a_lower_bound_and_says_so(streamed: bool, mon
     (found,) = table
     assert found.not_converged == ("kappa_max", "hessian_max_eigenvalue")
     true = reference(model, data, 2)
-    assert 0 < true.kappa_max.item() - found.kappa_max < 0.2 * true.kappa_max.item()
+    assert 0 < found.kappa_max < true.kappa_max.item()
     assert f">={found.kappa_max:.4g}" in str(table) and f">={found.hessian_max_eigenvalue:.4g}" in str(table)
     assert '"not_converged": [' in table.to_json() and table.to_pandas()["not_converged"][0] == found.not_converged
     page = html_report(table, None, model="m", data="d", settings={}, command="c")
