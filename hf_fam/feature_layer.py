@@ -285,11 +285,14 @@ def find_head(model: nn.Module) -> Named:
     """The layer into the logits: output embeddings, else the last layer named like a head, else the last of all."""
     candidates = weighted_layers(model)
     get_output_embeddings = getattr(model, "get_output_embeddings", None)
+    embeddings = None
     # Models without output embeddings answer None; some raise.
     with contextlib.suppress(NotImplementedError, AttributeError):
         embeddings = get_output_embeddings() if get_output_embeddings else None
+    if embeddings is not None:
+        output = active_module(embeddings)
         for name, module in candidates:
-            if embeddings is not None and module is active_module(embeddings):
+            if module is output:
                 return name, module
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")

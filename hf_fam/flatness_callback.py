@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from .feature_layer import HEAD
 from .measure import FlatnessTable, measure_relative_flatness
 from .measure.forward import LossFunction
-from .measure.measuring import TRACE
+from .measure.run import TRACE
 
 
 class FlatnessCallback(TrainerCallback):

@@ -11,7 +11,7 @@ from .relative_flatness import RelativeFlatness
 _SHARDED = (
     "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
     "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
-    "hf_fam.injection.attach, which works inside torch's fully_shard (docs/distributed.md)."
+    "hf_fam.attach, which works inside torch's fully_shard (docs/distributed.md)."
 )
 
 

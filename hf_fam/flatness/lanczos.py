@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,24 @@ from torch import Tensor
 _CHECK_EVERY = 4
 
 
+class Eigenvalues(NamedTuple):
+    """What was found, one entry a matrix.
+
+    Attributes:
+        values: eigenvalues, or lower bounds of the largest ones where they did not converge; shape ``(b,)``.
+        residuals: an eigenvalue of the matrix lies within this distance; shape ``(b,)``.
+        converged: the residual is below the tolerance, or the space that the start vector reaches is exhausted;
+            boolean, shape ``(b,)``.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    converged: Tensor
+
+
 def largest_eigenvalues(
     product: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int = 100, tolerance: float = 1e-10
-) -> tuple[Tensor, Tensor]:
+) -> Eigenvalues:
     """The largest (not the largest absolute) eigenvalue of every matrix of a stack.
 
     All matrices take a step together, so that one pass over the data serves all of them. Bases are kept and
@@ -23,21 +39,19 @@ def largest_eigenvalues(
         product: the matrices times one vector each, shapes ``(b, n)`` to ``(b, n)``.
         start: random vectors, shape ``(b, n)``.
         iterations: at most this many products.
-        tolerance: stop when every residual is below this fraction of its matrix's norm (as far as it is known).
-
-    Returns:
-        The eigenvalues and the norms of their residuals, shapes ``(b,)``: an eigenvalue of the matrix lies within the
-        residual's distance.
+        tolerance: stop when every residual is below this fraction of its matrix's norm (as far as it is known). What
+            rounding leaves in the dtype of ``start`` is always tolerated.
 
     Examples:
         >>> import torch
         >>> stack = torch.stack([torch.diag(torch.tensor([1.0, 5.0, -9.0])), -torch.eye(3)])
-        >>> values, _ = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), torch.ones(2, 3))
-        >>> [round(float(v), 4) for v in values]
-        [5.0, -1.0]
+        >>> found = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), torch.ones(2, 3))
+        >>> [round(float(v), 4) for v in found.values], found.converged.tolist()
+        ([5.0, -1.0], [True, True])
     """
     n = start.shape[-1]
     tiny = torch.finfo(start.dtype).eps
+    tolerance = max(tolerance, 10 * tiny)
     basis = [start / torch.linalg.vector_norm(start, dim=-1, keepdim=True).clamp_min(tiny)]
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
@@ -57,13 +71,14 @@ def largest_eigenvalues(
         last = k + 1 == min(iterations, n)
         if last or (k + 1) % _CHECK_EVERY == 0 or bool(done.all()):
             values, residuals = _ritz(diagonal, beside, beta)
-            if last or bool((residuals <= tolerance * scale).all()):
+            converged = done | (residuals <= tolerance * scale) | (k + 1 == n)
+            if last or bool(converged.all()):
                 break
         beside.append(beta)
         basis.append(
             torch.where(done.unsqueeze(-1), torch.zeros_like(image), image / beta.clamp_min(tiny).unsqueeze(-1))
         )
-    return values, residuals
+    return Eigenvalues(values, residuals, converged)
 
 
 def _ritz(diagonal: list[Tensor], beside: list[Tensor], beta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Relative flatness of the layers of a trained model over a data set."""
 
-from .measuring import MEASURES, measure_relative_flatness
+from .measuring import measure_relative_flatness
 from .records import FlatnessTable, LayerFlatness
+from .run import MEASURES
 
 __all__ = ["MEASURES", "FlatnessTable", "LayerFlatness", "measure_relative_flatness"]

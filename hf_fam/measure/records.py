@@ -35,9 +35,12 @@ class LayerFlatness:
         estimator: ``"closed_form"`` (exact), ``"hessian"`` or ``"gauss_newton"``.
         coupling: which rows of pre-activations the loss couples: ``"rows"`` (none), ``"items"`` or ``"batch"``.
         probes: random directions that every batch was measured with; 0 where it is exact.
-        products: Hessian-vector products of a batch that were taken.
+        products: Hessian-vector products of a batch that were taken, the few of a first look for coupled rows not
+            counted.
         seconds: time spent on this layer, and its share of the forward passes.
         item_kappas: kappa of single items, a random 4096 of them at most; empty where items are coupled.
+        not_converged: which of ``"kappa_max"`` and ``"hessian_max_eigenvalue"`` are only lower bounds, because their
+            Lanczos iterations were at the limit before they had converged; shown with ``>=`` in tables.
     """
 
     layer: str
@@ -61,6 +64,7 @@ class LayerFlatness:
     products: int
     seconds: float
     item_kappas: tuple[float, ...] = field(default=(), repr=False)
+    not_converged: tuple[str, ...] = ()
 
     @property
     def kappa_per_feature(self) -> float:
@@ -154,7 +158,7 @@ class FlatnessTable(Sequence[LayerFlatness]):
         rows = [[title for title, _ in shown]]
         for record in self.records:
             size = f"{record.out_features} x {record.in_features}"
-            rows.append([_cell(_value(record, name)) if name else size for _, name in shown])
+            rows.append([bound(record, name) + _cell(_value(record, name)) if name else size for _, name in shown])
         words = {"layer", "d x m", "estimator"}
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -213,6 +217,17 @@ class FlatnessTable(Sequence[LayerFlatness]):
         from ..plotting import layer_profile, save
 
         save(layer_profile(self.records), path)
+
+
+def bound(record: LayerFlatness, name: str, sign: str = ">=") -> str:
+    """The sign before a value that is only a lower bound, nothing before others.
+
+    Args:
+        record: of a layer.
+        name: of the value.
+        sign: what stands for "at least".
+    """
+    return sign if name in record.not_converged else ""
 
 
 def _value(record: LayerFlatness, name: str) -> Any:

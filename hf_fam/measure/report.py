@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ..plotting import item_histogram, layer_profile, robustness_curve
-from .records import FlatnessTable, LayerFlatness
+from .records import FlatnessTable, LayerFlatness, bound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,14 +21,17 @@ _HISTOGRAMS = 6
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+body > * { max-width: 60rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 h1, h2, p, li, td.name, dd, pre { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; max-width: none; background:
+  linear-gradient(270deg, #fff 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
+  linear-gradient(270deg, #afb8c1, transparent) right / .8rem 100% no-repeat scroll; } /* a shadow: there is more */
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .45rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-td.name { white-space: normal; min-width: min(17rem, 35vw); }
+td.name { white-space: normal; min-width: min(14rem, 35vw); }
 img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
 pre { background: #f6f8fa; padding: .6rem; white-space: pre-wrap; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; }
@@ -39,8 +42,11 @@ dt { color: #57606a; } dd { margin: 0; }
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("κ", "kappa"), ("s.e. items", "standard_error_items"), ("s.e. probes", "standard_error_probes"),
     ("κ/m", "kappa_per_feature"), ("κ_max", "kappa_max"), ("layer-wise", "layerwise"), ("‖W‖", "weight_norm"),
-    ("Tr H", "hessian_trace"),
+    ("Tr H", "hessian_trace"), ("λ_max", "hessian_max_eigenvalue"),
 )  # fmt: skip
+
+
+_BOUND = "≥: a lower bound. The iterations for the eigenvalue were at their limit before they had converged."
 
 
 def html_report(
@@ -75,6 +81,7 @@ def html_report(
         *(f'<p class="note">{escape(note)}</p>' for note in notes),
         "<h2>Layers</h2>",
         _table(table),
+        *([f"<p>{_BOUND}</p>"] if any(r.not_converged for r in table) else []),
         "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: what more items, or more probes, would reduce. κ_max = Σ "
         "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Numbers compare between networks for the same loss, data and "
         "kind of layer only.</p>",
@@ -113,10 +120,12 @@ def _table(table: FlatnessTable) -> str:
 
 
 def _row(record: LayerFlatness, names: Sequence[str]) -> str:
-    cells = [f'<td class="name">{escape(record.layer)}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
+    name = escape(record.layer).replace(".", ".<wbr>")  # long names are broken between their parts
+    cells = [f'<td class="name">{name}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
     for name in names:
         value = getattr(record, name)
-        cells.append("<td>–</td>" if value is None or value != value else f"<td>{value:.4g}</td>")
+        shown = "–" if value is None or value != value else f"{bound(record, name, '≥ ')}{value:.4g}"
+        cells.append(f"<td>{shown}</td>")
     return f"<tr>{''.join(cells)}<td>{escape(record.estimator.replace('_', ' '))}</td></tr>"
 
 

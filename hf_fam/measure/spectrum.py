@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..feature_layer import Capture, FeatureLayer
 from ..flatness.curvature import gradients, range_scale, wide
-from ..flatness.lanczos import largest_eigenvalues
+from ..flatness.lanczos import Eigenvalues, largest_eigenvalues
 from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
 from .layer_measurement import LayerMeasurement
 
@@ -30,8 +30,8 @@ class DataPasses(Protocol):
         """Sum over processes."""
 
 
-def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses, total: float) -> Tensor:
-    """``lambda_max(H_{s,s})`` of every row s of W, shape ``(d,)``.
+def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses, total: float) -> Eigenvalues:
+    """``lambda_max(H_{s,s})`` of every row s of W, shapes ``(d,)``.
 
     Args:
         measurement: after the pass over the data.
@@ -65,8 +65,8 @@ def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses,
     return _in_chunks(streamed, measurement, _MOST_PASSES, _PASS_TOLERANCE)
 
 
-def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses, total: float) -> float:
-    """The largest eigenvalue of the Hessian of the loss by the whole weight.
+def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses, total: float) -> Eigenvalues:
+    """The largest eigenvalue of the Hessian of the loss by the whole weight, shapes ``(1,)``.
 
     Args:
         measurement: after the pass over the data.
@@ -87,13 +87,12 @@ def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses,
         return data.reduce(result).view(1, -1) / total
 
     start = _start(measurement, 1, shape.numel())
-    value, _ = largest_eigenvalues(product, start, iterations=_MOST_PASSES, tolerance=_PASS_TOLERANCE)
-    return float(value)
+    return largest_eigenvalues(product, start, iterations=_MOST_PASSES, tolerance=_PASS_TOLERANCE)
 
 
 def _in_chunks(
     product: Callable[[Tensor, int], Tensor], measurement: LayerMeasurement, iterations: int, tolerance: float
-) -> Tensor:
+) -> Eigenvalues:
     """As many rows together as the vectors of all iterations have space."""
     outputs, features = measurement.layer.out_features, measurement.layer.in_features
     together = max(1, KEPT_NUMBERS // (features * min(iterations, features)))
@@ -105,8 +104,8 @@ def _in_chunks(
             return product(vectors, first)
 
         chunk = starts[first : first + together]
-        found.append(largest_eigenvalues(of_chunk, chunk, iterations=iterations, tolerance=tolerance)[0])
-    return torch.cat(found)
+        found.append(largest_eigenvalues(of_chunk, chunk, iterations=iterations, tolerance=tolerance))
+    return Eigenvalues(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _start(measurement: LayerMeasurement, count: int, size: int) -> Tensor:

@@ -1,16 +1,20 @@
 """How the generalisation gap goes with each measure: Pearson and Kendall correlations with bootstrap intervals.
 
-python recipes/flatness_study/analysis.py out/flatness_study/runs.jsonl --output docs/generated/flatness_study
+    python recipes/flatness_study/analysis.py recipes/flatness_study/results/runs.jsonl \\
+        --output docs/generated/flatness_study --figure docs/img/flatness-study.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy import stats
 
 from hf_fam.plotting import new_figure, save
@@ -29,10 +33,18 @@ MEASURES = {
 }
 
 
+_ACCURACY = (
+    "Training accuracy minus test accuracy. Not part of the plan: added when the correlations above had been seen."
+)
+
+Gap = Callable[[dict[str, Any]], float]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("out/flatness_study"), help="folder")
+    parser.add_argument("--figure", type=Path, help="default: gap.png in that folder")
     parser.add_argument("--resamples", type=int, default=2000)
     options = parser.parse_args(arguments)
     runs = [json.loads(line) for line in options.runs.read_text(encoding="utf-8").splitlines()]
@@ -46,15 +58,27 @@ def main(arguments: list[str] | None = None) -> None:
     for title, when in (("As trained", "before"), ("After random rescaling of every neuron", "after")):
         parts.append(f"## {title}\n\n{table(used, when, options.resamples)}")
     parts.append(f"## Within one optimiser, as trained\n\n{by_optimizer(used)}")
+    in_accuracy = table(used, "before", options.resamples, accuracy_gap)
+    parts.append(f"## The gap in accuracy instead, as trained\n\n{_ACCURACY}\n\n{in_accuracy}")
     (options.output / "correlations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    draw(used, options.output / "gap.png")
+    draw(used, options.figure or options.output / "gap.png")
     print("\n\n".join(parts))
 
 
-def table(runs: list[dict[str, Any]], when: str, resamples: int) -> str:
+def loss_gap(run: dict[str, Any]) -> float:
+    """Test loss minus training loss."""
+    return run["gap"]
+
+
+def accuracy_gap(run: dict[str, Any]) -> float:
+    """Training accuracy minus test accuracy: unlike the loss, it does not count how confident mistakes are."""
+    return run["train_accuracy"] - run["test_accuracy"]
+
+
+def table(runs: list[dict[str, Any]], when: str, resamples: int, gap_of: Gap = loss_gap) -> str:
     """Correlations with the gap, with 95 % percentile intervals over networks."""
     lines = ["| measure | Kendall | Pearson | Pearson of the logarithm |", "| --- | --- | --- | --- |"]
-    gap = np.array([run["gap"] for run in runs])
+    gap = np.array([gap_of(run) for run in runs])
     for name, title in [*MEASURES.items(), ("train_loss", "training loss itself")]:
         x = np.array([run[name] if name in run else run[when][name] for run in runs], dtype=float)
         cells = [interval(x, gap, kendall, resamples), interval(x, gap, pearson, resamples)]
@@ -103,13 +127,25 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     for axes, (name, title) in zip(figure.subplots(4, 3).flat, MEASURES.items(), strict=False):
         for when, marker in (("before", "o"), ("after", "x")):
             axes.plot([r[when][name] for r in runs], [r["gap"] for r in runs], marker, markersize=4, label=when)
-        positive = all(r[when][name] > 0 for r in runs for when in ("before", "after"))
-        axes.set(xlabel=title, ylabel="test loss - training loss", xscale="log" if positive else "linear")
+        axes.set(xlabel=title, ylabel="test loss - training loss")
+        _scale(axes, [r[when][name] for r in runs for when in ("before", "after")])
         axes.grid(alpha=0.3)
     axes.figure.axes[0].legend(title="rescaling")
     for unused in figure.axes[len(MEASURES) :]:
         unused.remove()
     save(figure, path)
+
+
+def _scale(axes: Axes, values: list[float]) -> None:
+    """Logarithmic where values are positive and differ much, with as many labels as there is space for."""
+    spread = max(values) / min(values) if min(values) > 0 else 0.0
+    if spread < 3:
+        return
+    axes.set_xscale("log")
+    if spread < 100:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _heading(runs: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:

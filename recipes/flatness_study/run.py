@@ -1,7 +1,7 @@
 """Train the networks of the study to one training loss and measure them, one line of JSON a network.
 
     python recipes/flatness_study/run.py --data PATH/cifar10 --output out/flatness_study/runs.jsonl --jobs 2
-    python recipes/flatness_study/analysis.py out/flatness_study/runs.jsonl --output docs/generated/flatness_study
+    python recipes/flatness_study/analysis.py out/flatness_study/runs.jsonl --output out/flatness_study
 
 Interrupted, it goes on with what is missing. Networks that do not reach the loss are kept, too, and marked.
 """

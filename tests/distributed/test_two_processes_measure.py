@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from support.launch import launch
+
 SCRIPT = Path(__file__).with_name("measure_tiny.py")
 
 
 def run(folder: Path, processes: int) -> dict[str, Any]:
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     output = folder / f"{processes}.json"
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    launch(SCRIPT, str(output), config=None if processes == 1 else "ddp_cpu.yaml")
     result = json.loads(output.read_text())
     assert result["processes"] == processes
     return result

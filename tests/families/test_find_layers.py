@@ -102,6 +102,15 @@ def test_names_in_a_peft_model_are_those_of_the_model_inside() -> None:
         assert found[0] == f"base_model.model.{case.representation}"
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, AttributeError])
+def test_a_model_that_has_no_output_embeddings_may_say_so_by_raising(error: type[Exception]) -> None:
+    class Silent(nn.Sequential):
+        def get_output_embeddings(self) -> nn.Module:
+            raise error
+
+    assert find_head(Silent(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))[0] == "2"
+
+
 class TwoTowers(nn.Module):
     """A contrastive loss: no layer makes logits."""
 

@@ -119,6 +119,62 @@ def test_spread_of_row_probes_falls_with_their_number() -> None:
     assert 2.5 < spread[1] / spread[16] < 6
 
 
+def test_variance_of_a_row_probe_is_known_and_bounded() -> None:
+    """Over all signs r: r^T M r with M = sum_i a_i Cov_i has the variance 2 sum_{j != l} M_jl^2, at most 2 (Tr M)^2."""
+    phi, z, _, c = (t.detach() for t in case())
+    w = torch.randn(C, 6, dtype=torch.float64)
+    p = z.softmax(-1)
+    moved = w - (p @ w).unsqueeze(1)
+    m = torch.einsum("n,nk,nki,nkj->ij", c * phi.square().sum(-1), p, moved, moved)
+    every = [torch.tensor(r).unsqueeze(1) for r in itertools.product((-1, 1), repeat=6)]
+    found = torch.stack([softmax_flatness(phi, z, w, c, signs=r) for r in every])
+    torch.testing.assert_close(found.mean(), m.trace(), rtol=1e-11, atol=0)
+    variance = 2 * (m.square().sum() - m.diag().square().sum())
+    torch.testing.assert_close(found.var(correction=0), variance, rtol=1e-9, atol=0)
+    assert 0 < variance < 2 * m.trace() ** 2
+
+
+def by_pairs(phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """kappa as a sum of positive terms, in which nothing cancels: Var = 1/2 sum_kl p_k p_l ||w_k - w_l||^2."""
+    p = z.softmax(-1)
+    squares = (w.unsqueeze(0) - w.unsqueeze(1)).square().sum(-1)
+    return (c * phi.square().sum(-1)) @ torch.einsum("nk,nl,kl->n", p, p, squares) / 2
+
+
+def leading(margin: float) -> list[Tensor]:
+    """phi, z and W in float32, and c; in every row one class leads the second by the margin."""
+    phi, z, w, c = (t.detach().float() for t in case())
+    top = torch.randint(C, (N, 1))
+    return [phi, z.scatter(1, top, z.amax(1, keepdim=True) + margin), w, c]
+
+
+@pytest.mark.parametrize("margin", [0.0, 5.0, 10.0, 20.0, 40.0, 80.0])
+def test_confident_rows_are_exact_in_single_precision(margin: float) -> None:
+    """A lead of 20 leaves the other classes 1e-9 of the probability: below what float32 tells from 1."""
+    *inputs, c = leading(margin)
+    found, expected = (
+        with_gradients(of(*parts, c.to(parts[0].dtype)), parts)
+        for of, parts in (
+            (softmax_flatness, [t.requires_grad_() for t in inputs]),
+            (by_pairs, [t.detach().double().requires_grad_() for t in inputs]),
+        )
+    )
+    assert found[0] > 0
+    for mine, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double() / true.norm(), true / true.norm(), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 5.0, 10.0, 20.0])
+def test_rounding_in_chunks_is_bounded_by_the_weights(margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a row is confident the error is large beside its kappa, and small beside that of an undecided row."""
+    phi, z, w, c = leading(margin)
+    in_chunks(monkeypatch, 3)
+    found = softmax_flatness(phi, z, w, c).double()
+    expected = by_pairs(*(t.double() for t in (phi, z, w, c)))
+    largest = (w - w.mean(0)).square().sum(-1).max()
+    assert (found - expected).abs() < 8 * torch.finfo(torch.float32).eps * largest * (c @ phi.square().sum(-1))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_in_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     phi, z, w, c = (t.detach() for t in case())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import OrderedDict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from transformers import BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_fam import cli, measure_relative_flatness
 from hf_fam.measure.report import html_report
 from hf_fam.measure.sources import SourceError, load_source
+from hf_fam.robustness import feature_robustness
 from support.measured import cross_entropy, mlp, points
 from support.tiny import tiny_bert
 
@@ -76,12 +81,16 @@ def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_hostile_names_are_escaped() -> None:
-    found = measure_relative_flatness(mlp(), points(10), loss_fn=cross_entropy)
+    """Of model, data, settings, command and notes; of layers, in table, figures' descriptions and the curve's title."""
+    model, data = nn.Sequential(OrderedDict(zip(["0", "1", NASTY, "3", "4"], mlp(), strict=True))), points(10)
+    found = measure_relative_flatness(model, data, NASTY, loss_fn=cross_entropy)
+    assert found[0].layer == NASTY
+    curve = feature_robustness(model, data, NASTY, (0.1,), samples=2, loss_fn=cross_entropy)
     page = html_report(
-        found, None, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
+        found, curve, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
     )
     seen = Page(page)
-    assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 6
+    assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 9
 
 
 def test_images_in_folders(tmp_path: Path) -> None:
@@ -113,6 +122,29 @@ def test_selection_pairs_and_string_labels(model: Path, tmp_path: Path) -> None:
     pairs = load_source(str(model), str(table(tmp_path / "pairs.csv", rows)))
     assert pairs.columns["text"] == "premise, hypothesis"
     assert 1 in pairs.collate_fn([pairs.items[0]])["token_type_ids"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tsv", "jsonl", "folder", "saved"])
+def test_every_local_source(model: Path, tmp_path: Path, kind: str) -> None:
+    """What pandas and datasets write, and folders with one file a split."""
+    frame = pandas.DataFrame({"text": [" ".join(WORDS[5 : 6 + k % 4]) for k in range(9)], "label": [0, 1, 2] * 3})
+    path = tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "tsv":
+        frame.to_csv(path, sep="\t", index=False)
+    elif kind == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif kind == "folder":
+        path.mkdir()
+        frame[:2].to_parquet(path / "train.parquet")
+        frame.to_parquet(path / "validation-00000.parquet")
+    else:
+        datasets.Dataset.from_pandas(frame).save_to_disk(path)
+    source = load_source(str(model), str(path), split="validation" if kind == "folder" else None)
+    assert source.columns == {"text": "text", "label": "label"} and len(source.items) == 9
+    batch = source.collate_fn([source.items[k] for k in range(9)])
+    assert batch["labels"].tolist() == [0, 1, 2] * 3 and batch["input_ids"].shape == (9, 6)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_analysis(tmp_path: Path) -> None:
         before, after = {**values, "kappa": 10.0**k}, {**values, "kappa": 10.0 ** (k * 7 % 12)}
         runs.append(
             {"optimizer": ("sgd", "adam")[k % 2], "converged": k != 11, "target": 0.1, "train_loss": 0.1,
-             "gap": float(k), "before": before, "after": after}
+             "gap": float(k), "train_accuracy": 1.0, "test_accuracy": k / 100, "before": before, "after": after}
         )  # fmt: skip
     path = tmp_path / "runs.jsonl"
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
@@ -77,7 +77,8 @@ def test_analysis(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "out" / "correlations.md").read_text()
     assert "11 of 12 networks" in text
-    assert "| κ, features normalised | +1.00 [+1.00, +1.00] |" in text and text.count("κ, features normalised") == 3
+    assert "| κ, features normalised | +1.00 [+1.00, +1.00] |" in text and text.count("κ, features normalised") == 4
+    assert "| κ, features normalised | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
     assert (tmp_path / "out" / "gap.png").stat().st_size > 10_000
     path.write_text(json.dumps(runs[-1]) + "\n")
     assert "at least 3 are needed" in command("analysis.py", str(path), "--output", str(tmp_path)).stderr

@@ -1,4 +1,4 @@
-"""Start scripts in two processes with `accelerate launch`, as users do."""
+"""Start scripts in two processes with `accelerate launch`, as users do, or in one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def free_port() -> int:
     raise RuntimeError("no free port between 20000 and 32000")
 
 
-def command(script: Path, *arguments: str, config: str = "ddp_cpu.yaml") -> list[str]:
-    """The command line of a launch."""
+def command(script: Path, *arguments: str, config: str | None = "ddp_cpu.yaml") -> list[str]:
+    """The command line of a launch; without a configuration that of a single process."""
+    if config is None:
+        return [sys.executable, str(script), *arguments]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
     return [*launch, "--main_process_port", str(free_port()), str(script), *arguments]
 
@@ -38,7 +40,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, **settings, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def launch(script: Path, *arguments: str, config: str = "ddp_cpu.yaml", fails: bool = False) -> str:
+def launch(script: Path, *arguments: str, config: str | None = "ddp_cpu.yaml", fails: bool = False) -> str:
     """Run a script to its end and return all that it printed; whether it fails has to be as expected."""
     asked = command(script, *arguments, config=config)
     done = subprocess.run(

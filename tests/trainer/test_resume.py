@@ -91,6 +91,15 @@ def test_probes_are_a_function_of_seed_step_and_micro_batch(tmp_path: Path, give
     assert len(set(kappas[0] + kappas[2])) == 2 * len(kappas[0]) == 4 * given.get("gradient_accumulation_steps", 1)
 
 
+def assert_trains_like(trainer: FAMTrainer, fresh: FAMTrainer) -> None:
+    """Both train from the same random state to the same weights and the same log."""
+    for t in (trainer, fresh):
+        torch.manual_seed(3)
+        t.train()
+    assert_same_weights(trainer.model, fresh.model)
+    assert history(trainer) == history(fresh)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.filterwarnings("ignore:.*ignores num_items_in_batch")
 def test_same_trainer_trains_again_as_a_new_one_does(tmp_path: Path, parts: int) -> None:
@@ -101,11 +110,7 @@ def test_same_trainer_trains_again_as_a_new_one_does(tmp_path: Path, parts: int)
     trainer.train()
     trainer.model.load_state_dict(fresh.model.state_dict())
     trainer.optimizer = trainer.lr_scheduler = None
-    for t in (trainer, fresh):
-        torch.manual_seed(3)
-        t.train()
-    assert_same_weights(trainer.model, fresh.model)
-    assert history(trainer) == history(fresh)
+    assert_trains_like(trainer, fresh)
 
 
 def test_training_again_after_an_exception_is_as_if_nothing_had_been(tmp_path: Path) -> None:
@@ -117,11 +122,7 @@ def test_training_again_after_an_exception_is_as_if_nothing_had_been(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.accelerator.backward = backward
-    for t in (trainer, fresh):
-        torch.manual_seed(3)
-        t.train()
-    assert_same_weights(trainer.model, fresh.model)
-    assert history(trainer) == history(fresh)
+    assert_trains_like(trainer, fresh)
 
 
 def _fail(*args: Any, **kwargs: Any) -> None:
@@ -137,11 +138,7 @@ def test_plain_training_after_corrected_training_is_plain(tmp_path: Path) -> Non
     trainer.args.fam_lambda = 0
     trainer.model.load_state_dict(fresh.model.state_dict())
     trainer.optimizer = trainer.lr_scheduler = None
-    for t in (trainer, fresh):
-        torch.manual_seed(3)
-        t.train()
-    assert_same_weights(trainer.model, fresh.model)
-    assert history(trainer) == history(fresh)
+    assert_trains_like(trainer, fresh)
 
 
 def test_training_with_a_batch_size_that_was_found_is_as_if_it_had_been_given(tmp_path: Path) -> None:

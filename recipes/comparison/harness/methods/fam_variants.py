@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,23 +43,34 @@ class SeveralLayers(Penalty):
         return self._strength * torch.stack([flatness(loss) for flatness in self._flatness]).sum()
 
 
+class OneLayer(Penalty):
+    """A term of the relative flatness of one layer."""
+
+    def __init__(self, layer: str, estimator: str) -> None:
+        self._layer, self._estimator = layer, estimator
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+
+    def watch(self) -> contextlib.AbstractContextManager[Any]:
+        return self._flatness.capture()
+
+
 @register("fam_running")
-class RunningStrength(Penalty):
+class RunningStrength(OneLayer):
     """``strength / (1 + running mean of kappa) * kappa``: about the logarithm of kappa where it is large.
 
     The mean is that of earlier steps, so the term stays linear in the loss.
     """
 
     def __init__(self, strength: float, layer: str, estimator: str = "auto", memory: float = 0.9) -> None:
-        self._strength, self._layer, self._estimator, self._memory = strength, layer, estimator, memory
+        super().__init__(layer, estimator)
+        self._strength, self._memory = strength, memory
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+        super().attach(model, seed)
         self._running: Tensor | None = None
-
-    def watch(self) -> contextlib.AbstractContextManager[None]:
-        return self._flatness.capture()
 
     def term(self, loss: Tensor) -> Tensor:
         kappa = self._flatness(loss)
@@ -69,7 +81,7 @@ class RunningStrength(Penalty):
 
 
 @register("fam_share")
-class ShareOfLoss(Penalty):
+class ShareOfLoss(OneLayer):
     """``lambda * kappa`` with the lambda that makes the term this share of the loss on the first batch.
 
     Lambda is set once: strengths that follow kappa while training run away as kappa vanishes.
@@ -88,16 +100,12 @@ class ShareOfLoss(Penalty):
     ) -> None:
         if ramp not in ("none", "loss"):
             raise ValueError(f"ramp={ramp!r}: give 'none' or 'loss'.")
-        self._share, self._layer, self._estimator = share, layer, estimator
-        self._ramp, self._memory = ramp == "loss", memory
+        super().__init__(layer, estimator)
+        self._share, self._ramp, self._memory = share, ramp == "loss", memory
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+        super().attach(model, seed)
         self._strength: Tensor | None = None
-
-    def watch(self) -> contextlib.AbstractContextManager[None]:
-        return self._flatness.capture()
 
     def term(self, loss: Tensor) -> Tensor:
         kappa, now = self._flatness(loss), loss.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hf_fam.feature_layer import resolve_layer
 from .base import Method, register
 
 
-class FeatureNoise(Method):
+class FeatureNoise(Method, ABC):
     """What reaches a layer is changed at random while the model trains."""
 
     def __init__(self, layer: str = "representation") -> None:
@@ -29,8 +30,9 @@ class FeatureNoise(Method):
         self.attach(kwargs["model"], arguments["seed"])
         return super().trainer(arguments, **kwargs)
 
+    @abstractmethod
     def change(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What reaches the layer instead of its features."""
 
 
 @register("gaussian_noise")

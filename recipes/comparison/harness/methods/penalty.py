@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,21 +13,20 @@ from transformers import Trainer, TrainingArguments
 from .base import Method
 
 
-class Penalty(Method):
+class Penalty(Method, ABC):
     """``loss + term``; a subclass says what is watched and what the term is."""
 
+    @abstractmethod
     def attach(self, model: nn.Module, seed: int) -> None:
-        raise NotImplementedError
+        """Prepare to watch a model that is about to be trained."""
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
+    @abstractmethod
+    def watch(self) -> contextlib.AbstractContextManager[Any]:
         """Around the forward pass."""
-        raise NotImplementedError
-        yield
 
+    @abstractmethod
     def term(self, loss: Tensor) -> Tensor:
         """What is added, its strength included."""
-        raise NotImplementedError
 
     def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         with self.watch():
