@@ -13,14 +13,14 @@ class Generator(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Linear(LATENT, 64 * 7 * 7, bias=False),
-            nn.Unflatten(1, (64, 7, 7)),
-            nn.BatchNorm2d(64),
+            nn.Linear(LATENT, 48 * 7 * 7, bias=False),
+            nn.Unflatten(1, (48, 7, 7)),
+            nn.BatchNorm2d(48),
             nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(32),
+            nn.ConvTranspose2d(48, 24, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(24),
             nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(24, 1, 4, stride=2, padding=1),
             nn.Tanh(),
         )
 

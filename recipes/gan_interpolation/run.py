@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--gan_steps", type=int, default=1500, help="of the generator (default: %(default)s)")
-    parser.add_argument("--judge_epochs", type=int, default=3)
+    parser.add_argument("--judge_epochs", type=int, default=2)
     for name, value in vars(Settings()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args(arguments)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_fam.gan import LinePoints, gradient_norms, gradient_penalty
 
-N_CRITIC, BATCH, STRENGTH = 5, 64, 10.0
+N_CRITIC, BATCH, STRENGTH = 3, 64, 10.0
 
 
 @dataclass(frozen=True)
