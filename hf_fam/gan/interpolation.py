@@ -104,9 +104,9 @@ def interpolate(
     - ``"linear"``, ``"slerp"``: no search.
 
     Args:
-        generator: from latent codes (n, ...) to samples (n, ...), or to an object with ``sample``, such as a diffusers
-            decoder's output. A module is put in evaluation mode meanwhile, here and below; no parameter gets a
-            gradient.
+        generator: from latent codes (n, ...) to samples (n, ...), or to an object with ``sample``: of an autoencoder of
+            diffusers give ``vae.decode``. A module is put in evaluation mode meanwhile, here and below; no parameter
+            gets a gradient.
         z0: where the paths begin, (pairs, ...).
         z1: where they end, of the same shape.
         scorer: from samples to one number each (or an object with ``logits``), larger for better ones.
@@ -122,7 +122,8 @@ def interpolate(
         sphere: keep the radius between those of the two codes, (1 - t) ||z0|| + t ||z1||.
         score_range: scores for realism near 0 and 1; None: quantiles of the scores of generated samples. The
             gradient of the score vanishes outside the range.
-        calibration: latent codes for these samples, or how many to draw from a standard normal distribution.
+        calibration: latent codes for these samples, or how many to draw from a standard normal distribution. They are
+            decoded pairs x points at once, as many as the search does, or chunk_size.
         quantiles: which ones.
         resample: in the end, move the points along each curve until the samples change at about constant speed.
         chunk_size: decode at most so many samples at once, and keep their activations for no more than one chunk.
@@ -147,7 +148,7 @@ def interpolate(
     with _evaluating(generator, scorer, features):
         search = _Search(decode, z0, z1, LatentCurve(curve, degree, points, sphere), points)
         if energy in SCORED and score_range is None:
-            score_range = _calibrated(decode, z0, calibration, quantiles, seed)
+            score_range = _calibrated(decode, z0, calibration, quantiles, seed, len(z0) * points)
         if score_range is not None and not (all(map(math.isfinite, score_range)) and score_range[0] < score_range[1]):
             raise ValueError(f"score_range={score_range!r}: give two finite scores, the lower one first.")
         start_energy = lowest = None
@@ -216,9 +217,12 @@ class _Decoder:
         samples = self.samples(z)
         return (samples,) if self.scorer is None else (samples, self.scores(samples))
 
-    def chunked(self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any) -> list[Tensor]:
+    def chunked(
+        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any, at_most: int | None = None
+    ) -> list[Tensor]:
         """A function of all rows of z, a chunk at a time; activations of a chunk are recomputed for its gradient."""
-        chunks = [z] if self.chunk_size is None else z.split(self.chunk_size)
+        size = self.chunk_size or at_most
+        chunks = [z] if size is None else z.split(size)
         again = z.requires_grad and len(chunks) > 1
         parts = [
             checkpoint(function, chunk, *more, use_reentrant=False) if again else function(chunk, *more)
@@ -310,9 +314,14 @@ def _equally_spaced(times: Tensor, lengths: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _calibrated(
-    decode: _Decoder, z0: Tensor, calibration: Tensor | int, quantiles: tuple[float, float], seed: int
+    decode: _Decoder,
+    z0: Tensor,
+    calibration: Tensor | int,
+    quantiles: tuple[float, float],
+    seed: int,
+    at_most: int,
 ) -> tuple[float, float]:
-    """Quantiles of the scores of generated samples."""
+    """Quantiles of the scores of generated samples, decoded at most so many at once as the search does."""
     if isinstance(calibration, int):
         random = torch.Generator().manual_seed(seed)
         drawn = torch.randn((calibration, *z0.shape[1:]), dtype=torch.float64, generator=random)
@@ -322,7 +331,7 @@ def _calibrated(
             f"calibration of shape {tuple(calibration.shape)}: give at least 2 latent codes shaped as z0, (n, "
             f"{', '.join(map(str, z0.shape[1:]))})."
         )
-    scores = decode.chunked(decode.shown, calibration)[1]
+    (scores,) = decode.chunked(lambda rows: (decode.scores(decode.samples(rows)),), calibration, at_most=at_most)
     low, high = torch.quantile(scores.double().cpu(), torch.tensor(quantiles, dtype=torch.float64)).tolist()
     if not low < high:
         raise ValueError(

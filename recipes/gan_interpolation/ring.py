@@ -53,11 +53,23 @@ SEARCHES = (
     Search(24, 3, 1500, 1e-2),
 )
 
+HEADER = (
+    "critic", "points", "degree", "steps", "learning rate", "worst, straight", "worst, found", "length, straight",
+    "length, found",
+)  # fmt: skip
+
 
 def find(critic: Callable[[Tensor], Tensor], search: Search) -> Interpolation:
     return interpolate(
         lambda z: z, LEFT, -LEFT, scorer=critic, h=0.2, score_range=(-1 / (2 * SIGMA**2), 0.0), **vars(search)
     )
+
+
+def row(name: str, critic: Callable[[Tensor], Tensor], search: Search) -> str:
+    found = find(critic, search)
+    numbers = [found.linear.worst_score, found.worst_score, found.linear.length, found.length]
+    cells = [name, *map(str, vars(search).values()), *(f"{number.item():.2f}" for number in numbers)]
+    return "| " + " | ".join(cells) + " |"
 
 
 def draw(found: Interpolation, critic: Callable[[Tensor], Tensor], file: Path) -> None:
@@ -84,16 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=DOCS)
     docs = parser.parse_args(arguments).docs
-    rows = []
-    for name, critic in CRITICS.items():
-        for search in SEARCHES:
-            found = find(critic, search)
-            numbers = [found.linear.worst_score, found.worst_score, found.linear.length, found.length]
-            rows.append([name, *vars(search).values(), *(f"{number.item():.2f}" for number in numbers)])
-    header = ["critic", "points", "degree", "steps", "learning rate", "worst, straight", "worst, found"]
+    rows = [row(name, critic, search) for name, critic in CRITICS.items() for search in SEARCHES]
     folder = docs / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ring.md").write_text(table([*header, "length, straight", "length, found"], rows))
+    (folder / "ring.md").write_text(table(HEADER, []) + "\n".join(rows) + "\n")
     draw(find(density, SEARCHES[2]), density, docs / "img" / "interpolation_ring.png")
 
 

@@ -1,9 +1,8 @@
-"""interpolate: the toy ring, plain references of the energies, curves, and what does not depend on what."""
+"""interpolate: plain references of the energies, curves, and what does not depend on what."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,19 +37,6 @@ def score(x: Tensor) -> Tensor:
     return -x.flatten(1).square().sum(1)
 
 
-def test_toy_ring() -> None:
-    """The generator is the plane, the end points are opposite: through the middle, or around."""
-    found = interpolate(
-        plane, LEFT, RIGHT, scorer=ring, h=0.2, points=24, steps=1500, learning_rate=0.01, score_range=(-50.0, 0.0)
-    )
-    middle = 1 / 23  # the two points nearest to the centre
-    assert found.linear.worst_score.item() == pytest.approx(-((1 - middle) ** 2) / (2 * SIGMA**2), rel=1e-9)
-    assert found.linear.length.item() == pytest.approx(2)
-    assert found.worst_score.item() == pytest.approx(-2.8, abs=0.2)
-    assert found.length.item() == pytest.approx(2.60, abs=0.05)
-    assert found.energy < found.start_energy
-
-
 def test_energies_by_loops() -> None:
     outputs, scores = torch.randn(2, 5, 3, 2).double(), 5 * torch.randn(2, 5).double()
     low, high, h = -4.0, 3.0, 0.3
@@ -66,6 +52,16 @@ def test_energies_by_loops() -> None:
         for energy, total in totals.items():
             got = path_energy(energy, outputs, scores, (low, high), h)[pair]
             assert got.item() == pytest.approx(total, rel=1e-12), energy
+
+
+@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback"])
+def test_gradients_of_the_energies(energy: str) -> None:
+    """Inside the range of the scores, where they have one."""
+    outputs, scores = torch.randn(2, 4, 3).double(), torch.rand(2, 4).double()
+    if energy != "critic":  # sqrt(s) has a corner where two samples are the same
+        outputs[0, 2] = outputs[0, 1]
+    given = (outputs.requires_grad_(), scores.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, c: path_energy(energy, x, c, (-1.0, 2.0), 0.3), given)
 
 
 def test_polynomial_is_the_papers() -> None:
@@ -159,6 +155,51 @@ def test_the_best_iterate_is_kept() -> None:
     torch.testing.assert_close(path_energy("critic", found.samples, scores, (-50.0, 0.0), 0.2), found.energy)
 
 
+def test_the_best_of_all_iterates_is_kept_for_each_pair() -> None:
+    """A longer search begins like a shorter one, so its energies are the running minima."""
+    z0, z1 = torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    settings = {"scorer": score, "score_range": (-8.0, 0.0), "points": 6, "learning_rate": 0.3}
+    energies = torch.stack([interpolate(decoder(), z0, z1, steps=k, **settings).energy for k in range(12)])
+    assert torch.equal(energies, energies.cummin(0).values)
+    stayed = energies[1:] == energies[:-1]
+    assert stayed.any() and not stayed.all(0).any()  # some steps went up, and every pair has found something
+    assert (stayed.any(1) != stayed.all(1)).any()  # not all pairs at the same step
+
+
+def test_scores_are_calibrated_by_quantiles_of_generated_samples() -> None:
+    make, z = decoder(), torch.randn(1, 4).double()
+    codes = 3 * torch.randn(333, 4).double()
+    settings = {"scorer": score, "points": 4, "steps": 1, "quantiles": (0.1, 0.8)}
+    found = interpolate(make, z, -z, calibration=codes, **settings)
+    expected = np.quantile(score(make(codes)).detach().numpy(), (0.1, 0.8))
+    assert found.score_range == pytest.approx(tuple(expected), rel=1e-12)
+    drawn = torch.randn((500, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    expected = np.quantile(score(make(drawn)).detach().numpy(), (0.1, 0.8))
+    found = interpolate(make, z, -z, calibration=500, seed=7, **settings)
+    assert found.score_range == pytest.approx(tuple(expected), rel=1e-12)
+    assert interpolate(make, z, -z, scorer=score, energy="pullback", steps=1).score_range is None
+
+
+def test_feature_energy_is_that_of_the_features() -> None:
+    torch.manual_seed(5)
+    seen = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
+    settings = {"points": 7, "steps": 40, "learning_rate": 0.02, "resample": False}
+    found = interpolate(decoder(), z0, z1, features=seen, energy="feature", **settings)
+    looked_at = seen(found.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
+    torch.testing.assert_close(found.energy, looked_at.diff(dim=1).square().mean(2).sum(1))
+    assert (found.energy < found.start_energy).all()
+    other = interpolate(decoder(), z0, z1, energy="pullback", **settings)
+    torch.testing.assert_close(other.energy, other.samples.diff(dim=1).flatten(2).square().mean(2).sum(1))
+    assert not torch.allclose(other.latents, found.latents)
+    # with a scored energy, features take the samples' place in s_i
+    found = interpolate(
+        decoder(), z0, z1, features=seen, scorer=score, score_range=(-8.0, 0.0), energy="conformal", **settings
+    )
+    looked_at = seen(found.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
+    torch.testing.assert_close(found.energy, path_energy("conformal", looked_at, found.scores, (-8.0, 0.0), 0.2))
+
+
 def test_constant_speed() -> None:
     """A generator that is fast at one end."""
     fast = lambda z: torch.cat([z.exp(), z], 1)  # noqa: E731
@@ -171,31 +212,6 @@ def test_constant_speed() -> None:
     assert steps[1].max() / steps[1].min() < 1.05
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-def test_cost(chunk_size: int | None) -> None:
-    """Rows are linear in points and pairs; without chunks 16 pairs need as many calls as one."""
-
-    def counted(pairs: int, points: int) -> tuple[int, int]:
-        sizes: list[int] = []
-        z = torch.randn(pairs, 4).double()
-        make = decoder()
-
-        def generator(codes: Tensor) -> Tensor:
-            sizes.append(len(codes))
-            return make(codes)
-
-        interpolate(
-            generator, z, -z, scorer=score, points=points, score_range=(-9.0, 0.0), steps=5, chunk_size=chunk_size
-        )
-        assert chunk_size is None or max(sizes) <= chunk_size
-        return len(sizes), sum(sizes)
-
-    calls, rows = counted(1, 8)
-    assert counted(1, 16)[1] == 2 * rows and counted(16, 8)[1] <= 2 * 16 * rows
-    if chunk_size is None:
-        assert counted(16, 8) == (calls, 16 * rows) and counted(1, 16)[0] == calls
-
-
 def test_modules_are_evaluated_and_given_back() -> None:
     make = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2)).double()
     make[2].eval()
@@ -205,21 +221,6 @@ def test_modules_are_evaluated_and_given_back() -> None:
     assert torch.equal(statistics, make[1].running_mean)
     assert [m.training for m in make] == [True, True, False, True]
     assert torch.equal(first.samples, interpolate(make.forward, z0, z1, scorer=score, **QUICK).samples)
-
-
-def test_outputs_of_other_libraries() -> None:
-    """diffusers' decoders give an object with ``sample``, transformers' classifiers one with ``logits``."""
-    make = decoder()
-    z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
-    plain = interpolate(make, z0, z1, scorer=score, **QUICK)
-    wrapped = interpolate(
-        lambda z: SimpleNamespace(sample=make(z)),
-        z0,
-        z1,
-        scorer=lambda x: SimpleNamespace(logits=score(x)[:, None]),
-        **QUICK,
-    )
-    assert torch.equal(plain.samples, wrapped.samples) and torch.equal(plain.scores, wrapped.scores)
 
 
 def test_half_precision_images_and_equal_ends() -> None:

@@ -1,0 +1,148 @@
+"""The recipe gan_interpolation runs from end to end, small, and writes what docs/interpolation.md includes."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "recipes" / "gan_interpolation"
+MODULES = {file.stem for file in FOLDER.glob("*.py")}
+TINY = "--pairs 2 --gan_steps 2 --judge_epochs 1 --points 4 --steps 2 --calibration 16".split()
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
+    """Its modules, imported as a script imports them; other recipes have modules of the same names."""
+    kept = {name: sys.modules.pop(name) for name in MODULES & sys.modules.keys()}
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    class Modules:
+        def __getattr__(self, name: str) -> ModuleType:
+            return importlib.import_module(name)
+
+    yield Modules()
+    for name in MODULES & sys.modules.keys():
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """As FashionMNIST's files: bright squares whose place is their label, in noise."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part, count in (("train", 256), ("t10k", 80)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = random.integers(0, 40, (count, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 4)
+            image[9 * row : 9 * row + 8, 7 * column : 7 * column + 7] = 250
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+def test_from_runs_to_tables(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    for seed in ("0", "1"):
+        strips = docs / "img" / "strips.png"
+        recipe.run.main(
+            ["--data_dir", str(data), "--output", str(results), "--strips", str(strips), "--seed", seed, *TINY]
+        )
+    recipe.report.main(["--results", str(results), "--docs", str(docs)])
+    runs = [json.loads((results / f"seed-{seed}.json").read_text()) for seed in (0, 1)]
+    for run in runs:
+        assert list(run["measures"]) == ["linear", "slerp", "pullback", "feature", "conformal", "critic"]
+        for measures in run["measures"].values():
+            assert all(len(values) == 2 and np.isfinite(values).all() for values in measures.values())
+            assert np.all(np.array(measures["worst_critic"]) <= measures["mean_critic"])
+            assert np.all(np.array(measures["worst_distance"]) >= measures["mean_distance"])
+        straight = run["measures"]["linear"]["latent_length"]
+        assert all((np.array(m["latent_length"]) > np.array(straight) - 1e-4).all() for m in run["measures"].values())
+    assert runs[0]["measures"] != runs[1]["measures"]
+    folder = docs / "generated" / "gan_interpolation"
+    assert (folder / "means.md").read_text().count("\n| ") == 7
+    differences = (folder / "differences.md").read_text()
+    assert differences.count("\n| ") == 6 and differences.count("of 2)") == 25
+    assert {path.name for path in (docs / "img").iterdir()} == {"gan_interpolation.png", "strips.png"}
+
+
+def test_a_run_repeats(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        torch.rand(3)  # whatever was drawn before
+        recipe.run.main(["--data_dir", str(data), "--output", str(tmp_path / folder), *TINY])
+    assert (tmp_path / "one/seed-0.json").read_bytes() == (tmp_path / "two/seed-0.json").read_bytes()
+
+
+def test_missing_data_is_named(recipe: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="train-images-idx3-ubyte.gz"):
+        recipe.run.main(["--data_dir", str(tmp_path), *TINY])
+    with pytest.raises(SystemExit, match="run run.py first"):
+        recipe.report.main(["--results", str(tmp_path), "--docs", str(tmp_path)])
+
+
+def test_the_jury(recipe: ModuleType, data: Path) -> None:
+    """Distances by a loop; real images are at 1 on average, and noise is farther."""
+    (images, labels), (real, names) = recipe.data.fashion_mnist(data)
+    judge = recipe.training.train_judge(images, labels, 3, 0)
+    jury = recipe.judging.Jury(judge, real, names)
+    assert jury.accuracy > 0.9
+    with torch.no_grad():
+        seen, known = judge.features(images[:3]), judge.features(real)
+    by_hand = [sorted((known - one).norm(dim=1).tolist())[4] for one in seen]
+    own = [sorted((known - one).norm(dim=1).tolist())[5] for one in known]
+    torch.testing.assert_close(jury.distance(images[:3]), torch.tensor(by_hand) / np.mean(own), rtol=1e-3, atol=1e-3)
+    noise = 2 * torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(0)) - 1
+    assert jury.distance(noise).mean() > 2 * jury.distance(images).mean()
+
+
+def test_holm_and_differences(recipe: ModuleType) -> None:
+    report = recipe.report
+    corrected = report.holm({("a", "x"): 0.01, ("b", "x"): 0.04, ("c", "x"): 0.03})
+    assert corrected == pytest.approx({("a", "x"): 0.03, ("c", "x"): 0.06, ("b", "x"): 0.06})
+    straight = dict.fromkeys(report.LENGTHS | report.QUALITY, [0.0] * 12)
+    better = {**straight, "worst_critic": [1.0 + k for k in range(12)]}
+    runs = [{"measures": {"linear": straight, "critic": better}}]
+    found = report.p_values(runs, report.QUALITY)
+    assert found["critic", "worst_critic"] == pytest.approx(5 * 2 / 2**12)  # all signs equal, five comparisons
+    assert found["critic", "mean_critic"] == 1
+
+
+def test_the_ring_in_the_docs_is_what_is_found(recipe: ModuleType) -> None:
+    ring = recipe.ring
+    published = (ROOT / "docs/generated/gan_interpolation/ring.md").read_text()
+    for name, critic in ring.CRITICS.items():
+        assert ring.row(name, critic, ring.SEARCHES[2]) in published
+
+
+def test_what_is_in_the_docs_comes_from_the_results(recipe: ModuleType, tmp_path: Path) -> None:
+    recipe.report.main(["--docs", str(tmp_path)])
+    for name in ("settings.md", "means.md", "differences.md"):
+        made = (tmp_path / "generated/gan_interpolation" / name).read_text()
+        assert made == (ROOT / "docs/generated/gan_interpolation" / name).read_text(), "run report.py"
+
+
+def test_cost(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "interpolation", raising=False)
+    script = importlib.import_module("interpolation")
+    script.main(["--rounds", "2", "--steps", "1", "--output", str(tmp_path / "cost.md")])
+    monkeypatch.delitem(sys.modules, "interpolation")
+    text = (tmp_path / "cost.md").read_text()
+    published = (ROOT / "docs/generated/gan_interpolation/cost.md").read_text()
+    first = [line.split("|")[1:5] for line in text.splitlines()]
+    assert len(first) > 18 and first == [line.split("|")[1:5] for line in published.splitlines()]
