@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import fashion_mnist
-from judging import Jury
-from networks import codes
-from strips import draw
-from training import train_gan, train_judge
-from walking import METHODS, Settings, measured, walk
+from walks.data import fashion_mnist
+from walks.judging import Jury
+from walks.networks import codes
+from walks.paths import METHODS, Settings, measured, walk
+from walks.strips import draw
+from walks.training import train_gan, train_judge
 
 
 def main(arguments: list[str] | None = None) -> None:

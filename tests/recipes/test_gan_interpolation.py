@@ -17,25 +17,30 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "gan_interpolation"
-MODULES = {file.stem for file in FOLDER.glob("*.py")}
-TINY = "--pairs 2 --gan_steps 2 --judge_epochs 1 --points 4 --steps 2 --calibration 16".split()
+SCRIPTS = ("run", "report", "ring", "interpolation")
+SIZES = {"pairs": 2, "gan_steps": 2, "judge_epochs": 1, "points": 4, "steps": 2, "calibration": 16}
+TINY = [part for name, value in SIZES.items() for part in (f"--{name}", str(value))]
+
+
+class Recipe:
+    """Its scripts and modules, imported as a script imports them."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        return importlib.import_module(name)
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
-    """Its modules, imported as a script imports them; other recipes have modules of the same names."""
-    kept = {name: sys.modules.pop(name) for name in MODULES & sys.modules.keys()}
-    monkeypatch.syspath_prepend(str(FOLDER))
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+    """Other recipes have scripts of the same names, so these are forgotten before and after."""
+    monkeypatch.setattr(sys, "path", [str(FOLDER), str(FOLDER.parent / "benchmarks"), *sys.path])
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-
-    class Modules:
-        def __getattr__(self, name: str) -> ModuleType:
-            return importlib.import_module(name)
-
-    yield Modules()
-    for name in MODULES & sys.modules.keys():
-        del sys.modules[name]
-    sys.modules.update(kept)
+    kept = dict(sys.modules)
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+    yield Recipe()
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+    sys.modules.update({name: kept[name] for name in SCRIPTS if name in kept})
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_from_runs_to_tables(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+def test_from_runs_to_tables(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     results, docs = tmp_path / "results", tmp_path / "docs"
     for seed in ("0", "1"):
         strips = docs / "img" / "strips.png"
@@ -81,25 +86,27 @@ def test_from_runs_to_tables(recipe: ModuleType, data: Path, tmp_path: Path) -> 
     assert {path.name for path in (docs / "img").iterdir()} == {"gan_interpolation.png", "strips.png"}
 
 
-def test_a_run_repeats(recipe: ModuleType, data: Path, tmp_path: Path) -> None:
+def test_a_run_repeats(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         torch.rand(3)  # whatever was drawn before
         recipe.run.main(["--data_dir", str(data), "--output", str(tmp_path / folder), *TINY])
     assert (tmp_path / "one/seed-0.json").read_bytes() == (tmp_path / "two/seed-0.json").read_bytes()
 
 
-def test_missing_data_is_named(recipe: ModuleType, tmp_path: Path) -> None:
+def test_missing_data_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="train-images-idx3-ubyte.gz"):
         recipe.run.main(["--data_dir", str(tmp_path), *TINY])
     with pytest.raises(SystemExit, match="run run.py first"):
         recipe.report.main(["--results", str(tmp_path), "--docs", str(tmp_path)])
 
 
-def test_the_jury(recipe: ModuleType, data: Path) -> None:
+def test_the_jury(recipe: Recipe, data: Path) -> None:
     """Distances by a loop; real images are at 1 on average, and noise is farther."""
-    (images, labels), (real, names) = recipe.data.fashion_mnist(data)
-    judge = recipe.training.train_judge(images, labels, 3, 0)
-    jury = recipe.judging.Jury(judge, real, names)
+    assert recipe.run.main  # which imports all of walks
+    walks = recipe.walks
+    (images, labels), (real, names) = walks.data.fashion_mnist(data)
+    judge = walks.training.train_judge(images, labels, 3, 0)
+    jury = walks.judging.Jury(judge, real, names)
     assert jury.accuracy > 0.9
     with torch.no_grad():
         seen, known = judge.features(images[:3]), judge.features(real)
@@ -110,7 +117,7 @@ def test_the_jury(recipe: ModuleType, data: Path) -> None:
     assert jury.distance(noise).mean() > 2 * jury.distance(images).mean()
 
 
-def test_holm_and_differences(recipe: ModuleType) -> None:
+def test_holm_and_differences(recipe: Recipe) -> None:
     report = recipe.report
     corrected = report.holm({("a", "x"): 0.01, ("b", "x"): 0.04, ("c", "x"): 0.03})
     assert corrected == pytest.approx({("a", "x"): 0.03, ("c", "x"): 0.06, ("b", "x"): 0.06})
@@ -122,27 +129,23 @@ def test_holm_and_differences(recipe: ModuleType) -> None:
     assert found["critic", "mean_critic"] == 1
 
 
-def test_the_ring_in_the_docs_is_what_is_found(recipe: ModuleType) -> None:
+def test_the_ring_in_the_docs_is_what_is_found(recipe: Recipe) -> None:
     ring = recipe.ring
     published = (ROOT / "docs/generated/gan_interpolation/ring.md").read_text()
     for name, critic in ring.CRITICS.items():
         assert ring.row(name, critic, ring.SEARCHES[2]) in published
 
 
-def test_what_is_in_the_docs_comes_from_the_results(recipe: ModuleType, tmp_path: Path) -> None:
+def test_what_is_in_the_docs_comes_from_the_results(recipe: Recipe, tmp_path: Path) -> None:
     recipe.report.main(["--docs", str(tmp_path)])
     for name in ("settings.md", "means.md", "differences.md"):
         made = (tmp_path / "generated/gan_interpolation" / name).read_text()
         assert made == (ROOT / "docs/generated/gan_interpolation" / name).read_text(), "run report.py"
 
 
-def test_cost(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "interpolation", raising=False)
-    script = importlib.import_module("interpolation")
-    script.main(["--rounds", "2", "--steps", "1", "--output", str(tmp_path / "cost.md")])
-    monkeypatch.delitem(sys.modules, "interpolation")
+def test_cost(recipe: Recipe, tmp_path: Path) -> None:
+    recipe.interpolation.main(["--rounds", "2", "--steps", "1", "--output", str(tmp_path / "cost.md")])
     text = (tmp_path / "cost.md").read_text()
     published = (ROOT / "docs/generated/gan_interpolation/cost.md").read_text()
-    first = [line.split("|")[1:5] for line in text.splitlines()]
-    assert len(first) > 18 and first == [line.split("|")[1:5] for line in published.splitlines()]
+    sizes = [line.split("|")[1:5] for line in text.splitlines()]
+    assert len(sizes) > 18 and sizes == [line.split("|")[1:5] for line in published.splitlines()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from judging import Jury
-from networks import Critic, Generator
 from torch import Tensor
 
 from hf_fam.gan import LatentPath, interpolate
+
+from .judging import Jury
+from .networks import Critic, Generator
 
 METHODS = ("linear", "slerp", "pullback", "feature", "conformal", "critic")
 SEARCHED = METHODS[2:]

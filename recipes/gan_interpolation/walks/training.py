@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from networks import Critic, Generator, Judge, codes
 from torch import Tensor
 
 from hf_fam.gan import LinePoints, gradient_norms, gradient_penalty
+
+from .networks import Critic, Generator, Judge, codes
 
 N_CRITIC, BATCH, STRENGTH = 3, 64, 10.0
 

@@ -9,8 +9,9 @@ confidence, because classifiers are confident of many images that look like none
 from __future__ import annotations
 
 import torch
-from networks import Judge
 from torch import Tensor
+
+from .networks import Judge
 
 NEIGHBOUR = 5
 
