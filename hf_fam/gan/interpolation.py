@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
+from .decoding import Decoder, evaluating
 from .latent_curve import CURVES, POLYNOMIAL, LatentCurve, slerp
 from .path_energy import CRITIC, ENERGIES, FEATURE, LINEAR, SCORED, SLERP, path_energy, step_lengths
-from .penalty import one_value_a_sample
 
 RESAMPLING_ROUNDS = 3
 START = 1e-4
@@ -143,9 +142,12 @@ def interpolate(
         >>> bool(found.worst_score > found.linear.worst_score), bool(found.length > 2)
         (True, True)
     """
-    _check(z0, z1, scorer, features, energy, curve, points, degree, h, steps, learning_rate, chunk_size, quantiles)
-    decode = _Decoder(generator, scorer, features, chunk_size)
-    with _evaluating(generator, scorer, features):
+    _check(
+        z0, z1, scorer, features, energy, curve, points, degree, h, steps, learning_rate, chunk_size, calibration,
+        quantiles,
+    )  # fmt: skip
+    decode = Decoder(generator, scorer, features, chunk_size)
+    with evaluating(generator, scorer, features):
         search = _Search(decode, z0, z1, LatentCurve(curve, degree, points, sphere), points)
         if energy in SCORED and score_range is None:
             score_range = _calibrated(decode, z0, calibration, quantiles, seed, len(z0) * points)
@@ -182,59 +184,10 @@ class _Cost:
         return self.energy in SCORED
 
 
-class _Decoder:
-    """Latent codes to samples, features and scores, in chunks."""
-
-    def __init__(self, generator: Any, scorer: Any, features: Any, chunk_size: int | None) -> None:
-        self.generator, self.scorer, self.features = generator, scorer, features
-        self.chunk_size = chunk_size
-
-    def samples(self, z: Tensor) -> Tensor:
-        made = self.generator(z)
-        made = made if isinstance(made, Tensor) else getattr(made, "sample", made)
-        if not isinstance(made, Tensor) or made.ndim < 2 or len(made) != len(z) or not made.is_floating_point():
-            given = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise ValueError(
-                f"the generator gave {given} for {len(z)} latent codes: it has to give floating-point samples of shape "
-                f"({len(z)}, ...)."
-            )
-        return made
-
-    def scores(self, samples: Tensor) -> Tensor:
-        scores = one_value_a_sample(self.scorer(samples), len(samples), "scorer")
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-    def measured(self, z: Tensor, scored: bool) -> tuple[Tensor, ...]:
-        """What an energy looks at: samples or their features, and scores."""
-        samples = self.samples(z)
-        looked_at = samples if self.features is None else self.features(samples)
-        if not isinstance(looked_at, Tensor) or len(looked_at) != len(z) or looked_at.ndim < 2:
-            raise ValueError(f"features has to give a tensor of shape ({len(z)}, ...) for {len(z)} samples.")
-        return (looked_at, self.scores(samples)) if scored else (looked_at,)
-
-    def shown(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What a result holds: samples, and scores where there is a scorer."""
-        samples = self.samples(z)
-        return (samples,) if self.scorer is None else (samples, self.scores(samples))
-
-    def chunked(
-        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any, at_most: int | None = None
-    ) -> list[Tensor]:
-        """A function of all rows of z, a chunk at a time; activations of a chunk are recomputed for its gradient."""
-        size = self.chunk_size or at_most
-        chunks = [z] if size is None else z.split(size)
-        again = z.requires_grad and len(chunks) > 1
-        parts = [
-            checkpoint(function, chunk, *more, use_reentrant=False) if again else function(chunk, *more)
-            for chunk in chunks
-        ]
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
 class _Search:
     """All pairs, flattened to (pairs, dim), in float32 or wider."""
 
-    def __init__(self, decode: _Decoder, z0: Tensor, z1: Tensor, curve: LatentCurve, points: int) -> None:
+    def __init__(self, decode: Decoder, z0: Tensor, z1: Tensor, curve: LatentCurve, points: int) -> None:
         self.decode, self.curve, self.shape, self.type = decode, curve, z0.shape, z0.dtype
         wide = torch.promote_types(z0.dtype, torch.float32)
         self.z0, self.z1 = (z.detach().flatten(1).to(wide) for z in (z0, z1))
@@ -314,7 +267,7 @@ def _equally_spaced(times: Tensor, lengths: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _calibrated(
-    decode: _Decoder,
+    decode: Decoder,
     z0: Tensor,
     calibration: Tensor | int,
     quantiles: tuple[float, float],
@@ -322,7 +275,7 @@ def _calibrated(
     at_most: int,
 ) -> tuple[float, float]:
     """Quantiles of the scores of generated samples, decoded at most so many at once as the search does."""
-    if isinstance(calibration, int):
+    if not isinstance(calibration, Tensor):
         random = torch.Generator().manual_seed(seed)
         drawn = torch.randn((calibration, *z0.shape[1:]), dtype=torch.float64, generator=random)
         calibration = drawn.to(z0)
@@ -341,23 +294,10 @@ def _calibrated(
     return low, high
 
 
-@contextlib.contextmanager
-def _evaluating(*functions: Any) -> Iterator[None]:
-    """Modules, also those whose method is given, in evaluation mode."""
-    owners = [f if isinstance(f, nn.Module) else getattr(f, "__self__", None) for f in functions]
-    training = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _check(
     z0: Tensor, z1: Tensor, scorer: Any, features: Any, energy: str, curve: str, points: int, degree: int, h: float,
-    steps: int, learning_rate: float, chunk_size: int | None, quantiles: tuple[float, float],
+    steps: int, learning_rate: float, chunk_size: int | None, calibration: Tensor | int,
+    quantiles: tuple[float, float],
 ) -> None:  # fmt: skip
     for name, chosen, choices in (("energy", energy, ENERGIES), ("curve", curve, CURVES)):
         if chosen not in choices:
@@ -375,13 +315,19 @@ def _check(
     if energy == FEATURE and features is None:
         raise ValueError('energy="feature" needs features=, a function of the samples.')
     for name, number, least in (("points", points, 3), ("degree", degree, 2), ("steps", steps, 0)):
-        if number < least:
+        if not _whole(number, least):
             raise ValueError(f"{name}={number!r}: give a whole number of at least {least}.")
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is not None and not _whole(chunk_size, 1):
         raise ValueError(f"chunk_size={chunk_size!r}: give a whole number of at least 1, or None.")
+    if not isinstance(calibration, Tensor) and not _whole(calibration, 2):
+        raise ValueError(f"calibration={calibration!r}: give latent codes, or a whole number of at least 2.")
     if not (math.isfinite(h) and h >= 0):
         raise ValueError(f"h={h!r}: give a finite number of at least 0.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate={learning_rate!r}: give a positive number.")
     if not 0 <= quantiles[0] < quantiles[1] <= 1:
         raise ValueError(f"quantiles={quantiles!r}: give two numbers in [0, 1], the lower one first.")
+
+
+def _whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least

@@ -18,7 +18,7 @@ SEARCHED = METHODS[2:]
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the search; points, degree, steps, h and learning rate are those that were seen for MNIST.
+    """Of the search; all but the calibration as in the paper's code for MNIST.
 
     Attributes:
         points: on a path.
