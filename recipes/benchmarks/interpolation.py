@@ -86,8 +86,8 @@ def with_quartiles(values: list[float]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="at least 2 (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=7, help="at least 2 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "generated" / "gan_interpolation" / "cost.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
