@@ -205,9 +205,12 @@ class _Search:
         """Coefficients, their energy, and that of the start."""
         coefficients = start.requires_grad_()
         adam = torch.optim.Adam([coefficients], lr=learning_rate, betas=(0.5, 0.999))
+        with torch.no_grad():  # they never move
+            ends = self._paths(self.decode.measured, torch.stack([self.z0, self.z1], 1), cost.scored)
         for step in range(steps + 1):
             z = self.curve.at(self.times, self.z0, self.z1, coefficients)
-            energies = cost(*self._paths(self.decode.measured, z, cost.scored))
+            inner = self._paths(self.decode.measured, z[:, 1:-1], cost.scored)
+            energies = cost(*map(_between, ends, inner))
             if not energies.isfinite().all():
                 bad = int((~energies.detach().isfinite()).nonzero()[0])
                 raise FloatingPointError(
@@ -249,6 +252,11 @@ class _Search:
         first, *scores = self.decode.chunked(function, rows, *more)
         paths = first.reshape(*z.shape[:2], *first.shape[1:])
         return paths, scores[0].reshape(z.shape[:2]) if scores else None
+
+
+def _between(ends: Tensor | None, inner: Tensor | None) -> Tensor | None:
+    """Whole paths, (pairs, n, ...), from their two ends and the points between them."""
+    return None if ends is None or inner is None else torch.cat([ends[:, :1], inner, ends[:, 1:]], 1)
 
 
 def _equally_spaced(times: Tensor, lengths: Tensor) -> Tensor:

@@ -43,10 +43,18 @@ def counted(pairs: int, points: int, chunk_size: int | None) -> dict[str, int]:
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_linear_in_points(chunk_size: int | None) -> None:
-    few, many = counted(2, 8, chunk_size), counted(2, 16, chunk_size)
+    """As many more points cost as much more; the calls stay, or their number grows like the points in chunks of 4."""
+    few, some, many = (counted(2, points, chunk_size) for points in (6, 14, 22))
     for name in few:
-        once = name.startswith("calls") and chunk_size is None
-        assert many[name] == (few[name] if once else pytest.approx(2 * few[name], rel=0.02)), name
+        assert many[name] - some[name] == some[name] - few[name], name
+        assert (some[name] == few[name]) == (name.startswith("calls") and chunk_size is None), name
+
+
+def test_the_ends_are_decoded_once_in_a_search() -> None:
+    steps, pairs, points = 5, 3, 8
+    assert counted(pairs, points, None)["rows of the generator"] == (
+        (steps + 1) * pairs * (points - 2) + 2 * pairs + 3 * 4 * pairs * points
+    )
 
 
 def test_pairs_share_their_calls() -> None:
@@ -66,4 +74,4 @@ def test_calibration_decodes_no_more_at_once_than_the_search() -> None:
 
     z = torch.randn(2, 4).double()
     interpolate(generator, z, -z, scorer=critic, points=5, steps=1, calibration=64)
-    assert max(sizes) == 10 and sum(sizes) == 64 + (2 + 3 * 4) * 10
+    assert max(sizes) == 10 and sum(sizes) == 64 + 2 * 2 * 3 + 2 * 2 + 3 * 4 * 10
