@@ -176,7 +176,7 @@ class _Cost:
     score_range: tuple[float, float] | None
     h: float
 
-    def __call__(self, outputs: Tensor, scores: Tensor | None) -> Tensor:
+    def __call__(self, outputs: Tensor, scores: Tensor | None = None) -> Tensor:
         return path_energy(self.energy, outputs, scores, self.score_range, self.h)
 
     @property
@@ -210,7 +210,7 @@ class _Search:
         for step in range(steps + 1):
             z = self.curve.at(self.times, self.z0, self.z1, coefficients)
             inner = self._paths(self.decode.measured, z[:, 1:-1], cost.scored)
-            energies = cost(*map(_between, ends, inner))
+            energies = cost(*map(_joined, ends, inner))
             if not energies.isfinite().all():
                 bad = int((~energies.detach().isfinite()).nonzero()[0])
                 raise FloatingPointError(
@@ -239,24 +239,21 @@ class _Search:
         """The points of a curve that is given as a function of t, with what they decode to."""
         times = self.times
         for _ in range(RESAMPLING_ROUNDS if resample else 0):
-            samples, _ = self._paths(lambda rows: (self.decode.samples(rows),), at(times))
+            (samples,) = self._paths(lambda rows: (self.decode.samples(rows),), at(times))
             times = _equally_spaced(times, step_lengths(samples))
         z = at(times)
-        samples, scores = self._paths(self.decode.shown, z)
-        return LatentPath(z.reshape(len(z), -1, *self.shape[1:]).to(self.type), samples, scores)
+        samples, *scores = self._paths(self.decode.shown, z)
+        return LatentPath(z.reshape(len(z), -1, *self.shape[1:]).to(self.type), samples, scores[0] if scores else None)
 
-    def _paths(
-        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def _paths(self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any) -> list[Tensor]:
+        """What the function makes of points (pairs, n, dim), each as (pairs, n, ...)."""
         rows = z.reshape(-1, *self.shape[1:]).to(self.type)
-        first, *scores = self.decode.chunked(function, rows, *more)
-        paths = first.reshape(*z.shape[:2], *first.shape[1:])
-        return paths, scores[0].reshape(z.shape[:2]) if scores else None
+        return [made.reshape(*z.shape[:2], *made.shape[1:]) for made in self.decode.chunked(function, rows, *more)]
 
 
-def _between(ends: Tensor | None, inner: Tensor | None) -> Tensor | None:
+def _joined(ends: Tensor, inner: Tensor) -> Tensor:
     """Whole paths, (pairs, n, ...), from their two ends and the points between them."""
-    return None if ends is None or inner is None else torch.cat([ends[:, :1], inner, ends[:, 1:]], 1)
+    return torch.cat([ends[:, :1], inner, ends[:, 1:]], 1)
 
 
 def _equally_spaced(times: Tensor, lengths: Tensor) -> Tensor:

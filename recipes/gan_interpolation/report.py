@@ -140,6 +140,7 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
         axes.set_yticks(range(len(methods)), methods)
         axes.set_title(QUALITY[measure], fontsize=9)
         axes.invert_yaxis() if measure == shown[0] else None
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
     figure.supxlabel("difference from the straight line, ± 2 standard errors", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
