@@ -58,7 +58,7 @@ class Interpolation(LatentPath):
         slerp: the direction turns at constant speed, the radius is interpolated linearly.
         energy: of the paths as optimised, before resampling, (pairs,); None for ``"linear"`` and ``"slerp"``.
         start_energy: of the same before the first step.
-        score_range: the scores that count as worst and best, where the energy asks for them.
+        score_range: the scores (low, high) that count as worst and best, where the energy asks for them.
     """
 
     linear: LatentPath
@@ -93,8 +93,9 @@ def interpolate(
     """Find paths between latent codes on which a generator's samples stay good and change little.
 
     Petzka, Kronvall, Sminchisescu 2022, arXiv 2203.01035. The path's energy is lowered with Adam (betas .5, .999), all
-    pairs at once; each pair keeps its best iterate. With s_i = ||x_{i+1} - x_i||^2 / P for samples of P values, and
-    dbar_i the geometric mean of the realism d of samples i and i + 1, itself the score brought to [.01, .99]:
+    pairs at once; each pair keeps its best iterate. With s_i = ||x_{i+1} - x_i||^2 / P for samples of P values, the
+    realism d = (c - low + 10) / (high - low + 10) of a score c, clipped to the range (low, high), and dbar_i the
+    geometric mean of d at samples i and i + 1:
 
     - ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2, the paper's. h / dbar_i is per step, so h depends on ``points``;
     - ``"conformal"``: sum (1 + h / dbar_i)^2 s_i, which does not;
@@ -108,7 +109,8 @@ def interpolate(
             gets a gradient.
         z0: where the paths begin, (pairs, ...).
         z1: where they end, of the same shape.
-        scorer: from samples to one number each (or an object with ``logits``), larger for better ones.
+        scorer: from samples to one number each (or an object with ``logits``), larger for better ones. The 10 is in its
+            units: a scorer whose range is far below 10, such as a probability, hardly acts; multiply it.
         features: from samples to (n, ...).
         energy: see above.
         curve: ``"polynomial"`` of a degree, ``"cubic"`` spline of degree - 1 inner knots, or ``"nodes"``,
@@ -119,8 +121,8 @@ def interpolate(
         steps: of Adam.
         learning_rate: Adam's.
         sphere: keep the radius between those of the two codes, (1 - t) ||z0|| + t ||z1||.
-        score_range: scores for realism near 0 and 1; None: quantiles of the scores of generated samples. The
-            gradient of the score vanishes outside the range.
+        score_range: the scores (low, high); None: quantiles of the scores of generated samples. The gradient of the
+            score vanishes outside the range.
         calibration: latent codes for these samples, or how many to draw from a standard normal distribution. They are
             decoded pairs x points at once, as many as the search does, or chunk_size.
         quantiles: which ones.

@@ -200,6 +200,19 @@ def test_feature_energy_is_that_of_the_features() -> None:
     torch.testing.assert_close(found.energy, path_energy("conformal", looked_at, found.scores, (-8.0, 0.0), 0.2))
 
 
+def test_a_scorer_of_small_range_hardly_acts() -> None:
+    """The 10 of the realism is in the units of the score, as the documentation warns."""
+    z = torch.tensor([[-1.0, 0.0]]).double()
+    found = {
+        scale: interpolate(
+            plane, z, -z, scorer=lambda x, scale=scale: scale * ring(x), score_range=(-50.0 * scale, 0.0), points=24,
+            degree=5, steps=200, learning_rate=0.01,
+        ).length.item()
+        for scale in (1, 0.02)
+    }  # fmt: skip
+    assert found[1] > 2.4 and found[0.02] < 2.1
+
+
 def test_constant_speed() -> None:
     """A generator that is fast at one end."""
     fast = lambda z: torch.cat([z.exp(), z], 1)  # noqa: E731
