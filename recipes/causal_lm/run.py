@@ -54,16 +54,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, lora, method, args = parse(kinds, argv)
     begin(args)
     with args.main_process_first():
-        parts = load_parts(data, model_args.cache_dir, args.seed)
-    source = model_args.tokenizer_name or model_args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(source, cache_dir=model_args.cache_dir)
+        parts = load_parts(data, model_args, args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        cache_dir=model_args.cache_dir,
-        attn_implementation=model_args.attn_implementation,
+        model_args.model_name_or_path, attn_implementation=model_args.attn_implementation, **model_args.hub()
     )
     model = with_lora(model, lora) if lora.use_lora else model
 
@@ -84,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     run = Run(
         model_args, data, method, args, model, parts, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
         of_tokens,
-        task="text-generation", data_name=data.dataset_name or Path(str(data.train_file)).name,
-        preprocess_logits=reduce_logits,
+        task="text-generation", preprocess_logits=reduce_logits,
     )  # fmt: skip
     return finetune(run)
 

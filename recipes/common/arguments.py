@@ -35,15 +35,41 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Make a new head where the saved one has another number of classes."}
     )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "New weights: the name or folder gives configuration and preprocessing alone."}
+    )
     cache_dir: Optional[str] = field(default=None, metadata={"help": "For data and models that were downloaded."})
+    token: Optional[str] = field(default=None, metadata={"help": "For private models, where `hf auth login` is none."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with a model."})
+
+    def hub(self) -> dict[str, Any]:
+        """How files of the model are found."""
+        return {
+            "revision": self.model_revision,
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def tokenizer(self) -> dict[str, Any]:
+        """Which tokenizer, and how its files are found; a tokenizer of its own has no branch of the model's."""
+        if self.tokenizer_name is None:
+            return {"pretrained_model_name_or_path": self.model_name_or_path, **self.hub()}
+        return {"pretrained_model_name_or_path": self.tokenizer_name, **self.hub(), "revision": "main"}
 
 
 @dataclass
 class DataArguments:
-    """Which data: a name on the Hub, or files of one's own (csv, json, jsonl, parquet)."""
+    """Which data: a name on the Hub, a folder, or files of one's own (csv, json, jsonl, parquet)."""
 
     dataset_name: Optional[str] = field(default=None, metadata={"help": "Name on the Hub."})
     dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Its configuration."})
+    validation_split_name: Optional[str] = field(
+        default=None, metadata={"help": "Its part that validates, if it is not called validation."}
+    )
+    data_dir: Optional[str] = field(
+        default=None, metadata={"help": "Folder with train.csv, validation.csv, test.csv (or json, parquet)."}
+    )
     train_file: Optional[str] = field(default=None, metadata={"help": "csv, json, jsonl or parquet."})
     validation_file: Optional[str] = field(default=None, metadata={"help": "Of the same kind."})
     test_file: Optional[str] = field(default=None, metadata={"help": "Of the same kind; for --do_predict."})
@@ -55,8 +81,21 @@ class DataArguments:
     max_predict_samples: Optional[int] = field(default=None, metadata={"help": "Use the first ones only."})
 
     def __post_init__(self) -> None:
-        if self.train_file is not None:  # own data wins over the name in a configuration
-            self.dataset_name = self.dataset_config_name = None
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ValueError(f"data_dir={self.data_dir!r}: there is no such folder.")
+        if self.data_dir is not None and self.train_file is not None:
+            raise ValueError("give data_dir or train_file, not both.")
+        if self.train_file is not None or self.data_dir is not None:  # own data wins over a configuration's name
+            self.dataset_name = self.dataset_config_name = self.validation_split_name = None
+
+    def splits(self) -> dict[str, str]:
+        """What validates and tests, and what the data set on the Hub calls it."""
+        return {} if self.validation_split_name is None else {"validation": self.validation_split_name}
+
+    @property
+    def title(self) -> str:
+        """What a card calls the data: never the folders that it lies in."""
+        return self.dataset_name or Path(str(self.data_dir or self.train_file)).resolve().name
 
 
 @dataclass
@@ -65,12 +104,22 @@ class MethodArguments:
 
     method: str = field(default=FAM, metadata={"help": "fam, baseline (plain training) or sam."})
     sam_rho: float = field(default=0.05, metadata={"help": "Radius of SAM (Foret et al. 2021)."})
+    lr_milestones: Optional[list[float]] = field(
+        default=None,
+        metadata={
+            "help": "Fractions of the training after which lr_gamma multiplies the rate: '.3 .6 .8'. It stands in "
+            "place of lr_scheduler_type; there is no warm-up."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "See lr_milestones."})
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: choose one of {', '.join(METHODS)}.")
         if not self.sam_rho > 0:
             raise ValueError(f"sam_rho={self.sam_rho!r}: give a positive radius.")
+        if not all(0 < fraction < 1 for fraction in self.lr_milestones or []):
+            raise ValueError(f"lr_milestones={self.lr_milestones!r}: give fractions of the training, such as .3 .6 .8.")
 
 
 def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 # What must not be published, and what belongs to one attempt only.
-SECRET = ("--hub_token", "--push_to_hub", "--resume_from_checkpoint")
+SECRET = ("--token", "--hub_token", "--push_to_hub", "--resume_from_checkpoint")
 
 
 def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:

@@ -7,32 +7,36 @@ from typing import Any
 
 from datasets import ClassLabel, DatasetDict, load_dataset
 
-from .arguments import DataArguments
+from .arguments import DataArguments, ModelArguments
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def load_parts(data: DataArguments, cache_dir: str | None, seed: int, validation: str = VALIDATION) -> DatasetDict:
+def load_parts(data: DataArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
     """What trains and validates, and what tests if there is such data.
 
     Args:
         data: where it is.
-        cache_dir: for what was downloaded or converted.
+        model_args: its cache_dir, for what was downloaded or converted, and token.
         seed: of the split, where no validation data is given.
-        validation: what the data set on the Hub calls its validation data.
 
     Raises:
-        ValueError: no data is given; a file is missing or of an unknown kind.
+        ValueError: no data is given; a file or part is missing, or of an unknown kind.
     """
+    cache_dir = model_args.cache_dir
     files = {TRAIN: data.train_file, VALIDATION: data.validation_file, TEST: data.test_file}
     given = {part: file for part, file in files.items() if file is not None}
-    if not data.dataset_name and TRAIN not in given:
-        raise ValueError("give dataset_name (on the Hub) or train_file (and validation_file, test_file).")
-    if data.dataset_name:
-        parts = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir=cache_dir)
-        if validation in parts:
-            parts[VALIDATION] = parts[validation]
+    if not (data.dataset_name or data.data_dir or TRAIN in given):
+        raise ValueError("give dataset_name (on the Hub), data_dir, or train_file (and validation_file, test_file).")
+    if data.data_dir:
+        parts = load_dataset(data.data_dir, cache_dir=cache_dir)
+    elif data.dataset_name:
+        parts = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir=cache_dir, token=model_args.token)
+        for part, name in data.splits().items():
+            if name not in parts:
+                raise ValueError(f"{part} data: '{data.dataset_name}' has no part {name!r} but {', '.join(parts)}.")
+            parts[part] = parts[name]
     else:
         parts = load_dataset(kind_of_files(given), data_files=given, cache_dir=cache_dir)
     return cut(parts, data, seed)
@@ -59,13 +63,12 @@ def cut(parts: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
         split = parts[TRAIN].train_test_split(data.train_val_split, seed=seed)
         parts[TRAIN], parts[VALIDATION] = split["train"], split["test"]
     limits = {TRAIN: data.max_train_samples, VALIDATION: data.max_eval_samples, TEST: data.max_predict_samples}
-    return DatasetDict(
-        {
-            part: parts[part] if limit is None else parts[part].select(range(min(limit, len(parts[part]))))
-            for part, limit in limits.items()
-            if part in parts
-        }
-    )
+    kept = {}
+    for part in (*limits, *(name for name in data.splits() if name not in limits)):
+        if part in parts:
+            limit = limits[part.split("_")[0]]
+            kept[part] = parts[part] if limit is None else parts[part].select(range(min(limit, len(parts[part]))))
+    return DatasetDict(kept)
 
 
 def require_column(parts: DatasetDict, name: str, argument: str) -> str:

@@ -9,6 +9,8 @@ from transformers import Trainer
 from hf_fam import FAMMixin, FAMTrainer, FAMTrainingArguments
 
 from .arguments import FAM, SAM, MethodArguments
+from .checkpoints import WholeCheckpoints
+from .schedule import Milestones
 
 
 def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
@@ -17,18 +19,20 @@ def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: 
     Without FAM the strength is 0, which is plain training, except that the loss is scaled as FAM scales it: else the
     methods could not be compared in several processes (docs/distributed.md).
     """
-    if method.method == FAM:
-        return FAMTrainer(args=args, **kwargs)
-    args.fam_lambda, args.fam_loss_scaling = 0.0, "corrected"
-    if method.method == SAM:
-        return make_sam_trainer(method.sam_rho, args, **kwargs)
-    return FAMTrainer(args=args, **kwargs)
+    if method.method != FAM:
+        args.fam_lambda, args.fam_loss_scaling = 0.0, "corrected"
+    trainer = sam_trainer(method.sam_rho) if method.method == SAM else FAMTrainer
+    return type("RecipeTrainer", (WholeCheckpoints, Milestones, trainer), {})(
+        args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs
+    )
 
 
-def make_sam_trainer(rho: float, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
+def sam_trainer(rho: float) -> type[Trainer]:
+    """SAM, its loss scaled as FAM's."""
     from .sam_trainer import SAMTrainer  # pytorch_optimizer is for SAM alone
 
     class ScaledSAMTrainer(FAMMixin, SAMTrainer):
-        """SAM, its loss scaled as FAM's."""
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, rho=rho, **kwargs)
 
-    return ScaledSAMTrainer(args=args, rho=rho, **kwargs)
+    return ScaledSAMTrainer

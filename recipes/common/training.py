@@ -17,6 +17,7 @@ from .arguments import DataArguments, MethodArguments, ModelArguments
 from .command import repeat_command
 from .data import TEST, TRAIN, VALIDATION
 from .methods import make_trainer
+from .metrics import first
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -36,8 +37,9 @@ class Run:
         collator: makes batches.
         compute_metrics: of logits and labels.
         task: of the card, such as "text-classification".
-        data_name: of the card.
         preprocess_logits: makes logits small before they are gathered.
+        loss: of outputs and labels, in place of the model's own.
+        to_text: what is written for the logits of an item, if anything is.
     """
 
     model_args: ModelArguments
@@ -50,8 +52,9 @@ class Run:
     collator: Any
     compute_metrics: Callable[[Any], dict[str, float]] | None
     task: str
-    data_name: str
     preprocess_logits: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    to_text: Callable[[Any], str] | None = None
 
 
 def begin(args: FAMTrainingArguments) -> None:
@@ -76,7 +79,12 @@ def finetune(run: Run) -> dict[str, float]:
 
     Returns:
         All metrics, named ``train_...``, ``eval_...`` and ``predict_...``.
+
+    Raises:
+        ValueError: do_predict without test data.
     """
+    if run.args.do_predict and TEST not in run.parts:
+        raise ValueError("do_predict: the data has no test part; give test_file (test_dir for images).")
     trainer = make_trainer(
         run.method,
         run.args,
@@ -87,6 +95,7 @@ def finetune(run: Run) -> dict[str, float]:
         data_collator=run.collator,
         compute_metrics=run.compute_metrics,
         preprocess_logits_for_metrics=run.preprocess_logits,
+        compute_loss_func=run.loss,
     )
     found: dict[str, float] = {}
     if run.args.do_train:
@@ -94,20 +103,30 @@ def finetune(run: Run) -> dict[str, float]:
         trainer.save_model()
         trainer.save_state()
         found |= note(trainer, "train", result.metrics)
-    # Where a model ignores num_items_in_batch, its evaluation loss would be multiplied by the number of processes
-    # (transformers issue 47688). So each process takes the mean over its own batches.
-    trainer.model_accepts_loss_kwargs = False
-    if run.args.do_eval:
-        found |= note(trainer, "eval", trainer.evaluate())
-    if run.args.do_predict:
-        if TEST not in run.parts:
-            raise ValueError("do_predict: the data has no test part; give test_file.")
-        predicted = trainer.predict(run.parts[TEST], metric_key_prefix="predict")
-        found |= note(trainer, "predict", predicted.metrics or {})
+    else:
+        # Training finds out whether the model honours num_items_in_batch; if it does not, its evaluation loss would be
+        # multiplied by the number of processes (transformers issue 47688).
+        trainer.model_accepts_loss_kwargs = False
+    for name, part in run.parts.items():
+        if run.args.do_eval and name.startswith(VALIDATION):
+            prefix = name.replace(VALIDATION, "eval")
+            found |= note(trainer, prefix, trainer.evaluate(part, metric_key_prefix=prefix))
+        elif run.args.do_predict and name.startswith(TEST):
+            prefix = name.replace(TEST, "predict")
+            predicted = trainer.predict(part, metric_key_prefix=prefix)
+            found |= note(trainer, prefix, predicted.metrics or {})
+            if run.to_text is not None and trainer.is_world_process_zero():
+                write_predictions(Path(run.args.output_dir, f"{prefix}_results.txt"), predicted, run.to_text)
     if run.args.do_train:
         write_card(trainer, run)
     trainer.accelerator.end_training()
     return found
+
+
+def write_predictions(path: Path, predicted: Any, to_text: Callable[[Any], str]) -> None:
+    """One line an item, as the examples of transformers write them."""
+    lines = [f"{k}\t{to_text(row)}" for k, row in enumerate(first(predicted.predictions))]
+    path.write_text("\n".join(["index\tprediction", *lines]) + "\n", encoding="utf-8")
 
 
 def note(trainer: Trainer, part: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -120,7 +139,7 @@ def note(trainer: Trainer, part: str, metrics: dict[str, float]) -> dict[str, fl
 def write_card(trainer: Trainer, run: Run) -> None:
     """The model card, pushed with the model if that is asked for."""
     name = run.model_args.model_name_or_path
-    said: dict[str, Any] = {"tasks": run.task, "dataset": run.data_name, "dataset_tags": []}
+    said: dict[str, Any] = {"tasks": run.task, "dataset": run.data_args.title, "dataset_tags": []}
     said["command"] = repeat_command(trainer.args)
     if run.data_args.dataset_name:
         said["dataset_tags"] = run.data_args.dataset_name

@@ -5,6 +5,7 @@ accelerate launch recipes/image_classification/run.py recipes/image_classificati
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +16,17 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 import torch
 from datasets import DatasetDict, load_dataset
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TEST, TRAIN, VALIDATION, class_names, class_number, cut, load_parts, require_column
+from recipes.common.models import classifier
 from recipes.common.training import Run, begin, finetune
+from recipes.image_classification.augmentation import augment, parts_of
 
 # Name on the Hub, configuration, column of the images, column of the labels.
 KNOWN = {
@@ -32,7 +35,8 @@ KNOWN = {
     "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
     "fashion_mnist": ("zalando-datasets/fashion_mnist", "fashion_mnist", "image", "label"),
 }
-NONE, FLIP_CROP = "none", "flip_crop"
+# What else people call them.
+KNOWN |= {known[0]: known for known in KNOWN.values()} | {"fashion-mnist": KNOWN["fashion_mnist"]}
 
 
 @dataclass
@@ -44,29 +48,46 @@ class ImageArguments(DataArguments):
     )
     validation_dir: Optional[str] = field(default=None, metadata={"help": "Of the same kind."})  # noqa: UP045
     test_dir: Optional[str] = field(default=None, metadata={"help": "Of the same kind."})  # noqa: UP045
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the classes."})
+    image_column_name: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Column of the images; image, or what a known data set calls it."}
+    )
+    label_column_name: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Column of the classes; label, or what a known data set calls it."}
+    )
+    image_processor_name: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Name or folder of the preprocessing, if it is not the model's."}
+    )
     augmentation: str = field(
-        default=NONE, metadata={"help": "none, or flip_crop: mirrored at random, shifted by up to an eighth."}
+        default="none",
+        metadata={
+            "help": "none, or some of flip (mirrored at random), crop (shifted by up to an eighth) and cutout (a "
+            "square of half the size is black), joined by _: flip_crop."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_dir is not None:
-            self.dataset_name = self.dataset_config_name = None
-        if self.dataset_name in KNOWN:
-            known = KNOWN[self.dataset_name]
-            self.dataset_name, self.dataset_config_name, self.image_column_name, self.label_column_name = known
-        if self.augmentation not in (NONE, FLIP_CROP):
-            raise ValueError(f"augmentation={self.augmentation!r}: choose {NONE} or {FLIP_CROP}.")
+            self.dataset_name = self.dataset_config_name = self.validation_split_name = None
+        known = KNOWN.get(str(self.dataset_name), (self.dataset_name, None, "image", "label"))
+        self.dataset_name = known[0]
+        self.dataset_config_name = self.dataset_config_name or known[1]
+        self.image_column_name = self.image_column_name or known[2]
+        self.label_column_name = self.label_column_name or known[3]
+        parts_of(self.augmentation)
         for name in ("train_dir", "validation_dir", "test_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"{name}={folder!r}: there is no such folder.")
         if (self.validation_dir or self.test_dir) and not self.train_dir:
             raise ValueError("validation_dir and test_dir are given without train_dir.")
-        if self.train_dir and self.train_file:
-            raise ValueError("give train_dir or train_file, not both.")
+        if self.train_dir and (self.train_file or self.data_dir):
+            raise ValueError("give one of train_dir, data_dir and train_file.")
+
+    @property
+    def title(self) -> str:
+        """The folder's name, where the images are in one."""
+        return Path(self.train_dir).resolve().name if self.train_dir else super().title
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -76,76 +97,52 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     begin(args)
     args.remove_unused_columns = False  # images become pixels when they are asked for
     with args.main_process_first():
-        parts = load_images(data, model_args.cache_dir, args.seed)
-    image = require_column(parts, data.image_column_name, "image_column_name")
-    label = require_column(parts, data.label_column_name, "label_column_name")
+        parts = load_images(data, model_args, args.seed)
+    image = require_column(parts, str(data.image_column_name), "image_column_name")
+    label = require_column(parts, str(data.label_column_name), "label_column_name")
     names = class_names(parts, label)
-    given = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
     # Pillow: no torchvision is needed.
-    processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path, backend="pil", **given)
-    config = AutoConfig.from_pretrained(
-        model_args.model_name_or_path,
-        id2label=dict(enumerate(names)),
-        label2id={name: k for k, name in enumerate(names)},
-        **given,
-    )
-    model = AutoModelForImageClassification.from_pretrained(
-        model_args.model_name_or_path,
-        config=config,
-        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-        **given,
-    )
+    source = data.image_processor_name or model_args.model_name_or_path
+    found = {**model_args.hub(), **({"revision": "main"} if data.image_processor_name else {})}
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil", **found)
+    model = classifier(model_args, AutoModelForImageClassification, names)
     feature = parts[TRAIN].features[label]
 
     def prepared(change: Callable[[Image.Image], Image.Image]) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
         def transform(batch: dict[str, list[Any]]) -> dict[str, Any]:
             pixels = processor([change(x.convert("RGB")) for x in batch[image]], return_tensors="pt")["pixel_values"]
-            return {"pixel_values": list(pixels), "labels": [class_number(names, feature, v) for v in batch[label]]}
+            labels = [class_number(names, feature, v) for v in batch.get(label, [])]  # test data may have none
+            return {"pixel_values": list(pixels), **({"labels": labels} if labels else {})}
 
         return transform
 
-    augmented = flip_crop if data.augmentation == FLIP_CROP else unchanged
+    drawn = functools.partial(augment, names=parts_of(data.augmentation))
     parts = DatasetDict(
-        {k: part.with_transform(prepared(augmented if k == TRAIN else unchanged)) for k, part in parts.items()}
+        {k: part.with_transform(prepared(drawn if k == TRAIN else lambda x: x)) for k, part in parts.items()}
     )
     run = Run(
         model_args, data, method, args, model, parts, processor, collate, metrics.classification,
-        task="image-classification",
-        data_name=data.dataset_name or Path(str(data.train_dir or data.train_file)).name,
+        task="image-classification", to_text=lambda row: names[row.argmax()],
     )  # fmt: skip
     return finetune(run)
 
 
-def load_images(data: ImageArguments, cache_dir: str | None, seed: int) -> DatasetDict:
+def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
     """From folders, or like any other data."""
     if data.train_dir is None:
-        return load_parts(data, cache_dir, seed)
+        return load_parts(data, model_args, seed)
     folders = {TRAIN: data.train_dir, VALIDATION: data.validation_dir, TEST: data.test_dir}
     files = {part: str(Path(folder, "**")) for part, folder in folders.items() if folder is not None}
-    return cut(load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=cache_dir), data, seed)
-
-
-def unchanged(image: Image.Image) -> Image.Image:
-    return image
-
-
-def flip_crop(image: Image.Image) -> Image.Image:
-    """Mirrored in one of two cases, and shifted by up to an eighth of its size over a black margin.
-
-    Drawn from torch's global random state, which checkpoints contain.
-    """
-    if torch.rand(()) < 0.5:
-        image = ImageOps.mirror(image)
-    width, height = image.size
-    x, y = (int(torch.randint(-(size // 8), size // 8 + 1, ())) for size in (width, height))
-    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, y))
+    return cut(
+        load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=model_args.cache_dir), data, seed
+    )
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
-    }
+    batch = {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
+    if "labels" in items[0]:
+        batch["labels"] = torch.tensor([item["labels"] for item in items])
+    return batch
 
 
 if __name__ == "__main__":

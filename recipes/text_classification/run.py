@@ -14,12 +14,13 @@ from typing import Any, Optional
 sys.path.append(str(Path(__file__).parents[2]))
 
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from recipes.common.data import TRAIN, VALIDATION, class_names, class_number, load_parts, require_column
+from recipes.common.data import TEST, TRAIN, VALIDATION, class_names, class_number, load_parts, require_column
+from recipes.common.models import classifier
 from recipes.common.training import Run, begin, finetune
 
 GLUE = "nyu-mll/glue"
@@ -56,10 +57,24 @@ class TextArguments(DataArguments):
         if self.task_name is None:
             return
         self.task_name = self.task_name.lower()
+        if self.task_name == "ax":
+            raise ValueError("task_name='ax' has no training data: train with mnli, then predict by --test_file.")
         if self.task_name not in TASKS:
             raise ValueError(f"task_name={self.task_name!r}: choose one of {', '.join(TASKS)}.")
-        if self.train_file is None and self.dataset_name is None:
+        if self.train_file is None and self.data_dir is None and self.dataset_name is None:
             self.dataset_name, self.dataset_config_name = GLUE, self.task_name
+
+    def splits(self) -> dict[str, str]:
+        """MNLI is validated and tested twice: on the kinds of text that it trains on, and on others (``_mm``)."""
+        if self.task_name != "mnli" or self.dataset_name != GLUE:
+            return super().splits()
+        kinds = {"": "matched", "_mm": "mismatched"}
+        return {f"{part}{short}": f"{part}_{kind}" for part in (VALIDATION, TEST) for short, kind in kinds.items()}
+
+    @property
+    def title(self) -> str:
+        """With the task's name."""
+        return f"GLUE {self.task_name.upper()}" if self.task_name and self.dataset_name == GLUE else super().title
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -67,15 +82,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, method, args = parse((ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments), argv)
     begin(args)
     with args.main_process_first():
-        parts = load_parts(data, model_args.cache_dir, args.seed, validation_name(data))
+        parts = load_parts(data, model_args, args.seed)
     label = require_column(parts, data.label_column_name, "label_column_name")
     texts = text_columns(parts, data)
-    regression = data.do_regression or parts[TRAIN].features[label].dtype in ("float32", "float64")
+    floats = parts[TRAIN].features[label].dtype in ("float32", "float64")
+    regression = data.do_regression or data.task_name == "stsb" or floats
     names = ["score"] if regression else class_names(parts, label)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.tokenizer_name or model_args.model_name_or_path, cache_dir=model_args.cache_dir
-    )
-    model = load_model(model_args, names, regression)
+    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
+    kind = "regression" if regression else "single_label_classification"
+    model = classifier(model_args, AutoModelForSequenceClassification, names, problem_type=kind)
     features = parts[TRAIN].features[label]
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -93,20 +108,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     run = Run(
         model_args, data, method, args, model, parts, tokenizer, DataCollatorWithPadding(tokenizer),
         metrics.regression if regression else metrics.classification,
-        task="text-classification", data_name=data_name(data),
+        task="text-classification",
+        to_text=(lambda row: f"{row[0]:.4f}") if regression else (lambda row: names[row.argmax()]),
     )  # fmt: skip
     return finetune(run)
-
-
-def validation_name(data: TextArguments) -> str:
-    """MNLI has two validation sets, of which the matched one is used."""
-    return "validation_matched" if data.task_name == "mnli" else VALIDATION
-
-
-def data_name(data: TextArguments) -> str:
-    if data.task_name and data.dataset_name == GLUE:
-        return f"GLUE {data.task_name.upper()}"
-    return data.dataset_name or Path(str(data.train_file)).name
 
 
 def text_columns(parts: DatasetDict, data: TextArguments) -> tuple[str, ...]:
@@ -122,25 +127,6 @@ def text_columns(parts: DatasetDict, data: TextArguments) -> tuple[str, ...]:
         if all(name in columns for name in names):
             return names
     raise ValueError(f"no column of texts among {', '.join(map(repr, columns))}: name it with text_column_names.")
-
-
-def load_model(model_args: ModelArguments, names: list[str], regression: bool) -> Any:
-    """A classifier with one output a class, or one output for a number."""
-    given = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
-    config = AutoConfig.from_pretrained(
-        model_args.model_name_or_path,
-        id2label=dict(enumerate(names)),
-        label2id={name: k for k, name in enumerate(names)},
-        problem_type="regression" if regression else "single_label_classification",
-        **given,
-    )
-    return AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path,
-        config=config,
-        attn_implementation=model_args.attn_implementation,
-        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-        **given,
-    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ accelerate launch recipes/token_classification/run.py recipes/token_classificati
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[2]))
 
 from datasets import ClassLabel, DatasetDict
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
 
 from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TRAIN, load_parts, require_column
+from recipes.common.models import classifier
 from recipes.common.training import Run, begin, finetune
 
 
@@ -41,28 +45,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, method, args = parse(kinds, argv)
     begin(args)
     with args.main_process_first():
-        parts = load_parts(data, model_args.cache_dir, args.seed)
+        parts = load_parts(data, model_args, args.seed)
     words = require_column(parts, data.text_column_name, "text_column_name")
     label = require_column(parts, data.label_column_name, "label_column_name")
     names = word_classes(parts, label)
-    given = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
-    source = model_args.tokenizer_name or model_args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(source, cache_dir=model_args.cache_dir)
+    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer of '{source}' cannot tell which word a token is of: a fast one is needed.")
-    config = AutoConfig.from_pretrained(
-        model_args.model_name_or_path,
-        id2label=dict(enumerate(names)),
-        label2id={name: k for k, name in enumerate(names)},
-        **given,
-    )
-    model = AutoModelForTokenClassification.from_pretrained(
-        model_args.model_name_or_path,
-        config=config,
-        attn_implementation=model_args.attn_implementation,
-        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-        **given,
-    )
+        raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
+    model = classifier(model_args, AutoModelForTokenClassification, names)
     numbers = {name: k for k, name in enumerate(names)}
     declared = isinstance(item_feature(parts, label), ClassLabel)
 
@@ -83,9 +73,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     run = Run(
         model_args, data, method, args, model, parts, tokenizer, DataCollatorForTokenClassification(tokenizer),
         metrics.classification,
-        task="token-classification", data_name=data.dataset_name or Path(str(data.train_file)).name,
+        task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
     )  # fmt: skip
     return finetune(run)
+
+
+def mean_over_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy, each labelled word of a step counting the same, whatever micro-batch or process it is in.
+
+    The models' own loss is the mean over the words of a micro-batch (transformers issue 47688).
+
+    Args:
+        outputs: of the model.
+        labels: -100 where there is none.
+        num_items_in_batch: labels of the whole step; of this micro-batch by default.
+        smoothing: of the labels.
+    """
+    number = (labels != metrics.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    logits = outputs["logits"].flatten(0, 1).float()
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing) / number
 
 
 def item_feature(parts: DatasetDict, label: str) -> Any:

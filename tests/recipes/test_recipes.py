@@ -73,7 +73,7 @@ def test_runs_to_its_end_and_resumes(
     card = ModelCard.load(whole / "README.md")
     assert {"hf_fam", "relative-flatness"} <= {*card.data.tags}
     # Stop after the first step, go on.
-    checkpoint = whole / "checkpoint-1"
+    checkpoint = whole / "checkpoint-2"
     again = {**given, "output_dir": halves, "resume_from_checkpoint": checkpoint}
     run(recipe, "fam", again, monkeypatch)
     assert distance(whole, halves) == 0
