@@ -76,8 +76,8 @@ class DataArguments:
     train_val_split: float = field(
         default=0.1, metadata={"help": "Part of the training data that validates, where no validation data is given."}
     )
-    max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use the first ones only."})
-    max_eval_samples: Optional[int] = field(default=None, metadata={"help": "Use the first ones only."})
+    max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use so many, drawn by the seed."})
+    max_eval_samples: Optional[int] = field(default=None, metadata={"help": "Use so many, drawn by the seed."})
     max_predict_samples: Optional[int] = field(default=None, metadata={"help": "Use the first ones only."})
 
     def __post_init__(self) -> None:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, Trainer
 class WholeCheckpoints(Trainer):
     """Loads a checkpoint as ``from_pretrained`` does.
 
-    The Trainer of transformers 5.23 puts a file's weights into the model by their names in the file. Where those are not
-    the model's (ViT, many vision-language models), it warns and goes on from the weights that it started with
+    The Trainer of transformers 5.23 puts a file's weights into the model by their names in the file. Where those are
+    not the model's (ViT, many vision-language models), it warns and goes on from the weights that it started with
     (transformers issue 43701).
     """
 

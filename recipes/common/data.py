@@ -54,7 +54,10 @@ def kind_of_files(files: dict[str, str]) -> str:
 
 
 def cut(parts: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
-    """Split validation data off where there is none, and keep the first samples where so many are asked for."""
+    """Split validation data off where there is none, and keep as many samples as are asked for.
+
+    What trains and validates is drawn, because data is often sorted by class; what is predicted are the first ones.
+    """
     if TRAIN not in parts:
         raise ValueError(f"the data has no part '{TRAIN}' but {', '.join(map(repr, parts))}: give train_file as well.")
     if VALIDATION not in parts:
@@ -67,7 +70,8 @@ def cut(parts: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
     for part in (*limits, *(name for name in data.splits() if name not in limits)):
         if part in parts:
             limit = limits[part.split("_")[0]]
-            kept[part] = parts[part] if limit is None else parts[part].select(range(min(limit, len(parts[part]))))
+            drawn = parts[part] if limit is None or part.startswith(TEST) else parts[part].shuffle(seed)
+            kept[part] = drawn if limit is None else drawn.select(range(min(limit, len(drawn))))
     return DatasetDict(kept)
 
 
@@ -100,8 +104,8 @@ def class_names(parts: DatasetDict, column: str) -> list[str]:
 
 def class_number(names: list[str], feature: Any, value: Any) -> int:
     """The number of a label. -1 that is no class stays: GLUE gives it to labels that it hides."""
-    if isinstance(feature, ClassLabel):
-        return int(value)
+    if isinstance(feature, ClassLabel) and value != -1:
+        value = feature.int2str(value)
     if str(value) in names:
         return names.index(str(value))
     if value == -1:

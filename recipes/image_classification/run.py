@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Optional
 sys.path.append(str(Path(__file__).parents[2]))
 
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import ClassLabel, DatasetDict, load_dataset
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -97,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     begin(args)
     args.remove_unused_columns = False  # images become pixels when they are asked for
     with args.main_process_first():
-        parts = load_images(data, model_args, args.seed)
+        parts, names = load_images(data, model_args, args.seed)
     image = require_column(parts, str(data.image_column_name), "image_column_name")
     label = require_column(parts, str(data.label_column_name), "label_column_name")
-    names = class_names(parts, label)
+    names = names or class_names(parts, label)
     # Pillow: no torchvision is needed.
     source = data.image_processor_name or model_args.model_name_or_path
     found = {**model_args.hub(), **({"revision": "main"} if data.image_processor_name else {})}
@@ -127,15 +128,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     return finetune(run)
 
 
-def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """From folders, or like any other data."""
-    if data.train_dir is None:
-        return load_parts(data, model_args, seed)
-    folders = {TRAIN: data.train_dir, VALIDATION: data.validation_dir, TEST: data.test_dir}
-    files = {part: str(Path(folder, "**")) for part, folder in folders.items() if folder is not None}
-    return cut(
-        load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=model_args.cache_dir), data, seed
-    )
+def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:
+    """From folders, together with the classes that they show; or like any other data, which declares its classes."""
+    if data.train_dir is None and data.data_dir is None:
+        return load_parts(data, model_args, seed), []
+    if data.data_dir is not None:
+        parts = load_dataset(data.data_dir, cache_dir=model_args.cache_dir)
+    else:
+        folders = {TRAIN: data.train_dir, VALIDATION: data.validation_dir, TEST: data.test_dir}
+        files = {part: str(Path(folder, "**")) for part, folder in folders.items() if folder is not None}
+        parts = load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=model_args.cache_dir)
+    names = trained_classes(parts, str(data.label_column_name))
+    return cut(parts, data, seed), names
+
+
+def trained_classes(parts: DatasetDict, label: str) -> list[str]:
+    """The classes that the training folder has; other folders of test images are no classes."""
+    if TRAIN not in parts or not isinstance(parts[TRAIN].features.get(label), ClassLabel):
+        return []  # cut and require_column say what is wrong
+    feature = parts[TRAIN].features[label]
+    shown = {
+        part: {feature.int2str(k) for k in parts[part].unique(label)} for part in parts if label in parts[part].features
+    }
+    unknown = {part: sorted(names - shown[TRAIN]) for part, names in shown.items()}
+    if unknown.get(VALIDATION):
+        raise ValueError(
+            f"the validation folder has classes without training images: {', '.join(unknown[VALIDATION])}."
+        )
+    if unknown.get(TEST):
+        warnings.warn(
+            f"the test folder's {', '.join(unknown[TEST])} is no class: its images are predicted, not measured.",
+            stacklevel=2,
+        )
+        parts[TEST] = parts[TEST].remove_columns(label)
+    return sorted(shown[TRAIN])
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
