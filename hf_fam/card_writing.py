@@ -17,6 +17,8 @@ from .model_card import FlatnessSummary, escape_markdown, extend_model_card
 _IN_TEXT = ("model_name", "finetuned_from", "dataset")
 _PLAIN = re.compile(r"[\w./ :,-]*")
 _SCRATCH = "This model was trained from scratch on "
+# What the Trainer says of a model that was made from a configuration.
+_UNNAMED = "This model is a fine-tuned version of [](https://huggingface.co/) on "
 
 
 def write_card(
@@ -98,6 +100,7 @@ def _restore(path: Path, shown: dict[str, str], model: Any) -> None:
         card.data.tags = [tag for tag in card.data.tags or [] if base not in tag]
     if local and Path(local).exists():
         card.text = card.text.replace(_SCRATCH, "This model was fine-tuned, from one in a local folder, on ")
+    card.text = card.text.replace(_UNNAMED, _SCRATCH)
     card.save(path)
 
 

@@ -135,6 +135,13 @@ def test_a_local_folder_is_not_published(tmp_path: Path) -> None:
     assert "secret_place" not in text and "from scratch" not in text
 
 
+def test_a_new_model_is_not_called_fine_tuned(tmp_path: Path) -> None:
+    trained(tmp_path).create_model_card(dataset="GLUE RTE")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "This model was trained from scratch on the GLUE RTE dataset." in card.text
+    assert "huggingface.co/)" not in card.text and not card.data.get("base_model")
+
+
 def test_adapters_keep_their_tags_when_they_are_saved_again(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     folder = tmp_path / "secret_place"

@@ -90,9 +90,8 @@ def test_by_hand(tmp_path: Path, optim: str, normalised: bool) -> None:
         base: Any = torch.optim.SGD(reference.parameters(), RATE, momentum=0.9, nesterov=True)
     else:
         base = torch.optim.AdamW(reference.parameters(), RATE, weight_decay=0.0)
-    assert_same(
-        trained(tmp_path, net, data, **given), by_hand(reference, data, 8, 3, base), 1e-6
-    )  # it takes the norm in float32
+    expected = by_hand(reference, data, 8, 3, base)
+    assert_same(trained(tmp_path, net, data, **given), expected, 1e-6)  # the norm is taken in float32
 
 
 def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
