@@ -1,7 +1,7 @@
 """ResNet-18 and wide residual networks for images of 32 pixels, which transformers does not have.
 
-Written after He et al. 2016 and Zagoruyko and Komodakis 2016, with what the FAM paper's released scripts do otherwise: a
-linear layer to ``embedding_size`` features before the classifier, biases in the wide network's convolutions.
+Written after He et al. 2016 and Zagoruyko and Komodakis 2016, with what the FAM paper's released scripts do otherwise:
+a linear layer to ``embedding_size`` features before the classifier, biases in the wide network's convolutions.
 """
 
 from __future__ import annotations

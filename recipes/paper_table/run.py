@@ -14,9 +14,13 @@ sys.path.append(str(Path(__file__).parents[2]))
 from recipes.image_classification import run as images
 from recipes.paper_table import networks
 
+MODELS = Path("recipes", "paper_table", "models")
+
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the recipe; the metrics."""
+    if not MODELS.is_dir():
+        raise ValueError(f"start this from the root of the repository: its configurations name folders in '{MODELS}'.")
     networks.register()
     return images.main(argv)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from support import look_alikes
 from support.tiny_recipes import SHORT, encoder, image_folders, text_files, typed, vision_model
 
 ONE_STEP = {**SHORT, "max_steps": 1, "per_device_train_batch_size": 8, "fam_lambda": 0.1}
+
+
+def some(names: Iterable[str], fast: Sequence[str]) -> list[Any]:
+    """All names, of which most are left to the slow tests."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def classes(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("task", look_alikes.GLUE)
+@pytest.mark.parametrize("task", some(look_alikes.GLUE, fast=("mnli", "stsb")))
 def test_glue(models: dict[str, str], tmp_path: Path, task: str) -> None:
     given = {"model_name_or_path": models["text"], "task_name": task, "output_dir": tmp_path, "do_predict": True}
     found = run("text_classification", given)
@@ -64,7 +70,7 @@ def test_glue(models: dict[str, str], tmp_path: Path, task: str) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", some(KNOWN, fast=("cifar100", "fashion-mnist")))
 def test_images(models: dict[str, str], tmp_path: Path, name: str) -> None:
     """By the short name, by the one on the Hub, and by what people call FashionMNIST."""
     given = {"model_name_or_path": models["image"], "dataset_name": name, "output_dir": tmp_path, "do_predict": True}
