@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,17 +16,28 @@ SECRET = ("--token", "--hub_token", "--push_to_hub", "--resume_from_checkpoint")
 
 
 def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
-    """What to type, from the root of the repository.
+    """What to type, from the root of the repository, on a machine of the same kind.
 
     Folders outside of it are shortened to their last part: a card tells nobody how a machine is laid out.
 
     Args:
-        args: the Trainer's arguments: their number of processes is named.
+        args: the Trainer's arguments: the processes that it runs in are named.
         argv: script and flags; the process's own by default.
     """
     script, *given = sys.argv if argv is None else argv
-    launch = ["accelerate", "launch", *(["--num_processes", str(args.world_size)] if args.world_size > 1 else [])]
-    return shlex.join([*launch, shortened(script), *map(shortened, without(given, SECRET))])
+    words = ["accelerate", "launch", *how_launched(args), shortened(script), *map(shortened, without(given, SECRET))]
+    return shlex.join(words)
+
+
+def how_launched(args: Any) -> list[str]:
+    """Flags of the launcher: number and kind of processes, and the precision, which only it may know."""
+    many = args.world_size > 1
+    if many and args.use_cpu:  # for which the launcher has no flag
+        kind = ["--config_file", "recipes/accelerate_configs/ddp_cpu.yaml"]
+    else:
+        kind = ["--multi_gpu"] if many else []
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return [*kind, "--num_processes", str(args.world_size), "--mixed_precision", precision]
 
 
 def without(given: Sequence[str], names: Sequence[str]) -> list[str]:

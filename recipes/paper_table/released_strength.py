@@ -2,8 +2,8 @@
 
 The released regulariser is not relative flatness (README.md): it adds up other entries of the same Hessian, divides by
 the number of features m, and has a gradient in the layer's weights alone, in which the Hessian counts as a constant.
-Its gradient is compared here with that of relative flatness, both in the weights of a random head on random features: they
-are about a factor m^2 apart.
+Its gradient is compared here with that of relative flatness, both in the weights of a random head on random features.
+They are about a factor m^2 apart.
 
 python recipes/paper_table/released_strength.py
 """

@@ -88,9 +88,7 @@ def test_layers(flags: dict[str, dict[str, Any]], tmp_path: Path, name: str, lay
     assert f"| estimator of κ | {estimator} |" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "efficientnet"))]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "resnet" else pytest.mark.slow) for n in MODELS])
 def test_methods(flags: dict[str, dict[str, Any]], tmp_path: Path, name: str) -> None:
     """All start from the same weights and data; where a model has running statistics, all note them once a step."""
     strengths = {"fam": {"fam_lambda": 1.0}, "baseline": {}, "sam": {"sam_rho": 0.5}}

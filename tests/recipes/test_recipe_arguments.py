@@ -6,9 +6,11 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 pytest.importorskip("evaluate")
 
@@ -65,21 +67,27 @@ def data(**given: Any) -> DataArguments:
     return DataArguments(**given)
 
 
+def models(cache: Path) -> ModelArguments:
+    return ModelArguments("some", cache_dir=str(cache))
+
+
 def test_data_that_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     for given, message in (
         ({}, "give dataset_name"),
         ({"validation_file": "f.csv"}, "give dataset_name"),
+        ({"data_dir": "no_such_folder"}, "there is no such folder"),
+        ({"data_dir": str(tmp_path), "train_file": "f.csv"}, "data_dir or train_file"),
         ({"train_file": "f.csv"}, "there is no such file"),
         ({"train_file": str(tmp_path / "a.txt")}, "files of one kind"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_parts(data(**given), str(tmp_path), seed=0)
+            load_parts(data(**given), models(tmp_path), seed=0)
 
 
 def test_validation_data_is_split_off(tmp_path: Path) -> None:
     files = text_files(tmp_path, lambda n: n % 2)
-    parts = load_parts(data(train_file=files["train_file"], train_val_split=0.25), str(tmp_path / "cache"), seed=0)
+    parts = load_parts(data(train_file=files["train_file"], train_val_split=0.25), models(tmp_path / "cache"), seed=0)
     assert {name: len(part) for name, part in parts.items()} == {"train": 24, "validation": 8}
     assert not {*parts["train"]["text"]} & {*parts["validation"]["text"]} or len({*parts["train"]["text"]}) < 24
 
@@ -91,11 +99,39 @@ def test_labels_of_minus_one() -> None:
         class_number(["no", "yes"], None, "maybe")
 
 
-def test_command_for_the_card(tmp_path: Path) -> None:
-    class Args:
-        world_size = 2
-
-    given = ["--hub_token", "hf_secret", "--hub_token=hf_secret", "--train_file", str(tmp_path / "my data.csv")]
+@pytest.mark.parametrize(
+    ("processes", "use_cpu", "precision", "launched"),
+    [
+        (1, False, "bf16", "--num_processes 1 --mixed_precision bf16"),
+        (1, True, None, "--num_processes 1 --mixed_precision no"),
+        (4, False, None, "--multi_gpu --num_processes 4 --mixed_precision no"),
+        (2, True, "no", "--config_file recipes/accelerate_configs/ddp_cpu.yaml --num_processes 2 --mixed_precision no"),
+    ],
+)
+def test_command_for_the_card(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    use_cpu: bool,
+    precision: str | None,
+    launched: str,
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if precision is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    monkeypatch.chdir(ROOT)
+    understood, _, _ = _validate_launch_command(launch_command_parser().parse_args([*launched.split(), "run.py"]))
+    assert (understood.num_processes, bool(understood.multi_gpu)) == (processes, processes > 1)
+    args = SimpleNamespace(world_size=processes, use_cpu=use_cpu)
+    given = [
+        "--hub_token",
+        "hf_secret",
+        "--hub_token=hf_secret",
+        "--token",
+        "hf_secret",
+        "--train_file",
+        str(tmp_path / "my data.csv"),
+    ]
     script = str(RECIPES / "text_classification" / "run.py")
     config = str(RECIPES / "text_classification" / "fam.yaml")
     flags = [
@@ -107,8 +143,8 @@ def test_command_for_the_card(tmp_path: Path) -> None:
         "--resume_from_checkpoint",
         "x",
     ]
-    assert repeat_command(Args(), [script, config, *flags]) == (
-        "accelerate launch --num_processes 2 recipes/text_classification/run.py recipes/text_classification/fam.yaml "
+    assert repeat_command(args, [script, config, *flags]) == (
+        f"accelerate launch {launched} recipes/text_classification/run.py recipes/text_classification/fam.yaml "
         "--train_file 'my data.csv' --output_dir=out --seed -1"
     )
 
@@ -126,7 +162,8 @@ def test_every_recipe_is_documented() -> None:
 def test_documented_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """Up to the point where data would be read; parsed by the script's own main."""
     _, _, script, config, *flags = shlex.split(command)
-    name = {"recipes/text_regression/run.py": "recipes/text_classification/run.py"}.get(script, script)
+    mains = {"text_regression": "text_classification", "paper_table": "image_classification"}
+    name = next((script.replace(a, b) for a, b in mains.items() if a in script), script)
     module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
     parsed: list[Any] = []
 

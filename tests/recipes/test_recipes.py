@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,10 +56,15 @@ def distance(one: Path, other: Path) -> float:
     return max(float((a[name].float() - b[name].float()).abs().max()) for name in a)
 
 
-def scores(folder: Path) -> dict[str, float]:
+def scores(folder: Path, part: str = "eval") -> dict[str, float]:
     """What is saved of the evaluation, except how long it took."""
-    found = json.loads((folder / "eval_results.json").read_text())
+    found = json.loads((folder / f"{part}_results.json").read_text())
     return {k: v for k, v in found.items() if not k.endswith(("runtime", "per_second"))}
+
+
+def card_of(folder: Path) -> str:
+    """Without the folder's own name."""
+    return (folder / "README.md").read_text(encoding="utf-8").replace(folder.name, "")
 
 
 @pytest.mark.parametrize("recipe", MAKERS)
@@ -78,6 +84,7 @@ def test_runs_to_its_end_and_resumes(
     run(recipe, "fam", again, monkeypatch)
     assert distance(whole, halves) == 0
     assert scores(whole) == scores(halves)
+    assert card_of(whole) == card_of(halves)  # kappa at the start is that of the first half
     with pytest.raises(ValueError, match="contains a trained model"):
         run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
 
@@ -133,7 +140,36 @@ def check_two_processes(
     assert distance(one, two) < 1e-4
     assert distance(one, Path(one, "checkpoint-1")) > 1e-3, "the training is too short to tell"
     assert scores(two) == pytest.approx(scores(one), rel=1e-3, abs=1e-4)
-    assert "num_processes 2" in (two / "README.md").read_text(encoding="utf-8") or method != "fam"
+    # Rows that fill up the last batch count in no metric; in the loss of their batch they do.
+    predicted = [scores(path, "predict") for path in (one, two)]
+    losses = [found.pop("predict_loss") for found in predicted]
+    assert predicted[1] == pytest.approx(predicted[0], rel=1e-3, abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
+    card = ModelCard.load(two / "README.md")
+    assert f"--num_processes 2 --mixed_precision no recipes/{recipe}/run.py" in card.text
+    assert "- num_devices: 2" in card.text
+    known = {result.metric_type: result.metric_value for result in ModelCard.load(one / "README.md").data.eval_results}
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == pytest.approx(known, rel=1e-3, abs=1e-4)
+
+
+def test_pushing_passes_the_card_on(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as the upload, which is left out."""
+    sent: list[Any] = []
+    api = SimpleNamespace(upload_folder=lambda **kwargs: sent.append(kwargs))
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: api)
+    monkeypatch.setattr(
+        "transformers.Trainer.init_hf_repo", lambda self, **kwargs: setattr(self, "hub_model_id", "me/x")
+    )
+    given = {**flags["causal_lm"], "per_device_train_batch_size": 8, "output_dir": tmp_path / "out"}
+    run("causal_lm", "fam", {**given, "push_to_hub": True, "hub_strategy": "end", "hub_token": "hf_x"}, monkeypatch)
+    # Once by save_model, once with the card.
+    assert [(call["repo_id"], Path(call["folder_path"])) for call in sent] == [("me/x", tmp_path / "out")] * 2
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {"hf_fam", "relative-flatness", "lora"} <= {*card.data.tags} and card.data.eval_results
+    assert "hf_x" not in str(card) and "push_to_hub" not in str(card) and str(tmp_path) not in str(card)
 
 
 @pytest.mark.parametrize("recipe", MAKERS)
