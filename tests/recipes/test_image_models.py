@@ -106,6 +106,16 @@ def test_methods(flags: dict[str, dict[str, Any]], tmp_path: Path, name: str) ->
         torch.testing.assert_close(firsts[2][key], value)
 
 
+def test_the_best_checkpoint_is_what_is_saved(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Of a model whose weights have other names in files, which the Trainer does not load (checkpoints.py)."""
+    best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "nll"}
+    # The rate is 0 in the first step and too large in the others.
+    run("baseline", {**flags["vit"], **best, "greater_is_better": False, "learning_rate": 1.0, "output_dir": tmp_path})
+    files = [load_file(folder / "model.safetensors") for folder in (tmp_path, *sorted(tmp_path.glob("checkpoint-*")))]
+    saved, first, _, last = (torch.cat([value.flatten() for _, value in sorted(found.items())]) for found in files)
+    assert torch.equal(saved, first) and not torch.equal(first, last)
+
+
 def test_new_weights(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """They are a function of the seed, and the card calls the model trained from scratch."""
     given = {**flags["resnet"], "from_scratch": True, "max_steps": 1}
