@@ -24,6 +24,7 @@ from hf_fam.classification_metrics import calibration_error
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TRAIN, load_parts
 from recipes.common.metrics import IGNORED
+from recipes.common.models import load_model
 from recipes.common.training import Run, begin, finetune
 
 
@@ -52,15 +53,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the recipe; the metrics."""
     kinds = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, lora, method, args = parse(kinds, argv)
+    if model_args.from_scratch and lora.use_lora:
+        raise ValueError("from_scratch with adapters would train them on random weights: add --use_lora False.")
     begin(args)
     with args.main_process_first():
         parts = load_parts(data, model_args, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path, attn_implementation=model_args.attn_implementation, **model_args.hub()
-    )
+    model = load_model(model_args, AutoModelForCausalLM)
     model = with_lora(model, lora) if lora.use_lora else model
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:

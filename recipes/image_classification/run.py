@@ -25,7 +25,7 @@ from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TEST, TRAIN, VALIDATION, class_names, class_number, cut, load_parts, require_column
-from recipes.common.models import classifier
+from recipes.common.models import load_classifier
 from recipes.common.training import Run, begin, finetune
 from recipes.image_classification.augmentation import augment, parts_of
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     source = data.image_processor_name or model_args.model_name_or_path
     found = {**model_args.hub(), **({"revision": "main"} if data.image_processor_name else {})}
     processor = AutoImageProcessor.from_pretrained(source, backend="pil", **found)
-    model = classifier(model_args, AutoModelForImageClassification, names)
+    model = load_classifier(model_args, AutoModelForImageClassification, names)
     feature = parts[TRAIN].features[label]
 
     def prepared(change: Callable[[Image.Image], Image.Image]) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:

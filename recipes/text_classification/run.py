@@ -20,7 +20,7 @@ from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TEST, TRAIN, VALIDATION, class_names, class_number, load_parts, require_column
-from recipes.common.models import classifier
+from recipes.common.models import load_classifier
 from recipes.common.training import Run, begin, finetune
 
 GLUE = "nyu-mll/glue"
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     names = ["score"] if regression else class_names(parts, label)
     tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     kind = "regression" if regression else "single_label_classification"
-    model = classifier(model_args, AutoModelForSequenceClassification, names, problem_type=kind)
+    model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=kind)
     features = parts[TRAIN].features[label]
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TRAIN, load_parts, require_column
-from recipes.common.models import classifier
+from recipes.common.models import load_classifier
 from recipes.common.training import Run, begin, finetune
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if not tokenizer.is_fast:
         raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
-    model = classifier(model_args, AutoModelForTokenClassification, names)
+    model = load_classifier(model_args, AutoModelForTokenClassification, names)
     numbers = {name: k for k, name in enumerate(names)}
     declared = isinstance(item_feature(parts, label), ClassLabel)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -164,3 +165,21 @@ def test_few_samples_are_of_all_classes(models: dict[str, str], tmp_path: Path) 
     given |= {"cache_dir": tmp_path / "cache", "max_train_samples": 10, "max_eval_samples": 8}
     found = run("image_classification", given)
     assert found["eval_accuracy"] not in (0, 1)
+
+
+def test_a_file_with_a_hostile_name(models: dict[str, str], tmp_path: Path) -> None:
+    """It stands in the metadata as it is, in the text as text, and in the command as one word."""
+    files = text_files(tmp_path, lambda n: n % 2)
+    hostile = tmp_path / """a 'b' "c" <script> & {x} | # $(d) `e`.csv"""
+    Path(files["train_file"]).rename(hostile)
+    given = {"model_name_or_path": models["text"], **files, "train_file": hostile, "output_dir": tmp_path / "out"}
+    arguments = typed("text_classification", "fam", {**ONE_STEP, **given, "cache_dir": tmp_path / "cache"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["recipes/text_classification/run.py", *arguments])
+        importlib.import_module("recipes.text_classification.run").main(arguments)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {result.dataset_name for result in card.data.eval_results} == {hostile.name}
+    begin = card.text.index("bash\naccelerate launch") + len("bash\n")
+    words = shlex.split(card.text[begin : card.text.index("```", card.text.index("disable_tqdm"))])
+    assert f"--train_file={hostile.name}" in words
+    assert "<script>" not in card.text[: begin - 20]

@@ -122,6 +122,17 @@ def test_two_processes_are_one(
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+def test_two_processes_that_accumulate(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Words of four micro-batches, each with another number of them."""
+    more = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    check_two_processes(flags["token_classification"], tmp_path, monkeypatch, "token_classification", method, **more)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_two_processes_are_one_fast(
     flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,14 +140,15 @@ def test_two_processes_are_one_fast(
 
 
 def check_two_processes(
-    flags: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str
+    flags: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str, **more: Any
 ) -> None:
     one, two = folder / "one", folder / "two"
     run(recipe, method, {**flags, "output_dir": one, "per_device_train_batch_size": 8}, monkeypatch)
     script = RECIPES / recipe / "run.py"
-    launch(script, *typed(recipe, method, {**flags, "output_dir": two, "per_device_train_batch_size": 4}))
+    given = {**flags, "output_dir": two, "per_device_train_batch_size": 4, **more}
+    launch(script, *typed(recipe, method, given))
     states = [json.loads((path / "trainer_state.json").read_text()) for path in (one, two)]
-    assert [state["train_batch_size"] for state in states] == [8, 4]
+    assert [state["train_batch_size"] for state in states] == [8, given["per_device_train_batch_size"]]
     assert distance(one, two) < 1e-4
     assert distance(one, Path(one, "checkpoint-1")) > 1e-3, "the training is too short to tell"
     assert scores(two) == pytest.approx(scores(one), rel=1e-3, abs=1e-4)
