@@ -102,7 +102,7 @@ def test_networks_are_those_of_the_names() -> None:
         networks.WideResNetConfig(depth=27)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "wide"])
+@pytest.mark.parametrize("kind", [pytest.param("resnet", marks=pytest.mark.slow), "wide"])
 def test_saved_networks_load_again(tmp_path: Path, kind: str) -> None:
     """Here by their class, and where hf_fam's recipes are not, by the code that is saved with them."""
     networks.register()
@@ -146,8 +146,9 @@ def test_released_regulariser() -> None:
 
 def test_strengths_are_what_the_script_says() -> None:
     begin, end = (f"<!-- released_strength.py: {word} -->\n" for word in ("begin", "end"))
-    assert README.split(begin)[1].split(end)[0].strip() == released_strength.table()
-    for line in released_strength.table().splitlines()[2:]:
+    table = released_strength.table()
+    assert README.split(begin)[1].split(end)[0].strip() == table
+    for line in table.splitlines()[2:]:
         row, script, _, _, strength = (cell.strip() for cell in line.strip("|").split("|"))
         file = {
             "CIFAR-10": "cifar10",
