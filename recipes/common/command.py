@@ -10,12 +10,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
+# `hf-fam train`, and the same in several processes, `accelerate launch -m hf_fam train`.
+INSTALLED = ("hf-fam", "__main__.py")
+
 # What must not be published, and what belongs to one attempt only.
 SECRET = ("--hub_token", "--push_to_hub", "--resume_from_checkpoint")
 
 
 def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
-    """What to type, from the root of the repository.
+    """What to type, from the root of the repository or, after ``hf-fam train``, anywhere.
 
     Folders outside of it are shortened to their last part: a card tells nobody how a machine is laid out.
 
@@ -24,8 +27,13 @@ def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
         argv: script and flags; the process's own by default.
     """
     script, *given = sys.argv if argv is None else argv
-    launch = ["accelerate", "launch", *(["--num_processes", str(args.world_size)] if args.world_size > 1 else [])]
-    return shlex.join([*launch, shortened(script), *map(shortened, without(given, SECRET))])
+    several = ["--num_processes", str(args.world_size)] if args.world_size > 1 else []
+    launch = ["accelerate", "launch", *several]
+    if Path(script).name in INSTALLED:
+        words = [*launch, "-m", "hf_fam"] if several else ["hf-fam"]
+    else:
+        words = [*launch, shortened(script)]
+    return shlex.join([*words, *map(shortened, without(given, SECRET))])
 
 
 def without(given: Sequence[str], names: Sequence[str]) -> list[str]:
