@@ -1,6 +1,6 @@
 """Curves of what scaling.py measured, one picture an axis, time above, memory below; and its rows as a table.
 
-python recipes/benchmarks/plot_scaling.py FOLDER [IMAGES]      # such as docs/generated/scaling docs/img; FOLDER by default
+python recipes/benchmarks/plot_scaling.py FOLDER [IMAGES]      # such as docs/generated/scaling docs/img
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-for package in ("evaluate", "peft", "pytorch_optimizer"):
-    pytest.importorskip(package)
+pytest.importorskip("evaluate")
+pytest.importorskip("peft")
+pytest.importorskip("pytorch_optimizer")
 
 from hf_fam import cli
 from support.tiny_recipes import ROOT, encoder, image_folders, text_files, vision_model
