@@ -41,6 +41,7 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
     others: dict[str, Any] = {}
     if "trl" in code:
         datasets = pytest.importorskip("datasets")
+        pytest.importorskip("trl")
         others = {
             "language_model": tiny_llama(pad_token_id=0),
             "tokenizer": tiny_tokenizer(),
