@@ -1,4 +1,4 @@
-"""The command ``hf-fam``: what can be flattened, how flat it is, and flattening at work.
+"""The command ``hf-fam``: flat training, what can be flattened, how flat it is, and flattening at work.
 
 torch and transformers are imported by the subcommands alone, so that ``--help`` is immediate.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .measure_command import add_arguments as add_measure_arguments
+from .train_command import add_arguments as add_train_arguments
 
 if TYPE_CHECKING:
     from .layer_table import LayerRow, LayerTable
@@ -54,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf-fam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model on your own data by one of the recipes",
+        description="Fine-tune a model by one of the recipes, on data of your own or from the Hub.",
+    )
+    add_train_arguments(train)
+    train.set_defaults(run=_train)
 
     layers = commands.add_parser(
         "layers",
@@ -99,6 +108,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .train_command import run
+
+    run(options.task, options.recipe_arguments)
 
 
 def _layers(options: argparse.Namespace) -> None:

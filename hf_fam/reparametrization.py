@@ -32,6 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+__all__ = [
+    "NotInvariantError",
+    "Pair",
+    "find_pairs",
+    "fold_feature_deviations",
+    "rescale_between",
+    "rescale_randomly",
+    "scale_before_norm",
+]
+
 TOLERANCE = 1e-6
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

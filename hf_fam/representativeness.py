@@ -20,6 +20,15 @@ from .measure.data import Batches, to_device
 from .measure.forward import LossFunction, Watch, looked_at
 from .robustness import DELTAS, FeatureRobustness
 
+__all__ = [
+    "BoundTerms",
+    "FeatureDensity",
+    "GapTerms",
+    "bound_terms",
+    "decompose_gap",
+    "feature_density",
+]
+
 # A density in more dimensions than this is that of the principal components.
 MOST_DIMENSIONS = 20
 

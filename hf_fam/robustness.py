@@ -31,6 +31,8 @@ from .measure import LayerFlatness, measure_relative_flatness
 from .measure.data import Batches, count_items, item_weights, to_device
 from .measure.forward import LossFunction, evaluate, looked_at, loss_of
 
+__all__ = ["FeatureRobustness", "feature_robustness"]
+
 ORTHOGONAL, GAUSSIAN, RANK_ONE = "orthogonal", "gaussian", "rank_one"
 MATRICES = (ORTHOGONAL, GAUSSIAN, RANK_ONE)
 

@@ -2,6 +2,5 @@
 
 from .measuring import measure_relative_flatness
 from .records import FlatnessTable, LayerFlatness
-from .run import MEASURES
 
-__all__ = ["MEASURES", "FlatnessTable", "LayerFlatness", "measure_relative_flatness"]
+__all__ = ["FlatnessTable", "LayerFlatness", "measure_relative_flatness"]

@@ -1,6 +1,6 @@
 """Curves of what scaling.py measured, one picture an axis, time above, memory below; and its rows as a table.
 
-python recipes/benchmarks/plot_scaling.py out/scaling
+python recipes/benchmarks/plot_scaling.py FOLDER [IMAGES]      # such as docs/generated/scaling docs/img
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CURVES = ("batch", "tokens", "width", "vocabulary", "processes")
 RATIOS = {"time_ratio": "step time / plain", "torch_ratio": "peak memory / plain"}
 
 
-def main(folder: Path) -> list[Path]:
+def main(folder: Path, images: Path | None = None) -> list[Path]:
     table = pd.read_csv(folder / "scaling.csv")
     written = []
     for axis, rows in table.groupby("axis"):
@@ -41,7 +41,7 @@ def main(folder: Path) -> list[Path]:
         plots[1].set_xlabel(axis)
         if axis in CURVES:
             plots[0].legend(fontsize=8)
-        written.append(folder / f"{axis}.png")
+        written.append((images or folder) / f"scaling-{axis}.png")
         figure.savefig(written[-1], dpi=80)
         plt.close(figure)
     written.append(folder / "scaling.md")
@@ -65,4 +65,4 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    print(*main(Path(sys.argv[1])), sep="\n")
+    print(*main(*map(Path, sys.argv[1:])), sep="\n")

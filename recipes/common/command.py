@@ -11,12 +11,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
+# `hf-fam train`, and the same in several processes, `accelerate launch -m hf_fam train`.
+INSTALLED = ("hf-fam", "__main__.py")
+
 # What must not be published, and what belongs to one attempt only.
 SECRET = ("--token", "--hub_token", "--push_to_hub", "--resume_from_checkpoint")
 
 
 def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
-    """What to type, from the root of the repository, on a machine of the same kind.
+    """What to type on a machine of the same kind: from the root of the repository or, after ``hf-fam train``, anywhere.
 
     Folders outside of it are shortened to their last part: a card tells nobody how a machine is laid out.
 
@@ -25,8 +28,12 @@ def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
         argv: script and flags; the process's own by default.
     """
     script, *given = sys.argv if argv is None else argv
-    words = ["accelerate", "launch", *how_launched(args), shortened(script), *map(shortened, without(given, SECRET))]
-    return shlex.join(words)
+    flags = [shortened(word) for word in without(given, SECRET)]
+    launched = ["accelerate", "launch", *how_launched(args)]
+    if Path(script).name not in INSTALLED:
+        return shlex.join([*launched, shortened(script), *flags])
+    alone = args.world_size == 1 and precision_of_the_launcher() == "no"
+    return shlex.join([*(["hf-fam"] if alone else [*launched, "-m", "hf_fam"]), *flags])
 
 
 def how_launched(args: Any) -> list[str]:
@@ -36,8 +43,11 @@ def how_launched(args: Any) -> list[str]:
         kind = ["--config_file", "recipes/accelerate_configs/ddp_cpu.yaml"]
     else:
         kind = ["--multi_gpu"] if many else []
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return [*kind, "--num_processes", str(args.world_size), "--mixed_precision", precision]
+    return [*kind, "--num_processes", str(args.world_size), "--mixed_precision", precision_of_the_launcher()]
+
+
+def precision_of_the_launcher() -> str:
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def without(given: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -41,6 +41,7 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
     others: dict[str, Any] = {}
     if "trl" in code:
         datasets = pytest.importorskip("datasets")
+        pytest.importorskip("trl")
         others = {
             "language_model": tiny_llama(pad_token_id=0),
             "tokenizer": tiny_tokenizer(),
@@ -70,7 +71,8 @@ def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def commands() -> list[str]:
-    lines = [line for file in FILES for _, text in blocks(file, "bash") for line in text.splitlines()]
+    texts = [text.replace("\\\n", " ") for file in FILES for _, text in blocks(file, "bash")]
+    lines = [line for text in texts for line in text.splitlines()]
     return sorted({line.split("#")[0].strip() for line in lines} - {""})
 
 

@@ -43,7 +43,9 @@ def test_lanczos_equals_scipy_and_its_residual_bounds_the_error() -> None:
     found = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=200)
     assert found.values.item() == pytest.approx(true, rel=1e-9) and found.converged.all()
     rough, residual, converged = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=12)
-    assert 0 < true - rough.item() <= residual.item() and not converged.any()
+    assert rough.item() < true and not converged.any()
+    # Of some eigenvalue, which need not be the largest one after so few products.
+    assert (torch.linalg.eigvalsh(stack[0]) - rough).abs().min() <= residual.item()
     single = largest_eigenvalues(lambda v: v @ stack[0].float(), start.float(), iterations=200, tolerance=0)
     assert single.converged.all()  # to the rounding of float32
 

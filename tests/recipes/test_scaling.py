@@ -41,7 +41,8 @@ def test_every_axis_is_measured_once_and_drawn(tmp_path: Path) -> None:
         "closed_form", "row_probes", "closed_form, 0.25 of the tokens",
     }  # fmt: skip
     assert all(float(r["time_ratio"]) > 0 for r in rows)
-    assert {p.name for p in load("plot_scaling").main(tmp_path)} >= {"batch.png", "depth.png", "head.png"}
+    names = {path.name for path in load("plot_scaling").main(tmp_path)}
+    assert names >= {"scaling-batch.png", "scaling-depth.png", "scaling-head.png"}
 
 
 def test_memory_of_a_point() -> None:
