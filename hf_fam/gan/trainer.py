@@ -311,12 +311,7 @@ class WGANTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Compare held-out real samples with generated ones, always of the same latent codes."""
-        found: list[Tensor] = []
-        for batch in dataloader:
-            gathered = self.accelerator.gather_for_metrics(self._real_of(batch))
-            if sum(map(len, found)) < self.args.eval_samples:
-                found.append(gathered)
-        real = torch.cat(found)[: self.args.eval_samples]
+        real = self._held_out(dataloader)
         comparison = self._comparison()
         generated = comparison.generate(self._latents("evaluation", 0, 0, len(real))).to(real.dtype)
         draws = ItemDraws((self.args.seed, "evaluation points"), 0, len(real))
@@ -326,6 +321,16 @@ class WGANTrainer(Trainer):
             metrics.update(self.compute_metrics(pair))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(real))
+
+    def _held_out(self, dataloader: Any) -> Tensor:
+        """The first real samples of all processes; iterating does not touch the random state that training draws from."""
+        found: list[Tensor] = []
+        with torch.random.fork_rng():
+            for batch in dataloader:
+                gathered = self.accelerator.gather_for_metrics(self._real_of(batch))
+                if sum(map(len, found)) < self.args.eval_samples:
+                    found.append(gathered)
+        return torch.cat(found)[: self.args.eval_samples]
 
     def save_samples(self) -> Path | None:
         """Write a picture of samples, images or points of the plane, into ``output_dir/samples``; for tensorboard too.

@@ -39,6 +39,7 @@ def test_micro_batches_agree(tmp_path: Path, name: str, items: int) -> None:
     """22 items in steps of 8: the third step has 6, as micro-batches of 4 and 2."""
     reference = trained(tmp_path, name, 8, 1, items=items)
     assert len(reference["logs"]["wasserstein_estimate"]) == 6 and len(reference["logs"]["generator_loss"]) >= 2
+    assert all(penalty > 0 for penalty in reference["logs"]["gradient_penalty"])
     for batch, parts in ((4, 2), (2, 4)):
         assert_same(trained(tmp_path, name, batch, parts, items=items), reference)
 

@@ -18,6 +18,7 @@ PLAIN: dict[str, Any] = {
     "latent_size": 3,
     "max_steps": 6,
     "n_critic": 2,
+    "penalty_target": 0.01,  # below the slopes of these critics, so that the penalty acts
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 4,
     "logging_steps": 1,
