@@ -90,12 +90,18 @@ class WGANTrainingArguments(TrainingArguments):
     """
 
     # Other defaults of the Trainer's arguments.
-    learning_rate: float = field(default=1e-4, metadata={"help": "Of both networks, where they have none of their own."})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Of both networks, where they have none of their own."}
+    )
     adam_beta1: float = field(default=0.5, metadata={"help": "Of both networks, likewise."})
     adam_beta2: float = field(default=0.9, metadata={"help": "Of both networks, likewise."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Of both networks, likewise."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip each network's gradient to this norm; 0: do not."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Stays off: columns are chosen by a collator."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Clip each network's gradient to this norm; 0: do not."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays off: columns are chosen by a collator."}
+    )
 
     latent_size: Optional[int] = field(
         default=None, metadata={"help": "Numbers in a latent code; unset: the generator's attribute latent_size."}

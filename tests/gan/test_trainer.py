@@ -104,8 +104,7 @@ def test_average_of_the_generator(tmp_path: Path) -> None:
 def test_lazy_penalty_is_scaled(tmp_path: Path) -> None:
     """At equal weights, the term of one step in three is three times that of every step."""
     every, lazy = (
-        wgan_trainer(tmp_path, learning_rate=1e-12, penalty_every=n, max_steps=6, logging_steps=n)
-        for n in (1, 3)
+        wgan_trainer(tmp_path, learning_rate=1e-12, penalty_every=n, max_steps=6, logging_steps=n) for n in (1, 3)
     )
     every.train()
     lazy.train()

@@ -92,7 +92,9 @@ def test_tied_and_channels_last_weights_are_saved_and_resumed(tmp_path: Path) ->
         generator = torch.nn.Sequential(
             torch.nn.Linear(3, 6), shared, torch.nn.Tanh(), shared, torch.nn.Unflatten(1, (1, 2, 3))
         )
-        critic = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(8, 1))
+        critic = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 2), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(8, 1)
+        )
         return generator, critic.to(memory_format=torch.channels_last)
 
     found = []

@@ -39,7 +39,9 @@ def tiny_generator(seed: int = 0, dropout: float = 0.0) -> nn.Module:
 def tiny_critic(seed: int = 1, dropout: float = 0.0) -> nn.Module:
     """Smooth, so that nothing depends on which side of a kink rounding puts a point."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1))
+    return nn.Sequential(
+        nn.Linear(2, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)
+    )
 
 
 def points(count: int = 40) -> Tensor:
