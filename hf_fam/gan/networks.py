@@ -69,8 +69,8 @@ class GenerativeNetworks(nn.Module):
         pairs = zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True)
         for averaged, current in pairs:
             averaged.lerp_(current, 1 - decay)
-        for averaged, current in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
-            averaged.copy_(current)
+        for copied, own in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
+            copied.copy_(own)
 
     def _mean_value(self, samples: Tensor) -> Tensor:
         values = one_value_a_sample(self.critic(samples), len(samples), "critic")

@@ -1,8 +1,8 @@
 """Critic and generator each with settings and schedule of their own.
 
-Both are groups of one ``torch.optim`` optimiser. A parameter without a gradient is left alone, with its state, and in a step
-of one network those of the other have none: so each is stepped by itself, and what the Trainer saves and resumes is
-one optimiser and one schedule, as ever.
+Both are groups of one ``torch.optim`` optimiser. A parameter without a gradient is left alone, with its state, and in a
+step of one network those of the other have none: so each is stepped by itself, and what the Trainer saves and resumes
+is one optimiser and one schedule, as ever.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _factor(args: WGANTrainingArguments, network: str, steps: int) -> Callable[[
     """The learning rate over its first value, by the step."""
     kind = _of(args, network, "lr_scheduler_type")
     alone = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-    found = get_scheduler(kind, alone, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    more: Any = args.lr_scheduler_kwargs
+    found = get_scheduler(kind, alone, args.get_warmup_steps(steps), steps, more)
     if not isinstance(found, LambdaLR):
         raise ValueError(
             f"{network}_lr_scheduler_type: '{kind}' follows a metric and not the step, which two networks that are "

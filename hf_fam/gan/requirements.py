@@ -35,7 +35,7 @@ def check_settings(args: WGANTrainingArguments) -> None:
         raise ValueError("ddp_static_graph=True: steps of critic and generator differ: set it to False.")
     if args.torch_compile:
         raise ValueError("torch_compile=True: compiled networks cannot be differentiated twice: set it to False.")
-    if args.gradient_checkpointing:
+    if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
         raise ValueError(
             "gradient_checkpointing=True is a switch of transformers' models: call torch.utils.checkpoint with "
             "use_reentrant=False inside your networks, and leave this at False."

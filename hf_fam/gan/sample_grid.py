@@ -73,6 +73,7 @@ def save_scatter(samples: Tensor, path: Path) -> None:
     figure = Figure(figsize=(4, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.scatter(*samples.detach().cpu().double().T.numpy(), s=4)
+    x, y = samples.detach().cpu().double().T.numpy()
+    axes.scatter(x, y, s=4)
     axes.set_aspect("equal", adjustable="datalim")
     figure.savefig(path, dpi=100)

@@ -131,7 +131,8 @@ class WGANTrainer(Trainer):
     @property
     def networks(self) -> GenerativeNetworks:
         """Both networks in one module."""
-        found: GenerativeNetworks = self.model
+        found: Any = self.model
+        assert isinstance(found, GenerativeNetworks)
         return found
 
     @property
@@ -242,6 +243,7 @@ class WGANTrainer(Trainer):
                     self._generator_backward(model, latents, share)
         if self.args.max_grad_norm > 0:
             self._clip_grad_norm(model)
+        assert self.optimizer is not None
         self.optimizer.step()
         if self.args.ema_decay is not None:
             networks.update_average(self.args.ema_decay)
@@ -256,7 +258,7 @@ class WGANTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimiser of the kind ``args.optim`` with a group for each network."""
         if self.optimizer is None:
-            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(self.args, self.critic, self.generator, "betas" in settings)
             self.optimizer = kind(groups, **settings)
         return self.optimizer
@@ -264,7 +266,8 @@ class WGANTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """One schedule, by the steps of each network."""
         if self.lr_scheduler is None:
-            optimizer = self.optimizer if optimizer is None else optimizer
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
             self.lr_scheduler = schedule(self.args, optimizer, self.args.critic_schedule, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -279,9 +282,9 @@ class WGANTrainer(Trainer):
 
             logs.update(self._critic_log.drain(self.args.penalty_target, mean, self.accelerator.gather))
             logs["generator_steps"] = self.generator_steps
-            rates = {group.get("network"): group["lr"] for group in self.optimizer.param_groups}
-            if GENERATOR in rates:
-                logs["generator_learning_rate"] = rates[GENERATOR]
+            assert self.optimizer is not None
+            rates = {group["network"]: group["lr"] for group in self.optimizer.param_groups}
+            logs["generator_learning_rate"] = rates[GENERATOR]
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -296,7 +299,7 @@ class WGANTrainer(Trainer):
             state_dict = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             save_model(self.networks.sampling_generator, str(folder / "generator.safetensors"))
             save_model(self.critic, str(folder / "critic.safetensors"))
 
@@ -320,10 +323,11 @@ class WGANTrainer(Trainer):
             pair = EvalPrediction(predictions=generated.float().cpu().numpy(), label_ids=real.float().cpu().numpy())
             metrics.update(self.compute_metrics(pair))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(real))
+        nothing: Any = None
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=named, num_samples=len(real))
 
     def _held_out(self, dataloader: Any) -> Tensor:
-        """The first real samples of all processes; iterating does not touch the random state that training draws from."""
+        """The first real samples of all processes; the random state that training draws from stays as it is."""
         found: list[Tensor] = []
         with torch.random.fork_rng():
             for batch in dataloader:
@@ -341,7 +345,7 @@ class WGANTrainer(Trainer):
         samples = self.sample(self.args.sample_count)
         if not self.args.should_save:
             return None
-        path = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:06d}"
+        path = Path(str(self.args.output_dir)) / "samples" / f"step-{self.state.global_step:06d}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_image(samples):
             path = path.with_suffix(".png")

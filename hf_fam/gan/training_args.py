@@ -180,7 +180,9 @@ class WGANTrainingArguments(TrainingArguments):
         if self.penalty_points.startswith("local"):
             around = self.penalty_points.removeprefix("local").removeprefix("_") or "real"
             return LocalPoints(around, self.penalty_radius)
-        return {"line": LinePoints, "real": RealPoints, "generated": GeneratedPoints}[self.penalty_points]()
+        if self.penalty_points == "line":
+            return LinePoints()
+        return RealPoints() if self.penalty_points == "real" else GeneratedPoints()
 
     def _check_steps(self) -> None:
         for name in ("n_critic", "n_critic_warmup", "latent_size", "max_generator_steps", "penalty_every"):
