@@ -1,16 +1,17 @@
 """Compare one-sided penalty, two-sided penalty and weight clipping over their strengths, on one toy distribution.
 
-python recipes/wgan/sweep.py --output recipes/wgan/results/sweep.jsonl     # about 20 minutes on one core; resumable
+python recipes/wgan/sweep.py --output recipes/wgan/results/sweep.jsonl     # goes on where it was stopped
 python recipes/wgan/report.py                                              # tables and figures of docs/gan.md
 
-Everything but the Lipschitz condition is the same in all runs: networks, data and draws of a seed, Adam, number of steps. They
-were fixed before the first run: of three pairs of learning rates, the first one with which both penalties, with
-lambda = 10 and another seed (100), kept approaching the data.
+Everything but the Lipschitz condition is the same in all runs: networks, data and draws of a seed, Adam, number of
+steps. The settings were fixed before the first run: of three pairs of learning rates, the first one with which both
+penalties, with lambda = 10 and another seed (100), kept approaching the data.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -86,9 +87,9 @@ def trainer_of(condition: str, strength: float, seed: int, folder: str, settings
 def run(condition: str, strength: float, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train and measure.
 
-    The critic's loss is logged as its mean over the critic steps of each generator step; its spread is the standard deviation of
-    these over the second half of the training, and that of their differences from one to the next, which a slow drift does
-    not enter.
+    The critic's loss is logged as its mean over the critic steps of each generator step. ``loss_spread`` is the
+    standard deviation of these over the second half of the training, ``loss_jumps`` that of their differences from one
+    to the next, which a slow drift does not enter.
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +106,7 @@ def run(condition: str, strength: float, seed: int, settings: dict[str, Any]) ->
         "wasserstein_estimate": metrics["eval_wasserstein_estimate"],
         "gradient_violation": metrics["eval_gradient_violation"],
         "loss_spread": statistics.stdev(half),
-        "loss_jumps": statistics.stdev(b - a for a, b in zip(half, half[1:], strict=False)),
+        "loss_jumps": statistics.stdev(b - a for a, b in itertools.pairwise(half)),
         "losses": [float(f"{loss:.4g}") for loss in losses[:: max(1, len(losses) // 100)]],
         "seconds": round(time.perf_counter() - start, 1),
         "settings": settings,
