@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ class GenerativeNetworks(nn.Module):
         critic: from samples to one number each.
         averaged: whether to keep a moving average of the generator's weights.
     """
+
+    # The Trainer's model card asks every model for one.
+    config: Any = None
 
     def __init__(self, generator: nn.Module, critic: nn.Module, averaged: bool = False) -> None:
         super().__init__()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback
@@ -236,10 +236,8 @@ class WGANTrainer(Trainer):
             cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
             for number, (real, (first, share)) in enumerate(zip(self._batches, cut, strict=True)):
                 latents = self._latents("generator", self.state.global_step, first, len(real))
-                if number < len(cut) - 1 and self.accelerator.distributed_type == DistributedType.MULTI_GPU:
-                    with self.accelerator.no_sync(model):
-                        self._generator_backward(model, latents, share)
-                else:
+                last = number == len(cut) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     self._generator_backward(model, latents, share)
         if self.args.max_grad_norm > 0:
             self._clip_grad_norm(model)

@@ -190,12 +190,22 @@ class WGANTrainingArguments(TrainingArguments):
         for name in ("n_critic_warmup_steps", "n_critic_warmup_every"):
             _check_whole(self, name, 0)
         _check_choice(self, "latent_prior", PRIORS)
+        if self.n_critic_warmup is None and self.n_critic_warmup_every:
+            raise ValueError(
+                f"n_critic_warmup_every={self.n_critic_warmup_every} has no meaning without n_critic_warmup: give the "
+                "number of critic steps before such a generator step, n_critic_warmup=100."
+            )
 
     def _check_penalty(self) -> None:
         _check_choice(self, "penalty", PENALTIES)
         _check_choice(self, "penalty_points", POINTS)
         for name in ("penalty_lambda", "penalty_target", "penalty_radius", "clip_limit"):
             _check_positive(self, name)
+        if self.penalty_radius != 1 and not self.penalty_points.startswith("local"):
+            raise ValueError(
+                f"penalty_radius={self.penalty_radius!r} has no meaning with penalty_points={self.penalty_points!r}: "
+                'it is for "local", "local_generated" and "local_both".'
+            )
         if self.penalty != NONE:
             try:
                 check_penalty(self.penalty, self.penalty_target)

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "data": "swiss_roll",
     "width": 64,
     "train_samples": 20_000,
-    "generator_steps": 500,
+    "generator_steps": 300,
     "n_critic": 5,
     "batch_size": 128,
     "critic_learning_rate": 1e-3,

@@ -17,6 +17,8 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"n_critic": 0}, "n_critic=0: give a whole number of at least 1"),
     ({"n_critic": 2.5}, "n_critic=2.5: give a whole number"),
     ({"n_critic_warmup": 0}, "n_critic_warmup=0"),
+    ({"n_critic_warmup_every": 500}, "n_critic_warmup_every=500 has no meaning without n_critic_warmup"),
+    ({"penalty_radius": 2.0}, "penalty_radius=2.0 has no meaning with penalty_points='line'"),
     ({"n_critic_warmup_every": -1}, "n_critic_warmup_every=-1: give a whole number of at least 0"),
     ({"latent_size": 0}, "latent_size=0"),
     ({"latent_prior": "gaussian"}, "latent_prior='gaussian': give one of 'normal', 'uniform'"),

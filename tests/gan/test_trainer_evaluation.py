@@ -41,6 +41,14 @@ def test_metrics_are_those_of_the_samples(tmp_path: Path) -> None:
     }
 
 
+def test_model_card(tmp_path: Path) -> None:
+    """The Trainer's own, which looks for a config of the model."""
+    trainer = wgan_trainer(tmp_path)
+    trainer.train()
+    trainer.create_model_card()
+    assert "learning_rate: 0.01" in (tmp_path / "README.md").read_text()
+
+
 def test_violation_in_an_evaluation(tmp_path: Path) -> None:
     critic = nn.Linear(2, 1)
     critic.weight.data = torch.tensor([[3.0, 4.0]])

@@ -121,6 +121,7 @@ def test_sweep_goes_on_and_report_reads_it(tmp_path: Path, capsys: Any, monkeypa
     assert again == once, "a run that is repeated is another one"
     report.main(["--results", str(results), "--docs", str(tmp_path / "docs")])
     assert (tmp_path / "docs/generated/wgan/sweep.md").read_text().count("| one-sided |") == 2
+    assert (tmp_path / "docs/generated/wgan/verdicts.md").read_text().count("show") == 4
     assert "p, paired t" in (tmp_path / "docs/generated/wgan/claims.md").read_text()
     assert {path.name for path in (tmp_path / "docs/img").iterdir()} == {"wgan-sweep.png", "wgan-levels.png"}
     with pytest.raises(SystemExit, match="runs of other settings"):
