@@ -97,6 +97,11 @@ def samples_of(output: object) -> Tensor:
     return samples
 
 
+def floating_type(network: nn.Module) -> torch.dtype:
+    """The type of a network's weights."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
 @contextlib.contextmanager
 def without_gradients_of(module: nn.Module) -> Iterator[None]:
     """Gradients flow through the module, but not into its parameters."""

@@ -46,6 +46,23 @@ def check_settings(args: WGANTrainingArguments) -> None:
         raise ValueError("eval_emd=True needs scipy: pip install 'hf-fam[gan]', or leave it off.")
 
 
+def refuse_keywords(given: dict[str, Any]) -> None:
+    """Refuse keywords of the Trainer that are for one model.
+
+    Raises:
+        ValueError: names the keyword and what to do instead.
+    """
+    remedies = {
+        "model": "give generator and critic",
+        "model_init": "give generator and critic",
+        "compute_loss_func": "override compute_loss",
+        "optimizers": "give optim and the critic_* and generator_* settings in the arguments, or override "
+        "create_optimizer",
+    }
+    for name in given.keys() & remedies:
+        raise ValueError(f"{name} has no meaning for two networks: {remedies[name]}.")
+
+
 def refuse_sharding(trainer: Any) -> None:
     """Refuse FSDP and DeepSpeed also where a configuration of accelerate asks for them; args do not tell.
 

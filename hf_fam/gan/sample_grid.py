@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -35,41 +36,61 @@ def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     return grid
 
 
-def is_image(samples: Tensor) -> bool:
-    """Whether samples have the shape of images, (n, 1 or 3, height, width)."""
+def refuse_missing_package(samples: Tensor) -> None:
+    """Refuse samples of which no picture can be written here.
+
+    Raises:
+        ValueError: Pillow, or for points of the plane matplotlib, is missing.
+    """
+    package = "PIL" if _are_images(samples) else "matplotlib" if _are_planar(samples) else None
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ValueError(f"sample_steps: pictures need {package}: pip install 'hf-fam[gan]', or set sample_steps=0.")
+
+
+def write_picture(samples: Tensor, stem: Path, low: float, high: float) -> tuple[Path, Tensor | None]:
+    """Write samples as a grid of images, as points of the plane, or, if they are neither, as a tensor.
+
+    Args:
+        samples: of shape (n, ...).
+        stem: the file without its ending.
+        low: value of black, for images.
+        high: value of white.
+
+    Returns:
+        The file, and the grid where there is one.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    picture = stem.with_suffix(".png")
+    if _are_images(samples):
+        grid = image_grid(samples, low, high)
+        _save_grid(grid, picture)
+        return picture, grid
+    if _are_planar(samples):
+        _save_scatter(samples, picture)
+        return picture, None
+    torch.save(samples.cpu(), stem.with_suffix(".pt"))
+    return stem.with_suffix(".pt"), None
+
+
+def _are_images(samples: Tensor) -> bool:
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
 
 
-def is_planar(samples: Tensor) -> bool:
-    """Whether samples are points of the plane."""
+def _are_planar(samples: Tensor) -> bool:
     return samples.ndim == 2 and samples.shape[1] == 2
 
 
-def save_image_grid(grid: Tensor, path: Path) -> None:
-    """Write a grid of images as PNG.
+def _save_grid(grid: Tensor, path: Path) -> None:
+    from PIL import Image
 
-    Raises:
-        ImportError: Pillow is missing.
-    """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError("sample grids need Pillow: pip install 'hf-fam[gan]'.") from None
     channels_last = grid.permute(1, 2, 0)
     Image.fromarray((channels_last[..., 0] if grid.shape[0] == 1 else channels_last).contiguous().numpy()).save(path)
 
 
-def save_scatter(samples: Tensor, path: Path) -> None:
-    """Write points of the plane as a picture.
+def _save_scatter(samples: Tensor, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("pictures of points need matplotlib: pip install 'hf-fam[gan]'.") from None
     figure = Figure(figsize=(4, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -16,12 +16,20 @@ from transformers.trainer_utils import EvalLoopOutput
 from .data import SAMPLES, collate_samples
 from .draws import ItemDraws
 from .evaluation import Features, SampleComparison
-from .networks import GenerativeNetworks, samples_of, without_gradients_of
+from .networks import GenerativeNetworks, floating_type, samples_of, without_gradients_of
 from .optimizers import CRITIC, GENERATOR, parameter_groups, schedule
 from .penalty import penalty_of_norms
 from .points import LocalPoints
-from .requirements import check_finite, check_networks, check_settings, first_batch, latent_size_of, refuse_sharding
-from .sample_grid import image_grid, is_image, is_planar, save_image_grid, save_scatter
+from .requirements import (
+    check_finite,
+    check_networks,
+    check_settings,
+    first_batch,
+    latent_size_of,
+    refuse_keywords,
+    refuse_sharding,
+)
+from .sample_grid import refuse_missing_package, write_picture
 from .step_parts import Part, cut_of_step, deviation
 from .training_args import NONE, UNIFORM, WGANTrainingArguments
 from .training_log import CriticLog
@@ -82,7 +90,8 @@ class WGANTrainer(Trainer):
         torch.Size([3, 2])
     """
 
-    # Losses are weighted by the samples of their micro-batch here, and not averaged by the Trainer.
+    # Losses are weighted by the samples of their micro-batch here, and not averaged by the Trainer: said for its later
+    # versions; for earlier ones by model_accepts_loss_kwargs and a number of items.
     loss_is_scaled_for_ga = True
     args: WGANTrainingArguments
 
@@ -104,7 +113,7 @@ class WGANTrainer(Trainer):
         for name, network in ((GENERATOR, generator), (CRITIC, critic)):
             if not isinstance(network, nn.Module):
                 raise ValueError(f"{name}: a {type(network).__name__} is given; it has to be a torch.nn.Module.")
-        _refuse_keywords(kwargs)
+        refuse_keywords(kwargs)
         check_settings(args)
         self.latent_size = latent_size_of(generator, args.latent_size)
         kwargs.setdefault("data_collator", collate_samples)
@@ -118,6 +127,7 @@ class WGANTrainer(Trainer):
             **kwargs,
         )
         refuse_sharding(self)
+        self.model_accepts_loss_kwargs = True
         self.features = features
         self.points = args.sampler
         self._critic_log = CriticLog()
@@ -126,7 +136,10 @@ class WGANTrainer(Trainer):
         self.add_callback(_AfterCriticStep(self))
         batch = None if train_dataset is None else first_batch(self.data_collator, train_dataset)
         if batch is not None:
-            check_networks(generator, critic, self._latents("check", 0, 0, 2), self._real_of(batch))
+            real = self._real_of(batch)
+            check_networks(generator, critic, self._latents("check", 0, 0, 2), real)
+            if args.sample_steps:
+                refuse_missing_package(real)
 
     @property
     def networks(self) -> GenerativeNetworks:
@@ -168,11 +181,11 @@ class WGANTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], None]:
+    ) -> tuple[list[Any], int]:
         """The Trainer's micro-batches of one step; they are looked at together when the first one is trained on."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches, self._parts = [self._real_of(batch) for batch in batches], []
-        return [{SAMPLES: batch} for batch in self._batches], None
+        return [{SAMPLES: batch} for batch in self._batches], sum(map(len, self._batches))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's step, on the next part of the batch."""
@@ -202,7 +215,7 @@ class WGANTrainer(Trainer):
 
     def _prepared_parts(self) -> list[Part]:
         """Generated samples and points for all micro-batches of a critic step."""
-        step, penalised = self.state.global_step, self._penalised(self.state.global_step)
+        step = self.state.global_step
         cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
         parts = []
         for real, (first, share) in zip(self._batches, cut, strict=True):
@@ -210,7 +223,7 @@ class WGANTrainer(Trainer):
             with torch.no_grad(), self.accelerator.autocast():
                 generated = samples_of(self.networks.generator(latents)).to(real.dtype)
             parts.append(Part(first, share, real, generated))
-        if not penalised:
+        if self.args.penalty == NONE or step % self.args.penalty_every:
             return parts
         given: dict[str, Any] = {}
         if isinstance(self.points, LocalPoints):
@@ -220,9 +233,6 @@ class WGANTrainer(Trainer):
             draws = ItemDraws((self.args.seed, "points", step), part.first_item, len(part.real))
             part.points = self.points(part.real, part.generated, generator=draws, **given)
         return parts
-
-    def _penalised(self, step: int) -> bool:
-        return self.args.penalty != NONE and step % self.args.penalty_every == 0
 
     def _after_critic_step(self) -> None:
         """Clip the critic; then the generator's step, where one is due, on as many samples as the critic had."""
@@ -343,22 +353,14 @@ class WGANTrainer(Trainer):
         samples = self.sample(self.args.sample_count)
         if not self.args.should_save:
             return None
-        path = Path(str(self.args.output_dir)) / "samples" / f"step-{self.state.global_step:06d}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if is_image(samples):
-            path = path.with_suffix(".png")
-            grid = image_grid(samples, self.args.sample_low, self.args.sample_high)
-            save_image_grid(grid, path)
-            for callback in self.callback_handler.callbacks:
-                writer = getattr(callback, "tb_writer", None)
-                if writer is not None:
-                    writer.add_image("samples", grid, self.state.global_step)
-        elif is_planar(samples):
-            path = path.with_suffix(".png")
-            save_scatter(samples, path)
-        else:
-            path = path.with_suffix(".pt")
-            torch.save(samples.cpu(), path)
+        args, step = self.args, self.state.global_step
+        path, grid = write_picture(
+            samples, Path(str(args.output_dir)) / "samples" / f"step-{step:06d}", args.sample_low, args.sample_high
+        )
+        for callback in self.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None and grid is not None:
+                writer.add_image("samples", grid, step)
         return path
 
     def _comparison(self) -> SampleComparison:
@@ -373,29 +375,13 @@ class WGANTrainer(Trainer):
         draws = ItemDraws((self.args.seed if seed is None else seed, purpose, step), first_item, items)
         shape = (items, self.latent_size)
         latents = 2 * draws.uniform(shape) - 1 if self.args.latent_prior == UNIFORM else draws.normal(shape)
-        return latents.to(self.args.device, _floating_type(self.networks.generator))
+        return latents.to(self.args.device, floating_type(self.networks.generator))
 
     def _real_of(self, batch: Any) -> Tensor:
         samples = batch.get(SAMPLES) if isinstance(batch, dict) else None
         if not isinstance(samples, Tensor):
             raise ValueError(f"data_collator: it has to return {{{SAMPLES!r}: tensor}}, the real samples of a batch.")
-        return samples.to(self.args.device, _floating_type(self.networks.critic))
-
-
-def _refuse_keywords(given: dict[str, Any]) -> None:
-    remedies = {
-        "model": "give generator and critic",
-        "model_init": "give generator and critic",
-        "compute_loss_func": "override compute_loss",
-        "optimizers": "give optim and the critic_* and generator_* settings in the arguments, or override "
-        "create_optimizer",
-    }
-    for name in given.keys() & remedies:
-        raise ValueError(f"{name} has no meaning for two networks: {remedies[name]}.")
-
-
-def _floating_type(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        return samples.to(self.args.device, floating_type(self.networks.critic))
 
 
 class _AfterCriticStep(TrainerCallback):

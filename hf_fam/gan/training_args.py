@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Optional
@@ -20,6 +19,17 @@ NORMAL, UNIFORM = "normal", "uniform"
 PRIORS = (NORMAL, UNIFORM)
 # Metrics of which less is better; the Trainer takes more to be better unless a name ends in "loss".
 _DISTANCES = ("emd", "frechet_distance", "wasserstein_estimate", "gradient_penalty", "gradient_violation")
+
+_NUMBERS = (
+    "penalty_lambda",
+    "penalty_target",
+    "penalty_radius",
+    "clip_limit",
+    "ema_decay",
+    "sample_low",
+    "sample_high",
+)
+_RATES = ("learning_rate", "adam_beta1", "adam_beta2")
 
 # HfArgumentParser reads annotations, and "X | None" as strings only from Python 3.10.x on: Optional works everywhere.
 # ruff: noqa: UP045
@@ -248,13 +258,14 @@ class WGANTrainingArguments(TrainingArguments):
 
 def _numbers_from_strings(args: WGANTrainingArguments) -> None:
     """YAML reads 1e-4 as a string."""
-    for f in dataclasses.fields(WGANTrainingArguments):
-        value = getattr(args, f.name)
-        if isinstance(value, str) and f.type in ("float", "Optional[float]"):
+    own = [f"{network}{name}" for network in ("", "critic_", "generator_") for name in _RATES]
+    for name in (*_NUMBERS, *own):
+        value = getattr(args, name)
+        if isinstance(value, str):
             try:
-                setattr(args, f.name, float(value))
+                setattr(args, name, float(value))
             except ValueError:
-                raise ValueError(f"{f.name}={value!r} is not a number: give one, such as 0.001.") from None
+                raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
 
 
 def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:

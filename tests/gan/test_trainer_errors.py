@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 def test_arguments(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wgan_arguments(tmp_path, **{"penalty_target": 1.0, **given})
+
+
+def test_numbers_from_yaml(tmp_path: Path) -> None:
+    """YAML reads 1e-4 as a string."""
+    args = wgan_arguments(tmp_path, learning_rate="1e-4", critic_learning_rate="1e-3", ema_decay=".9")
+    assert (args.learning_rate, args.critic_learning_rate, args.ema_decay) == (1e-4, 1e-3, 0.9)
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [
@@ -96,6 +103,15 @@ def test_other_arguments(tmp_path: Path) -> None:
         WGANTrainer(tiny_generator(), tiny_critic(), args=args, train_dataset=points())
     with pytest.raises(ValueError, match="model_init has no meaning"):
         WGANTrainer(tiny_generator(), tiny_critic(), args=wgan_arguments(tmp_path), model_init=tiny_critic)
+
+
+@pytest.mark.parametrize(("missing", "given"), [("matplotlib", {"sample_steps": 2}), ("scipy", {"eval_emd": True})])
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, given: dict[str, Any]) -> None:
+    """Said before the training, not in it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    with pytest.raises(ValueError, match=rf"{missing}: pip install 'hf-fam\[gan\]'"):
+        wgan_trainer(tmp_path, **given)
 
 
 def test_trying_the_networks_changes_nothing(tmp_path: Path) -> None:
