@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
 from .draws import ItemDraws
 from .evaluation import Features, SampleComparison
@@ -133,7 +134,7 @@ class WGANTrainer(Trainer):
         self._critic_log = CriticLog()
         self._parts: list[Part] = []
         self._batches: list[Tensor] = []
-        self.add_callback(_AfterCriticStep(self))
+        self.add_callback(AfterCriticStep(self))
         batch = None if train_dataset is None else first_batch(self.data_collator, train_dataset)
         if batch is not None:
             real = self._real_of(batch)
@@ -233,6 +234,9 @@ class WGANTrainer(Trainer):
             draws = ItemDraws((self.args.seed, "points", step), part.first_item, len(part.real))
             part.points = self.points(part.real, part.generated, generator=draws, **given)
         return parts
+
+    def _begin_training(self) -> None:
+        self._critic_log = CriticLog()
 
     def _after_critic_step(self) -> None:
         """Clip the critic; then the generator's step, where one is due, on as many samples as the critic had."""
@@ -382,20 +386,3 @@ class WGANTrainer(Trainer):
         if not isinstance(samples, Tensor):
             raise ValueError(f"data_collator: it has to return {{{SAMPLES!r}: tensor}}, the real samples of a batch.")
         return samples.to(self.args.device, floating_type(self.networks.critic))
-
-
-class _AfterCriticStep(TrainerCallback):
-    """The moments at which the Trainer's loop lets the generator and the pictures in."""
-
-    def __init__(self, trainer: WGANTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._critic_log = CriticLog()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._after_critic_step()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.sample_steps and (state.global_step % args.sample_steps == 0 or state.global_step == state.max_steps):
-            self._trainer.save_samples()
