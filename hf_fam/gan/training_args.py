@@ -8,7 +8,7 @@ from typing import Optional
 
 from transformers import TrainingArguments
 
-from .penalty import ONE, SIDES, ZERO, check_penalty
+from .penalty import ONE, SIDES, check_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
 from .schedule import CriticSchedule
 
@@ -284,6 +284,3 @@ def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ..
     value = getattr(args, name)
     if value not in choices:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")
-
-
-__all__ = ["NONE", "NORMAL", "POINTS", "UNIFORM", "ZERO", "WGANTrainingArguments"]
