@@ -31,8 +31,8 @@ def rows_of(records: Iterable[Record], condition: str, strength: float) -> list[
     return sorted(found, key=lambda r: r["seed"])
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}"
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
