@@ -105,7 +105,7 @@ def test_sweep_goes_on_and_report_reads_it(tmp_path: Path, capsys: Any, monkeypa
     for module in (sweep, report):
         monkeypatch.setattr(module, "STRENGTHS", {"one": (0.1, 10.0), "two": (0.1, 10.0), "clipping": (0.01, 0.1)})
     results = tmp_path / "sweep.jsonl"
-    given = ["--output", str(results), "--generator_steps", "4"]
+    given = ["--output", str(results), "--generator_steps", "6"]
     sweep.main([*given, "--seeds", "1"])
     first = results.read_text()
     assert len(first.splitlines()) == 6
