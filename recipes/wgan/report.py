@@ -107,7 +107,7 @@ def verdicts(records: list[Record], level: float = 0.05) -> str:
             said = "this does not show; the difference is within the scatter between seeds"
         lines.append(
             f"- {claim}: **{said}** ({found.mean:+.3f} ± {found.deviation:.3f} on the log scale, lower in {lower} of "
-            f"{len(seeds)} seeds, p = {found.t:.3f})."
+            f"{len(seeds)} seeds, p = {found.t:.2g})."
         )
     return "\n".join(lines) + "\n"
 
@@ -131,8 +131,8 @@ def difference(one: list[float], two: list[float]) -> list[str]:
     found = compare(one, two)
     lower = sum(a < b for a, b in zip(one, two, strict=True))
     return [
-        f"{found.mean:+.3f} ± {found.deviation:.3f}", f"{lower} of {len(one)}", f"{found.t:.3f}",
-        f"{found.wilcoxon:.3f}",
+        f"{found.mean:+.3f} ± {found.deviation:.3f}", f"{lower} of {len(one)}", f"{found.t:.2g}",
+        f"{found.wilcoxon:.2g}",
     ]  # fmt: skip
 
 
