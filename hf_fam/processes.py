@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -59,3 +60,18 @@ def stop_together(problem: str | None, accelerator: Any) -> None:
     said = f"in process {number} of {accelerator.num_processes}, {first}"
     error = NonFiniteFlatnessError if accelerator.is_main_process else StoppedWithTheOthersError
     raise error(said)
+
+
+def refuse_lonely_processes(args: Any) -> None:
+    """Refuse processes that were started together and do not know of each other.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
+        raise ValueError(
+            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
+            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
+            "GPUs find out why torch.cuda.is_available() is False."
+        )

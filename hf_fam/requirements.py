@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from .estimators import PERTURBATION
+from .processes import refuse_lonely_processes
 from .relative_flatness import RelativeFlatness
 
 _SHARDED = (
@@ -82,7 +82,7 @@ def refuse_split_models(args: Any) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
-    _refuse_lonely_processes(args)
+    refuse_lonely_processes(args)
     if args.fsdp or _is_zero3(args):
         raise ValueError(_SHARDED)
     temperature = getattr(args, "temperature", 1.0)
@@ -90,16 +90,6 @@ def refuse_split_models(args: Any) -> None:
         raise ValueError(
             f"temperature={temperature!r}: TRL's trainers divide the logits by it out of sight, so kappa would be that "
             "of other logits: set it to 1.0."
-        )
-
-
-def _refuse_lonely_processes(args: Any) -> None:
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
-        raise ValueError(
-            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
-            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
-            "GPUs find out why torch.cuda.is_available() is False."
         )
 
 

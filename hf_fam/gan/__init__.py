@@ -5,21 +5,50 @@ Imported on demand only: ``from hf_fam.gan import gradient_penalty``. See docs/g
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .data import collate_samples
+from .distances import earth_movers_distance, frechet_distance
+from .draws import ItemDraws
 from .interpolation import Interpolation, LatentPath, interpolate
 from .penalty import gradient_norms, gradient_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
+from .schedule import CriticSchedule
 from .without_gradients import clip_weights, transport_penalty
 
+if TYPE_CHECKING:
+    from .trainer import WGANTrainer
+    from .training_args import WGANTrainingArguments
+
+# What needs transformers comes on demand: the rest works with torch alone.
+_HOMES = {"WGANTrainer": "trainer", "WGANTrainingArguments": "training_args"}
+
 __all__ = [
+    "CriticSchedule",
     "GeneratedPoints",
     "Interpolation",
+    "ItemDraws",
     "LatentPath",
     "LinePoints",
     "LocalPoints",
     "RealPoints",
+    "WGANTrainer",
+    "WGANTrainingArguments",
     "clip_weights",
+    "collate_samples",
+    "earth_movers_distance",
+    "frechet_distance",
     "gradient_norms",
     "gradient_penalty",
     "interpolate",
     "transport_penalty",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

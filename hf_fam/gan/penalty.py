@@ -61,15 +61,27 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
         >>> gradient_penalty(critic, LinePoints()(real, fake)).item()  # (5 - 1)^2
         16.0
     """
+    check_penalty(side, target)
+    return penalty_of_norms(gradient_norms(critic, points), side, target)
+
+
+def check_penalty(side: str, target: float) -> None:
+    """Refuse a side that does not exist, or a target that it cannot have.
+
+    Raises:
+        ValueError: naming the argument.
+    """
     if side not in SIDES:
         raise ValueError(f"side={side!r}: give one of {', '.join(map(repr, SIDES))}.")
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f'target={target!r}: give a positive number; side="zero" is the penalty without a target.')
     if side == ZERO and target != 1.0:
         raise ValueError(f'target={target!r} has no meaning with side="zero", which penalises every gradient.')
-    excess = gradient_norms(critic, points)
-    if side != ZERO:
-        excess = excess - target
+
+
+def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:
+    """The mean penalty of norms that were computed by `gradient_norms`."""
+    excess = norms if side == ZERO else norms - target
     if side == ONE:
         excess = excess.relu()
     return excess.square().mean()

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .draws import ItemDraws
+
+Draws = torch.Generator | ItemDraws
+
 AROUND = ("real", "generated", "both")
 
 
@@ -22,13 +26,13 @@ class LinePoints:
         torch.Size([4, 3])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
         """Draw the points.
 
         Args:
             real: of shape (n, ...).
             generated: of the same shape.
-            generator: where the random numbers come from; None: torch's own.
+            generator: where the random numbers come from, a ``torch.Generator`` or `ItemDraws`; None: torch's own.
 
         Raises:
             ValueError: the shapes differ.
@@ -67,25 +71,36 @@ class LocalPoints:
         if not (math.isfinite(self.radius) and self.radius > 0):
             raise ValueError(f"radius={self.radius!r}: give a positive number of standard deviations.")
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        real: Tensor,
+        generated: Tensor,
+        *,
+        generator: Draws | None = None,
+        deviations: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Draw the points.
 
         Args:
             real: of shape (n, ...).
             generated: of the same shape.
-            generator: where the random numbers come from; None: torch's own.
+            generator: where the random numbers come from, a ``torch.Generator`` or `ItemDraws`; None: torch's own.
+            deviations: std of the real and of the generated samples, where these are a part of a larger batch.
 
         Raises:
             ValueError: the shapes differ.
         """
         _same_shape(real, generated)
-        batches = {"real": [real], "generated": [generated], "both": [real, generated]}[self.around]
-        return torch.cat([self._near(batch.detach(), generator) for batch in batches])
+        batches = {"real": [real], "generated": [generated], "both": [real, generated]}
+        if deviations is None:
+            deviations = real.detach().std(correction=0), generated.detach().std(correction=0)
+        spreads = {"real": deviations[:1], "generated": deviations[1:], "both": deviations}
+        pairs = zip(batches[self.around], spreads[self.around], strict=True)
+        return torch.cat([self._near(batch.detach(), spread, generator) for batch, spread in pairs])
 
-    def _near(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _near(self, batch: Tensor, deviation: Tensor, generator: Draws | None) -> Tensor:
         delta = 2 * _uniform(batch.shape, batch, generator) - 1
-        spread = self.radius * batch.std(correction=0)
-        return batch + _one_a_sample(batch, generator) * delta * spread
+        return batch + _one_a_sample(batch, generator) * delta * (self.radius * deviation)
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ class RealPoints:
         tensor([[1., 1.]])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
         """The real samples, detached."""
         return real.detach()
 
@@ -111,7 +126,7 @@ class GeneratedPoints:
         tensor([[0., 0.]])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
         """The generated samples, detached."""
         return generated.detach()
 
@@ -124,11 +139,13 @@ def _same_shape(real: Tensor, generated: Tensor) -> None:
         )
 
 
-def _uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: Draws | None) -> Tensor:
     """U(0, 1), drawn where the generator is."""
+    if isinstance(generator, ItemDraws):
+        return generator.uniform(shape).to(like)
     device = like.device if generator is None else generator.device
     return torch.rand(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
 
-def _one_a_sample(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _one_a_sample(like: Tensor, generator: Draws | None) -> Tensor:
     return _uniform((len(like),), like, generator).reshape(-1, *[1] * (like.ndim - 1))

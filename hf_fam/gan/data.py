@@ -1,0 +1,69 @@
+"""Batches of real samples from data sets of any common form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLES = "samples"
+# What the fields of items are called that hold the sample itself; the first that is there is taken.
+_COLUMNS = (SAMPLES, "pixel_values", "image", "images", "x", "data")
+
+
+def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
+    """Stack the samples of some items, and leave everything else of them.
+
+    Args:
+        items: tensors or arrays; tuples whose first entry is one, as of (image, label); or mappings, whose field
+            ``samples``, ``pixel_values``, ``image``, ``images``, ``x`` or ``data`` is one, or their only field.
+
+    Returns:
+        ``samples``, of shape (n, ...), floating-point.
+
+    Raises:
+        ValueError: there is no sample, or it is not floating-point.
+
+    Examples:
+        >>> collate_samples([(torch.zeros(2), 1), (torch.ones(2), 0)])
+        {'samples': tensor([[0., 0.],
+                [1., 1.]])}
+    """
+    samples = [_sample(item) for item in items]
+    shapes = {tuple(sample.shape) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"train_dataset: samples of different shapes, {sorted(shapes)}: bring them to one.")
+    batch = torch.stack(samples)
+    if not batch.is_floating_point():
+        raise ValueError(
+            f"train_dataset: samples of type {batch.dtype}: give floating-point ones, in the range of the generator's "
+            "output (for images with tanh: x.float() / 127.5 - 1)."
+        )
+    return {SAMPLES: batch}
+
+
+def _sample(item: Any) -> Tensor:
+    if isinstance(item, Mapping):
+        names = [name for name in _COLUMNS if name in item] or (list(item) if len(item) == 1 else [])
+        if not names:
+            raise ValueError(
+                f"train_dataset: items have the fields {', '.join(map(repr, item))}, and none of them is called "
+                f"{', '.join(map(repr, _COLUMNS))}: rename the field of the sample, or give a data_collator that "
+                f"returns {{{SAMPLES!r}: tensor}}."
+            )
+        item = item[names[0]]
+    elif isinstance(item, (tuple, list)) and item and isinstance(item[0], Tensor):
+        item = item[0]
+    try:
+        sample = torch.as_tensor(item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"train_dataset: an item of type {type(item).__name__} is no tensor ({error}): transform images to "
+            "tensors in the data set, or give a data_collator that returns "
+            f"{{{SAMPLES!r}: tensor}}."
+        ) from None
+    if sample.ndim == 0:
+        raise ValueError("train_dataset: samples are single numbers: give each as a tensor of shape (1,).")
+    return sample

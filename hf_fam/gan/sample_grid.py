@@ -1,0 +1,100 @@
+"""Pictures of generated samples."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Images side by side, about as many rows as columns, a pixel between them.
+
+    Args:
+        samples: of shape (n, channels, height, width) with 1 or 3 channels.
+        low: value of black.
+        high: value of white.
+
+    Returns:
+        uint8, of shape (channels, height, width) of the grid.
+
+    Examples:
+        >>> image_grid(torch.zeros(5, 1, 4, 4)).shape
+        torch.Size([1, 9, 14])
+    """
+    count, channels, height, width = samples.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = torch.zeros(channels, rows * (height + 1) - 1, columns * (width + 1) - 1, dtype=torch.uint8)
+    levels = ((samples.detach().cpu().float() - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    for number, image in enumerate(levels):
+        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def refuse_missing_package(samples: Tensor) -> None:
+    """Refuse samples of which no picture can be written here.
+
+    Raises:
+        ValueError: Pillow, or for points of the plane matplotlib, is missing.
+    """
+    package = "PIL" if _are_images(samples) else "matplotlib" if _are_planar(samples) else None
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ValueError(f"sample_steps: pictures need {package}: pip install 'hf-fam[gan]', or set sample_steps=0.")
+
+
+def write_picture(samples: Tensor, stem: Path, low: float, high: float) -> tuple[Path, Tensor | None]:
+    """Write samples as a grid of images, as points of the plane, or, if they are neither, as a tensor.
+
+    Args:
+        samples: of shape (n, ...).
+        stem: the file without its ending.
+        low: value of black, for images.
+        high: value of white.
+
+    Returns:
+        The file, and the grid where there is one.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    picture = stem.with_suffix(".png")
+    if _are_images(samples):
+        grid = image_grid(samples, low, high)
+        _save_grid(grid, picture)
+        return picture, grid
+    if _are_planar(samples):
+        _save_scatter(samples, picture)
+        return picture, None
+    torch.save(samples.cpu(), stem.with_suffix(".pt"))
+    return stem.with_suffix(".pt"), None
+
+
+def _are_images(samples: Tensor) -> bool:
+    return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+def _are_planar(samples: Tensor) -> bool:
+    return samples.ndim == 2 and samples.shape[1] == 2
+
+
+def _save_grid(grid: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    channels_last = grid.permute(1, 2, 0)
+    Image.fromarray((channels_last[..., 0] if grid.shape[0] == 1 else channels_last).contiguous().numpy()).save(path)
+
+
+def _save_scatter(samples: Tensor, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    x, y = samples.detach().cpu().double().T.numpy()
+    axes.scatter(x, y, s=4)
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.savefig(path, dpi=100)

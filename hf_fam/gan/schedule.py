@@ -1,0 +1,51 @@
+"""How many steps a critic makes for one of the generator."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CriticSchedule:
+    """Critic steps before each generator step, as in the code of the first Wasserstein GAN (Arjovsky et al. 2017).
+
+    Args:
+        steps: critic steps before an ordinary generator step.
+        warmup: critic steps before a generator step of the warm-up.
+        warmup_steps: number of generator steps at the beginning that belong to the warm-up.
+        warmup_every: every so many generator steps, one more belongs to it; 0: none.
+
+    Examples:
+        >>> schedule = CriticSchedule(steps=5, warmup=100, warmup_steps=25, warmup_every=500)
+        >>> schedule.critic_steps(25), schedule.critic_steps(26), schedule.critic_steps(501)
+        (2500, 2505, 4975)
+        >>> schedule.generator_steps(2504), schedule.generator_steps(2505)
+        (25, 26)
+    """
+
+    steps: int = 5
+    warmup: int = 5
+    warmup_steps: int = 0
+    warmup_every: int = 0
+
+    def critic_steps(self, generator_steps: int) -> int:
+        """The number of critic steps that are made when so many generator steps are."""
+        warm = min(generator_steps, self.warmup_steps)
+        long = warm
+        if self.warmup_every:
+            long += _multiples_below(generator_steps, self.warmup_every) - _multiples_below(warm, self.warmup_every)
+        return self.steps * (generator_steps - long) + self.warmup * long
+
+    def generator_steps(self, critic_steps: int) -> int:
+        """The number of generator steps that are made when so many critic steps are."""
+        return bisect.bisect_right(range(critic_steps + 2), critic_steps, key=self.critic_steps) - 1
+
+    def generator_follows(self, critic_step: int) -> bool:
+        """Whether a generator step comes right after a critic step, which is counted from 0."""
+        return self.generator_steps(critic_step + 1) > self.generator_steps(critic_step)
+
+
+def _multiples_below(number: int, divisor: int) -> int:
+    """Of 0, divisor, 2 divisor, ... how many are below a number."""
+    return -(-number // divisor)

@@ -1,0 +1,388 @@
+"""WGANTrainer: ``transformers.Trainer`` for a generator and a critic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from .callback import AfterCriticStep
+from .data import SAMPLES, collate_samples
+from .draws import ItemDraws
+from .evaluation import Features, SampleComparison
+from .networks import GenerativeNetworks, floating_type, samples_of, without_gradients_of
+from .optimizers import CRITIC, GENERATOR, parameter_groups, schedule
+from .penalty import penalty_of_norms
+from .points import LocalPoints
+from .requirements import (
+    check_finite,
+    check_networks,
+    check_settings,
+    first_batch,
+    latent_size_of,
+    refuse_keywords,
+    refuse_sharding,
+)
+from .sample_grid import refuse_missing_package, write_picture
+from .step_parts import Part, cut_of_step, deviation
+from .training_args import NONE, UNIFORM, WGANTrainingArguments
+from .training_log import CriticLog
+from .without_gradients import clip_weights
+
+
+class WGANTrainer(Trainer):
+    """``transformers.Trainer`` for a Wasserstein GAN with a penalty on the critic's gradient.
+
+    Minimises, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
+    ``n_critic``-th such step, by the generator, -E f(generated) (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv
+    1709.08894, for ``penalty="one"``). One step of the Trainer is one step of the critic.
+
+    Both networks are parts of one module, ``trainer.model``, with one optimiser of two groups. Latent codes and points
+    are a function of (seed, step, item): cut into micro-batches and processes in whatever way, training is the same,
+    and a resumed one goes on as an uninterrupted one would. What is saved: ``model.safetensors`` with everything, for
+    resuming; ``generator.safetensors`` (the moving average, where there is one) and ``critic.safetensors`` for use.
+
+    Logged: ``loss`` (the critic's), ``wasserstein_estimate`` (without the penalty), ``gradient_penalty``,
+    ``penalty_term`` = lambda times it, ``gradient_violation`` (largest gradient norm minus the target),
+    ``generator_loss``, ``generator_learning_rate``, ``generator_steps``. Evaluation: ``eval_wasserstein_estimate``,
+    ``eval_gradient_violation``, ``eval_emd``, ``eval_frechet_distance``.
+
+    Args:
+        generator: from latent codes (n, latent_size) to samples.
+        critic: from samples to one number each; without batch normalisation.
+        args: `WGANTrainingArguments`.
+        train_dataset: real samples, as `hf_fam.gan.collate_samples` takes them.
+        eval_dataset: held-out real samples.
+        features: from samples to features (n, m), for the Frechet distance in evaluations.
+        compute_metrics: gets an ``EvalPrediction`` with generated samples as predictions and real ones as label_ids.
+        **kwargs: of the Trainer: data_collator, callbacks, optimizers, ...
+
+    Raises:
+        ValueError: a setting, network or data set that cannot work; the message names it and the remedy.
+
+    Examples:
+        >>> import tempfile
+        >>> from hf_fam.gan import WGANTrainer, WGANTrainingArguments
+        >>> generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+        >>> args = WGANTrainingArguments(
+        ...     output_dir=tempfile.mkdtemp(),
+        ...     latent_size=4,
+        ...     max_generator_steps=2,
+        ...     report_to="none",
+        ...     disable_tqdm=True,
+        ...     use_cpu=True,
+        ...     save_strategy="no",
+        ...     logging_strategy="no",
+        ... )
+        >>> trainer = WGANTrainer(generator, critic, args=args, train_dataset=torch.randn(64, 2))
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> result.global_step, trainer.generator_steps
+        (10, 2)
+        >>> trainer.sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    # Losses are weighted by the samples of their micro-batch here, and not averaged by the Trainer: said for its later
+    # versions; for earlier ones by model_accepts_loss_kwargs and a number of items.
+    loss_is_scaled_for_ga = True
+    args: WGANTrainingArguments
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        args: WGANTrainingArguments | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        features: Features | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = WGANTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, WGANTrainingArguments):
+            raise ValueError(f"args: a {type(args).__name__} says nothing of the critic; give WGANTrainingArguments.")
+        for name, network in ((GENERATOR, generator), (CRITIC, critic)):
+            if not isinstance(network, nn.Module):
+                raise ValueError(f"{name}: a {type(network).__name__} is given; it has to be a torch.nn.Module.")
+        refuse_keywords(kwargs)
+        check_settings(args)
+        self.latent_size = latent_size_of(generator, args.latent_size)
+        kwargs.setdefault("data_collator", collate_samples)
+        networks = GenerativeNetworks(generator, critic, averaged=args.ema_decay is not None)
+        super().__init__(
+            model=networks,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            compute_metrics=compute_metrics,
+            **kwargs,
+        )
+        refuse_sharding(self)
+        self.model_accepts_loss_kwargs = True
+        self.features = features
+        self.points = args.sampler
+        self._critic_log = CriticLog()
+        self._parts: list[Part] = []
+        self._batches: list[Tensor] = []
+        self.add_callback(AfterCriticStep(self))
+        batch = None if train_dataset is None else first_batch(self.data_collator, train_dataset)
+        if batch is not None:
+            real = self._real_of(batch)
+            check_networks(generator, critic, self._latents("check", 0, 0, 2), real)
+            if args.sample_steps:
+                refuse_missing_package(real)
+
+    @property
+    def networks(self) -> GenerativeNetworks:
+        """Both networks in one module."""
+        found: Any = self.model
+        assert isinstance(found, GenerativeNetworks)
+        return found
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator as it is trained."""
+        return self.networks.generator
+
+    @property
+    def critic(self) -> nn.Module:
+        """The critic."""
+        return self.networks.critic
+
+    @property
+    def ema_generator(self) -> nn.Module | None:
+        """The moving average of the generator, where one is kept."""
+        return self.networks.ema_generator
+
+    @property
+    def generator_steps(self) -> int:
+        """Generator steps made so far."""
+        return self.args.critic_schedule.generator_steps(self.state.global_step)
+
+    def sample(self, count: int, seed: int | None = None) -> Tensor:
+        """Samples of the generator, of its moving average where there is one, in evaluation mode.
+
+        Args:
+            count: how many.
+            seed: of the latent codes; None: ``args.seed``. The first samples do not depend on the count.
+        """
+        return self._comparison().generate(self._latents("samples", 0, 0, count, seed))
+
+    # One step: the critic by the Trainer's own loop, the generator after it.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The Trainer's micro-batches of one step; they are looked at together when the first one is trained on."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._batches, self._parts = [self._real_of(batch) for batch in batches], []
+        return [{SAMPLES: batch} for batch in self._batches], sum(map(len, self._batches))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's step, on the next part of the batch."""
+        if not self._parts:
+            model.train()
+            self._parts = self._prepared_parts()
+        part = self._parts.pop(0)
+        return super().training_step(model, {"part": part}, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The critic's loss on one part of a step: -estimate + lambda penalty, weighted by its share of the samples."""
+        part: Part = inputs["part"]
+        outputs = model(real=part.real, generated=part.generated, points=part.points)
+        loss, step = -outputs["estimate"], self.state.global_step
+        penalty = norms = None
+        weight = self.args.penalty_lambda * self.args.penalty_every
+        if part.points is not None:
+            norms = outputs["norms"]
+            penalty = penalty_of_norms(norms, self.args.penalty, self.args.penalty_target)
+            loss = loss + weight * penalty
+            penalty, norms = penalty.detach(), norms.detach()
+        self._critic_log.add_critic(step, part.share, outputs["estimate"].detach(), penalty, norms, weight)
+        loss = loss * part.share
+        return (loss, outputs) if return_outputs else loss
+
+    def _prepared_parts(self) -> list[Part]:
+        """Generated samples and points for all micro-batches of a critic step."""
+        step = self.state.global_step
+        cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
+        parts = []
+        for real, (first, share) in zip(self._batches, cut, strict=True):
+            latents = self._latents("critic", step, first, len(real))
+            with torch.no_grad(), self.accelerator.autocast():
+                generated = samples_of(self.networks.generator(latents)).to(real.dtype)
+            parts.append(Part(first, share, real, generated))
+        if self.args.penalty == NONE or step % self.args.penalty_every:
+            return parts
+        given: dict[str, Any] = {}
+        if isinstance(self.points, LocalPoints):
+            kinds = [part.real for part in parts], [part.generated for part in parts]
+            given["deviations"] = tuple(deviation(samples, self.accelerator) for samples in kinds)
+        for part in parts:
+            draws = ItemDraws((self.args.seed, "points", step), part.first_item, len(part.real))
+            part.points = self.points(part.real, part.generated, generator=draws, **given)
+        return parts
+
+    def _begin_training(self) -> None:
+        self._critic_log = CriticLog()
+
+    def _after_critic_step(self) -> None:
+        """Clip the critic; then the generator's step, where one is due, on as many samples as the critic had."""
+        if self.args.clip_limit is not None:
+            clip_weights(self.networks.critic, self.args.clip_limit)
+        if not self.args.critic_schedule.generator_follows(self.state.global_step):
+            return
+        model, networks = self.model_wrapped, self.networks
+        model.zero_grad()
+        with without_gradients_of(networks.critic):
+            cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
+            for number, (real, (first, share)) in enumerate(zip(self._batches, cut, strict=True)):
+                latents = self._latents("generator", self.state.global_step, first, len(real))
+                last = number == len(cut) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    self._generator_backward(model, latents, share)
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        assert self.optimizer is not None
+        self.optimizer.step()
+        if self.args.ema_decay is not None:
+            networks.update_average(self.args.ema_decay)
+
+    def _generator_backward(self, model: nn.Module, latents: Tensor, share: float) -> None:
+        loss = model(latents=latents)["generator_loss"]
+        self._critic_log.add_generator(self.state.global_step, share, loss.detach())
+        self.accelerator.backward(loss * share)
+
+    # Optimiser, schedule, checkpoints, logs.
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One optimiser of the kind ``args.optim`` with a group for each network."""
+        if self.optimizer is None:
+            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
+            groups = parameter_groups(self.args, self.critic, self.generator, "betas" in settings)
+            self.optimizer = kind(groups, **settings)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """One schedule, by the steps of each network."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = schedule(self.args, optimizer, self.args.critic_schedule, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's logs; those of the training loss get critic and generator beside them."""
+        if "loss" in logs:
+
+            def mean(tensor: Tensor) -> Tensor:
+                found: Tensor = self.accelerator.reduce(tensor, reduction="mean")
+                return found
+
+            logs.update(self._critic_log.drain(self.args.penalty_target, mean, self.accelerator.gather))
+            logs["generator_steps"] = self.generator_steps
+            assert self.optimizer is not None
+            rates = {group["network"]: group["lr"] for group in self.optimizer.param_groups}
+            logs["generator_learning_rate"] = rates[GENERATOR]
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does, but nothing that could not be resumed from."""
+        check_finite(self.networks, self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Everything for resuming, and each network by itself."""
+        if state_dict is None:  # copies: safetensors takes neither shared nor non-contiguous tensors
+            state = self.networks.state_dict()
+            state_dict = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_model(self.networks.sampling_generator, str(folder / "generator.safetensors"))
+            save_model(self.critic, str(folder / "critic.safetensors"))
+
+    # Evaluation and pictures.
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Compare held-out real samples with generated ones, always of the same latent codes."""
+        real = self._held_out(dataloader)
+        comparison = self._comparison()
+        generated = comparison.generate(self._latents("evaluation", 0, 0, len(real))).to(real.dtype)
+        draws = ItemDraws((self.args.seed, "evaluation points"), 0, len(real))
+        metrics = comparison.metrics(real, generated, self.points(real, generated, generator=draws))
+        if self.compute_metrics is not None:
+            pair = EvalPrediction(predictions=generated.float().cpu().numpy(), label_ids=real.float().cpu().numpy())
+            metrics.update(self.compute_metrics(pair))
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        nothing: Any = None
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=named, num_samples=len(real))
+
+    def _held_out(self, dataloader: Any) -> Tensor:
+        """The first real samples of all processes; the random state that training draws from stays as it is."""
+        found: list[Tensor] = []
+        with torch.random.fork_rng():
+            for batch in dataloader:
+                gathered = self.accelerator.gather_for_metrics(self._real_of(batch))
+                if sum(map(len, found)) < self.args.eval_samples:
+                    found.append(gathered)
+        return torch.cat(found)[: self.args.eval_samples]
+
+    def save_samples(self) -> Path | None:
+        """Write a picture of samples, images or points of the plane, into ``output_dir/samples``; for tensorboard too.
+
+        Returns:
+            Its path; samples of another kind are saved as a tensor. None in processes that write nothing.
+        """
+        samples = self.sample(self.args.sample_count)
+        if not self.args.should_save:
+            return None
+        args, step = self.args, self.state.global_step
+        path, grid = write_picture(
+            samples, Path(str(args.output_dir)) / "samples" / f"step-{step:06d}", args.sample_low, args.sample_high
+        )
+        for callback in self.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None and grid is not None:
+                writer.add_image("samples", grid, step)
+        return path
+
+    def _comparison(self) -> SampleComparison:
+        networks, args = self.networks, self.args
+        return SampleComparison(
+            networks.sampling_generator, networks.critic, args.eval_batch_size, self.features, args.eval_emd,
+            args.penalty_target,
+        )  # fmt: skip
+
+    def _latents(self, purpose: str, step: int, first_item: int, items: int, seed: int | None = None) -> Tensor:
+        """Latent codes that are a function of their numbers, in the generator's type."""
+        draws = ItemDraws((self.args.seed if seed is None else seed, purpose, step), first_item, items)
+        shape = (items, self.latent_size)
+        latents = 2 * draws.uniform(shape) - 1 if self.args.latent_prior == UNIFORM else draws.normal(shape)
+        return latents.to(self.args.device, floating_type(self.networks.generator))
+
+    def _real_of(self, batch: Any) -> Tensor:
+        samples = batch.get(SAMPLES) if isinstance(batch, dict) else None
+        if not isinstance(samples, Tensor):
+            raise ValueError(f"data_collator: it has to return {{{SAMPLES!r}: tensor}}, the real samples of a batch.")
+        return samples.to(self.args.device, floating_type(self.networks.critic))

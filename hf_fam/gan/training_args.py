@@ -1,0 +1,286 @@
+"""The arguments of WGAN training, mixed into the Trainer's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+from transformers import TrainingArguments
+
+from .penalty import ONE, SIDES, check_penalty
+from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
+from .schedule import CriticSchedule
+
+NONE = "none"
+PENALTIES = (*SIDES, NONE)
+POINTS = ("line", "local", "local_generated", "local_both", "real", "generated")
+NORMAL, UNIFORM = "normal", "uniform"
+PRIORS = (NORMAL, UNIFORM)
+# Metrics of which less is better; the Trainer takes more to be better unless a name ends in "loss".
+_DISTANCES = ("emd", "frechet_distance", "wasserstein_estimate", "gradient_penalty", "gradient_violation")
+
+_NUMBERS = (
+    "penalty_lambda",
+    "penalty_target",
+    "penalty_radius",
+    "clip_limit",
+    "ema_decay",
+    "sample_low",
+    "sample_high",
+)
+_RATES = ("learning_rate", "adam_beta1", "adam_beta2")
+
+# HfArgumentParser reads annotations, and "X | None" as strings only from Python 3.10.x on: Optional works everywhere.
+# ruff: noqa: UP045
+
+
+def _optional(help: str) -> float | None:
+    found: float | None = field(default=None, metadata={"help": help})
+    return found
+
+
+@dataclass
+class WGANTrainingArguments(TrainingArguments):
+    """``transformers.TrainingArguments`` and those of `WGANTrainer`.
+
+    A *step* of the Trainer (``max_steps``, ``logging_steps``, ``save_steps``, epochs) is one step of the critic on one
+    batch of real samples; after every ``n_critic``-th comes one of the generator.
+
+    Other defaults than the Trainer's: Adam with learning rate 1e-4 and betas (0.5, 0.9), constant
+    (``lr_scheduler_type``), gradients not clipped (``max_grad_norm=0``), unused columns kept.
+
+    **What is trained how often**
+
+    Args:
+        latent_size: numbers in a latent code; None: the generator's attribute ``latent_size``, its own or its config's.
+        latent_prior: ``"normal"``, or ``"uniform"`` on (-1, 1).
+        n_critic: critic steps before each generator step.
+        n_critic_warmup: the same during the warm-up; None: there is none.
+        n_critic_warmup_steps: generator steps at the beginning that are warm-up.
+        n_critic_warmup_every: one more warm-up step every so many generator steps; 0: none.
+        max_generator_steps: the length of the training in generator steps; sets ``max_steps``.
+
+    **The penalty**, lambda E penalty(||grad f(x)||)
+
+        penalty: ``"one"`` (WGAN-LP), ``"two"`` (WGAN-GP), ``"zero"`` (R1, R2) or ``"none"``.
+        penalty_lambda: its strength lambda, positive.
+        penalty_target: the norm to stay below (or at).
+        penalty_points: where: ``"line"`` between real and generated samples, ``"local"`` (around real ones),
+            ``"local_generated"``, ``"local_both"``, ``"real"``, ``"generated"``.
+        penalty_radius: of the local points, in standard deviations.
+        penalty_every: lazy penalty: at every n-th critic step only, n times as strongly.
+        clip_limit: the baseline without a penalty (``penalty="none"``): weights of the critic are clipped to
+            +-clip_limit after each of its steps.
+
+    **The optimisers.** Both are of the kind ``optim``. What is None is taken from ``learning_rate``,
+    ``adam_beta1``, ``adam_beta2`` and ``lr_scheduler_type``; warm-up steps count each network's own steps.
+
+        critic_learning_rate, critic_adam_beta1, critic_adam_beta2, critic_lr_scheduler_type: the critic's.
+        generator_learning_rate, generator_adam_beta1, generator_adam_beta2, generator_lr_scheduler_type: the
+            generator's; its schedule runs over its own steps.
+        ema_decay: keep a moving average of the generator's weights, avg <- decay avg + (1 - decay) weights after each
+            of its steps; evaluation and sample grids use it.
+
+    **Samples and evaluation**
+
+        sample_steps: save a grid of samples every so many steps, and at the end; 0: none.
+        sample_count: samples in a grid, always of the same latent codes.
+        sample_low, sample_high: values of black and white, for images.
+        eval_samples: real samples, and as many generated ones, that an evaluation compares.
+        eval_emd: compute the exact earth mover's distance; for few dimensions and a few thousand samples.
+
+    Raises:
+        ValueError: a value is out of range; the message names the argument.
+
+    Examples:
+        >>> args = WGANTrainingArguments(output_dir="out", max_generator_steps=100, report_to="none")
+        >>> args.max_steps, args.penalty, args.penalty_lambda
+        (500, 'one', 10.0)
+    """
+
+    # Other defaults of the Trainer's arguments.
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Of both networks, where they have none of their own."}
+    )
+    adam_beta1: float = field(default=0.5, metadata={"help": "Of both networks, likewise."})
+    adam_beta2: float = field(default=0.9, metadata={"help": "Of both networks, likewise."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Of both networks, likewise."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Clip each network's gradient to this norm; 0: do not."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays off: columns are chosen by a collator."}
+    )
+
+    latent_size: Optional[int] = field(
+        default=None, metadata={"help": "Numbers in a latent code; unset: the generator's attribute latent_size."}
+    )
+    latent_prior: str = field(default=NORMAL, metadata={"help": "normal, or uniform on (-1, 1)."})
+    n_critic: int = field(default=5, metadata={"help": "Critic steps before each generator step."})
+    n_critic_warmup: Optional[int] = field(default=None, metadata={"help": "The same during the warm-up."})
+    n_critic_warmup_steps: int = field(default=25, metadata={"help": "Generator steps at the beginning: warm-up."})
+    n_critic_warmup_every: int = field(
+        default=0, metadata={"help": "One more warm-up step every so many generator steps; 0: none."}
+    )
+    max_generator_steps: Optional[int] = field(
+        default=None, metadata={"help": "Length of the training in generator steps; sets max_steps."}
+    )
+    penalty: str = field(default=ONE, metadata={"help": "one (WGAN-LP), two (WGAN-GP), zero (R1, R2) or none."})
+    penalty_lambda: float = field(default=10.0, metadata={"help": "Strength of the penalty."})
+    penalty_target: float = field(default=1.0, metadata={"help": "Norm of the gradient to stay below (or at)."})
+    penalty_points: str = field(default="line", metadata={"help": f"Where: one of {', '.join(POINTS)}."})
+    penalty_radius: float = field(default=1.0, metadata={"help": "Of local points, in standard deviations."})
+    penalty_every: int = field(
+        default=1, metadata={"help": "Lazy penalty: at every n-th critic step only, n times as strongly."}
+    )
+    clip_limit: Optional[float] = _optional("Clip the critic's weights; the baseline, with penalty none.")
+    critic_learning_rate: Optional[float] = _optional("The critic's; unset: learning_rate.")
+    critic_adam_beta1: Optional[float] = _optional("The critic's; unset: adam_beta1.")
+    critic_adam_beta2: Optional[float] = _optional("The critic's; unset: adam_beta2.")
+    critic_lr_scheduler_type: Optional[str] = field(
+        default=None, metadata={"help": "The critic's; unset: lr_scheduler_type."}
+    )
+    generator_learning_rate: Optional[float] = _optional("The generator's; unset: learning_rate.")
+    generator_adam_beta1: Optional[float] = _optional("The generator's; unset: adam_beta1.")
+    generator_adam_beta2: Optional[float] = _optional("The generator's; unset: adam_beta2.")
+    generator_lr_scheduler_type: Optional[str] = field(
+        default=None, metadata={"help": "The generator's, over its own steps; unset: lr_scheduler_type."}
+    )
+    ema_decay: Optional[float] = _optional("Keep a moving average of the generator's weights.")
+    sample_steps: int = field(default=0, metadata={"help": "Save a grid of samples every so many steps; 0: none."})
+    sample_count: int = field(default=64, metadata={"help": "Samples in a grid."})
+    sample_low: float = field(default=-1.0, metadata={"help": "Value of black in the samples, for images."})
+    sample_high: float = field(default=1.0, metadata={"help": "Value of white in the samples, for images."})
+    eval_samples: int = field(default=1000, metadata={"help": "Samples of each kind that an evaluation compares."})
+    eval_emd: bool = field(default=False, metadata={"help": "Exact earth mover's distance, for few dimensions."})
+
+    def __post_init__(self) -> None:
+        """Validate, then let the Trainer's arguments do the same."""
+        _numbers_from_strings(self)
+        self._check_steps()
+        self._check_penalty()
+        self._check_optimizers()
+        self._check_samples()
+        if self.max_generator_steps is not None:
+            steps = self.critic_schedule.critic_steps(self.max_generator_steps)
+            if self.max_steps not in (-1, steps):
+                raise ValueError(
+                    f"max_steps={self.max_steps} and max_generator_steps={self.max_generator_steps}, which is "
+                    f"max_steps={steps}: give one of them."
+                )
+            self.max_steps = steps
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in _DISTANCES and self.greater_is_better is None:
+            self.greater_is_better = False
+        super().__post_init__()
+
+    @property
+    def critic_schedule(self) -> CriticSchedule:
+        """Critic steps before each generator step."""
+        if self.n_critic_warmup is None:
+            return CriticSchedule(self.n_critic, self.n_critic)
+        return CriticSchedule(
+            self.n_critic, self.n_critic_warmup, self.n_critic_warmup_steps, self.n_critic_warmup_every
+        )
+
+    @property
+    def sampler(self) -> LinePoints | LocalPoints | RealPoints | GeneratedPoints:
+        """The object that draws the points of the penalty."""
+        if self.penalty_points.startswith("local"):
+            around = self.penalty_points.removeprefix("local").removeprefix("_") or "real"
+            return LocalPoints(around, self.penalty_radius)
+        if self.penalty_points == "line":
+            return LinePoints()
+        return RealPoints() if self.penalty_points == "real" else GeneratedPoints()
+
+    def _check_steps(self) -> None:
+        for name in ("n_critic", "n_critic_warmup", "latent_size", "max_generator_steps", "penalty_every"):
+            _check_whole(self, name, 1)
+        for name in ("n_critic_warmup_steps", "n_critic_warmup_every"):
+            _check_whole(self, name, 0)
+        _check_choice(self, "latent_prior", PRIORS)
+        if self.n_critic_warmup is None and self.n_critic_warmup_every:
+            raise ValueError(
+                f"n_critic_warmup_every={self.n_critic_warmup_every} has no meaning without n_critic_warmup: give the "
+                "number of critic steps before such a generator step, n_critic_warmup=100."
+            )
+
+    def _check_penalty(self) -> None:
+        _check_choice(self, "penalty", PENALTIES)
+        _check_choice(self, "penalty_points", POINTS)
+        for name in ("penalty_lambda", "penalty_target", "penalty_radius", "clip_limit"):
+            _check_positive(self, name)
+        if self.penalty_radius != 1 and not self.penalty_points.startswith("local"):
+            raise ValueError(
+                f"penalty_radius={self.penalty_radius!r} has no meaning with penalty_points={self.penalty_points!r}: "
+                'it is for "local", "local_generated" and "local_both".'
+            )
+        if self.penalty != NONE:
+            try:
+                check_penalty(self.penalty, self.penalty_target)
+            except ValueError as error:
+                raise ValueError(f"penalty={self.penalty!r}, penalty_{error}") from None
+        if self.clip_limit is not None and self.penalty != NONE:
+            raise ValueError(
+                f"clip_limit={self.clip_limit!r} and penalty={self.penalty!r}: clipping is the baseline without a "
+                'penalty; give penalty="none" with it, or leave it out.'
+            )
+        if self.clip_limit is None and self.penalty == NONE:
+            raise ValueError(
+                'penalty="none" without clip_limit: nothing would bound the critic\'s slope; give a limit such as '
+                'clip_limit=0.01, or a penalty ("one").'
+            )
+
+    def _check_optimizers(self) -> None:
+        for network in ("critic", "generator"):
+            _check_positive(self, f"{network}_learning_rate")
+            for beta in ("adam_beta1", "adam_beta2"):
+                value = getattr(self, f"{network}_{beta}")
+                if value is not None and not 0 <= value < 1:
+                    raise ValueError(f"{network}_{beta}={value!r}: give a number of at least 0 and below 1.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay!r}: give a number between 0 and 1, such as 0.999, or None.")
+        if self.fp16:
+            raise ValueError(
+                "fp16=True: the scaled loss of float16 training and a penalty that is squared after a gradient was "
+                "taken need different scales, and the scaler skips steps of one network alone. Use bf16=True, whose "
+                "range is that of float32, or float32."
+            )
+
+    def _check_samples(self) -> None:
+        _check_whole(self, "sample_steps", 0)
+        for name in ("sample_count", "eval_samples"):
+            _check_whole(self, name, 1)
+        if not self.sample_low < self.sample_high:
+            raise ValueError(f"sample_low={self.sample_low!r}, sample_high={self.sample_high!r}: low has to be below.")
+
+
+def _numbers_from_strings(args: WGANTrainingArguments) -> None:
+    """YAML reads 1e-4 as a string."""
+    own = [f"{network}{name}" for network in ("", "critic_", "generator_") for name in _RATES]
+    for name in (*_NUMBERS, *own):
+        value = getattr(args, name)
+        if isinstance(value, str):
+            try:
+                setattr(args, name, float(value))
+            except ValueError:
+                raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
+
+
+def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:
+    value = getattr(args, name)
+    if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+
+
+def _check_positive(args: WGANTrainingArguments, name: str) -> None:
+    value = getattr(args, name)
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}={value!r}: give a positive number.")
+
+
+def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(args, name)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")

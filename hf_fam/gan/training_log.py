@@ -1,0 +1,85 @@
+"""What the trainer logs of critic and generator: kept on the device, gathered only when something is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class CriticLog:
+    """Means over the steps since the last log; of the slopes, the largest.
+
+    Examples:
+        >>> log = CriticLog()
+        >>> log.add_critic(0, 1.0, torch.tensor(2.0), torch.tensor(0.25), torch.tensor([0.5, 1.5]), 10.0)
+        >>> log.drain(1.0, lambda t: t, lambda t: t)
+        {'wasserstein_estimate': 2.0, 'gradient_penalty': 0.25, 'penalty_term': 2.5, 'gradient_violation': 0.5}
+    """
+
+    _estimates: dict[int, list[Tensor]] = field(default_factory=dict)
+    _penalties: dict[int, list[Tensor]] = field(default_factory=dict)
+    _terms: dict[int, list[Tensor]] = field(default_factory=dict)
+    _generator: dict[int, list[Tensor]] = field(default_factory=dict)
+    _largest: list[Tensor] = field(default_factory=list)
+
+    def add_critic(
+        self,
+        step: int,
+        share: float,
+        estimate: Tensor,
+        penalty: Tensor | None = None,
+        norms: Tensor | None = None,
+        weight: float = 0.0,
+    ) -> None:
+        """Note one micro-batch of a critic step.
+
+        Args:
+            step: optimiser steps already taken.
+            share: factor with which the micro-batch enters the mean over its step.
+            estimate: mean f(real) - mean f(generated), detached.
+            penalty: without lambda, where it was computed in this step.
+            norms: of the gradients that it penalises.
+            weight: lambda, times the interval of a lazy penalty.
+        """
+        self._estimates.setdefault(step, []).append(estimate * share)
+        if penalty is None or norms is None:
+            return
+        self._penalties.setdefault(step, []).append(penalty * share)
+        self._terms.setdefault(step, []).append(penalty * (share * weight))
+        self._largest.append(norms.max())
+
+    def add_generator(self, step: int, share: float, loss: Tensor) -> None:
+        """Note one micro-batch of a generator step."""
+        self._generator.setdefault(step, []).append(loss * share)
+
+    def drain(
+        self, target: float, mean_over_processes: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """The means since the last call, under the names that are logged.
+
+        Args:
+            target: the norm that gradients should stay below.
+            mean_over_processes: averages a tensor over all processes.
+            gather: stacks one-element tensors of all processes.
+        """
+        logs: dict[str, float] = {}
+        named = (
+            ("wasserstein_estimate", self._estimates, self._estimates),
+            ("gradient_penalty", self._penalties, self._penalties),
+            # A lazy penalty is 0 in between, and its term a mean over all critic steps.
+            ("penalty_term", self._terms, self._estimates),
+            ("generator_loss", self._generator, self._generator),
+        )
+        for name, found, counted in named:
+            if found:
+                total = torch.stack([part for parts in found.values() for part in parts]).sum()
+                logs[name] = mean_over_processes(total / len(counted)).item()
+        if self._largest:
+            logs["gradient_violation"] = gather(torch.stack(self._largest).max().reshape(1)).max().item() - target
+        for kept in (self._estimates, self._penalties, self._terms, self._generator, self._largest):
+            kept.clear()
+        return {name: float(f"{value:.7g}") for name, value in logs.items()}

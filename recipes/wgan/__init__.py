@@ -1,0 +1,1 @@
+"""Wasserstein GANs: toy distributions of the plane and FashionMNIST, and penalties compared on one of the former."""
