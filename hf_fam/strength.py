@@ -9,9 +9,9 @@ from .estimators import CLOSED_FORM, DENSE, GAUSS_NEWTON, HEAD_ESTIMATORS, HESSI
 from .flatness.heads import LARGE_VOCABULARY
 
 # Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
-# likelihood (recipes/comparison/plans/first_strengths.yaml). On frozen features 0.01 was confirmed to be better for a hidden
-# layer, but where pooler and head are trained on a frozen trunk, or all of MiniLM is, it is too strong or does nothing
-# (docs/results.md): so the default stays one that hurts nowhere.
+# likelihood (recipes/comparison/plans/first_strengths.yaml). On frozen features 0.01 was confirmed to be better for a
+# hidden layer, but where pooler and head are trained on a frozen trunk, or all of MiniLM is, it is too strong or does
+# nothing (docs/results.md): so the default stays a careful one.
 DEFAULT_LAMBDA = {
     **dict.fromkeys((CLOSED_FORM, ROW_PROBES, DENSE, HESSIAN, GAUSS_NEWTON), 0.001),
     PERTURBATION: 0.003,

@@ -186,7 +186,7 @@ def test_fsdp(tmp_path: Path, fsdp: object) -> None:
     trainer = fam_trainer(tmp_path)
     trainer.args.fsdp = fsdp
     said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
-    assert_says(said, "FSDP", "DistributedDataParallel", "hf_fam.injection.attach", "docs/distributed.md")
+    assert_says(said, "FSDP", "DistributedDataParallel", "hf_fam.attach", "docs/distributed.md")
 
 
 def test_fsdp_by_a_configuration_of_accelerate(tmp_path: Path) -> None:
