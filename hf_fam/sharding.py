@@ -34,7 +34,7 @@ def refuse_what_sharding_breaks(model: nn.Module, layer: FeatureLayer, estimator
     if not first_order:
         raise ValueError(
             f'the model is sharded by FSDP, and estimator="{estimator}" would differentiate the loss before its '
-            "backward pass, which FSDP takes for the backward pass itself: use hf_fam.injection.attach for the head, "
+            "backward pass, which FSDP takes for the backward pass itself: use hf_fam.attach for the head, "
             'or estimator="perturbation" for any layer (docs/distributed.md).'
         )
     if _contains(layer.module, "FSDPModule"):

@@ -46,5 +46,5 @@ def test_what_differentiates_twice_is_refused(found: dict[str, Any]) -> None:
     assert len(refusals) == 5
     for name in ("closed_form", "gauss_newton", "hessian", "dense"):
         assert "sharded by FSDP" in refusals[name] and name in refusals[name]
-        assert "hf_fam.injection.attach" in refusals[name] and 'estimator="perturbation"' in refusals[name]
+        assert "hf_fam.attach" in refusals[name] and 'estimator="perturbation"' in refusals[name]
     assert "'3' is sharded on its own" in refusals["own group"]
