@@ -58,7 +58,7 @@ def test_scale_of_the_loss_is_one_decision(tmp_path: Path, together: Any) -> Non
     """Process 0 cannot tell from its first batch, without labels, whether the model honours num_items_in_batch."""
     (first, scaled, told), (second, *others) = (found["scaling"] for found in together[0])
     assert largest_difference(first, second) == 0
-    assert others == [scaled, told] == [None, True]  # what the Trainer had before is restored after the training
+    assert others == [scaled, told] == [False, True]  # the correction stands until the next training
     reference = net_trainer(tmp_path, without_first_labels(), "classes", 8, fam_loss_scaling="corrected")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
