@@ -56,6 +56,8 @@ CONFIGURATIONS = {
     "curvature_control": {"strength": 0.01, "q": "tempered", "temperature": 2.0},
     "fam_layers": {"strength": 0.01, "layers": "head+representation"},
     "fam_share": {"share": 0.01, "layer": "representation", "ramp": "loss"},
+    "fam_reach": {"strength": 0.01, "layer": "representation", "reach": "tail"},
+    "fam_everywhere": {"delta": 0.3},
     "fam_running": {"strength": 0.1, "layer": "representation"},
 }
 

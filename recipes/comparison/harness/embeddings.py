@@ -1,4 +1,4 @@
-"""Frozen sentence embeddings of all-MiniLM-L6-v2, computed once a text and kept on disk."""
+"""Frozen features of all-MiniLM-L6-v2, computed once a text and kept on disk."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ def _store(path: Path) -> dict[str, Tensor]:
     return torch.load(path) if path.exists() else {}
 
 
-def embed(texts: Sequence[tuple[str, ...]], cache: Path) -> Tensor:
-    """Mean over tokens of the last layer, shape ``(texts, 384)``; pairs are read together, as in fine-tuning.
+def embed(texts: Sequence[tuple[str, ...]], cache: Path, tokens: str = "mean") -> Tensor:
+    """The last layer's output, shape ``(texts, 384)``; pairs are read together, as in fine-tuning.
 
     Args:
         texts: tuples of one or two sentences.
         cache: folder for what was computed before.
+        tokens: ``"mean"`` over tokens, which the model was trained for, or the ``"first"`` alone, which BERT's
+            pooler reads.
     """
-    path = cache / "minilm.pt"
+    path = cache / ("minilm.pt" if tokens == "mean" else f"minilm-{tokens}.pt")
     store = _store(path)
     names = [hashlib.blake2b("\0".join(t).encode(), digest_size=16).hexdigest() for t in texts]
     missing = sorted(
@@ -58,7 +60,8 @@ def embed(texts: Sequence[tuple[str, ...]], cache: Path) -> Tensor:
         with torch.no_grad():
             hidden = _model()(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
-        store.update(zip((n for n, _ in chunk), ((hidden * mask).sum(1) / mask.sum(1)).unbind(), strict=True))
+        found = hidden[:, 0] if tokens == "first" else (hidden * mask).sum(1) / mask.sum(1)
+        store.update(zip((n for n, _ in chunk), found.unbind(), strict=True))
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")  # jobs side by side lose work at worst

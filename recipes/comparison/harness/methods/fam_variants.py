@@ -57,6 +57,75 @@ class OneLayer(Penalty):
         return self._flatness.capture()
 
 
+@register("fam_reach")
+class OneSided(OneLayer):
+    """``strength * kappa`` whose gradient moves one side of the layer's features only.
+
+    A trunk that moves can lower kappa by itself, where a frozen one leaves it to the layer and what lies above.
+
+    Args:
+        strength: lambda.
+        layer: the feature layer.
+        reach: ``"tail"``, W and the parameters that the model defines after it, or ``"trunk"``, all others.
+        estimator: see `RelativeFlatness`.
+    """
+
+    def __init__(self, strength: float, layer: str, reach: str, estimator: str = "auto") -> None:
+        if reach not in ("tail", "trunk"):
+            raise ValueError(f"reach={reach!r}: give 'tail' or 'trunk'.")
+        super().__init__(layer, estimator)
+        self._strength, self._reach = strength, reach
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        super().attach(model, seed)
+        parameters = list(model.parameters())
+        weight = self._flatness.layer.module.weight
+        start = next(k for k, p in enumerate(parameters) if p is weight)
+        self._tail = [p for p in parameters[start:] if p.requires_grad]
+
+    def term(self, loss: Tensor) -> Tensor:
+        kappa = self._flatness(loss)
+        found = torch.autograd.grad(kappa, self._tail, retain_graph=True, allow_unused=True)
+        # Zero, with the tail's part of kappa's gradient.
+        tail = sum((g * (p - p.detach())).sum() for g, p in zip(found, self._tail, strict=True) if g is not None)
+        return self._strength * (kappa.detach() + tail if self._reach == "tail" else kappa - tail)
+
+
+@register("fam_everywhere")
+class EveryLayer(Penalty):
+    """The loss under relative perturbations of the features of many layers at once: ``sum_l delta^2 / (2 m_l) kappa_l``.
+
+    Args:
+        delta: size of the perturbation, relative to the features.
+        layers: the layers whose names contain this.
+    """
+
+    regimes = ("finetune",)
+
+    def __init__(self, delta: float, layers: str = "output.dense") -> None:
+        self._delta, self._layers = delta, layers
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        self._flatness = []
+        for k, (name, module) in enumerate(model.named_modules()):
+            if self._layers in name and isinstance(module, nn.Linear):
+                generator = torch.Generator().manual_seed(1000 * seed + k)
+                self._flatness.append(RelativeFlatness(model, module, "perturbation", generator=generator))
+        if not self._flatness:
+            raise ValueError(f"layers={self._layers!r}: no linear layer of the model is called so.")
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for flatness in self._flatness:
+                strength = self._delta**2 / (2 * flatness.layer.in_features)
+                stack.enter_context(flatness.capture(strength))
+            yield
+
+    def term(self, loss: Tensor) -> Tensor:
+        return torch.stack([flatness(loss) for flatness in self._flatness]).sum()
+
+
 @register("fam_running")
 class RunningStrength(OneLayer):
     """``strength / (1 + running mean of kappa) * kappa``: about the logarithm of kappa where it is large.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import finetune, finetune_images, frozen_mlp, small_cnn
+from . import finetune, finetune_images, frozen_head, frozen_mlp, small_cnn
 from .outcome import Outcome
 
 REGIMES: dict[str, ModuleType] = {
     "frozen_mlp": frozen_mlp,
+    "frozen_head": frozen_head,
     "small_cnn": small_cnn,
     "finetune": finetune,
     "finetune_images": finetune_images,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
@@ -36,12 +38,29 @@ def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path
     model = AutoModelForSequenceClassification.from_pretrained(minilm_path(), num_labels=split.classes)
     unfreeze(model, settings.trainable)
     data = {part: tokenised(getattr(split, part), settings.max_length) for part in PARTS}
+    keep_words(model, data)
     shortest_first = {
         part: np.argsort([len(e["input_ids"]) for e in d], kind="stable") for part, d in data.items()
     }  # so that little is padded
     arguments = arguments_for(settings, seed, bf16=settings.bf16, train_sampling_strategy="group_by_length")
     collator = DataCollatorWithPadding(tokenizer())
     return train_and_predict(method, model, data, arguments, shortest_first, data_collator=collator)
+
+
+def keep_words(model: nn.Module, data: dict[str, list[dict[str, Any]]]) -> None:
+    """Drop the embeddings of words that do not occur, and number the others anew: a fifth of a step's time.
+
+    They get no gradient, so without weight decay they would stay as they are: training is the same.
+    """
+    embeddings = model.get_input_embeddings()
+    used = {0, *itertools.chain.from_iterable(e["input_ids"] for part in data.values() for e in part)}  # 0: padding
+    numbers = {word: k for k, word in enumerate(sorted(used))}
+    with torch.no_grad():
+        kept = embeddings.weight[sorted(used)].clone()
+    embeddings.weight = nn.Parameter(kept, requires_grad=embeddings.weight.requires_grad)
+    embeddings.num_embeddings = model.config.vocab_size = len(used)
+    for example in itertools.chain.from_iterable(data.values()):
+        example["input_ids"] = [numbers[word] for word in example["input_ids"]]
 
 
 def unfreeze(model: nn.Module, trainable: str) -> None:
