@@ -29,7 +29,7 @@ class Method:
     """Cross-entropy, AdamW and nothing else. The arguments of a method are its configuration."""
 
     # Regimes that the method has no meaning in are left out of its plan.
-    regimes = ("frozen_mlp", "frozen_head", "small_cnn", "finetune", "finetune_images")
+    regimes = ("frozen_mlp", "frozen_head", "small_cnn", "finetune", "finetune_images", "scratch_images")
 
     def adapt(self, settings: Any) -> Any:
         """Change the regime's settings."""

@@ -93,7 +93,7 @@ class OneSided(OneLayer):
 
 @register("fam_everywhere")
 class EveryLayer(Penalty):
-    """The loss under relative perturbations of the features of many layers at once: ``sum_l delta^2 / (2 m_l) kappa_l``.
+    """The loss under relative perturbations of many layers' features at once: ``sum_l delta^2 / (2 m_l) kappa_l``.
 
     Args:
         delta: size of the perturbation, relative to the features.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import finetune, finetune_images, frozen_head, frozen_mlp, small_cnn
+from . import finetune, finetune_images, frozen_head, frozen_mlp, scratch_images, small_cnn
 from .outcome import Outcome
 
 REGIMES: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ REGIMES: dict[str, ModuleType] = {
     "small_cnn": small_cnn,
     "finetune": finetune,
     "finetune_images": finetune_images,
+    "scratch_images": scratch_images,
 }
 
 __all__ = ["REGIMES", "Outcome"]
