@@ -19,6 +19,9 @@ from .base import register
 from .penalty import Penalty
 
 
+FEATURES = ("own", "normalised", "centred")
+
+
 @register("curvature_control")
 class CurvatureControl(Penalty):
     """``strength * mean_i Var_{k~q_i}((J u_i)_k)``: kappa of softmax cross-entropy where q is softmax(z).
@@ -29,17 +32,19 @@ class CurvatureControl(Penalty):
         q: ``"own"`` softmax(z), kappa itself; ``"detached"``, held constant, so that being confident is not rewarded;
             ``"uniform"``, a pure Jacobian norm; ``"tempered"``, softmax(z / temperature).
         temperature: of ``"tempered"``.
-        features: ``"own"``, or ``"normalised"`` to the length sqrt(m), so that nothing is gained by shrinking them.
+        features: ``"own"``; ``"normalised"`` to the length sqrt(m), so that nothing is gained by shrinking them; or
+            ``"centred"``, without their mean over the batch: what all items share, in BERT's first token a single
+            feature for the most part, then does not count as size.
     """
 
     def __init__(
         self, strength: float, layer: str = "representation", q: str = "own", temperature: float = 1.0,
         features: str = "own",
     ) -> None:  # fmt: skip
-        if q not in ("own", "detached", "uniform", "tempered") or features not in ("own", "normalised"):
+        if q not in ("own", "detached", "uniform", "tempered") or features not in FEATURES:
             raise ValueError(f"q={q!r}, features={features!r}: see the docstring for what can be given.")
         self._strength, self._name, self._q, self._temperature = strength, layer, q, temperature
-        self._normalised = features == "normalised"
+        self._features = features
 
     def attach(self, model: nn.Module, seed: int) -> None:
         self._layer, self._head = FeatureLayer(model, self._name), FeatureLayer(model, "head")
@@ -55,7 +60,9 @@ class CurvatureControl(Penalty):
     def term(self, loss: Tensor) -> Tensor:
         (capture,), (head,) = self._captures, self._heads
         phi, z, logits = capture.features, capture.pre_activations, head.pre_activations
-        if self._normalised:
+        if self._features == "centred":
+            phi = phi - phi.detach().mean(0, keepdim=True)
+        elif self._features == "normalised":
             phi = phi / phi.norm(dim=-1, keepdim=True).clamp_min(1e-6) * phi.shape[-1] ** 0.5
         self._step += 1
         numbers = (self._seed, self._step)
