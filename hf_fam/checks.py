@@ -8,18 +8,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .estimators import GAUSS_NEWTON, HESSIAN, PERTURBATION
+from .estimators import DENSE, GAUSS_NEWTON, HEAD_ESTIMATORS, HESSIAN, PERTURBATION, ROW_PROBES
 from .feature_layer import Capture, FeatureLayer
 from .flatness.autograd_graph import between, is_product, multiplied_by_parameters, passes_by
 from .flatness.batch import Batch
 from .flatness.coupling import calls_are_nested
 from .flatness.curvature import SecondDerivativeError, second_derivatives
+from .flatness.heads import LARGE_VOCABULARY
+from .flatness.linear_map import RowMap
 
 # Why compiled code and second derivatives do not go together, and what does.
 _COMPILED = (
     "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
     "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
 )
+
+
+def refuse_to_center(layer: FeatureLayer, estimator: str) -> None:
+    """Refuse to centre the features of a layer, or under an estimator, that has no such form.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if not isinstance(layer.linear_map, RowMap):
+        raise ValueError(
+            f"center=True is for linear layers, and '{layer.name}' is a convolution, whose padding would move with the "
+            "mean: leave it at False."
+        )
+    large = estimator in HEAD_ESTIMATORS and layer.out_features > LARGE_VOCABULARY
+    if estimator in (DENSE, ROW_PROBES) or large:
+        raise ValueError(
+            f"center=True is not possible with estimator=\"{estimator}\" at '{layer.name}': leave it at False, or use "
+            f'"{HESSIAN}" or "{PERTURBATION}".'
+        )
 
 
 def check_captures(

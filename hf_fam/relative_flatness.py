@@ -11,7 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .checks import check_captures, check_logits, check_reaches_loss, explain, refuse_without_closed_form
+from .checks import (
+    check_captures,
+    check_logits,
+    check_reaches_loss,
+    explain,
+    refuse_to_center,
+    refuse_without_closed_form,
+)
 from .compilation import is_compiled
 from .estimators import (
     DENSE,
@@ -33,6 +40,7 @@ from .estimators import (
 )
 from .exact_norms import ExactNorms, refuse_fused_norms
 from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
+from .feature_mean import FeatureMean
 from .flatness.batch import Batch, RecheckSchedule, Seeds
 from .flatness.curvature import SecondDerivativeError, gradients, range_scale, refuse_once_differentiable, wide
 from .flatness.head_injection import HeadInjection
@@ -68,14 +76,22 @@ class RelativeFlatness:
             effectively computes; for comparison).
         token_fraction: for ``"closed_form"`` and ``"row_probes"`` under softmax cross-entropy: the part of the rows
             with a label that is looked at, drawn anew every time, above 0 and at most 1. Unbiased.
+        center: perturb the features around their running mean (`FeatureMean`) instead of around 0. The layer's bias
+            takes up a shift of the features, so the function is the same; kappa then does not count what all items
+            share, which in BERT's first token is most of ``||phi||^2``. The first batch only shows the mean: its kappa
+            has no gradient. Not the papers' definition, and for linear layers only.
 
     Attributes:
         layer: the `FeatureLayer`.
+        mean: the features' running mean, or None without ``center``.
         estimator: name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form.
+        ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
+            ``mean.end_step`` when all micro-batches of a step are over.
 
     Raises:
-        ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``probes``
-            below 1; ``token_fraction`` out of range or for another estimator; a model in ``torch.nn.DataParallel``.
+        ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``center`` for a
+            layer or an estimator that has none; ``probes`` below 1; ``token_fraction`` out of range or for another
+            estimator; a model in ``torch.nn.DataParallel``.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -100,6 +116,7 @@ class RelativeFlatness:
         *,
         gradient: str = FULL,
         token_fraction: float = 1.0,
+        center: bool = False,
     ) -> None:
         check_choice("estimator", estimator, ESTIMATORS)
         check_choice("gradient", gradient, GRADIENTS)
@@ -126,6 +143,10 @@ class RelativeFlatness:
                 f"was chosen for '{self.layer.name}': leave it at 1."
             )
         self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
+        if center:
+            refuse_to_center(self.layer, self.estimator)
+        self.mean = FeatureMean() if center else None
+        self.ends_steps = True
         if self.estimator == DENSE:
             refuse_tied_weight(unwrap(model), self.layer)
         self._weights_only = gradient == WEIGHTS_ONLY
@@ -175,6 +196,8 @@ class RelativeFlatness:
                 estimator is another.
         """
         self._reference = None  # with it goes the graph of a pass that was never differentiated
+        if self.mean is not None and self.ends_steps:
+            self.mean.end_step()
         module = unwrap(self._model)
         if type(module) is not self._looked_at:  # fully_shard gives a model another class
             self._looked_at, self._sharded = type(module), is_sharded(module)
@@ -212,6 +235,9 @@ class RelativeFlatness:
         batch = self._batch(loss)
         looking = self._schedule.due()
         kappa = self._estimated(batch, looking)
+        if self.mean is not None:
+            kappa = kappa if self.mean.value is not None else kappa.detach()
+            self.mean.note(batch.features)
         # A loss of 0, of a batch without labels, says nothing.
         if looking and kappa.requires_grad and kappa.detach() == 0 and loss.detach() != 0:
             warnings.warn(
@@ -294,6 +320,9 @@ class RelativeFlatness:
                 f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
                 "capture(strength=0.01), with a lambda that is not negative."
             )
+        if self.mean is not None:
+            strength = 0.0 if self.mean.value is None else strength
+            self._estimate.centre = self.mean.value
         self._estimate.begin(strength, self._next_seeds())
         self.layer.perturb = self._estimate.perturb
 
@@ -332,6 +361,7 @@ class RelativeFlatness:
             logits=[c.pre_activations for c in heads or []],
             seeds=self._next_seeds(),
             weights_only=self._weights_only,
+            centre=None if self.mean is None else self.mean.of([c.features for c in captures]),
         )
 
     def _next_seeds(self) -> Seeds:

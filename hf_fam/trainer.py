@@ -17,6 +17,7 @@ from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
+from .regime import find_regime
 from .relative_flatness import RelativeFlatness
 from .requirements import check_requirements, refuse_parallelism
 from .strength import Strength, default_lambda, warmup_steps
@@ -62,6 +63,7 @@ class FAMMixin(_Host):
         self.fam_args = fam_args
         self._flatness: RelativeFlatness | None = None
         self._flatness_key: tuple[Any, ...] = ()
+        self._regime_of: tuple[Any, ...] = ()
         self._fam_log = FlatnessLog()
         self._step_and_micro_batch = (-1, 0)
         self._squares: list[Tensor] = []
@@ -76,20 +78,26 @@ class FAMMixin(_Host):
         """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
         fam = self.fam_args
         fam.validate_fam()
+        question = self.model, fam.fam_layer, fam.fam_estimator
+        if question != self._regime_of:
+            self._regime_of = question
+            self._regime = find_regime(self._whole_model(), fam.fam_layer, fam.fam_estimator)
         key = (
-            self.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient, fam.fam_token_fraction,
+            *question, self._regime, fam.fam_probes, fam.fam_gradient, fam.fam_token_fraction, fam.fam_center,
         )  # fmt: skip
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
             self._flatness = RelativeFlatness(
                 self._whole_model(),
-                fam.fam_layer,
+                self._regime.layer,
                 fam.fam_estimator,
                 fam.fam_probes,
                 gradient=fam.fam_gradient,
                 token_fraction=fam.fam_token_fraction,
+                center=self._regime.frozen_trunk if fam.fam_center is None else fam.fam_center,
             )
+            self._flatness.ends_steps = False
             self._flatness_key = key
             check_requirements(self.args, self._flatness)
             refuse_parallelism(self)
@@ -157,6 +165,9 @@ class FAMMixin(_Host):
             model, step = self.accelerator.unwrap_model(self.model), self.state.global_step
             problem = self._fam_log.problem() or problem_of_weights(model, step, self._fam_lambda())
             stop_together(problem, self.accelerator)
+            mean = self.relative_flatness.mean
+            if mean is not None:
+                self._remember(mean=mean.state())
         super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(
@@ -204,7 +215,8 @@ class FAMMixin(_Host):
         if given is not None:
             return given
         flatness = self.relative_flatness
-        return default_lambda(flatness.estimator, flatness.layer.out_features)
+        frozen = self._regime.frozen_trunk and flatness.mean is not None
+        return default_lambda(flatness.estimator, flatness.layer.out_features, frozen)
 
     def _fam_strength(self, model: nn.Module) -> float:
         """lambda for this batch; 0 in evaluation, in skipped steps and where FAM is off."""
@@ -232,6 +244,9 @@ class FAMMixin(_Host):
 
     def _record(self, loss: Tensor, kappa: Tensor, strength: float, num_items_in_batch: Any) -> None:
         """Note the micro-batch for the log, and what the next step's cap needs."""
+        mean = self.relative_flatness.mean
+        if mean is not None and mean.value is None:
+            return  # the first step shows the mean of the features, and the term does not act
         step, number = self._step_and_micro_batch
         capped = self.fam_args.fam_max_grad_ratio is not None
         squares = None
@@ -270,17 +285,30 @@ class FAMMixin(_Host):
                 with self.relative_flatness.capture(0.0):
                     loss: Any = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
                 self.relative_flatness(loss)
+            if self.relative_flatness.mean is not None:
+                self.relative_flatness.mean.forget_step()
         return told
 
     def _lagged_ratio(self) -> float | None:
         """``||d kappa|| / ||d loss||`` of the step before; the Trainer keeps it in trainer_state.json."""
+        ratio: float | None = self._remembered().get("unit_ratio")
+        return ratio
+
+    def _remembered(self) -> dict[str, Any]:
         saved: Any = self.state.stateful_callbacks
-        return saved.get(_STATE, {}).get("unit_ratio")
+        return saved.get(_STATE, {})
+
+    def _remember(self, **what: Any) -> None:
+        saved: Any = self.state.stateful_callbacks
+        saved[_STATE] = {**self._remembered(), **what}
 
     def _begin_training(self) -> None:
         """Forget an earlier training, or an attempt that was broken off (``auto_find_batch_size``)."""
         self._began, self._step_and_micro_batch = False, (-1, 0)
         self._fam_log, self._squares = FlatnessLog(), []
+        self._regime_of = ()  # layers may have been frozen since
+        if self._fam_lambda() > 0 and self.relative_flatness.mean is not None:
+            self.relative_flatness.mean.load(self._remembered().get("mean"), self.relative_flatness.layer.weight)
 
     def _before_optimizer_step(self) -> None:
         """Stop at a NaN where looking costs little; sum squared gradients over processes for the next step's cap.
@@ -289,7 +317,11 @@ class FAMMixin(_Host):
         """
         capped, on_cpu = self.fam_args.fam_max_grad_ratio is not None, self.args.device.type == "cpu"
         acted = self._step_and_micro_batch[0] == self.state.global_step
-        if not (capped or on_cpu) or not acted:
+        if not acted:
+            return
+        if self.relative_flatness.mean is not None:
+            self.relative_flatness.mean.end_step(functools.partial(self.accelerator.reduce, reduction="sum"))
+        if not (capped or on_cpu):
             return
         problem = self._fam_log.problem() if on_cpu else None
         found, self._squares = self._squares, []
@@ -298,8 +330,7 @@ class FAMMixin(_Host):
         if stopping:
             stop_together(problem, self.accelerator)
         if capped:
-            saved: Any = self.state.stateful_callbacks
-            saved[_STATE] = {"unit_ratio": ratio_of_norms(*totals)}
+            self._remember(unit_ratio=ratio_of_norms(*totals))
 
 
 class _Moments(TrainerCallback):

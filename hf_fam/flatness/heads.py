@@ -61,7 +61,7 @@ class ClosedForm:
         looking = self._schedule.due()
         if looking or self._form is None:
             self._form = recognise_calls(batch)
-        calls = zip(batch.features, batch.pre_activations, strict=True)
+        calls = zip(batch.perturbed, batch.pre_activations, strict=True)
         parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, self._form) for phi, z in calls]
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 

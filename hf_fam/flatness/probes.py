@@ -26,7 +26,7 @@ class RandomProbes(ABC):
     def __call__(self, batch: Batch) -> Tensor:
         """kappa of the batch, in the graph."""
         coupling = self.coupling(batch)
-        features = [phi.detach() for phi in batch.features] if batch.weights_only else batch.features
+        features = [phi.detach() for phi in batch.perturbed] if batch.weights_only else batch.perturbed
         kappa = batch.loss.new_zeros(())
         for k in range(self.probes):
             kappa = kappa + self.probe(batch, draw(features, batch.linear_map, coupling, batch.seeds, k))

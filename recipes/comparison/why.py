@@ -10,7 +10,6 @@ layer has nothing left to resist with? Appends to why/runs.jsonl, skips what is 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("out/comparison"), help="folder for frozen embeddings")
     options = parser.parse_args(arguments)
     done = {key(r) for r in read_results([options.results])} if options.results.exists() else set()
-    wanted = [(t, m, s) for s in options.seeds for t in TRUNKS for m in METHODS if useful(t, m) and (t, m, s) not in done]
+    wanted = [
+        (t, m, s) for s in options.seeds for t in TRUNKS for m in METHODS if useful(t, m) and (t, m, s) not in done
+    ]
     if wanted and options.data is None:
         parser.error("give --data FOLDER, or set HF_FAM_DATA")
     context = multiprocessing.get_context("spawn")

@@ -18,7 +18,6 @@ from hf_fam.flatness.gauss_newton_probe import push_forward
 from .base import register
 from .penalty import Penalty
 
-
 FEATURES = ("own", "normalised", "centred")
 
 

@@ -15,7 +15,18 @@ from .base import Method, register
 
 @register("fam")
 class FAM(Method):
-    """The library, through `RelativeFlatness` in small networks and through `FAMTrainer` in fine-tuning."""
+    """The library, through `RelativeFlatness` in small networks and through `FAMTrainer` in fine-tuning.
+
+    Args:
+        strength: lambda.
+        layer: the feature layer.
+        estimator: see `RelativeFlatness`.
+        gradient: see `RelativeFlatness`.
+        probes: see `RelativeFlatness`.
+        cap: fam_max_grad_ratio.
+        warmup: fam_warmup_steps.
+        features: ``"own"``, or ``"centred"`` on their running mean.
+    """
 
     def __init__(
         self,
@@ -26,7 +37,11 @@ class FAM(Method):
         probes: int = 1,
         cap: float | None = None,
         warmup: float = 0.0,
+        features: str = "own",
     ) -> None:
+        if features not in ("own", "centred"):
+            raise ValueError(f"features={features!r}: give 'own' or 'centred'.")
+        self._center = features == "centred"
         self._strength, self._layer, self._estimator = strength, layer, estimator
         self._gradient, self._probes, self._cap, self._warmup = gradient, probes, cap, warmup
 
@@ -35,7 +50,7 @@ class FAM(Method):
             raise ValueError("a cap and a warm-up are parts of FAMTrainer: use a regime that trains with it.")
         generator = torch.Generator().manual_seed(seed)
         self._flatness = RelativeFlatness(
-            model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient
+            model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient, center=self._center
         )
 
     def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -51,6 +66,7 @@ class FAM(Method):
             fam_estimator=self._estimator,
             fam_gradient=self._gradient,
             fam_probes=self._probes,
+            fam_center=self._center,
             fam_max_grad_ratio=self._cap,
             fam_warmup_steps=self._warmup,
         )
