@@ -69,6 +69,7 @@ class FlatnessSummary:
         kappa_before: as it was logged first, or None.
         base_model: name of the model that was fine-tuned, or None if there was none.
         step_time_ratio: seconds a step over those of plain training, if they were measured.
+        centred: whether features were taken around their running mean.
 
     Examples:
         >>> FlatnessSummary("classifier", 400, "closed_form", "full", strength=0.005, kappa=None).delta
@@ -84,6 +85,7 @@ class FlatnessSummary:
     kappa_before: float | None = None
     base_model: str | None = None
     step_time_ratio: float | None = None
+    centred: bool = False
 
     @property
     def delta(self) -> float:
@@ -95,6 +97,7 @@ class FlatnessSummary:
         rows = {
             "base model": self.base_model,
             "layer": self.layer,
+            "features": "centred on their running mean" if self.centred else None,
             "estimator of κ": self.estimator,
             "gradient of κ": self.gradient,
             "strength λ": f"{self.strength:.4g}",

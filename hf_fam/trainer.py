@@ -208,6 +208,7 @@ class FAMMixin(_Host):
             kappa_before=first_logged(self.state.log_history, "fam_kappa"),
             base_model=base_model or name_of_base_model(self.model),
             step_time_ratio=step_time_ratio,
+            centred=flatness.mean is not None,
         )
 
     def _fam_lambda(self) -> float:
