@@ -246,3 +246,52 @@ def test_efficientnet_takes_the_weights_of_the_package() -> None:
     outputs = model(torch.randint(0, 255, (2, 3, 32, 32)), labels=torch.tensor([1, 2]))
     assert outputs.logits.shape == (2, 10) and outputs.loss > 0
     assert isinstance(model, EfficientNetLite0) and FeatureLayer(model, "head").name == "classifier"
+
+
+def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tensor]:
+    """Of the term, on the second batch (the first one shows the mean)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    x, y = torch.randn(7, 5).double(), torch.randint(0, 4, (7,))
+    given = {"strength": 1.0, "layer": "2", "estimator": "gauss_newton", "features": features}
+    method = make("fam" if reach is None else "fam_reach", given if reach is None else {**given, "reach": reach})
+    method.attach(model, 0)
+    for _ in range(2):
+        loss = method.loss(model, x, y)
+    term = loss - F.cross_entropy(model(x), y)
+    found = torch.autograd.grad(term, list(model.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, model.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize("features", ["own", "centred"])
+def test_one_side_of_the_layer_gets_its_part_of_the_gradient(features: str) -> None:
+    whole, tail, trunk = (gradients_by_parameter(reach, features) for reach in (None, "tail", "trunk"))
+    for k, (g, above, below) in enumerate(zip(whole, tail, trunk, strict=True)):
+        torch.testing.assert_close(above + below, g)
+        torch.testing.assert_close(below if k < 2 else above, g)  # the trunk has two parameters
+        assert k == 5 or g.abs().max() > 1e-6, "nothing to see"
+
+
+def test_many_layers_are_perturbed_at_once() -> None:
+    model, (x, y) = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double(), batch()
+    method = make("fam_everywhere", {"delta": 0.5, "layers": ""})
+    method.attach(model, 0)
+    losses = [float(method.loss(model, x, y).detach()) for _ in range(2)]
+    assert len(method._flatness) == 2 and losses[0] != losses[1]
+    with pytest.raises(ValueError, match="layers='dense'"):
+        make("fam_everywhere", {"delta": 0.5, "layers": "dense"}).attach(model, 0)
+
+
+def test_words_that_do_not_occur_do_not_matter() -> None:
+    """Weights without a gradient do not move, so training is the same without them."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    data = {"train": [{"input_ids": [7, 3, 9], "labels": 0}], "test": [{"input_ids": [3, 11], "labels": 1}]}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes)).eval()
+    before = [model(torch.tensor([e["input_ids"]])).logits for part in data.values() for e in part]
+    finetune.keep_words(model, data)
+    after = [model(torch.tensor([e["input_ids"]])).logits for part in data.values() for e in part]
+    torch.testing.assert_close(after, before)
+    assert model.get_input_embeddings().weight.shape == (5, 16)  # padding, 3, 7, 9, 11

@@ -46,12 +46,12 @@ class SeveralLayers(Penalty):
 class OneLayer(Penalty):
     """A term of the relative flatness of one layer."""
 
-    def __init__(self, layer: str, estimator: str) -> None:
-        self._layer, self._estimator = layer, estimator
+    def __init__(self, layer: str, estimator: str, center: bool = False) -> None:
+        self._layer, self._estimator, self._center = layer, estimator, center
 
     def attach(self, model: nn.Module, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator)
+        self._flatness = RelativeFlatness(model, self._layer, self._estimator, generator=generator, center=self._center)
 
     def watch(self) -> contextlib.AbstractContextManager[Any]:
         return self._flatness.capture()
@@ -68,12 +68,13 @@ class OneSided(OneLayer):
         layer: the feature layer.
         reach: ``"tail"``, W and the parameters that the model defines after it, or ``"trunk"``, all others.
         estimator: see `RelativeFlatness`.
+        features: ``"own"``, or ``"centred"`` on their running mean.
     """
 
-    def __init__(self, strength: float, layer: str, reach: str, estimator: str = "auto") -> None:
-        if reach not in ("tail", "trunk"):
-            raise ValueError(f"reach={reach!r}: give 'tail' or 'trunk'.")
-        super().__init__(layer, estimator)
+    def __init__(self, strength: float, layer: str, reach: str, estimator: str = "auto", features: str = "own") -> None:
+        if reach not in ("tail", "trunk") or features not in ("own", "centred"):
+            raise ValueError(f"reach={reach!r}, features={features!r}: see the docstring for what can be given.")
+        super().__init__(layer, estimator, features == "centred")
         self._strength, self._reach = strength, reach
 
     def attach(self, model: nn.Module, seed: int) -> None:
@@ -85,6 +86,8 @@ class OneSided(OneLayer):
 
     def term(self, loss: Tensor) -> Tensor:
         kappa = self._flatness(loss)
+        if not kappa.requires_grad:  # the first batch only shows the mean of the features
+            return self._strength * kappa
         found = torch.autograd.grad(kappa, self._tail, retain_graph=True, allow_unused=True)
         # Zero, with the tail's part of kappa's gradient.
         tail = sum((g * (p - p.detach())).sum() for g, p in zip(found, self._tail, strict=True) if g is not None)
