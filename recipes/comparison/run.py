@@ -62,8 +62,16 @@ def carry_out(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, initializer=quiet, initargs=(options.threads,)) as pool:
-        for future in as_completed([pool.submit(execute, run, options.data, options.cache) for run in runs]):
+        submitted = [pool.submit(execute_unless_left, os.getpid(), run, options) for run in runs]
+        for future in as_completed(submitted):
             yield future.result()
+
+
+def execute_unless_left(parent: int, run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Workers outlive a parent that was killed, and would go on with runs that nobody writes down."""
+    if os.getppid() != parent:
+        os._exit(1)
+    return execute(run, options.data, options.cache)
 
 
 def quiet(threads: int) -> None:

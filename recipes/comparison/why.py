@@ -47,7 +47,7 @@ TRUNKS: dict[str, tuple[str, dict[str, Any]]] = {
     "all": ("finetune", FINETUNE),
 }
 LAYER = {"layer": "representation", "estimator": "gauss_newton"}
-CENTRED = {**LAYER, "features": "centred", "strength": 0.01}  # the default on a frozen trunk
+CENTRED = {**LAYER, "features": "centred", "strength": 0.01}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {}),
     "kappa": ("fam", CENTRED),
@@ -104,6 +104,7 @@ def look(trunk: str, method: str, seed: int, data: Path, cache: Path) -> dict[st
         "nll": scores["test"]["nll"], "train_loss": scores["train_loss"], "kappa": kappa,
         "wrong_learned": float((outcome.logits["train"].argmax(-1) == given)[wrong].mean()),
         "wrong_moved": float(nearer(features, given, true)[wrong].mean()),
+        "shared": float(np.square(features.mean(0)).sum() / np.square(features).sum(-1).mean()),
     }  # fmt: skip
 
 
@@ -174,8 +175,8 @@ def page(records: list[dict[str, Any]]) -> str:
     lines = [
         "<!-- made by recipes/comparison/why.py -->\n",
         "| trained of the trunk | method | seeds | accuracy | change | p | NLL | wrong labels learned | ... and moved "
-        "to the wrong class | kappa after training |",
-        "| --- | --- |" + " ---: |" * 8,
+        "to the wrong class | kappa | shared |",
+        "| --- | --- |" + " ---: |" * 9,
     ]
     for trunk in TRUNKS:
         of = {m: {r["seed"]: r for r in records if r["trunk"] == trunk and r["method"] == m} for m in METHODS}
@@ -195,7 +196,7 @@ def page(records: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| {trunk} | {method} | {len(runs)} | {100 * mean('accuracy'):.1f} | {change} | {p} | "
                 f"{mean('nll'):.3f} | {100 * mean('wrong_learned'):.0f} % | {100 * mean('wrong_moved'):.0f} % | "
-                f"{mean('kappa'):.2g} |"
+                f"{mean('kappa'):.2g} | {100 * mean('shared'):.0f} % |"
             )
     return "\n".join(lines) + "\n"
 
