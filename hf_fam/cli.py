@@ -6,10 +6,11 @@ torch and transformers are imported by the subcommands alone, so that ``--help``
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .measure_command import add_arguments as add_measure_arguments
@@ -98,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)")
     demo.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
     demo.add_argument("--model", type=Path, help="another encoder with a tokenizer, a folder, instead of all-MiniLM")
+    demo.add_argument(
+        "--frozen_trunk",
+        action="store_true",
+        help="train the pooler and the head alone, with a fifth of the training labels wrong",
+    )
     demo.add_argument("--quick", action="store_true", help="5 intents, 3 epochs: does it run? The numbers mean nothing")
     demo.set_defaults(run=_demo)
     return parser
@@ -140,7 +146,9 @@ def _demo(options: argparse.Namespace) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # that of loading weights; the training keeps its own
-    make = DemoSettings.quick if options.quick else DemoSettings
+    make: Any = DemoSettings.quick if options.quick else DemoSettings
+    if options.frozen_trunk:
+        make = functools.partial(DemoSettings.frozen, quick=options.quick)
     run_demo(make(output_dir=options.output_dir, seed=options.seed, model=options.model))
 
 

@@ -27,12 +27,38 @@ def trunk_is_frozen(model: nn.Module, layer: str | nn.Module) -> bool:
         >>> trunk_is_frozen(model, "representation")
         True
     """
+    below, own = _parameters(model, layer)
+    return bool(below) and any(p.requires_grad for p in own) and not any(p.requires_grad for p in below)
+
+
+def freeze_below(model: nn.Module, layer: str | nn.Module) -> None:
+    """Freeze everything that the model defines before a layer.
+
+    Args:
+        model: the model, without wrappers.
+        layer: what `FeatureLayer` takes.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> freeze_below(model, "representation")
+        >>> [p.requires_grad for p in model.parameters()]
+        [False, False, True, True, True, True]
+    """
+    below, _ = _parameters(model, layer)
+    for parameter in below:
+        parameter.requires_grad_(False)
+
+
+def _parameters(model: nn.Module, layer: str | nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those that the model defines before a layer, and the layer's own."""
     _, module = resolve_layer(model, layer)
-    own = {id(p) for p in module.parameters()}
-    names = list(model.parameters())
-    first = next((k for k, p in enumerate(names) if id(p) in own), 0)
-    trained = any(p.requires_grad for p in module.parameters())
-    return first > 0 and trained and not any(p.requires_grad for p in names[:first])
+    own = list(module.parameters())
+    below: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if any(parameter is p for p in own):
+            break
+        below.append(parameter)
+    return below, own
 
 
 @dataclass(frozen=True)

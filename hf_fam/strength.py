@@ -16,8 +16,8 @@ DEFAULT_LAMBDA = {
     PERTURBATION: 0.003,
 }
 
-# On a frozen trunk, for centred features: the largest of three that cost less than half a point of any task on validation
-# (recipes/comparison/plans/trainer_heads.yaml, heads_frozen.yaml). 0.01 gains more where labels are wrong.
+# On a frozen trunk, for centred features: the largest of three that cost less than half a point of any task on
+# validation (recipes/comparison/plans/trainer_heads.yaml, heads_frozen.yaml). 0.01 gains more where labels are wrong.
 FROZEN_TRUNK_LAMBDA = 0.003
 
 # Language models' heads have far larger features: kappa of SmolLM2-135M's is in the thousands, so that 0.001 would be a

@@ -30,6 +30,7 @@ from hf_fam.demo.run import EpochRecorder, make_trainer
 from hf_fam.demo.task import Task, packaged_model, read_rows
 from hf_fam.demo.timing import interleaved_step_seconds
 from hf_fam.flatness.dense import dense_flatness
+from hf_fam.strength import FROZEN_TRUNK_LAMBDA
 from support.tiny import assert_same_weights
 
 
@@ -55,7 +56,8 @@ def quick(encoder: Path, folder: Path, **changes: Any) -> DemoSettings:
 
 
 def task_of(encoder: Path, settings: DemoSettings) -> Task:
-    return Task.load(AutoTokenizer.from_pretrained(encoder), settings.intents, settings.max_length)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    return Task.load(tokenizer, settings.intents, settings.max_length, settings.wrong_labels, settings.seed)
 
 
 def test_whole_path(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,3 +260,19 @@ def test_the_demo_itself(tmp_path: Path) -> None:
     for run in result["runs"].values():
         assert run["history"][-1]["train_loss"] < 0.05
         assert run["accuracy"] > 0.8
+
+
+def test_frozen_trunk_takes_the_defaults_of_its_own(encoder: Path, tmp_path: Path, capsys: Any) -> None:
+    settings = DemoSettings.frozen(quick=True, output_dir=tmp_path, model=encoder, intents=3, epochs=2)
+    result = run_demo(settings)
+    assert result["fam"]["layer"] == "bert.pooler.dense" and result["fam"]["lambda"] == FROZEN_TRUNK_LAMBDA
+    said = capsys.readouterr().out
+    assert "20% of the training labels are wrong; representation and head are trained" in said
+    assert "train for longer" not in interpret(result)
+
+
+def test_wrong_labels_are_as_many_as_asked_for(encoder: Path, tmp_path: Path) -> None:
+    right, wrong = (task_of(encoder, quick(encoder, tmp_path, wrong_labels=share)) for share in (0.0, 0.2))
+    changed = [a["labels"] != b["labels"] for a, b in zip(right.train, wrong.train, strict=True)]
+    assert sum(changed) == round(0.2 * len(changed))
+    assert [e["labels"] for e in right.test] == [e["labels"] for e in wrong.test]

@@ -22,8 +22,10 @@ from transformers import (
 
 from .. import __version__
 from ..classification_metrics import accuracy
+from ..feature_layer import REPRESENTATION
 from ..model_card import last_logged
 from ..plotting import plot_runs
+from ..regime import freeze_below
 from ..trainer import FAMTrainer
 from .report import PANELS, compare, format_table, interpret
 from .task import Task, packaged_model
@@ -45,6 +47,8 @@ class DemoSettings:
         max_length: tokens after which a text is cut.
         test_every: epochs from one look at the test set to the next.
         timed_pairs: pairs of steps that are timed.
+        frozen_trunk: train the representation layer and the head alone.
+        wrong_labels: share of the training examples with a wrong label.
     """
 
     output_dir: Path = Path("out/demo")
@@ -57,6 +61,14 @@ class DemoSettings:
     max_length: int = 64
     test_every: int = 4
     timed_pairs: int = 30
+    frozen_trunk: bool = False
+    wrong_labels: float = 0.0
+
+    @classmethod
+    def frozen(cls, quick: bool = False, **changes: Any) -> DemoSettings:
+        """A frozen trunk and a fifth of the labels wrong: where the term makes a difference that one seed can show."""
+        case = {"frozen_trunk": True, "wrong_labels": 0.2, "learning_rate": 1e-3, **changes}
+        return cls.quick(**case) if quick else cls(**{"epochs": 30, **case})
 
     @classmethod
     def quick(cls, **changes: Any) -> DemoSettings:
@@ -81,8 +93,12 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     folder = packaged_model() if settings.model is None else settings.model
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder '{folder}' contains no config.json, so it is not a saved model.")
-    task = Task.load(AutoTokenizer.from_pretrained(folder), settings.intents, settings.max_length)
-    print(f"{task.description}\n\nTiming {settings.timed_pairs} pairs of steps, on two models of their own")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    task = Task.load(tokenizer, settings.intents, settings.max_length, settings.wrong_labels, settings.seed)
+    trained = "representation and head" if settings.frozen_trunk else "all weights"
+    wrong = f"; {settings.wrong_labels:.0%} of the training labels are wrong" if settings.wrong_labels else ""
+    print(f"{task.description}{wrong}; {trained} are trained\n")
+    print(f"Timing {settings.timed_pairs} pairs of steps, on two models of their own")
     timed = {kind.__name__: make_trainer(kind, folder, settings, task) for kind in (Trainer, FAMTrainer)}
     seconds = interleaved_step_seconds(timed, task.train, settings.timed_pairs)
     del timed
@@ -95,7 +111,11 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         trainer.train()
         runs[kind.__name__] = {**task.test_scores(trainer.model), "history": recorder.records}
     result = {
-        "task": {"description": task.description, "test_items": len(task.test)},
+        "task": {
+            "description": task.description,
+            "test_items": len(task.test),
+            "wrong_labels": settings.wrong_labels,
+        },
         "fam": describe_fam(trainer),
         "runs": runs,
         "at_equal_loss": compare({name: run["history"] for name, run in runs.items()}),
@@ -115,6 +135,8 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=len(names), id2label=names, label2id={name: k for k, name in names.items()}
     )
+    if settings.frozen_trunk:
+        freeze_below(model, REPRESENTATION)
     args = TrainingArguments(
         output_dir=str(settings.output_dir),
         num_train_epochs=settings.epochs,
