@@ -167,11 +167,7 @@ def format_layers(table: LayerTable, count: int, length: int) -> str:
     part = "" if len(table.layers) == count else f"; the last {len(table.layers)} of {count}, --all shows all"
     lines = [f"{table.model}: layers that fam_layer can name, {order}{part}", ""]
     lines += _aligned([("fam_layer", "role", "d x m", "rows", "estimator", "cost", ""), *map(_cells, table.layers)])
-    lines += [
-        "",
-        'fam_layer="auto" is the head, or the representation if that is trained and all below it is frozen.',
-        "d x m: outputs by features; rows: feature vectors of an item.",
-    ]
+    lines += ["", 'fam_layer="auto" is the head. d x m: outputs by features; rows: feature vectors of an item.']
     if table.untraced:
         lines.append(f"Order and costs are unknown, as the model cannot be called without data: {table.untraced}")
         lines.append('Layers below attention need attn_implementation="eager".')

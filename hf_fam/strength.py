@@ -9,38 +9,29 @@ from .estimators import CLOSED_FORM, DENSE, GAUSS_NEWTON, HEAD_ESTIMATORS, HESSI
 from .flatness.heads import LARGE_VOCABULARY
 
 # Of five strengths on four small tasks, those that a rule takes which looks at the worst task first, then at the mean
-# likelihood (recipes/comparison/plans/first_strengths.yaml): careful ones, as nothing stronger was found to help where
-# a trunk is trained (docs/results.md).
+# likelihood (recipes/comparison/plans/first_strengths.yaml). Where a trunk is trained, nothing stronger was found to
+# help; on a frozen one more does, but no one choice was harmless on every task (docs/results.md, "Decided beforehand").
 DEFAULT_LAMBDA = {
     **dict.fromkeys((CLOSED_FORM, ROW_PROBES, DENSE, HESSIAN, GAUSS_NEWTON), 0.001),
     PERTURBATION: 0.003,
 }
-
-# On a frozen trunk, for centred features: the largest of three that cost less than half a point of any task on
-# validation (recipes/comparison/plans/trainer_heads.yaml, heads_frozen.yaml). 0.01 gains more where labels are wrong.
-FROZEN_TRUNK_LAMBDA = 0.003
 
 # Language models' heads have far larger features: kappa of SmolLM2-135M's is in the thousands, so that 0.001 would be a
 # term of several times the loss. Not the outcome of a study.
 LARGE_HEAD_LAMBDA = 1e-6
 
 
-def default_lambda(estimator: str, out_features: int, frozen_trunk: bool = False) -> float:
+def default_lambda(estimator: str, out_features: int) -> float:
     """The strength that is taken where none is given.
 
     Args:
         estimator: its name.
         out_features: d, which for a head is the number of classes.
-        frozen_trunk: whether nothing below the layer is trained, and its features are centred.
 
     Examples:
         >>> default_lambda("closed_form", 77), default_lambda("row_probes", 49_152)
         (0.001, 1e-06)
-        >>> default_lambda("gauss_newton", 384, frozen_trunk=True)
-        0.003
     """
-    if frozen_trunk and estimator == GAUSS_NEWTON:
-        return FROZEN_TRUNK_LAMBDA
     large = estimator in HEAD_ESTIMATORS and out_features > LARGE_VOCABULARY
     return LARGE_HEAD_LAMBDA if large else DEFAULT_LAMBDA[estimator]
 

@@ -17,7 +17,6 @@ from .feature_layer import AUTO, resolve_layer
 from .first_batch import correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
-from .regime import find_regime
 from .relative_flatness import RelativeFlatness
 from .requirements import check_requirements, refuse_parallelism
 from .strength import Strength, default_lambda, warmup_steps
@@ -63,7 +62,6 @@ class FAMMixin(_Host):
         self.fam_args = fam_args
         self._flatness: RelativeFlatness | None = None
         self._flatness_key: tuple[Any, ...] = ()
-        self._regime_of: tuple[Any, ...] = ()
         self._fam_log = FlatnessLog()
         self._step_and_micro_batch = (-1, 0)
         self._squares: list[Tensor] = []
@@ -78,24 +76,21 @@ class FAMMixin(_Host):
         """The estimator on the current model; made anew for a new model (``model_init``) or new arguments."""
         fam = self.fam_args
         fam.validate_fam()
-        question = self.model, fam.fam_layer, fam.fam_estimator
-        if question != self._regime_of:
-            self._regime_of = question
-            self._regime = find_regime(self._whole_model(), fam.fam_layer, fam.fam_estimator)
         key = (
-            *question, self._regime, fam.fam_probes, fam.fam_gradient, fam.fam_token_fraction, fam.fam_center,
+            self.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_gradient, fam.fam_token_fraction,
+            fam.fam_center,
         )  # fmt: skip
         if self._flatness is None or key != self._flatness_key:
             if self._flatness is not None:
                 self._flatness.detach()
             self._flatness = RelativeFlatness(
                 self._whole_model(),
-                self._regime.layer,
+                fam.fam_layer,
                 fam.fam_estimator,
                 fam.fam_probes,
                 gradient=fam.fam_gradient,
                 token_fraction=fam.fam_token_fraction,
-                center=self._regime.frozen_trunk if fam.fam_center is None else fam.fam_center,
+                center=fam.fam_center,
             )
             self._flatness.ends_steps = False
             self._flatness_key = key
@@ -216,8 +211,7 @@ class FAMMixin(_Host):
         if given is not None:
             return given
         flatness = self.relative_flatness
-        frozen = self._regime.frozen_trunk and flatness.mean is not None
-        return default_lambda(flatness.estimator, flatness.layer.out_features, frozen)
+        return default_lambda(flatness.estimator, flatness.layer.out_features)
 
     def _fam_strength(self, model: nn.Module) -> float:
         """lambda for this batch; 0 in evaluation, in skipped steps and where FAM is off."""
@@ -307,7 +301,6 @@ class FAMMixin(_Host):
         """Forget an earlier training, or an attempt that was broken off (``auto_find_batch_size``)."""
         self._began, self._step_and_micro_batch = False, (-1, 0)
         self._fam_log, self._squares = FlatnessLog(), []
-        self._regime_of = ()  # layers may have been frozen since
         if self._fam_lambda() > 0 and self.relative_flatness.mean is not None:
             self.relative_flatness.mean.load(self._remembered().get("mean"), self.relative_flatness.layer.weight)
 

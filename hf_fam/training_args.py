@@ -33,8 +33,7 @@ class FAMArguments:
     **What is flattened**
 
     Args:
-        fam_layer: ``"auto"``, ``"head"``, ``"representation"`` or a dotted module name. ``"auto"`` is the
-            representation where that is trained on a frozen trunk, and the head everywhere else.
+        fam_layer: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module name.
         fam_estimator: ``"auto"``, ``"closed_form"``, ``"row_probes"``, ``"hessian"``, ``"gauss_newton"``,
             ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
         fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"`` (1 by default) and
@@ -42,7 +41,7 @@ class FAMArguments:
         fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labelled tokens (or items) that
             the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
-            `RelativeFlatness`. None: for Gauss-Newton probes at a layer that is trained on a frozen trunk.
+            `RelativeFlatness`. For hidden layers on a frozen trunk.
         fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
 
     **How strongly**
@@ -72,11 +71,7 @@ class FAMArguments:
     """
 
     fam_layer: str = field(
-        default=AUTO,
-        metadata={
-            "help": "Feature layer: auto (the representation on a frozen trunk, else the head), head, representation, "
-            "or a dotted name."
-        },
+        default=AUTO, metadata={"help": "Feature layer: auto (the head), head, representation, or a dotted name."}
     )
     fam_estimator: str = field(
         default=AUTO,
@@ -88,8 +83,8 @@ class FAMArguments:
     fam_token_fraction: float = field(
         default=1.0, metadata={"help": "Part of the labelled tokens that closed_form and row_probes look at."}
     )
-    fam_center: Optional[bool] = field(  # noqa: UP045
-        default=None, metadata={"help": "Perturb features around their mean; unset: on a frozen trunk, below the head."}
+    fam_center: bool = field(
+        default=False, metadata={"help": "Perturb the features around their running mean instead of around 0."}
     )
     fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
         default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}

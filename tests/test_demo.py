@@ -30,7 +30,6 @@ from hf_fam.demo.run import EpochRecorder, make_trainer
 from hf_fam.demo.task import Task, packaged_model, read_rows
 from hf_fam.demo.timing import interleaved_step_seconds
 from hf_fam.flatness.dense import dense_flatness
-from hf_fam.strength import FROZEN_TRUNK_LAMBDA
 from support.tiny import assert_same_weights
 
 
@@ -262,10 +261,14 @@ def test_the_demo_itself(tmp_path: Path) -> None:
         assert run["accuracy"] > 0.8
 
 
-def test_frozen_trunk_takes_the_defaults_of_its_own(encoder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_frozen_trunk_trains_the_representation_and_the_head(encoder: Path, tmp_path: Path, capsys: Any) -> None:
     settings = DemoSettings.frozen(quick=True, output_dir=tmp_path, model=encoder, intents=3, epochs=2)
     result = run_demo(settings)
-    assert result["fam"]["layer"] == "bert.pooler.dense" and result["fam"]["lambda"] == FROZEN_TRUNK_LAMBDA
+    assert result["fam"]["layer"] == "bert.pooler.dense" and result["fam"]["lambda"] == 0.01
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    start = BertModel.from_pretrained(encoder)
+    assert_same_weights(model.bert.encoder, start.encoder)
+    assert not torch.equal(model.bert.pooler.dense.weight, start.pooler.dense.weight)
     said = capsys.readouterr().out
     assert "20% of the training labels are wrong; representation and head are trained" in said
     assert "train for longer" not in interpret(result)

@@ -74,7 +74,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             result["task"]["description"],
-            f"FAM by its defaults: layer {used['layer']}, estimator {used['estimator']}, lambda {used['lambda']:g}",
+            f"FAM: layer {used['layer']}, estimator {used['estimator']}, lambda {used['lambda']:g}",
             "",
             *lines,
             "",

@@ -22,11 +22,10 @@ from transformers import (
 
 from .. import __version__
 from ..classification_metrics import accuracy
-from ..feature_layer import REPRESENTATION
 from ..model_card import last_logged
 from ..plotting import plot_runs
-from ..regime import freeze_below
 from ..trainer import FAMTrainer
+from .frozen import freeze_trunk, frozen_trunk_arguments
 from .report import PANELS, compare, format_table, interpret
 from .task import Task, packaged_model
 from .timing import interleaved_step_seconds
@@ -135,8 +134,10 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=len(names), id2label=names, label2id={name: k for k, name in names.items()}
     )
+    given: dict[str, Any] = {}
     if settings.frozen_trunk:
-        freeze_below(model, REPRESENTATION)
+        freeze_trunk(model)
+        given = {"fam_args": frozen_trunk_arguments()} if issubclass(kind, FAMTrainer) else {}
     args = TrainingArguments(
         output_dir=str(settings.output_dir),
         num_train_epochs=settings.epochs,
@@ -156,6 +157,7 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
         train_dataset=task.train,
         data_collator=task.collator,
         processing_class=task.tokenizer,
+        **given,
     )
 
 

@@ -45,7 +45,7 @@ def large_bert() -> nn.Module:
     "frozen, given",
     [
         (["bert"], {}),
-        (["bert.embeddings", "bert.encoder"], {**REPRESENTATION, "fam_center": False}),
+        (["bert.embeddings", "bert.encoder"], REPRESENTATION),
         (["bert.embeddings", "bert.encoder"], PERTURBATION),
         (["bert.embeddings"], LAST_BLOCK),
         (["classifier"], {}),
