@@ -1,0 +1,101 @@
+"""What becomes of wrong labels: the look at a trained model, and the regimes that it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "comparison"
+sys.path.insert(0, str(FOLDER))
+
+pytest.importorskip("pytorch_optimizer")
+pytest.importorskip("yaml")
+
+import run as comparison  # noqa: E402
+import why  # noqa: E402
+from harness import tasks  # noqa: E402
+from harness.methods import make  # noqa: E402
+from harness.regimes import frozen_head, loop, scratch_images  # noqa: E402
+
+
+def test_nearer_to_the_wrong_class() -> None:
+    """Two classes at -1 and +1; of the two with a wrong label one has moved to where its label is."""
+    true = np.array([0, 0, 1, 1, 0, 0])
+    given = np.array([0, 0, 1, 1, 1, 1])
+    features = np.array([-1.1, -0.9, 0.9, 1.1, 0.8, -0.8])[:, None]
+    assert why.nearer(features, given, true).tolist() == [False, False, False, False, True, False]
+
+
+def test_look_at_a_layer_gives_features_and_kappa() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    parts = [(x[:5], y[:5]), (x[5:], y[5:])]
+    features, kappa = why.look_at_layer(model, [lambda p=p: F.cross_entropy(model(p[0]), p[1]) for p in parts], 0)
+    assert np.array_equal(features, x.numpy()) and kappa > 0
+    assert not model[0]._forward_pre_hooks
+
+
+def test_page_compares_seed_by_seed() -> None:
+    def record(method: str, seed: int, accuracy: float) -> dict[str, Any]:
+        others = dict.fromkeys(("nll", "kappa", "wrong_learned", "wrong_moved", "shared", "train_loss"), 0.5)
+        return {"trunk": "all", "method": method, "seed": seed, "accuracy": accuracy, **others}
+
+    page = why.page([record(m, s, 0.5 + s / 10 + (m != "plain") / 20) for m in ("plain", "kappa") for s in (0, 1)])
+    row = next(line for line in page.splitlines() if line.startswith("| all | kappa |"))
+    assert [cell.strip() for cell in row.split("|")[3:6]] == ["2", "60.0", "+5.0"]
+    assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1
+
+
+@pytest.mark.parametrize("hidden, layers", [("new", 2), ("none", 1)])
+def test_heads_on_frozen_features(monkeypatch: pytest.MonkeyPatch, hidden: str, layers: int) -> None:
+    asked = []
+
+    def embed(texts: list[tuple[str, ...]], cache: Path, tokens: str) -> torch.Tensor:
+        asked.append(tokens)
+        return torch.randn(len(texts), 6, generator=torch.Generator().manual_seed(len(texts)))
+
+    monkeypatch.setattr(frozen_head, "embed", embed)
+    labels = np.arange(40) % 2
+    pool = tasks.Examples([(f"text {k}",) for k in range(40)], labels)
+    split = tasks.split(tasks.Task("cola", train=20, validation=10), pool, pool, 0)
+    settings = frozen_head.Settings(epochs=2, tokens="mean", hidden=hidden)
+    outcome = frozen_head.run(split, settings, make("plain", {}), 0, Path())
+    assert set(asked) == {"mean"} and outcome.logits["test"].shape == (40, 2)
+    assert sum(isinstance(m, nn.Linear) for m in frozen_head.head(6, 2, hidden)) == layers
+    with pytest.raises(ValueError, match="hidden='some'"):
+        frozen_head.head(6, 2, "some")
+
+
+def test_small_resnet_trains_from_scratch() -> None:
+    pool = tasks.Examples(np.zeros((40, 1, 28, 28), np.uint8), np.arange(40) % 2)
+    pool.inputs[:] = (pool.labels * 200)[:, None, None, None]
+    split = tasks.split(tasks.Task("fashion_mnist", train=16, validation=8), pool, pool.take(np.arange(12)), 0)
+    fam = make("fam", {"strength": 0.001, "layer": "head"})
+    outcome = scratch_images.run(split, scratch_images.Settings(epochs=1, batch_size=8), fam, 0, Path())
+    assert outcome.steps == 2 and all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
+
+
+def test_workers_stop_when_their_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(comparison, "execute", lambda run, data, cache: {"done": run})
+    options: Any = Namespace(data=None, cache=None)
+    assert comparison.execute_unless_left(os.getppid(), "a run", options) == {"done": "a run"}
+    with pytest.raises(SystemExit):
+        comparison.execute_unless_left(os.getppid() + 1, "a run", options)
+    assert ended == [1]
