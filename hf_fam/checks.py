@@ -32,14 +32,14 @@ def refuse_to_center(layer: FeatureLayer, estimator: str) -> None:
     """
     if not isinstance(layer.linear_map, RowMap):
         raise ValueError(
-            f"center=True is for linear layers, and '{layer.name}' is a convolution, whose padding would move with the "
-            "mean: leave it at False."
+            f"center=True (fam_center) is for linear layers, and '{layer.name}' is a convolution, whose padding would "
+            "move with the mean: leave it at False."
         )
     large = estimator in HEAD_ESTIMATORS and layer.out_features > LARGE_VOCABULARY
     if estimator in (DENSE, ROW_PROBES) or large:
         raise ValueError(
-            f"center=True is not possible with estimator=\"{estimator}\" at '{layer.name}': leave it at False, or use "
-            f'"{HESSIAN}" or "{PERTURBATION}".'
+            f"center=True (fam_center) is not possible with estimator=\"{estimator}\" at '{layer.name}': leave it at "
+            f'False, or use "{HESSIAN}" or "{PERTURBATION}".'
         )
 
 

@@ -148,6 +148,6 @@ def test_sum_over_processes() -> None:
 )
 def test_what_cannot_be_centred_is_refused(layer: str, estimator: str, says: str) -> None:
     model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3))
-    with pytest.raises(ValueError, match="center=True") as error:
+    with pytest.raises(ValueError, match=r"center=True \(fam_center\)") as error:
         RelativeFlatness(model, layer, estimator, center=True)
     assert says in str(error.value)
