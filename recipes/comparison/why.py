@@ -58,25 +58,27 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("HF_FAM_DATA"), help="default: $HF_FAM_DATA")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; 0: the table alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=HERE / "why" / "runs.jsonl")
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "generated" / "why.md")
     parser.add_argument("--cache", type=Path, default=Path("out/comparison"), help="folder for frozen embeddings")
     options = parser.parse_args(arguments)
-    done = {key(r) for r in read_results([options.results])} if options.results.exists() else set()
+    present = [options.results] if options.results.exists() else []
+    done = {key(r) for r in read_results(present, key)}
     wanted = [
         (t, m, s) for s in options.seeds for t in TRUNKS for m in METHODS if useful(t, m) and (t, m, s) not in done
     ]
+    wanted = wanted if options.jobs else []
     if wanted and options.data is None:
         parser.error("give --data FOLDER, or set HF_FAM_DATA")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, initializer=quiet, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(max(options.jobs, 1), context, initializer=quiet, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(look, *run, options.data, options.cache) for run in wanted]):
             append_result(options.results, future.result())
             print(future.result(), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page(read_results([options.results])), encoding="utf-8")
+    options.output.write_text(page(read_results([options.results], key)), encoding="utf-8")
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -196,7 +198,7 @@ def page(records: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| {trunk} | {method} | {len(runs)} | {100 * mean('accuracy'):.1f} | {change} | {p} | "
                 f"{mean('nll'):.3f} | {100 * mean('wrong_learned'):.0f} % | {100 * mean('wrong_moved'):.0f} % | "
-                f"{mean('kappa'):.2g} | {100 * mean('shared'):.0f} % |"
+                f"{mean('kappa'):.3g} | {100 * mean('shared'):.0f} % |"
             )
     return "\n".join(lines) + "\n"
 

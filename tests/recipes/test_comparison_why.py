@@ -99,3 +99,15 @@ def test_workers_stop_when_their_parent_is_gone(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit):
         comparison.execute_unless_left(os.getppid() + 1, "a run", options)
     assert ended == [1]
+
+
+def test_finished_runs_are_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    numbers = dict.fromkeys(("accuracy", "nll", "kappa", "wrong_learned", "wrong_moved", "shared", "train_loss"), 0.5)
+    for trunk, method in [(t, m) for t in why.TRUNKS for m in why.METHODS if why.useful(t, m)]:
+        why.append_result(tmp_path / "runs.jsonl", {"trunk": trunk, "method": method, "seed": 0, **numbers})
+    monkeypatch.setattr(why, "look", None)
+    page = tmp_path / "why.md"
+    why.main(
+        ["--data", str(tmp_path), "--results", str(tmp_path / "runs.jsonl"), "--output", str(page), "--seeds", "0"]
+    )
+    assert page.read_text(encoding="utf-8").count("| plain | 1 |") == len(why.TRUNKS)

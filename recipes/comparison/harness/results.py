@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from .plan import key
 
 
-def read_results(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """All records, one a run; a line that an interruption cut short is passed over, and its run is done again."""
-    records: dict[str, dict[str, Any]] = {}
+def read_results(files: Iterable[Path], key: Callable[[dict[str, Any]], Any] = key) -> list[dict[str, Any]]:
+    """All records, one a run; a line that an interruption cut short is passed over, and its run is done again.
+
+    Args:
+        files: JSON lines.
+        key: what makes a record that of the same run as another.
+    """
+    records: dict[Any, dict[str, Any]] = {}
     for file in sorted(files):
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
