@@ -15,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_fam import measure_relative_flatness
 from hf_fam.flatness.dense import dense_flatness, weight_hessian
+from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points, reference
 from support.tails import TAILS, make
-from support.tiny import classified, hook_count, random_states, texts, tiny_bert, tiny_llama
+from support.tiny import classified, hook_count, random_states, texts, tiny_bert
 
 EVERYTHING = ("trace", "max_eigenvalue", "layerwise", "hessian_max_eigenvalue")
 
@@ -186,10 +187,10 @@ def test_weight_decay_is_a_part_of_the_objective() -> None:
 
 def test_batches_do_not_matter_for_a_mean_over_tokens() -> None:
     """Items with few labelled tokens count by these; unlike a mean of the batches' means."""
-    model = tiny_llama().double()
+    model = llama().double()  # with its loss in float64: in float32 its rounding depends on the batch and the processor
     one, many = (measure_relative_flatness(model, texts(40), "head", batch_size=size)[0] for size in (40, 7))
     for name in ("kappa", "kappa_max", "layerwise", "standard_error", "loss"):
-        assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-6), name
+        assert getattr(many, name) == pytest.approx(getattr(one, name), rel=1e-7), name
 
 
 def test_batches_do_not_matter_for_gpt2_either() -> None:

@@ -86,7 +86,9 @@ def test_the_heads_closed_form_is_rejected_and_probes_take_over(tmp_path: Path, 
     assert on.relative_flatness._estimate.coupling.found.value == "batch"
     losses, expected = logged(on, "loss"), logged(plain, "loss")
     assert losses[0] == pytest.approx(expected[0], rel=1e-5)
-    assert losses[1] != expected[1]
+    # The first step of Adam depends on the signs of the gradient alone, so the losses after it may agree.
+    gradients, without = logged(on, "grad_norm"), logged(plain, "grad_norm")
+    assert gradients[0] != pytest.approx(without[0], rel=1e-4)
     assert on.evaluate()["eval_loss"] > 0
 
 
