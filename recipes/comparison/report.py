@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def confirmations(records: list[Record]) -> Iterable[str]:
     """The paired tests that the rules in README.md name, a section a regime and setting of FAM."""
-    for name, members in sorted(group(records, lambda r: r["regime"]).items()):
+    for name, members in sorted(group(records, trained).items()):
         champions = sorted({title(r) for r in members if r["method"] == "fam"})
         diverged = sorted({title(r) for r in members if "diverged" in r})
         if diverged:
@@ -69,6 +69,12 @@ def confirmations(records: list[Record]) -> Iterable[str]:
             continue
         for champion in champions:
             yield f"## Decided beforehand: {name}, {champion}\n\n{duel_table(members, champion)}"
+
+
+def trained(record: Record) -> str:
+    """The regime, and what of the model is trained where that is not all: runs that are tested together."""
+    part = record["settings"].get("trainable", "all")
+    return record["regime"] + ("" if part == "all" else f" {part}")
 
 
 def duel_table(records: list[Record], champion: str) -> str:
