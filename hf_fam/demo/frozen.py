@@ -1,4 +1,4 @@
-"""The case in which the term makes a difference: a new head and the layer below it, on a trunk that is not trained."""
+"""A new head and the layer below it, on a trunk that is not trained."""
 
 from __future__ import annotations
 
