@@ -63,6 +63,7 @@ class Contender:
     layer: str = ""
     eager: bool = False  # attention that can be differentiated twice; then also for the plain one beside it
     blocks_above: int = 0  # compare with the double backward of that many blocks
+    center: bool = False  # features around their running mean
 
     @property
     def plain(self) -> Contender:
@@ -70,8 +71,8 @@ class Contender:
 
     @property
     def name(self) -> str:
-        eager = "eager" if self.eager else ""
-        return ":".join(filter(None, (self.model, self.method, self.layer, eager)))
+        eager, centred = ("eager" if self.eager else ""), ("centred" if self.center else "")
+        return ":".join(filter(None, (self.model, self.method, self.layer, eager, centred)))
 
 
 def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Contender]:
@@ -81,6 +82,7 @@ def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Con
         Contender("minilm", "plain"),
         Contender("minilm", "closed_form", "head"),
         Contender("minilm", "gauss_newton", "representation"),
+        Contender("minilm", "gauss_newton", "representation", center=True),
         Contender("minilm", "hessian", "representation"),
         Contender("minilm", "perturbation", "representation"),
         Contender("minilm", "gauss_newton", last),
@@ -161,7 +163,7 @@ def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]
 
 
 def make_steps(row: Contender, quick: bool) -> Steps:
-    fam = {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4}
+    fam = {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4, "fam_center": row.center}
     return Steps(make_model(row, quick), None if row.method in ("plain", "sam") else fam, sam=row.method == "sam")
 
 
@@ -275,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     results, memory = [], {}
     for name, row in rows.items():
         print(name, file=sys.stderr, flush=True)
-        result = {"model": row.model, "method": row.method, "layer": row.layer}
+        result = {"model": row.model, "method": row.method, "layer": row.layer + ", centred" * row.center}
         # Memory first: a process that starts from a large one would take over its peak.
         if options.memory_repeats:
             for each in (row.plain, row):
