@@ -67,7 +67,7 @@ class DemoSettings:
     def frozen(cls, quick: bool = False, **changes: Any) -> DemoSettings:
         """A frozen trunk and a fifth of the labels wrong, where the comparison found the term to help."""
         case = {"frozen_trunk": True, "wrong_labels": 0.2, "learning_rate": 1e-3, **changes}
-        return cls.quick(**case) if quick else cls(**{"epochs": 30, **case})
+        return cls.quick(**case) if quick else cls(**{"intents": 20, "epochs": 30, **case})
 
     @classmethod
     def quick(cls, **changes: Any) -> DemoSettings:
