@@ -246,6 +246,7 @@ def test_efficientnet_takes_the_weights_of_the_package() -> None:
     outputs = model(torch.randint(0, 255, (2, 3, 32, 32)), labels=torch.tensor([1, 2]))
     assert outputs.logits.shape == (2, 10) and outputs.loss > 0
     assert isinstance(model, EfficientNetLite0) and FeatureLayer(model, "head").name == "classifier"
+    assert model.config.num_labels == 10  # the Trainer's label smoothing reads a config
 
 
 def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tensor]:

