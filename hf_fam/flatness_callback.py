@@ -35,13 +35,14 @@ class FlatnessCallback(TrainerCallback):
         collate_fn: how items of ``dataset`` become a batch; by default the evaluation's.
         loss_fn: ``loss_fn(model, batch)``; by default ``model(**batch).loss``, whatever the Trainer's loss is.
         trainer: the Trainer, so that its loggers are told as well.
-        **options: further arguments of `measure_relative_flatness`, such as ``probes`` or ``normalize_features``.
+        **options: ``measures``, ``normalize_features``, ``estimator``, ``probes``, ``weight_decay`` or ``seed`` of
+            `measure_relative_flatness`.
 
     Attributes:
         last: the `FlatnessTable` of the last evaluation, None before the first.
 
     Raises:
-        TypeError: an option that `measure_relative_flatness` does not have.
+        TypeError: any other option.
         ValueError: ``items`` below 1.
 
     Examples:
