@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--frozen_trunk",
         action="store_true",
-        help="another case: the pooler and the head alone, 20 intents, a fifth of the training labels wrong; FAM at the "
-        "pooler, centred, lambda 0.01",
+        help="another case: the pooler and the head alone, 20 intents, a fifth of the training labels wrong; FAM at "
+        "the pooler, centred, lambda 0.01",
     )
     demo.add_argument("--quick", action="store_true", help="5 intents, 3 epochs: does it run? The numbers mean nothing")
     demo.set_defaults(run=_demo)

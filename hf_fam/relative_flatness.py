@@ -79,8 +79,8 @@ class RelativeFlatness:
         center: perturb the features around their running mean (`FeatureMean`) instead of around 0. The layer's bias
             takes up a shift of the features, so the function is the same; kappa then does not count what all items
             share, which in BERT's first token is most of ``||phi||^2``. The first batch only shows the mean: its kappa
-            has no gradient. Not the papers' definition. For linear layers only, and not for dense, row probes or more than
-            4096 classes.
+            has no gradient. Not the papers' definition. For linear layers only, and not for dense, row probes or
+            more than 4096 classes.
 
     Attributes:
         layer: the `FeatureLayer`.
