@@ -72,9 +72,13 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 
 
 def trained(record: Record) -> str:
-    """The regime, and what of the model is trained where that is not all: runs that are tested together."""
-    part = record["settings"].get("trainable", "all")
-    return record["regime"] + ("" if part == "all" else f" {part}")
+    """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
+
+    Where all is trained every task has its own tuned rate.
+    """
+    settings = record["settings"]
+    part = settings.get("trainable", "all")
+    return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
 
 
 def duel_table(records: list[Record], champion: str) -> str:
