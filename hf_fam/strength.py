@@ -22,7 +22,13 @@ LARGE_HEAD_LAMBDA = 1e-6
 
 
 def default_lambda(estimator: str, out_features: int) -> float:
-    """The strength that is taken where none is given.
+    """The strength that is taken where none is given: careful rather than helpful.
+
+    At the head, 0.001 changed the metric (in points, against plain training, ten fresh seeds; in brackets the lower end
+    of the one-sided 95 % interval) by +0.36 [-0.03] on CoLA, -0.06 [-0.18] on MRPC and +0.02 [-0.28] on Banking77 in
+    full fine-tuning, and by +0.12 on FashionMNIST from scratch: harmless, and no gain. Stronger ones gain in some
+    regimes (0.01 at the head from scratch: +0.60, p < .001; 0.01 at a hidden layer on frozen embeddings; 0.003 with
+    LoRA and wrong labels) and were not harmless in others (docs/results.md, "Decided beforehand"; docs/choosing.md).
 
     Args:
         estimator: its name.
