@@ -65,7 +65,7 @@ class DemoSettings:
 
     @classmethod
     def frozen(cls, quick: bool = False, **changes: Any) -> DemoSettings:
-        """A frozen trunk and a fifth of the labels wrong, where the comparison found the term to help."""
+        """A frozen trunk and a fifth of the labels wrong, where the comparison found the term to help on average."""
         case = {"frozen_trunk": True, "wrong_labels": 0.2, "learning_rate": 1e-3, **changes}
         return cls.quick(**case) if quick else cls(**{"intents": 20, "epochs": 30, **case})
 
