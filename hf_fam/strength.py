@@ -28,8 +28,8 @@ def default_lambda(estimator: str, out_features: int) -> float:
     of the one-sided 95 % interval) by +0.36 [-0.03] on CoLA, -0.06 [-0.18] on MRPC and +0.02 [-0.28] on Banking77 in
     full fine-tuning, by +0.12 on FashionMNIST from scratch: harmless, and no gain; on CIFAR-10, fine-tuned, by -0.90
     [-1.75], p .09, which does not show it harmless. Stronger ones gain in some regimes (0.01 at the head from scratch:
-    +0.60, p < .001; 0.01 at a hidden layer on frozen embeddings; 0.003 with LoRA and wrong labels) and were not harmless
-    in others (docs/results.md, "Decided beforehand"; docs/choosing.md).
+    +0.60, p < .001; 0.01 at a hidden layer on frozen embeddings; 0.003 with LoRA and wrong labels) and were not
+    harmless in others (docs/results.md, "Decided beforehand"; docs/choosing.md).
 
     Args:
         estimator: its name.
