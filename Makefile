@@ -26,8 +26,9 @@ help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by side, into out/demo
+demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by side, into out/demo; then on a frozen trunk
 	$(BIN)/hf-fam demo --output_dir out/demo
+	$(BIN)/hf-fam demo --frozen_trunk --output_dir out/demo_frozen
 
 test: $(TEST) lint  ## lint, then every test but the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import types
@@ -24,7 +25,8 @@ from transformers import (
 
 from hf_fam import FAMTrainer
 from hf_fam.cli import main
-from hf_fam.demo import DemoSettings, run_demo
+from hf_fam.demo import DemoSettings, FrozenSettings, run_demo, run_frozen_demo
+from hf_fam.demo.frozen import embed, format_case, paired, spread
 from hf_fam.demo.report import compare, format_table, interpret, kappa_at_loss
 from hf_fam.demo.run import EpochRecorder, make_trainer
 from hf_fam.demo.task import Task, packaged_model, read_rows
@@ -56,7 +58,7 @@ def quick(encoder: Path, folder: Path, **changes: Any) -> DemoSettings:
 
 def task_of(encoder: Path, settings: DemoSettings) -> Task:
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    return Task.load(tokenizer, settings.intents, settings.max_length, settings.wrong_labels, settings.seed)
+    return Task.load(tokenizer, settings.intents, settings.max_length)
 
 
 def test_whole_path(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,21 +263,41 @@ def test_the_demo_itself(tmp_path: Path) -> None:
         assert run["accuracy"] > 0.8
 
 
-def test_frozen_trunk_trains_the_representation_and_the_head(encoder: Path, tmp_path: Path, capsys: Any) -> None:
-    settings = DemoSettings.frozen(quick=True, output_dir=tmp_path, model=encoder, intents=3, epochs=2)
-    result = run_demo(settings)
-    assert result["fam"]["layer"] == "bert.pooler.dense" and result["fam"]["lambda"] == 0.01
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    start = BertModel.from_pretrained(encoder)
-    assert_same_weights(model.bert.encoder, start.encoder)
-    assert not torch.equal(model.bert.pooler.dense.weight, start.pooler.dense.weight)
+def frozen(encoder: Path, folder: Path, **changes: Any) -> FrozenSettings:
+    return FrozenSettings.quick(**{"output_dir": folder, "model": encoder, "intents": 3, "epochs": 2, **changes})
+
+
+def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_frozen_demo(frozen(encoder, tmp_path / "new", seed=7))
     said = capsys.readouterr().out
-    assert "20% of the training labels are wrong; representation and head are trained" in said
-    assert "train for longer" not in interpret(result)
+    assert "0% of the training labels wrong, 2 seeds" in said and "20% of the training labels wrong, 2 seeds" in said
+    assert said.count("\n  accuracy, %") == said.count("\n  negative log-likelihood") == 2
+    assert json.loads((tmp_path / "new" / "results.json").read_text()) == result
+    assert result["seeds"] == [7, 8]
+    for case in result["cases"]:
+        plain, fam = case["runs"]["Trainer"], case["runs"]["FAMTrainer"]
+        assert len(plain) == len(fam) == 2 and plain != fam
+        mean = sum(b["nll"] - a["nll"] for a, b in zip(plain, fam, strict=True)) / 2
+        assert f"{mean:+.4f} ± " in format_case(case)
 
 
-def test_wrong_labels_are_as_many_as_asked_for(encoder: Path, tmp_path: Path) -> None:
-    right, wrong = (task_of(encoder, quick(encoder, tmp_path, wrong_labels=share)) for share in (0.0, 0.2))
-    changed = [a["labels"] != b["labels"] for a, b in zip(right.train, wrong.train, strict=True)]
-    assert sum(changed) == round(0.2 * len(changed))
-    assert [e["labels"] for e in right.test] == [e["labels"] for e in wrong.test]
+def test_frozen_runs_differ_by_the_term_alone(encoder: Path, tmp_path: Path) -> None:
+    result = run_frozen_demo(frozen(encoder, tmp_path, fam_lambda=0.0))
+    for case in result["cases"]:
+        assert case["runs"]["Trainer"] == case["runs"]["FAMTrainer"]
+
+
+def test_stored_embeddings_are_means_over_tokens(encoder: Path, tmp_path: Path) -> None:
+    task = task_of(encoder, quick(encoder, tmp_path))
+    model = BertModel.from_pretrained(encoder).train()
+    stored = embed(model, task, task.train)
+    assert model.training
+    shortest = min(task.train, key=lambda example: len(example["input_ids"]))
+    model.eval()
+    hidden = model(torch.tensor([shortest["input_ids"]])).last_hidden_state
+    torch.testing.assert_close(stored.features[0], hidden[0].mean(0))
+    assert sorted(stored.labels) == sorted(example["labels"] for example in task.train)
+
+
+def test_spread_of_one_run_is_not_a_number() -> None:
+    assert all(math.isnan(x) for x in (spread([1.0]), paired([1.0], [2.0])[1]))

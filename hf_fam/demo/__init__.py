@@ -1,5 +1,6 @@
-"""``hf-fam demo``: one fine-tuning with Trainer, the same with FAMTrainer, and what came out differently."""
+"""``hf-fam demo``: the same trainings with Trainer and with FAMTrainer, and what came out differently."""
 
+from .frozen import FrozenSettings, run_frozen_demo
 from .run import DemoSettings, run_demo
 
-__all__ = ["DemoSettings", "run_demo"]
+__all__ = ["DemoSettings", "FrozenSettings", "run_demo", "run_frozen_demo"]

@@ -90,7 +90,7 @@ def interpret(result: Mapping[str, Any]) -> str:
     """What the table does and does not show, in a sentence that depends on the numbers."""
     plain, fam = (result["runs"][name] for name in (PLAIN, FAM))
     ends = [run["history"][-1]["train_loss"] for run in (plain, fam)]
-    if max(ends) > CONVERGED and not result["task"].get("wrong_labels"):  # which are better not learned
+    if max(ends) > CONVERGED:
         return "The training loss is still far from zero, so that the runs cannot be compared yet: train for longer."
     kappa = result["at_equal_loss"]["kappa"]
     change = kappa[FAM] / kappa[PLAIN] - 1

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,12 +17,11 @@ from transformers import (
     set_seed,
 )
 
-from .. import __version__
 from ..classification_metrics import accuracy
 from ..model_card import last_logged
 from ..plotting import plot_runs
 from ..trainer import FAMTrainer
-from .frozen import freeze_trunk, frozen_trunk_arguments
+from .environment import versions
 from .report import PANELS, compare, format_table, interpret
 from .task import Task, packaged_model
 from .timing import interleaved_step_seconds
@@ -46,8 +42,6 @@ class DemoSettings:
         max_length: tokens after which a text is cut.
         test_every: epochs from one look at the test set to the next.
         timed_pairs: pairs of steps that are timed.
-        frozen_trunk: train the representation layer and the head alone.
-        wrong_labels: share of the training examples with a wrong label.
     """
 
     output_dir: Path = Path("out/demo")
@@ -60,14 +54,6 @@ class DemoSettings:
     max_length: int = 64
     test_every: int = 4
     timed_pairs: int = 30
-    frozen_trunk: bool = False
-    wrong_labels: float = 0.0
-
-    @classmethod
-    def frozen(cls, quick: bool = False, **changes: Any) -> DemoSettings:
-        """A frozen trunk and a fifth of the labels wrong, where the comparison found the term to help on average."""
-        case = {"frozen_trunk": True, "wrong_labels": 0.2, "learning_rate": 1e-3, **changes}
-        return cls.quick(**case) if quick else cls(**{"intents": 20, "epochs": 30, **case})
 
     @classmethod
     def quick(cls, **changes: Any) -> DemoSettings:
@@ -93,10 +79,8 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder '{folder}' contains no config.json, so it is not a saved model.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    task = Task.load(tokenizer, settings.intents, settings.max_length, settings.wrong_labels, settings.seed)
-    trained = "representation and head" if settings.frozen_trunk else "all weights"
-    wrong = f"; {settings.wrong_labels:.0%} of the training labels are wrong" if settings.wrong_labels else ""
-    print(f"{task.description}{wrong}; {trained} are trained\n")
+    task = Task.load(tokenizer, settings.intents, settings.max_length)
+    print(f"{task.description}\n")
     print(f"Timing {settings.timed_pairs} pairs of steps, on two models of their own")
     timed = {kind.__name__: make_trainer(kind, folder, settings, task) for kind in (Trainer, FAMTrainer)}
     seconds = interleaved_step_seconds(timed, task.train, settings.timed_pairs)
@@ -110,11 +94,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         trainer.train()
         runs[kind.__name__] = {**task.test_scores(trainer.model), "history": recorder.records}
     result = {
-        "task": {
-            "description": task.description,
-            "test_items": len(task.test),
-            "wrong_labels": settings.wrong_labels,
-        },
+        "task": {"description": task.description, "test_items": len(task.test)},
         "fam": describe_fam(trainer),
         "runs": runs,
         "at_equal_loss": compare({name: run["history"] for name, run in runs.items()}),
@@ -134,10 +114,6 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=len(names), id2label=names, label2id={name: k for k, name in names.items()}
     )
-    given: dict[str, Any] = {}
-    if settings.frozen_trunk:
-        freeze_trunk(model)
-        given = {"fam_args": frozen_trunk_arguments()} if issubclass(kind, FAMTrainer) else {}
     args = TrainingArguments(
         output_dir=str(settings.output_dir),
         num_train_epochs=settings.epochs,
@@ -157,7 +133,6 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
         train_dataset=task.train,
         data_collator=task.collator,
         processing_class=task.tokenizer,
-        **given,
     )
 
 
@@ -195,17 +170,6 @@ def describe_fam(trainer: Any) -> dict[str, Any]:
         "estimator": flatness.estimator,
         "lambda": last_logged(logs, "fam_lambda"),
         "delta": last_logged(logs, "fam_delta"),
-    }
-
-
-def versions() -> dict[str, Any]:
-    """What the numbers depend on beside the settings."""
-    return {
-        "hf_fam": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -47,15 +47,13 @@ class Task:
     tokenizer: Any
 
     @classmethod
-    def load(cls, tokenizer: Any, intents: int, max_length: int, wrong_labels: float = 0.0, seed: int = 0) -> Task:
+    def load(cls, tokenizer: Any, intents: int, max_length: int) -> Task:
         """Read the data that come with hf_fam.
 
         Args:
             tokenizer: of the model.
             intents: how many of the intents, in the order of the alphabet.
             max_length: tokens after which a text is cut.
-            wrong_labels: share of the training examples that get another intent, drawn evenly.
-            seed: of that draw.
 
         Raises:
             ValueError: the file is missing, or does not have that many intents.
@@ -70,7 +68,6 @@ class Task:
             if row["label"] in names:
                 tokens = tokenizer(row["text"], truncation=True, max_length=max_length)
                 splits[row["split"]].append({**tokens, "labels": names.index(row["label"])})
-        spoil(splits["train"], wrong_labels, intents, seed)
         return cls(names, splits["train"], splits["test"], DataCollatorWithPadding(tokenizer), tokenizer)
 
     @property
@@ -113,20 +110,6 @@ class Task:
                 loss_sum += loss.item() * len(batch["labels"])
         flatness.detach()
         return loss_sum / len(self.train), kappa_sum / len(self.train)
-
-
-def spoil(examples: list[dict[str, Any]], share: float, classes: int, seed: int) -> None:
-    """Give a share of the examples the label of another class, in place.
-
-    Examples:
-        >>> examples = [{"labels": k % 3} for k in range(6)]
-        >>> spoil(examples, 0.5, 3, seed=0)
-        >>> sum(example["labels"] != k % 3 for k, example in enumerate(examples))
-        3
-    """
-    random = np.random.default_rng(seed)
-    for k in random.permutation(len(examples))[: round(share * len(examples))]:
-        examples[k]["labels"] = int((examples[k]["labels"] + random.integers(1, classes)) % classes)
 
 
 def read_rows() -> list[dict[str, str]]:
