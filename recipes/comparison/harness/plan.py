@@ -27,7 +27,11 @@ from .regimes import REGIMES
 from .tasks import Task
 
 # Which tasks a regime can read: those here, or all that no regime here reads.
-IMAGES = {"small_cnn": ("fashion_mnist",), "scratch_images": ("fashion_mnist",), "finetune_images": ("cifar10",)}
+IMAGES = {
+    "small_cnn": ("fashion_mnist",),
+    "scratch_images": ("fashion_mnist", "cifar10"),
+    "finetune_images": ("cifar10",),
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A small ResNet of transformers from scratch with the Trainer, on grey images of 28 x 28 pixels."""
+"""A small ResNet of transformers from scratch with the Trainer, on the images of FashionMNIST or CIFAR-10."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path
     """Three stages of 32, 64 and 128 channels, .5 M parameters; a learning rate that falls linearly."""
     set_seed(seed)
     config = ResNetConfig(
-        num_channels=1, embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic",
+        num_channels=split.train.inputs.shape[1],
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128],
+        depths=[1, 1, 1],
+        layer_type="basic",
         num_labels=split.classes,
-    )  # fmt: skip
+    )
     model = ResNetForImageClassification(config)
     data = {part: examples(getattr(split, part)) for part in PARTS}
     return train_and_predict(method, model, data, arguments_for(settings, seed), order={})
