@@ -32,6 +32,8 @@ from harness.results import append_result, read_results  # noqa: E402
 from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
 from harness.summary import Choice, choose, one_for_all, rows  # noqa: E402
 
+from hf_fam import RelativeFlatness  # noqa: E402
+
 PLAN = """
 exploratory: true
 seeds: [0, 1, 2]
@@ -251,6 +253,18 @@ def test_every_kind_of_method_fine_tunes(name: str, monkeypatch: pytest.MonkeyPa
     outcome = finetune.run(split, finetune.Settings(epochs=1, batch_size=4), method, 0, Path())
     assert outcome.steps == 3 and outcome.logits["test"].shape == (20, 3)
     assert all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
+
+
+def test_a_strength_that_rises_rises_over_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    method = make("fam", {**CONFIGURATIONS["fam"], "estimator": "gauss_newton", "warmup": 0.5})
+    capture = RelativeFlatness.capture
+    monkeypatch.setattr(RelativeFlatness, "capture", lambda self, strength: seen.append(strength) or capture(self))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    method.attach(model, 0)
+    inputs = {part: torch.randn(8, 3) for part in loop.PARTS}
+    loop.train(model, inputs, torch.arange(8) % 2, frozen_mlp.Settings(epochs=2, batch_size=2), method)
+    assert seen == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.01])
 
 
 def test_strength_zero_is_plain_training(synthetic: None, tmp_path: Path) -> None:

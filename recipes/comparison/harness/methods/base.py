@@ -40,6 +40,9 @@ class Method:
     def attach(self, model: nn.Module, seed: int) -> None:
         """Prepare a model that is about to be trained."""
 
+    def begin(self, steps: int) -> None:
+        """The training is about to make so many steps."""
+
     def optimizer(self, parameters: Iterable[nn.Parameter], settings: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 

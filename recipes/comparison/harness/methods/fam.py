@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_fam import FAMTrainer, FAMTrainingArguments, RelativeFlatness
+from hf_fam.strength import Strength, warmup_steps
 
 from .base import Method, register
 
@@ -46,17 +47,23 @@ class FAM(Method):
         self._gradient, self._probes, self._cap, self._warmup = gradient, probes, cap, warmup
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        if self._cap is not None or self._warmup:
-            raise ValueError("a cap and a warm-up are parts of FAMTrainer: use a regime that trains with it.")
+        if self._cap is not None:
+            raise ValueError("a cap is a part of FAMTrainer: use a regime that trains with it.")
         generator = torch.Generator().manual_seed(seed)
         self._flatness = RelativeFlatness(
             model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient, center=self._center
         )
 
+    def begin(self, steps: int) -> None:
+        self._schedule = Strength(self._strength, warmup_steps(self._warmup, steps))
+        self._step = 0
+
     def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        with self._flatness.capture(self._strength):
+        strength = self._schedule.at(self._step)
+        self._step += 1
+        with self._flatness.capture(strength):
             loss = super().loss(model, inputs, labels)
-        return loss + self._strength * self._flatness(loss)
+        return loss + strength * self._flatness(loss)
 
     def trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Trainer:
         args = FAMTrainingArguments(

@@ -29,6 +29,7 @@ def train(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, settings:
     per_epoch = -(-count // settings.batch_size)
     base = getattr(optimizer, "base_optimizer", optimizer)  # SAM's schedule is that of what it wraps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * per_epoch)
+    method.begin(settings.epochs * per_epoch)
     start, cpu_start = time.perf_counter(), time.process_time()
     model.train()
     for epoch in range(settings.epochs):
