@@ -74,9 +74,11 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all is trained every task has its own tuned rate.
+    Where all is trained every task has its own tuned rate. From scratch, each data set had a confirmation of its own.
     """
     settings = record["settings"]
+    if record["regime"] == "scratch_images":
+        return f"scratch_images, {record['task'].split('-')[0]}"
     part = settings.get("trainable", "all")
     return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
 
