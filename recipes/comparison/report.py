@@ -19,6 +19,7 @@ from harness.paired import Difference
 from harness.regimes import REGIMES
 from harness.results import read_results
 from harness.summary import Choice, OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
+from harness.verdict import LEVEL, Verdict, judge
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -50,12 +51,48 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no results yet: start with run.py")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
-    sections = [HEADER, *confirmations([r for r in records if not r["exploratory"]])]
+    confirmed = [r for r in records if not r["exploratory"]]
+    sections = [HEADER, in_brief(confirmed), *confirmations(confirmed)]
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
         sections += section(settings, members, options)
     sections.append(provenance(records))
     options.output.write_text("\n".join(sections), encoding="utf-8")
     print(f"{options.output}: {len(records)} runs")
+
+
+def in_brief(records: list[Record]) -> str:
+    """What the rules say of every configuration that was confirmed, or not, in one table."""
+    lines = [
+        "## In brief\n",
+        "What was decided beforehand, over all tasks and seeds of each kind of training: metric in points and NLL in "
+        "nats against plain training, with two-sided paired t tests. *Bound*: lower end of the one-sided 95 % interval "
+        "of the task where it is lowest. **Harmless**: every bound is above -0.5 points. **Better** than plain: "
+        f"harmless, and the metric is higher at p < {LEVEL:g}; better or worse than a rival: the metric differs at "
+        "that level. Which rivals took part stands below.\n",
+        "| trained | FAM | pairs | metric | t | NLL | t | bound | verdict | better than | worse than |",
+        "| --- | --- |" + " ---: |" * 6 + " --- | --- | --- |",
+    ]
+    for name, members in sorted(group(records, trained).items()):
+        finished = [r for r in members if "diverged" not in r]
+        for champion in sorted({title(r) for r in finished if r["method"] == "fam"}):
+            verdict = judge(finished, champion)
+            if verdict:
+                lines.append("| " + " | ".join([name, *brief(verdict)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def brief(verdict: Verdict) -> list[str]:
+    plain, low = verdict.plain, verdict.bounds[verdict.worst]
+    words = ["harmless"] * verdict.harmless + ["better"] * verdict.better_than_plain
+    return [
+        verdict.champion,
+        str(plain.metric.pairs),
+        *tests(plain.metric, 100, 2)[:2],
+        *tests(plain.nll, 1, 3)[:2],
+        f"{signed(100 * low, 2) or 'none'} ({verdict.worst})",
+        " and ".join(words) or "neither",
+        *("; ".join(names) for names in (verdict.better, verdict.worse)),
+    ]
 
 
 def confirmations(records: list[Record]) -> Iterable[str]:

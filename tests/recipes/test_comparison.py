@@ -31,6 +31,7 @@ from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
 from harness.results import append_result, read_results  # noqa: E402
 from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
 from harness.summary import Choice, choose, one_for_all, rows  # noqa: E402
+from harness.verdict import judge  # noqa: E402
 
 from hf_fam import RelativeFlatness  # noqa: E402
 
@@ -189,6 +190,36 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
     assert "pairs are missing" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ({"a": 0.0, "b": 0.0}, "harmless and better"),
+        ({"a": 0.0, "b": 0.08}, "neither"),  # better on average, and one task loses
+        ({"a": 0.05, "b": 0.05}, "harmless"),  # no gain anywhere
+    ],
+)
+def test_verdict(losses: dict[str, float], verdict: str) -> None:
+    def record(method: str, task: str, seed: int, accuracy: float) -> dict[str, Any]:
+        configuration = {} if method == "plain" else {"strength": 1.0}
+        scores = {"accuracy": accuracy, "nll": 1.0, "nll_scaled": 1.0}
+        found = {"task": task, "regime": "frozen_mlp", "settings": {}, "seed": seed, "metric": "accuracy"}
+        return {**found, "method": method, "configuration": configuration, "test": scores, "exploratory": False}
+
+    scatter = np.random.default_rng(0).normal(0, 1e-3, 10)
+    records = []
+    for task, loss in losses.items():
+        for seed, noise in enumerate(scatter):
+            records += [record("plain", task, seed, 0.5), record("fam", task, seed, 0.55 - loss + noise)]
+            records.append(record("sam", task, seed, 0.6))
+    judged = judge(records, "fam strength 1")
+    assert judged is not None and report.brief(judged)[-3:] == [verdict, "", "sam strength 1"]
+    assert verdict in report.in_brief(records)
+    alone = [r for r in records if r["seed"] == 0]
+    lonely = judge(alone, "fam strength 1")
+    assert lonely is not None and not lonely.harmless and report.brief(lonely)[-4].startswith("none (")
+    assert judge([r for r in records if r["method"] != "plain"], "fam strength 1") is None
 
 
 def test_settings_of_a_regime_and_of_one_task(tmp_path: Path) -> None:
