@@ -56,6 +56,10 @@ def quick(encoder: Path, folder: Path, **changes: Any) -> DemoSettings:
     return DemoSettings.quick(**{"output_dir": folder, "model": encoder, "intents": 3, "epochs": 2, **changes})
 
 
+def frozen(encoder: Path, folder: Path, **changes: Any) -> FrozenSettings:
+    return FrozenSettings.quick(**{"output_dir": folder, "model": encoder, "intents": 3, "epochs": 2, **changes})
+
+
 def task_of(encoder: Path, settings: DemoSettings) -> Task:
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     return Task.load(tokenizer, settings.intents, settings.max_length)
@@ -184,8 +188,9 @@ def test_packaged_model_is_the_known_one() -> None:
     ],
 )
 def test_settings_that_cannot_work(encoder: Path, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
-        run_demo(quick(encoder, tmp_path / "out", **change))
+    for run, settings in ((run_demo, quick), (run_frozen_demo, frozen)):
+        with pytest.raises(ValueError, match=expected):
+            run(settings(encoder, tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -261,10 +266,6 @@ def test_the_demo_itself(tmp_path: Path) -> None:
     for run in result["runs"].values():
         assert run["history"][-1]["train_loss"] < 0.05
         assert run["accuracy"] > 0.8
-
-
-def frozen(encoder: Path, folder: Path, **changes: Any) -> FrozenSettings:
-    return FrozenSettings.quick(**{"output_dir": folder, "model": encoder, "intents": 3, "epochs": 2, **changes})
 
 
 def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

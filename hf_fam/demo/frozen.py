@@ -23,7 +23,7 @@ from ..trainer import FAMTrainer
 from ..training_args import FAMArguments
 from .environment import versions
 from .report import FAM, PLAIN
-from .task import Task, evaluating, on_device, packaged_model
+from .task import Task, encoder_folder, evaluating, on_device
 
 SCORES = {"accuracy": "accuracy, %", "nll": "negative log-likelihood"}
 
@@ -108,13 +108,13 @@ def run_frozen_demo(settings: FrozenSettings) -> dict[str, Any]:
     Raises:
         ValueError: the model, its package or the data is missing, or the weights are not the known ones.
     """
-    folder = packaged_model() if settings.model is None else settings.model
+    folder = encoder_folder(settings.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     task = Task.load(tokenizer, settings.intents, max_length=64)
     encoder = AutoModel.from_pretrained(folder)
     train, test = (embed(encoder, task, part) for part in (task.train, task.test))
     print(
-        f"{task.description}. The sentence model is frozen, its embeddings are stored; two layers on them are trained"
+        f"{task.description}\nThe sentence model is frozen, its embeddings are stored; two layers on them are trained"
     )
     print(f"FAM: fam_layer={REPRESENTATION!r}, fam_lambda={settings.fam_lambda:g}\n")
     cases, seeds = [], range(settings.seed, settings.seed + settings.runs)

@@ -23,7 +23,7 @@ from ..plotting import plot_runs
 from ..trainer import FAMTrainer
 from .environment import versions
 from .report import PANELS, compare, format_table, interpret
-from .task import Task, packaged_model
+from .task import Task, encoder_folder
 from .timing import interleaved_step_seconds
 
 
@@ -75,9 +75,7 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the figure needs matplotlib: pip install 'hf-fam[demo]'")
-    folder = packaged_model() if settings.model is None else settings.model
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder '{folder}' contains no config.json, so it is not a saved model.")
+    folder = encoder_folder(settings.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     task = Task.load(tokenizer, settings.intents, settings.max_length)
     print(f"{task.description}\n")

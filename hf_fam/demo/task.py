@@ -125,6 +125,18 @@ def read_rows() -> list[dict[str, str]]:
     raise ValueError(f"the data of the demo, {DATA}, are missing from this installation: reinstall hf-fam.")
 
 
+def encoder_folder(given: Path | None) -> Path:
+    """The folder of the encoder, by default all-MiniLM-L6-v2's.
+
+    Raises:
+        ValueError: it contains no model, or see `packaged_model`.
+    """
+    folder = packaged_model() if given is None else given
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"folder '{folder}' contains no config.json, so it is not a saved model.")
+    return folder
+
+
 def packaged_model() -> Path:
     """The folder of all-MiniLM-L6-v2 in its package, after comparing its weights with the known checksum.
 
