@@ -82,14 +82,15 @@ def in_brief(records: list[Record]) -> str:
 
 
 def brief(verdict: Verdict) -> list[str]:
-    plain, low = verdict.plain, verdict.bounds[verdict.worst]
+    plain, worst = verdict.plain, verdict.worst
+    bound = "none" if worst is None else f"{signed(100 * verdict.bounds[worst], 2)} ({worst})"
     words = ["harmless"] * verdict.harmless + ["better"] * verdict.better_than_plain
     return [
         verdict.champion,
         str(plain.metric.pairs),
         *tests(plain.metric, 100, 2)[:2],
         *tests(plain.nll, 1, 3)[:2],
-        f"{signed(100 * low, 2) or 'none'} ({verdict.worst})",
+        "; ".join([bound, *(f"{task}: one seed, not judged" for task in verdict.unjudged)]),
         " and ".join(words) or "neither",
         *("; ".join(names) for names in (verdict.better, verdict.worse)),
     ]

@@ -218,7 +218,7 @@ def test_verdict(losses: dict[str, float], verdict: str) -> None:
     assert verdict in report.in_brief(records)
     alone = [r for r in records if r["seed"] == 0]
     lonely = judge(alone, "fam strength 1")
-    assert lonely is not None and not lonely.harmless and report.brief(lonely)[-4].startswith("none (")
+    assert lonely is not None and not lonely.harmless and report.brief(lonely)[-4].startswith("none; a: one seed")
     assert judge([r for r in records if r["method"] != "plain"], "fam strength 1") is None
 
 

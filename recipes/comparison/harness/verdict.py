@@ -20,24 +20,26 @@ class Verdict:
         champion: its `title`.
         plain: the duel with plain training.
         bounds: lower end of the one-sided 95 % interval of the difference from plain training, by task.
+        unjudged: tasks with a single seed, which have none.
         better, worse: titles of the rivals from which the metric differs at ``LEVEL``, other forms of FAM left out.
     """
 
     champion: str
     plain: Duel
     bounds: dict[str, float]
+    unjudged: list[str]
     better: list[str]
     worse: list[str]
 
     @property
-    def worst(self) -> str:
-        """The task with the lowest bound; one with a single seed has none."""
-        return min(self.bounds, key=lambda task: (not math.isnan(self.bounds[task]), self.bounds[task]))
+    def worst(self) -> str | None:
+        """The task with the lowest bound."""
+        return min(self.bounds, key=lambda task: self.bounds[task], default=None)
 
     @property
     def harmless(self) -> bool:
-        """No task loses half a point, by its bound; False where a bound is missing."""
-        return all(low > LIMIT for low in self.bounds.values())
+        """No task that has a bound loses half a point by it; False where none has."""
+        return bool(self.bounds) and all(low > LIMIT for low in self.bounds.values())
 
     @property
     def better_than_plain(self) -> bool:
@@ -57,10 +59,12 @@ def judge(records: list[Record], champion: str) -> Verdict | None:
         return None
     own = {title(r) for r in records if r["method"].startswith("fam")}
     differ = [d for name, d in found.items() if name not in own and d.metric.t < LEVEL]
+    lows = {task: found.low for task, found in by_task(records, champion, PLAIN).items()}
     return Verdict(
         champion,
         plain,
-        {task: found.low for task, found in by_task(records, champion, PLAIN).items()},
+        {task: low for task, low in lows.items() if not math.isnan(low)},
+        [task for task, low in lows.items() if math.isnan(low)],
         sorted(d.rival for d in differ if d.metric.mean > 0),
         sorted(d.rival for d in differ if d.metric.mean < 0),
     )
