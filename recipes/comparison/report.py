@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
     confirmed = [r for r in records if not r["exploratory"]]
-    sections = [HEADER, in_brief(confirmed), *confirmations(confirmed)]
+    sections = [HEADER, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
         sections += section(settings, members, options)
     sections.append(provenance(records))

@@ -53,10 +53,10 @@ class FAM(Method):
         self._flatness = RelativeFlatness(
             model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient, center=self._center
         )
+        self._schedule, self._step = Strength(self._strength), 0
 
     def begin(self, steps: int) -> None:
         self._schedule = Strength(self._strength, warmup_steps(self._warmup, steps))
-        self._step = 0
 
     def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         strength = self._schedule.at(self._step)
