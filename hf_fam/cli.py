@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune all-MiniLM-L6-v2 on 30 intents of Banking77, 10 examples each, once with Trainer and "
         "once with FAMTrainer, from the same seed and with the same budget; offline, about 6 minutes on 2 cores.",
     )
-    demo.add_argument("--output_dir", type=Path, default=Path("out/demo"), help="where results go (default: out/demo)")
+    demo.add_argument("--output_dir", type=Path, help="where results go (default: out/demo, or out/demo_frozen)")
     demo.add_argument("--seed", type=int, default=0, help="seed of both runs, or the first one (default: 0)")
     demo.add_argument("--model", type=Path, help="another encoder with a tokenizer, a folder, instead of all-MiniLM")
     demo.add_argument(
@@ -148,7 +148,8 @@ def _demo(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()  # that of loading weights; the training keeps its own
     kind, run = (FrozenSettings, run_frozen_demo) if options.frozen_trunk else (DemoSettings, run_demo)
     make: Any = kind.quick if options.quick else kind
-    run(make(output_dir=options.output_dir, seed=options.seed, model=options.model))
+    folder = {"output_dir": options.output_dir} if options.output_dir else {}  # each case has its own by default
+    run(make(seed=options.seed, model=options.model, **folder))
 
 
 def format_layers(table: LayerTable, count: int, length: int) -> str:

@@ -271,7 +271,7 @@ def test_the_demo_itself(tmp_path: Path) -> None:
 def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_frozen_demo(frozen(encoder, tmp_path / "new", seed=7))
     said = capsys.readouterr().out
-    assert "0% of the training labels wrong, 2 seeds" in said and "20% of the training labels wrong, 2 seeds" in said
+    assert "\n0% of the training labels wrong, 2 seeds" in said and "20% of the training labels wrong, 2 seeds" in said
     assert said.count("\n  accuracy, %") == said.count("\n  negative log-likelihood") == 2
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == result
     assert result["seeds"] == [7, 8]

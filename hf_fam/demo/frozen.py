@@ -46,7 +46,7 @@ class FrozenSettings:
         fam_lambda: the strength, that of docs/choosing.md.
     """
 
-    output_dir: Path = Path("out/demo")
+    output_dir: Path = Path("out/demo_frozen")
     seed: int = 0
     runs: int = 5
     model: Path | None = None
@@ -113,9 +113,8 @@ def run_frozen_demo(settings: FrozenSettings) -> dict[str, Any]:
     task = Task.load(tokenizer, settings.intents, max_length=64)
     encoder = AutoModel.from_pretrained(folder)
     train, test = (embed(encoder, task, part) for part in (task.train, task.test))
-    print(
-        f"{task.description}\nThe sentence model is frozen, its embeddings are stored; two layers on them are trained"
-    )
+    print(task.description)
+    print("The sentence model is frozen, its embeddings are stored; two layers on them are trained")
     print(f"FAM: fam_layer={REPRESENTATION!r}, fam_lambda={settings.fam_lambda:g}\n")
     cases, seeds = [], range(settings.seed, settings.seed + settings.runs)
     for share in settings.wrong_labels:

@@ -73,9 +73,11 @@ def in_brief(records: list[Record]) -> str:
         "| --- | --- |" + " ---: |" * 6 + " --- | --- | --- |",
     ]
     for name, members in sorted(group(records, trained).items()):
-        finished = [r for r in members if "diverged" not in r]
-        for champion in sorted({title(r) for r in finished if r["method"] == "fam"}):
-            verdict = judge(finished, champion)
+        if any("diverged" in r for r in members):
+            lines.append(f"| {name} | runs diverged: no verdict" + " |" * 10)
+            continue
+        for champion in sorted({title(r) for r in members if r["method"] == "fam"}):
+            verdict = judge(members, champion)
             if verdict:
                 lines.append("| " + " | ".join([name, *brief(verdict)]) + " |")
     return "\n".join(lines) + "\n"

@@ -189,7 +189,8 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     assert f"## Decided beforehand: frozen_mlp, {fam}" in page.read_text(encoding="utf-8")
     append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
-    assert "pairs are missing" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "pairs are missing" in text and "| frozen_mlp | runs diverged: no verdict |" in text
 
 
 @pytest.mark.parametrize(
