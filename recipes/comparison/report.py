@@ -117,8 +117,8 @@ def trained(record: Record) -> str:
     Where all is trained every task has its own tuned rate. From scratch, each data set had a confirmation of its own.
     """
     settings = record["settings"]
-    if record["regime"] == "scratch_images":
-        return f"scratch_images, {record['task'].split('-')[0]}"
+    if record["regime"].startswith("scratch"):
+        return f"{record['regime']}, {record['task'].split('-')[0]}"
     part = settings.get("trainable", "all")
     return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
 

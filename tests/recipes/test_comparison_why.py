@@ -22,9 +22,9 @@ pytest.importorskip("yaml")
 
 import run as comparison  # noqa: E402
 import why  # noqa: E402
-from harness import tasks  # noqa: E402
+from harness import embeddings, tasks  # noqa: E402
 from harness.methods import make  # noqa: E402
-from harness.regimes import frozen_head, loop, scratch_images  # noqa: E402
+from harness.regimes import REGIMES, frozen_head, frozen_images, loop  # noqa: E402
 
 
 def test_nearer_to_the_wrong_class() -> None:
@@ -76,12 +76,40 @@ def test_heads_on_frozen_features(monkeypatch: pytest.MonkeyPatch, hidden: str, 
         frozen_head.head(6, 2, "some")
 
 
-def test_small_resnet_trains_from_scratch() -> None:
-    pool = tasks.Examples(np.zeros((40, 1, 28, 28), np.uint8), np.arange(40) % 2)
+def test_a_linear_classifier_on_features_of_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Features are computed once an image, kept on disk, and come in the order of the images."""
+    computed = []
+
+    class Bright:
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            computed.append(len(images))
+            return images.float().mean((2, 3))
+
+    monkeypatch.setattr(embeddings, "_images_model", lambda resolution: Bright())
+    images = np.random.default_rng(0).integers(0, 256, (70, 3, 4, 4), dtype=np.uint8)
+    images[69] = images[0]
+    expected = torch.from_numpy(images).float().mean((2, 3))
+    for _ in range(2):
+        embeddings._store.cache_clear()
+        torch.testing.assert_close(embeddings.embed_images(images, tmp_path), expected, rtol=0, atol=0)
+    assert sum(computed) == 69
+
+    pool = tasks.Examples(images, np.arange(70) % 2)
+    split = tasks.split(tasks.Task("cifar10", train=16, validation=8), pool, pool.take(np.arange(12)), 0)
+    fam = make("fam", {"strength": 0.001, "layer": "head"})
+    outcome = frozen_images.run(split, frozen_images.Settings(epochs=1, batch_size=8), fam, 0, tmp_path)
+    assert outcome.steps == 2 and outcome.logits["test"].shape == (12, 2)
+    assert sum(computed) == 69
+
+
+@pytest.mark.parametrize("regime", ["scratch_images", "scratch_vit"])
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_images_from_scratch(regime: str, channels: int, side: int) -> None:
+    pool = tasks.Examples(np.zeros((40, channels, side, side), np.uint8), np.arange(40) % 2)
     pool.inputs[:] = (pool.labels * 200)[:, None, None, None]
     split = tasks.split(tasks.Task("fashion_mnist", train=16, validation=8), pool, pool.take(np.arange(12)), 0)
     fam = make("fam", {"strength": 0.001, "layer": "head"})
-    outcome = scratch_images.run(split, scratch_images.Settings(epochs=1, batch_size=8), fam, 0, Path())
+    outcome = REGIMES[regime].run(split, REGIMES[regime].Settings(epochs=1, batch_size=8), fam, 0, Path())
     assert outcome.steps == 2 and all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
 
 

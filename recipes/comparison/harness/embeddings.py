@@ -1,19 +1,23 @@
-"""Frozen features of all-MiniLM-L6-v2, computed once a text and kept on disk."""
+"""Frozen features of texts (all-MiniLM-L6-v2) and images (EfficientNet-Lite0), computed once each and kept on disk."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from .efficientnet import EfficientNetLite0, efficientnet_lite0
+
 MAX_LENGTH = 128
+Item = TypeVar("Item")
 
 
 def minilm_path() -> str:
@@ -34,6 +38,11 @@ def _model() -> Any:
 
 
 @functools.cache
+def _images_model(resolution: int) -> EfficientNetLite0:
+    return efficientnet_lite0(classes=1, resolution=resolution).eval()
+
+
+@functools.cache
 def _store(path: Path) -> dict[str, Tensor]:
     return torch.load(path) if path.exists() else {}
 
@@ -47,23 +56,51 @@ def embed(texts: Sequence[tuple[str, ...]], cache: Path, tokens: str = "mean") -
         tokens: ``"mean"`` over tokens, which the model was trained for, or the ``"first"`` alone, which BERT's
             pooler reads.
     """
-    path = cache / ("minilm.pt" if tokens == "mean" else f"minilm-{tokens}.pt")
+    names = [name_of("\0".join(t).encode()) for t in texts]
+    missing = sorted(dict(zip(names, texts, strict=True)).items(), key=lambda x: len(str(x[1])))
+
+    def compute(chunk: list[tuple[str, ...]]) -> Tensor:
+        columns = [list(column) for column in zip(*chunk, strict=True)]
+        batch = tokenizer()(*columns, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+        hidden = _model()(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return hidden[:, 0] if tokens == "first" else (hidden * mask).sum(1) / mask.sum(1)
+
+    return recall(cache / ("minilm.pt" if tokens == "mean" else f"minilm-{tokens}.pt"), names, dict(missing), compute)
+
+
+def embed_images(images: np.ndarray, cache: Path, resolution: int = 64) -> Tensor:
+    """What EfficientNet-Lite0's head reads, shape ``(images, 1280)``.
+
+    Args:
+        images: bytes, ``(images, 3, height, width)``.
+        cache: folder for what was computed before.
+        resolution: that images are enlarged to.
+    """
+    names = [name_of(image.tobytes()) for image in images]
+
+    def compute(chunk: list[np.ndarray]) -> Tensor:
+        return _images_model(resolution).features(torch.from_numpy(np.stack(chunk)))
+
+    path = cache / f"efficientnet-lite0-{resolution}.pt"
+    return recall(path, names, dict(zip(names, images, strict=True)), compute)
+
+
+def name_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def recall(path: Path, names: Sequence[str], items: dict[str, Item], compute: Callable[[list[Item]], Tensor]) -> Tensor:
+    """Features of the items named, in order; what is not stored yet is computed, in chunks as ``items`` has them."""
     store = _store(path)
-    names = [hashlib.blake2b("\0".join(t).encode(), digest_size=16).hexdigest() for t in texts]
-    missing = sorted(
-        {n: t for n, t in zip(names, texts, strict=True) if n not in store}.items(), key=lambda x: len(str(x[1]))
-    )
+    missing = [name for name in items if name not in store]
     for k in range(0, len(missing), 64):
         chunk = missing[k : k + 64]
-        columns = [list(column) for column in zip(*(t for _, t in chunk), strict=True)]
-        batch = tokenizer()(*columns, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
         with torch.no_grad():
-            hidden = _model()(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        found = hidden[:, 0] if tokens == "first" else (hidden * mask).sum(1) / mask.sum(1)
-        store.update(zip((n for n, _ in chunk), found.unbind(), strict=True))
+            found = compute([items[name] for name in chunk])
+        store.update(zip(chunk, found.unbind(), strict=True))
     if missing:
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")  # jobs side by side lose work at worst
         torch.save({n: v.clone() for n, v in store.items()}, unfinished)
         unfinished.replace(path)

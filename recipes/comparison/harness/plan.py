@@ -30,7 +30,9 @@ from .tasks import Task
 IMAGES = {
     "small_cnn": ("fashion_mnist",),
     "scratch_images": ("fashion_mnist", "cifar10"),
+    "scratch_vit": ("fashion_mnist", "cifar10"),
     "finetune_images": ("cifar10",),
+    "frozen_images": ("cifar10",),
 }
 
 

@@ -29,7 +29,16 @@ class Method:
     """Cross-entropy, AdamW and nothing else. The arguments of a method are its configuration."""
 
     # Regimes that the method has no meaning in are left out of its plan.
-    regimes = ("frozen_mlp", "frozen_head", "small_cnn", "finetune", "finetune_images", "scratch_images")
+    regimes: tuple[str, ...] = (
+        "frozen_mlp",
+        "frozen_head",
+        "frozen_images",
+        "small_cnn",
+        "finetune",
+        "finetune_images",
+        "scratch_images",
+        "scratch_vit",
+    )
 
     def adapt(self, settings: Any) -> Any:
         """Change the regime's settings."""
