@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -271,8 +272,10 @@ def test_the_demo_itself(tmp_path: Path) -> None:
 def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_frozen_demo(frozen(encoder, tmp_path / "new", seed=7))
     said = capsys.readouterr().out
-    assert "\n0% of the training labels wrong, 2 seeds" in said and "20% of the training labels wrong, 2 seeds" in said
-    assert said.count("\n  accuracy, %") == said.count("\n  negative log-likelihood") == 2
+    networks = ("a linear classifier, the defaults of FAM", "two layers, fam_layer='representation', fam_lambda=0.01")
+    for network, share in itertools.product(networks, ("0%", "20%")):
+        assert f"\n{network}; {share} of the training labels wrong, 2 seeds\n" in said
+    assert said.count("\n  accuracy, %") == said.count("\n  negative log-likelihood") == 4
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == result
     assert result["seeds"] == [7, 8]
     for case in result["cases"]:
@@ -283,7 +286,7 @@ def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_frozen_runs_differ_by_the_term_alone(encoder: Path, tmp_path: Path) -> None:
-    result = run_frozen_demo(frozen(encoder, tmp_path, fam_lambda=0.0))
+    result = run_frozen_demo(frozen(encoder, tmp_path, head_lambda=0.0, hidden_lambda=0.0))
     for case in result["cases"]:
         assert case["runs"]["Trainer"] == case["runs"]["FAMTrainer"]
 

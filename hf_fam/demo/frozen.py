@@ -1,7 +1,8 @@
-"""``hf-fam demo --frozen_trunk``: a small network on stored sentence embeddings, with and without wrong labels."""
+"""``hf-fam demo --frozen_trunk``: one layer and two on stored sentence embeddings, with and without wrong labels."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -42,8 +43,9 @@ class FrozenSettings:
         epochs: enough for a training loss near zero.
         learning_rate: the highest one; it falls linearly.
         batch_size: training examples a step.
-        width: of the hidden layer.
-        fam_lambda: the strength, that of docs/choosing.md.
+        widths: of the hidden layer, for each network; 0 is a linear classifier.
+        head_lambda: the strength at a linear classifier; None: FAM's default.
+        hidden_lambda: the strength at a hidden layer, that of docs/choosing.md.
     """
 
     output_dir: Path = Path("out/demo_frozen")
@@ -55,32 +57,39 @@ class FrozenSettings:
     epochs: int = 60
     learning_rate: float = 1e-3
     batch_size: int = 16
-    width: int = 256
-    fam_lambda: float = 0.01
+    widths: Sequence[int] = (0, 256)
+    head_lambda: float | None = None
+    hidden_lambda: float = 0.01
 
     @classmethod
     def quick(cls, **changes: Any) -> FrozenSettings:
         """Runs that only show that everything works."""
         return cls(**{"intents": 5, "epochs": 3, "runs": 2, **changes})
 
+    def fam(self, width: int) -> FAMArguments:
+        """What FAM is told of a network: nothing, if its head is all that is trained."""
+        if width:
+            return FAMArguments(fam_layer=REPRESENTATION, fam_lambda=self.hidden_lambda)
+        return FAMArguments(fam_lambda=self.head_lambda)
+
 
 class SmallNetwork(nn.Module):
-    """Two layers on stored features. ``dense`` is what ``fam_layer="representation"`` finds.
+    """One or two layers on stored features. ``dense`` is what ``fam_layer="representation"`` finds.
 
     Args:
         features: numbers an example.
-        width: of the hidden layer.
+        width: of the hidden layer; 0: a linear classifier.
         classes: number of logits.
     """
 
     def __init__(self, features: int, width: int, classes: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(features, width)
-        self.classifier = nn.Linear(width, classes)
+        self.dense = nn.Linear(features, width) if width else None
+        self.classifier = nn.Linear(width or features, classes)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits, and the loss if there are labels."""
-        logits = self.classifier(self.dense(features).tanh())
+        logits = self.classifier(features if self.dense is None else self.dense(features).tanh())
         return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -97,7 +106,7 @@ class Stored:
 
 
 def run_frozen_demo(settings: FrozenSettings) -> dict[str, Any]:
-    """Train with both trainers for every seed and share of wrong labels, print the tables and save the numbers.
+    """Train with both trainers for every network, share of wrong labels and seed; print tables and save the numbers.
 
     Args:
         settings: what to do.
@@ -114,16 +123,16 @@ def run_frozen_demo(settings: FrozenSettings) -> dict[str, Any]:
     encoder = AutoModel.from_pretrained(folder)
     train, test = (embed(encoder, task, part) for part in (task.train, task.test))
     print(task.description)
-    print("The sentence model is frozen, its embeddings are stored; two layers on them are trained")
-    print(f"FAM: fam_layer={REPRESENTATION!r}, fam_lambda={settings.fam_lambda:g}\n")
+    print("The sentence model is frozen, its embeddings are stored; what is trained is on top of them\n")
     cases, seeds = [], range(settings.seed, settings.seed + settings.runs)
-    for share in settings.wrong_labels:
+    for width, share in itertools.product(settings.widths, settings.wrong_labels):
         runs: dict[str, list[dict[str, float]]] = {PLAIN: [], FAM: []}
         for seed in seeds:
             given = Stored(train.features, with_wrong_labels(train.labels, share, len(task.names), seed))
             for kind in (Trainer, FAMTrainer):
-                runs[kind.__name__].append(train_once(kind, given, test, len(task.names), seed, settings))
-        cases.append({"wrong_labels": share, "runs": runs})
+                runs[kind.__name__].append(train_once(kind, given, test, len(task.names), width, seed, settings))
+        told = {"width": width, "fam_lambda": settings.fam(width).fam_lambda, "wrong_labels": share}
+        cases.append({**told, "runs": runs})
         print(format_case(cases[-1]), end="\n\n")
     print("One task. Others, rivals, and where it does not help: 'Should I use this?' in the documentation.\n")
     result = {"cases": cases, "seeds": list(seeds), "versions": versions()}
@@ -162,13 +171,12 @@ def with_wrong_labels(labels: NDArray[np.int64], share: float, classes: int, see
 
 
 def train_once(
-    kind: type[Trainer], train: Stored, test: Stored, classes: int, seed: int, settings: FrozenSettings
+    kind: type[Trainer], train: Stored, test: Stored, classes: int, width: int, seed: int, settings: FrozenSettings
 ) -> dict[str, float]:
     """One training, and its scores on the test questions."""
     set_seed(seed)
-    model = SmallNetwork(train.features.shape[1], settings.width, classes)
-    fam = FAMArguments(fam_layer=REPRESENTATION, fam_lambda=settings.fam_lambda)
-    given: dict[str, Any] = {"fam_args": fam} if issubclass(kind, FAMTrainer) else {}
+    model = SmallNetwork(train.features.shape[1], width, classes)
+    given: dict[str, Any] = {"fam_args": settings.fam(width)} if issubclass(kind, FAMTrainer) else {}
     trainer = kind(
         model=model,
         args=TrainingArguments(
@@ -196,7 +204,10 @@ def train_once(
 def format_case(case: dict[str, Any]) -> str:
     """Mean and standard deviation of both, and the paired difference with its standard error."""
     count = len(case["runs"][PLAIN])
-    lines = [f"{case['wrong_labels']:.0%} of the training labels wrong, {count} seeds"]
+    network = f"two layers, fam_layer={REPRESENTATION!r}" if case["width"] else "a linear classifier"
+    strength = case["fam_lambda"]
+    told = ", the defaults of FAM" if strength is None else f", fam_lambda={strength:g}"
+    lines = [f"{network}{told}; {case['wrong_labels']:.0%} of the training labels wrong, {count} seeds"]
     lines.append(f"  {'':<26}{PLAIN:>15}{FAM:>15}   difference ± its standard error")
     for key, name in SCORES.items():
         plain, fam = ([run[key] for run in case["runs"][kind]] for kind in (PLAIN, FAM))
