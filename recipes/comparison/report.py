@@ -119,6 +119,8 @@ def trained(record: Record) -> str:
     settings = record["settings"]
     if record["regime"].startswith("scratch"):
         return f"{record['regime']}, {record['task'].split('-')[0]}"
+    if settings.get("hidden") == "none":
+        return f"{record['regime']}, linear"
     part = settings.get("trainable", "all")
     return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
 

@@ -167,6 +167,24 @@ def test_choice_is_made_on_validation() -> None:
     assert "**strength 5** †" in report.one_table(one_for_all(harmful), taken)
 
 
+@pytest.mark.parametrize(
+    ("regime", "task", "settings", "name"),
+    [
+        ("scratch_vit", "cifar10-2000", {}, "scratch_vit, cifar10"),
+        ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear"),
+        ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head"),
+        (
+            "finetune",
+            "rte-400",
+            {"trainable": "lora 8", "learning_rate": 0.001},
+            "finetune lora 8, learning rate 0.001",
+        ),
+    ],
+)
+def test_what_is_tested_together(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
+    assert report.trained({"regime": regime, "task": task, "settings": settings}) == name
+
+
 def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: None, tmp_path: Path) -> None:
     """Two tasks, each with settings of its own, as a plan with a list of settings makes them."""
     decided = PLAN.replace("true", "false", 1).replace("grid: {strength: [0.001, 0.01]}", "grid: {strength: [0.3]}")
