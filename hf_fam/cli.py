@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--frozen_trunk",
         action="store_true",
-        help="another case: one layer and two on stored sentence embeddings, FAM with its defaults or, of two, at the "
-        "hidden one with lambda 0.01; five seeds, all labels right and a fifth of them wrong",
+        help="another case, on stored sentence embeddings: one layer with FAM's defaults, and two with FAM at the "
+        "hidden one and lambda 0.01; five seeds, all labels right and a fifth of them wrong",
     )
     demo.add_argument("--quick", action="store_true", help="5 intents, 3 epochs: does it run? The numbers mean nothing")
     demo.set_defaults(run=_demo)

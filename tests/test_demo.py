@@ -27,7 +27,7 @@ from transformers import (
 from hf_fam import FAMTrainer
 from hf_fam.cli import main
 from hf_fam.demo import DemoSettings, FrozenSettings, run_demo, run_frozen_demo
-from hf_fam.demo.frozen import embed, format_case, paired, spread
+from hf_fam.demo.frozen import SmallNetwork, embed, format_case, paired, spread
 from hf_fam.demo.report import compare, format_table, interpret, kappa_at_loss
 from hf_fam.demo.run import EpochRecorder, make_trainer
 from hf_fam.demo.task import Task, packaged_model, read_rows
@@ -278,6 +278,9 @@ def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said.count("\n  accuracy, %") == said.count("\n  negative log-likelihood") == 4
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == result
     assert result["seeds"] == [7, 8]
+    first = {(case["width"], case["wrong_labels"]): case["runs"]["Trainer"] for case in result["cases"]}
+    assert len(first) == 4 and first[0, 0.0] != first[256, 0.0] != first[256, 0.2]
+    assert SmallNetwork(4, 0, 3).dense is None
     for case in result["cases"]:
         plain, fam = case["runs"]["Trainer"], case["runs"]["FAMTrainer"]
         assert len(plain) == len(fam) == 2 and plain != fam

@@ -40,7 +40,7 @@ class FrozenSettings:
         model: folder of an encoder with its tokenizer; None for all-MiniLM-L6-v2 from its package.
         intents: number of intents, 30 at most, with 10 training examples each.
         wrong_labels: shares of the training examples with a wrong label, one table each.
-        epochs: enough for a training loss near zero.
+        epochs: of each training.
         learning_rate: the highest one; it falls linearly.
         batch_size: training examples a step.
         widths: of the hidden layer, for each network; 0 is a linear classifier.
@@ -67,7 +67,7 @@ class FrozenSettings:
         return cls(**{"intents": 5, "epochs": 3, "runs": 2, **changes})
 
     def fam(self, width: int) -> FAMArguments:
-        """What FAM is told of a network: nothing, if its head is all that is trained."""
+        """What FAM is told of a network: at most the strength, if its head is all that is trained."""
         if width:
             return FAMArguments(fam_layer=REPRESENTATION, fam_lambda=self.hidden_lambda)
         return FAMArguments(fam_lambda=self.head_lambda)

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,32 @@ def test_heads_on_frozen_features(monkeypatch: pytest.MonkeyPatch, hidden: str, 
         frozen_head.head(6, 2, "some")
 
 
+@pytest.mark.parametrize("tokens", ["mean", "first"])
+def test_features_of_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: str) -> None:
+    """Padding does not count, each text is read once, and features come in the order of the texts."""
+    read = []
+
+    def tokenizer(*columns: list[str], **_: Any) -> dict[str, torch.Tensor]:
+        read.extend(columns[0])
+        words = [" ".join(row).split() for row in zip(*columns, strict=True)]
+        longest = max(map(len, words))
+        ids = torch.tensor([[len(w) for w in row] + [99] * (longest - len(row)) for row in words])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in words])
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=input_ids.unsqueeze(-1).float())
+
+    monkeypatch.setattr(embeddings, "tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(embeddings, "_model", lambda: model)
+    texts = [("aaa b", "cc"), ("a", "bbb"), ("aaa b", "cc"), ("a b c", "d e f")]
+    expected = torch.tensor([2.0, 2, 2, 1] if tokens == "mean" else [3.0, 1, 3, 1]).unsqueeze(1)
+    for _ in range(2):
+        embeddings._store.cache_clear()
+        assert torch.equal(embeddings.embed(texts, tmp_path, tokens), expected)
+    assert sorted(read) == ["a", "a b c", "aaa b"]
+
+
 def test_a_linear_classifier_on_features_of_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Features are computed once an image, kept on disk, and come in the order of the images."""
     computed = []
@@ -109,7 +136,9 @@ def test_images_from_scratch(regime: str, channels: int, side: int) -> None:
     pool.inputs[:] = (pool.labels * 200)[:, None, None, None]
     split = tasks.split(tasks.Task("fashion_mnist", train=16, validation=8), pool, pool.take(np.arange(12)), 0)
     fam = make("fam", {"strength": 0.001, "layer": "head"})
-    outcome = REGIMES[regime].run(split, REGIMES[regime].Settings(epochs=1, batch_size=8), fam, 0, Path())
+    settings = REGIMES[regime].Settings(epochs=1, batch_size=8)
+    outcome, plain = (REGIMES[regime].run(split, settings, method, 0, Path()) for method in (fam, make("plain", {})))
+    assert not np.allclose(outcome.logits["test"], plain.logits["test"], atol=1e-7)
     assert outcome.steps == 2 and all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
 
 

@@ -57,7 +57,7 @@ def embed(texts: Sequence[tuple[str, ...]], cache: Path, tokens: str = "mean") -
             pooler reads.
     """
     names = [name_of("\0".join(t).encode()) for t in texts]
-    missing = sorted(dict(zip(names, texts, strict=True)).items(), key=lambda x: len(str(x[1])))
+    items = sorted(dict(zip(names, texts, strict=True)).items(), key=lambda x: len(str(x[1])))
 
     def compute(chunk: list[tuple[str, ...]]) -> Tensor:
         columns = [list(column) for column in zip(*chunk, strict=True)]
@@ -66,7 +66,7 @@ def embed(texts: Sequence[tuple[str, ...]], cache: Path, tokens: str = "mean") -
         mask = batch["attention_mask"].unsqueeze(-1)
         return hidden[:, 0] if tokens == "first" else (hidden * mask).sum(1) / mask.sum(1)
 
-    return recall(cache / ("minilm.pt" if tokens == "mean" else f"minilm-{tokens}.pt"), names, dict(missing), compute)
+    return recall(cache / ("minilm.pt" if tokens == "mean" else f"minilm-{tokens}.pt"), names, dict(items), compute)
 
 
 def embed_images(images: np.ndarray, cache: Path, resolution: int = 64) -> Tensor:

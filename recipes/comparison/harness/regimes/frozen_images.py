@@ -25,7 +25,7 @@ class Settings:
 
 
 def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path) -> Outcome:
-    """1,280 numbers an image, the trunk in evaluation mode; the head that fine-tuning has, trained alone."""
+    """1,280 numbers an image, the trunk in evaluation mode; a new head, trained alone."""
     inputs = {part: embed_images(getattr(split, part).inputs, cache, settings.resolution) for part in PARTS}
     torch.manual_seed(seed)
     model = head(inputs["train"].shape[-1], split.classes, "none")
