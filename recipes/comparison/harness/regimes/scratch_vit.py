@@ -9,21 +9,17 @@ from transformers import ViTConfig, ViTForImageClassification, set_seed
 
 from ..methods import Method
 from ..tasks import Split
+from . import scratch_images
 from .loop import PARTS
 from .outcome import Outcome
-from .scratch_images import examples
 from .with_trainer import arguments_for, train_and_predict
 
 PATCHES_A_SIDE = 4
 
 
 @dataclass(frozen=True)
-class Settings:
-    learning_rate: float = 1e-3
+class Settings(scratch_images.Settings):
     epochs: int = 30
-    batch_size: int = 32
-    weight_decay: float = 0.0
-    warmup: float = 0.1
 
 
 def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path) -> Outcome:
@@ -41,5 +37,5 @@ def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path
         num_labels=split.classes,
     )
     model = ViTForImageClassification(config)
-    data = {part: examples(getattr(split, part)) for part in PARTS}
+    data = {part: scratch_images.examples(getattr(split, part)) for part in PARTS}
     return train_and_predict(method, model, data, arguments_for(settings, seed), order={})
