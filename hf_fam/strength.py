@@ -25,8 +25,8 @@ LARGE_HEAD_LAMBDA = 1e-6
 def default_lambda(estimator: str, out_features: int) -> float:
     """The strength that is taken where none is given: harmless in all that was confirmed, helpful in some.
 
-    At the head 0.003. Changes of the metric in points against plain training, on fresh seeds, in brackets the lower end
-    of the one-sided 95 % interval of the task where it is lowest:
+    At the head 0.003. Changes of the metric in points against plain training, on seeds on which it had not been run, in
+    brackets the lower end of the one-sided 95 % interval of the task where it is lowest:
 
     - a linear classifier on frozen features: +0.89 over seven text tasks [-0.05], +4.53 on CIFAR-10 [+1.69], better
       than every rival; RTE +0.08 [-0.21] and CoLA -0.12 [-0.43], near chance;
