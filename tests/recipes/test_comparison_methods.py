@@ -210,6 +210,7 @@ def test_label_noise_replaces_that_share_by_other_classes() -> None:
         ("all", {"embeddings", "layer.0", "layer.1", "pooler", "classifier"}),
         ("blocks 1", {"layer.1", "pooler", "classifier"}),
         ("head", {"pooler", "classifier"}),
+        ("classifier", {"classifier"}),
         ("lora 2", {"lora_", "pooler", "classifier"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""Fine-tuning of all-MiniLM-L6-v2 with the Trainer, as users do it: all of it, its upper blocks, LoRA, its head."""
+"""Fine-tuning of all-MiniLM-L6-v2 with the Trainer: all of it, its upper blocks, LoRA, pooler and head, or the head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings:
     weight_decay: float = 0.0
     warmup: float = 0.1
     max_length: int = 64
-    trainable: str = "all"  # or "head" (pooler and classifier), "blocks 2" (and the upper two blocks), "lora 8" (rank)
+    trainable: str = "all"  # or "classifier", or with the pooler "head", "blocks 2" (upper ones), "lora 8" (its rank)
     bf16: bool = True  # autocast: half the time on processors that have it
 
 
@@ -64,7 +64,7 @@ def keep_words(model: nn.Module, data: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def unfreeze(model: nn.Module, trainable: str) -> None:
-    """Leave trainable what the setting says; the pooler and the classifier always are."""
+    """Leave trainable what the setting says; the classifier always is."""
     if trainable == "all":
         return
     kind, _, number = trainable.partition(" ")
@@ -75,11 +75,11 @@ def unfreeze(model: nn.Module, trainable: str) -> None:
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
         peft.inject_adapter_in_model(config, model)
     blocks = len(model.bert.encoder.layer)
-    above = ["bert.pooler", "classifier", "lora_"]
+    above = ["classifier"] if kind == "classifier" else ["classifier", "bert.pooler", "lora_"]
     if kind == "blocks":
         above += [f"bert.encoder.layer.{k}." for k in range(blocks - int(number), blocks)]
-    elif kind not in ("head", "lora"):
-        raise ValueError(f"trainable={trainable!r}: give 'all', 'head', 'blocks N' or 'lora RANK'.")
+    elif kind not in ("classifier", "head", "lora"):
+        raise ValueError(f"trainable={trainable!r}: give 'all', 'classifier', 'head', 'blocks N' or 'lora RANK'.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in above))
 
