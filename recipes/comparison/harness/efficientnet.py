@@ -75,7 +75,7 @@ class EfficientNetLite0Config(PreTrainedConfig):
 
 
 class EfficientNetLite0(PreTrainedModel):
-    """Images of values 0 to 255, any size, to logits; the head is new."""
+    """Images of values 0 to 255, any size, in colour or grey, to logits; the head is new."""
 
     config_class = EfficientNetLite0Config
 
@@ -92,7 +92,7 @@ class EfficientNetLite0(PreTrainedModel):
         self.classifier = nn.Linear(1280, config.num_labels)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        x = (pixel_values.float() - 127) / 128
+        x = (pixel_values.expand(-1, 3, -1, -1).float() - 127) / 128
         if x.shape[-1] != self._resolution:
             x = F.interpolate(x, size=(self._resolution, self._resolution), mode="bilinear", align_corners=False)
         x = F.relu6(self._bn0(self._conv_stem(x)))

@@ -73,7 +73,7 @@ def embed_images(images: np.ndarray, cache: Path, resolution: int = 64) -> Tenso
     """What EfficientNet-Lite0's head reads, shape ``(images, 1280)``.
 
     Args:
-        images: bytes, ``(images, 3, height, width)``.
+        images: bytes, ``(images, 3, height, width)``, or with one channel.
         cache: folder for what was computed before.
         resolution: that images are enlarged to.
     """

@@ -31,8 +31,8 @@ IMAGES = {
     "small_cnn": ("fashion_mnist",),
     "scratch_images": ("fashion_mnist", "cifar10"),
     "scratch_vit": ("fashion_mnist", "cifar10"),
-    "finetune_images": ("cifar10",),
-    "frozen_images": ("cifar10",),
+    "finetune_images": ("fashion_mnist", "cifar10"),
+    "frozen_images": ("fashion_mnist", "cifar10"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of all of EfficientNet-Lite0 (ImageNet weights) with the Trainer, on small colour images."""
+"""Fine-tuning of all of EfficientNet-Lite0 (ImageNet weights) with the Trainer, on small images."""
 
 from __future__ import annotations
 

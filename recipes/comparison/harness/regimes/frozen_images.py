@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features of EfficientNet-Lite0 (ImageNet weights), of small colour images."""
+"""A linear classifier on frozen features of EfficientNet-Lite0 (ImageNet weights), of small images."""
 
 from __future__ import annotations
 
