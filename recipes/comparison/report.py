@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.confirmation import by_task, duels, title
 from harness.paired import Difference
+from harness.plan import IMAGES
 from harness.regimes import REGIMES
 from harness.results import read_results
 from harness.summary import Choice, OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
@@ -114,14 +115,17 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all is trained every task has its own tuned rate. From scratch, each data set had a confirmation of its own.
+    Where all is trained, or the head alone, every task has its own tuned rate. Each data set of images had a confirmation
+    of its own.
     """
     settings = record["settings"]
-    if record["regime"].startswith("scratch"):
+    if record["regime"] in IMAGES:
         return f"{record['regime']}, {record['task'].split('-')[0]}"
     if settings.get("hidden") == "none":
         return f"{record['regime']}, linear"
     part = settings.get("trainable", "all")
+    if part == "classifier":
+        return f"{record['regime']} {part}"
     return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
 
 

@@ -248,6 +248,8 @@ def test_efficientnet_takes_the_weights_of_the_package() -> None:
     assert outputs.logits.shape == (2, 10) and outputs.loss > 0
     assert isinstance(model, EfficientNetLite0) and FeatureLayer(model, "head").name == "classifier"
     assert model.config.num_labels == 10  # the Trainer's label smoothing reads a config
+    grey = torch.randint(0, 255, (2, 1, 28, 28))
+    assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
 
 
 def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tensor]:
