@@ -115,8 +115,8 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all is trained, or the head alone, every task has its own tuned rate. Each data set of images had a confirmation
-    of its own.
+    Where all is trained, or the head alone, every task has its own tuned rate. Each data set of images had a
+    confirmation of its own.
     """
     settings = record["settings"]
     if record["regime"] in IMAGES:
