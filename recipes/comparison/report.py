@@ -115,18 +115,19 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all is trained, or the head alone, every task has its own tuned rate. Each data set of images had a
-    confirmation of its own.
+    Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
+    had a confirmation of its own, one of them at two rates.
     """
-    settings = record["settings"]
-    if record["regime"] in IMAGES:
-        return f"{record['regime']}, {record['task'].split('-')[0]}"
+    settings, kind = record["settings"], record["regime"]
+    rate = f", learning rate {settings.get('learning_rate', 0):g}"
+    if kind in IMAGES:
+        return f"{kind}, {record['task'].split('-')[0]}" + (rate if kind == "finetune_images" else "")
     if settings.get("hidden") == "none":
-        return f"{record['regime']}, linear"
+        return f"{kind}, linear"
     part = settings.get("trainable", "all")
-    if part == "classifier":
-        return f"{record['regime']} {part}"
-    return record["regime"] + ("" if part == "all" else f" {part}, learning rate {settings['learning_rate']:g}")
+    if part == "all":
+        return kind
+    return f"{kind} {part}" + ("" if part == "classifier" else rate)
 
 
 def duel_table(records: list[Record], champion: str) -> str:

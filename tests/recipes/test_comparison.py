@@ -171,7 +171,12 @@ def test_choice_is_made_on_validation() -> None:
     ("regime", "task", "settings", "name"),
     [
         ("scratch_vit", "cifar10-2000", {}, "scratch_vit, cifar10"),
-        ("finetune_images", "fashion_mnist-1000", {"learning_rate": 0.001}, "finetune_images, fashion_mnist"),
+        (
+            "finetune_images",
+            "fashion_mnist-1",
+            {"learning_rate": 0.001},
+            "finetune_images, fashion_mnist, learning rate 0.001",
+        ),
         ("finetune", "sst2-40-shot", {"trainable": "classifier", "learning_rate": 0.1}, "finetune classifier"),
         ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear"),
         ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head"),
