@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers import BertConfig, BertModel
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "comparison"
 sys.path.insert(0, str(FOLDER))
@@ -75,6 +77,30 @@ def test_heads_on_frozen_features(monkeypatch: pytest.MonkeyPatch, hidden: str, 
     assert sum(isinstance(m, nn.Linear) for m in frozen_head.head(6, 2, hidden)) == layers
     with pytest.raises(ValueError, match="hidden='some'"):
         frozen_head.head(6, 2, "some")
+
+
+def test_linear_classifier_on_a_frozen_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads tanh(W phi + b) of the pooler's own W and b, which stay as they are, and trains one layer."""
+    sizes = {"hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    torch.manual_seed(0)
+    pooler = BertModel(BertConfig(vocab_size=5, **sizes)).pooler
+    weight, bias = pooler.dense.weight.detach().clone(), torch.randn(6)
+    pooler.dense.bias.data.copy_(bias)
+    monkeypatch.setattr(frozen_head, "_pooler", lambda: pooler)
+    features = torch.randn(40, 6)
+    monkeypatch.setattr(frozen_head, "embed", lambda texts, cache, tokens: features[: len(texts)])
+    seen = {}
+
+    def train(model: nn.Module, inputs: dict[str, torch.Tensor], *rest: object) -> None:
+        seen.update(inputs=inputs, layers=[m for m in model.modules() if isinstance(m, nn.Linear)])
+
+    monkeypatch.setattr(frozen_head, "train", train)
+    pool = tasks.Examples([(f"text {k}",) for k in range(40)], np.arange(40) % 2)
+    split = tasks.split(tasks.Task("cola", train=20, validation=10), pool, pool, 0)
+    frozen_head.run(split, frozen_head.Settings(hidden="frozen"), make("plain", {}), 0, Path())
+    assert_close(seen["inputs"]["test"], torch.tanh(features @ weight.T + bias))
+    assert not seen["inputs"]["train"].requires_grad
+    assert [tuple(m.weight.shape) for m in seen["layers"]] == [(2, 6)]
 
 
 @pytest.mark.parametrize("tokens", ["mean", "first"])
