@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from typing import Any
 
@@ -15,10 +14,10 @@ from .feature_layer import AUTO
 from .flatness.perturbation import delta_of
 from .injection import AttachedFlatness, attach
 from .requirements import refuse_split_models
-from .strength import Strength, default_lambda, warmup_steps
+from .strength import Strength, default_lambda, is_strength, warmup_steps
 
-# What callbacks have attached: a training that was broken off leaves it on the model.
-_ATTACHED: weakref.WeakSet[AttachedFlatness] = weakref.WeakSet()
+# What callbacks have attached, and the state of the training: one that was broken off leaves it on the model.
+_ATTACHED: weakref.WeakKeyDictionary[AttachedFlatness, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
 class FAMCallback(TrainerCallback):
@@ -62,9 +61,9 @@ class FAMCallback(TrainerCallback):
         self, fam_lambda: float | None = None, fam_layer: str | nn.Module = AUTO, fam_warmup_steps: float = 0.0
     ) -> None:
         self.fam_lambda = fam_lambda
-        if fam_lambda is not None and not (math.isfinite(fam_lambda) and fam_lambda >= 0):
+        if fam_lambda is not None and not is_strength(fam_lambda):
             raise ValueError(f"fam_lambda={fam_lambda!r}: give a finite strength of at least 0, or None.")
-        if not (math.isfinite(fam_warmup_steps) and fam_warmup_steps >= 0):
+        if not is_strength(fam_warmup_steps):
             raise ValueError(f"fam_warmup_steps={fam_warmup_steps!r}: give steps, or a fraction below 1.")
         self.fam_layer = fam_layer
         self.fam_warmup_steps = fam_warmup_steps
@@ -83,12 +82,12 @@ class FAMCallback(TrainerCallback):
             # A layer of the loss (sentence-transformers' SoftmaxLoss) is no module of the model.
             if isinstance(layer, nn.Module) and all(module is not layer for module in model.modules()):
                 model = layer
-            _detach_left_behind(model)
+            _detach_left_behind(model, state)
             self._attached = attach(model, 0.0, layer)
             by_default = default_lambda(CLOSED_FORM, self._attached.layer.out_features)
             self._strength = by_default if self.fam_lambda is None else self.fam_lambda
             self._attached.strength = self._strength
-            _ATTACHED.add(self._attached)
+            _ATTACHED[self._attached] = weakref.ref(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set lambda of the step."""
@@ -139,8 +138,12 @@ class FAMCallback(TrainerCallback):
         self._attached, self._acted, self._kappas, self._strengths = None, False, [], []
 
 
-def _detach_left_behind(model: nn.Module) -> None:
+def _detach_left_behind(model: nn.Module, state: Any) -> None:
     modules = {*model.modules()}
-    for attached in [*_ATTACHED]:
+    for attached, training in [*_ATTACHED.items()]:
         if attached.layer.module in modules:
+            if training() is state:
+                raise ValueError(
+                    f"two FAMCallbacks add the flatness term of '{attached.layer.name}' in one training: leave one out."
+                )
             attached.detach()

@@ -20,6 +20,7 @@ HESSIAN = "hessian"
 GAUSS_NEWTON = "gauss_newton"
 PERTURBATION = "perturbation"
 DENSE = "dense"
+WITHOUT_PROBES = (PERTURBATION, DENSE)  # the closed form has some if it turns out not to hold
 ESTIMATORS = (AUTO, CLOSED_FORM, ROW_PROBES, HESSIAN, GAUSS_NEWTON, PERTURBATION, DENSE)
 
 # Probes by default: those of a tail cost a double backward pass of it each, those of a head's rows next to nothing.

@@ -36,7 +36,7 @@ _HEAD_NAMES = {
 }
 
 # What second heads are called, whose loss helps the first one's.
-_AUXILIARY = ("auxiliary",)
+_AUXILIARY = ("aux",)
 
 # Where a layer says how many features it reads and how many pre-activations it makes.
 _READS = ("in_features", "in_channels", "nx")
@@ -225,6 +225,8 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
         if not names:
             raise ValueError(f"layer={type(layer).__name__}(...) is not a module of this {type(model).__name__}.")
         return _called(model, names[0]) or (names[0], layer)
+    if not isinstance(layer, str):
+        raise ValueError(f'layer={layer!r}: give "auto", "head", "representation", a dotted module name or a module.')
     if layer in (AUTO, HEAD):
         return find_head(model)
     if layer == REPRESENTATION:

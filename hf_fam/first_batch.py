@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .processes import agree
+
+# By which a loss may differ from itself in half precision, on devices that add in any order; one that honours the
+# number is halved.
+_ROUNDING = 0.02
 
 # In the order in which they outweigh each other: a loss that has changed with the number honours it.
 _CANNOT_TELL, _IGNORES, _HONOURS = range(3)
@@ -41,6 +45,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 # Where TRL's and sentence-transformers' trainers note, in compute_loss, what they log.
 _NOTES = ("_metrics", "_total_train_tokens", "accum_loss_components")
+
+
+def copied(inputs: Any) -> Any:
+    """A batch that compute_loss may take items out of (``inputs.pop("labels")``) without loss."""
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 @contextlib.contextmanager
@@ -74,19 +83,21 @@ def correct_loss_scaling(
         num_items_in_batch: what the Trainer passes for it.
 
     Returns:
-        Whether a batch could tell, of this process or another; a loss of zero (no labels, say) cannot.
+        Whether a batch could tell, of this process or another; a loss of zero or NaN (no labels, say) cannot.
     """
     parts = trainer.args.gradient_accumulation_steps * trainer.args.world_size
     if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
         return True
     inputs = trainer._prepare_inputs(inputs)
-    with untouched(model), unnoted(trainer), torch.no_grad():
-        model.eval()
-        losses = [compute_loss(dict(inputs), num_items_in_batch=num_items_in_batch * k) for k in (1, 2)]
-    if not torch.equal(losses[0].float(), losses[1].float()):
-        verdict = _HONOURS
+    losses = []
+    for k in (1, 2):
+        # Each from the same random state, so that dropout and mixtures drawn in compute_loss are alike in both.
+        with untouched(model), unnoted(trainer), torch.no_grad():
+            losses.append(compute_loss(copied(inputs), num_items_in_batch=num_items_in_batch * k).float())
+    if not all(loss.isfinite() and loss != 0 for loss in losses):
+        verdict = _CANNOT_TELL
     else:
-        verdict = _IGNORES if losses[0].any() else _CANNOT_TELL
+        verdict = _IGNORES if torch.allclose(losses[0], losses[1], rtol=_ROUNDING, atol=0.0) else _HONOURS
     # A process whose batch has no labels must not go on with another scale than the others.
     verdict = agree(verdict, trainer.accelerator)
     if verdict == _IGNORES:

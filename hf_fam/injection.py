@@ -9,20 +9,20 @@ twice, so it works in compiled models and in loops whose loss cannot be reached.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
 from .compilation import forget_compiled_code
-from .feature_layer import AUTO, FeatureLayer, unwrap
+from .feature_layer import AUTO, REPRESENTATION, FeatureLayer, unwrap
 from .flatness.batch import Seeds
 from .flatness.curvature import wide
 from .flatness.hard_labels import is_hard_label_gradient
 from .flatness.head_injection import InjectFlatness
 from .flatness.head_sampling import HeadSampling, check_token_fraction
 from .fused_head import UnfusedHead
+from .strength import is_strength
 
 # In so many backward passes the gradient of the loss is looked at.
 _LOOKS = 3
@@ -94,6 +94,11 @@ class AttachedFlatness:
         sampling: HeadSampling | None = None,
     ) -> None:
         self._sampling, self._calls = sampling or HeadSampling(), 0
+        if isinstance(layer, str) and layer == REPRESENTATION:
+            raise ValueError(
+                f'layer="{REPRESENTATION}" makes no logits, and attach is for softmax cross-entropy over the '
+                "outputs of one layer: leave it out for the head, or use RelativeFlatness or FAMMixin."
+            )
         self.layer = FeatureLayer(model, layer)
         if self.layer.out_features < 2:
             raise ValueError(
@@ -124,7 +129,7 @@ class AttachedFlatness:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
+        if not is_strength(value):
             raise ValueError(f"strength={value!r}: give a finite lambda of at least 0.")
         with torch.no_grad():
             self._strength.fill_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class FlatnessSummary:
         base_model: name of the model that was fine-tuned, or None if there was none.
         step_time_ratio: seconds a step over those of plain training, if they were measured.
         centred: whether features were taken around their running mean.
+        last_strength: lambda as it was logged last, or None: warm-up or a cap may have kept it lower.
+        every_n_steps: the term acted in every n-th step, n times as strongly.
 
     Examples:
         >>> FlatnessSummary("classifier", 400, "closed_form", "full", strength=0.005, kappa=None).delta
@@ -86,11 +89,21 @@ class FlatnessSummary:
     base_model: str | None = None
     step_time_ratio: float | None = None
     centred: bool = False
+    last_strength: float | None = None
+    every_n_steps: int = 1
 
     @property
     def delta(self) -> float:
         """Relative size of the feature perturbations that the strength stands for, ``sqrt(2 m lambda)``."""
         return delta_of(self.strength, self.in_features)
+
+    def _lower_at_the_end(self) -> str | None:
+        last = self.last_strength
+        return None if last is None or math.isclose(last, self.strength, rel_tol=1e-3) else f"{last:.4g}"
+
+    def _one_step_of(self) -> str | None:
+        n = self.every_n_steps
+        return f"one of {n} steps, {n} times as strongly" if n > 1 else None
 
     def to_markdown(self) -> str:
         """The section of the card; names are escaped, so that none can change its structure."""
@@ -101,6 +114,8 @@ class FlatnessSummary:
             "estimator of κ": self.estimator,
             "gradient of κ": self.gradient,
             "strength λ": f"{self.strength:.4g}",
+            "λ at the end of training, as logged (warm-up, cap)": self._lower_at_the_end(),
+            "the term acts in": self._one_step_of(),
             f"δ = √(2 m λ), m = {self.in_features} features": f"{self.delta:.4g}",
             "κ at the start of training, as logged": _number(self.kappa_before),
             "κ at the end of training, as logged": _number(self.kappa),

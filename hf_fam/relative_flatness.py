@@ -85,6 +85,7 @@ class RelativeFlatness:
     Attributes:
         layer: the `FeatureLayer`.
         mean: the features' running mean, or None without ``center``.
+        at_head: whether the layer is the one into the logits, as far as the model tells.
         estimator: name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form.
         ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
             ``mean.end_step`` when all micro-batches of a step are over.
@@ -131,6 +132,7 @@ class RelativeFlatness:
         self._looked_at: type | None = None
         self._sharded = False
         self._head = _head(model, self.layer)
+        self.at_head = self._head is self.layer
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
         if gradient == WEIGHTS_ONLY and self.estimator == PERTURBATION:
@@ -239,8 +241,8 @@ class RelativeFlatness:
         if self.mean is not None:
             kappa = kappa if self.mean.value is not None else kappa.detach()
             self.mean.note(batch.features)
-        # A loss of 0, of a batch without labels, says nothing.
-        if looking and kappa.requires_grad and kappa.detach() == 0 and loss.detach() != 0:
+        # A loss of 0 or NaN, of a batch without labels, says nothing.
+        if looking and kappa.requires_grad and kappa.detach() == 0 and loss.detach().isfinite() and loss.detach() != 0:
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
                 "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",

@@ -22,7 +22,7 @@ DEFAULT_LAMBDA = {
 LARGE_HEAD_LAMBDA = 1e-6
 
 
-def default_lambda(estimator: str, out_features: int) -> float:
+def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> float:
     """The strength that is taken where none is given: harmless in all that was confirmed but on BERT's pooler.
 
     At the head 0.003. Changes of the metric in points against plain training, on seeds on which it had not been run, in
@@ -50,13 +50,25 @@ def default_lambda(estimator: str, out_features: int) -> float:
     Args:
         estimator: its name.
         out_features: d, which for a head is the number of classes.
+        head: whether the layer is the one into the logits, whatever the estimator; above 4096 classes the default is
+            10⁻⁶ there, by size and not by a study.
 
     Examples:
         >>> default_lambda("closed_form", 77), default_lambda("row_probes", 49_152)
         (0.003, 1e-06)
     """
-    large = estimator in HEAD_ESTIMATORS and out_features > LARGE_VOCABULARY
+    large = (head or estimator in HEAD_ESTIMATORS) and out_features > LARGE_VOCABULARY
     return LARGE_HEAD_LAMBDA if large else DEFAULT_LAMBDA[estimator]
+
+
+def is_strength(value: object) -> bool:
+    """Whether it is a finite number of at least 0.
+
+    Examples:
+        >>> is_strength(0.1), is_strength(-1), is_strength("0.1")
+        (True, False, False)
+    """
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,12 @@ class Strength:
         warmup_steps: number of steps over which lambda rises linearly.
         max_grad_ratio: upper limit for ``||lambda d kappa|| / ||d loss||`` at the features, or None for no limit. It
             lowers lambda and never raises it: strengths that follow the ratio upwards run away as kappa vanishes.
+            While the ratio is not known, in the first step, lambda is 0.
 
     Examples:
         >>> strength = Strength(0.01, warmup_steps=4, max_grad_ratio=0.5)
-        >>> strength.at(0), strength.at(10), strength.at(10, unit_ratio=100.0)
-        (0.0025, 0.01, 0.005)
+        >>> strength.at(0), strength.at(1, unit_ratio=1.0), strength.at(10, unit_ratio=100.0)
+        (0.0, 0.005, 0.005)
     """
 
     value: float
@@ -88,9 +101,9 @@ class Strength:
         """
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         strength = self.value * warm
-        if self.max_grad_ratio is None or not unit_ratio:
+        if self.max_grad_ratio is None:
             return strength
-        return min(strength, self.max_grad_ratio / unit_ratio)
+        return min(strength, self.max_grad_ratio / unit_ratio) if unit_ratio else 0.0
 
 
 def warmup_steps(given: float, total_steps: int) -> int:

@@ -14,7 +14,7 @@ from .callback import FAMCallback
 from .card_writing import name_of_base_model, write_card
 from .estimators import PERTURBATION
 from .feature_layer import AUTO, resolve_layer
-from .first_batch import correct_loss_scaling, unnoted, untouched
+from .first_batch import copied, correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
 from .relative_flatness import RelativeFlatness
@@ -25,6 +25,13 @@ from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
 
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
+
+_NEVER_REACHED = (
+    "The flatness term did not enter this step, though fam_lambda is above 0: {trainer} computes its loss without "
+    "FAMMixin.compute_loss, or with the model in evaluation mode. If a class of yours overrides compute_loss, put the "
+    "mixin in front of it, `class MyFAMTrainer(FAMMixin, MyTrainer)`; if it has a loop of its own, use "
+    "RelativeFlatness or attach in it; fam_lambda=0 is plain training."
+)
 
 # Under this name the lagged gradient ratio is saved with the Trainer's state.
 _STATE = "FAMStrength"
@@ -53,15 +60,24 @@ class FAMMixin(_Host):
         ValueError: a setting that FAM cannot work with; the message names it and the remedy.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(FAMMixin):
+            raise TypeError(f"class {cls.__name__}: put FAMMixin in front of the Trainer, which would go past it.")
+
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
+        elif not isinstance(fam_args, FAMArguments):
+            raise ValueError(f"fam_args={fam_args!r}: give FAMArguments(...), or None.")
         if isinstance(fam_args.fam_layer, nn.Module):  # arguments are written to JSON, so they keep the name
             fam_args.fam_layer = resolve_layer(self._whole_model(), fam_args.fam_layer)[0]
         self.fam_args = fam_args
         self._flatness: RelativeFlatness | None = None
         self._flatness_key: tuple[Any, ...] = ()
+        self._default_lambda = 0.0
         self._fam_log = FlatnessLog()
         self._step_and_micro_batch = (-1, 0)
         self._squares: list[Tensor] = []
@@ -94,6 +110,10 @@ class FAMMixin(_Host):
             )
             self._flatness.ends_steps = False
             self._flatness_key = key
+            # By what was chosen at first: lambda does not change if the loss turns out to have no closed form.
+            self._default_lambda = default_lambda(
+                self._flatness.estimator, self._flatness.layer.out_features, head=self._flatness.at_head
+            )
             check_requirements(self.args, self._flatness)
             refuse_parallelism(self)
         return self._flatness
@@ -110,7 +130,7 @@ class FAMMixin(_Host):
         The value stays the task loss, so that everything which is logged compares with plain training.
         """
         strength = self._fam_strength(model)
-        if strength == 0:
+        if strength is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         flatness = self._seeded_flatness(inputs)
         with flatness.capture(strength):
@@ -162,7 +182,7 @@ class FAMMixin(_Host):
             stop_together(problem, self.accelerator)
             mean = self.relative_flatness.mean
             if mean is not None:
-                self._remember(mean=mean.state())
+                self._remember(mean={**mean.state(), "layer": self.relative_flatness.layer.name})
         super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(
@@ -180,7 +200,8 @@ class FAMMixin(_Host):
         """
 
         def summarise() -> FlatnessSummary | None:
-            return self._summary(kwargs.get("finetuned_from"), step_time_ratio) if self._fam_lambda() > 0 else None
+            trained = self.state.global_step > 0 and self._fam_lambda() > 0
+            return self._summary(kwargs.get("finetuned_from"), step_time_ratio) if trained else None
 
         write_card(self, super().create_model_card, args, kwargs, summarise, command)
 
@@ -204,20 +225,25 @@ class FAMMixin(_Host):
             base_model=base_model or name_of_base_model(self.model),
             step_time_ratio=step_time_ratio,
             centred=flatness.mean is not None,
+            last_strength=last_logged(self.state.log_history, "fam_lambda"),
+            every_n_steps=self.fam_args.fam_every_n_steps,
         )
 
     def _fam_lambda(self) -> float:
         given = self.fam_args.fam_lambda
         if given is not None:
             return given
-        flatness = self.relative_flatness
-        return default_lambda(flatness.estimator, flatness.layer.out_features)
+        self.relative_flatness  # noqa: B018 -- which knows the default
+        return self._default_lambda
 
-    def _fam_strength(self, model: nn.Module) -> float:
-        """lambda for this batch; 0 in evaluation, in skipped steps and where FAM is off."""
+    def _acts_in(self, step: int) -> bool:
+        return step % self.fam_args.fam_every_n_steps == 0 and self._fam_lambda() > 0
+
+    def _fam_strength(self, model: nn.Module) -> float | None:
+        """lambda for this batch; None in evaluation, in skipped steps and where FAM is off."""
         fam, step = self.fam_args, self.state.global_step
-        if not (model.training and torch.is_grad_enabled()) or step % fam.fam_every_n_steps or self._fam_lambda() == 0:
-            return 0.0
+        if not (model.training and torch.is_grad_enabled() and self._acts_in(step)):
+            return None
         warm = warmup_steps(fam.fam_warmup_steps, self.state.max_steps)
         strength = Strength(self._fam_lambda(), warm, fam.fam_max_grad_ratio)
         # What is not skipped stands for what is.
@@ -278,7 +304,7 @@ class FAMMixin(_Host):
                 unnoted(self),
             ):  # so that even the first step draws what the others do, after a resumption too
                 with self.relative_flatness.capture(0.0):
-                    loss: Any = super().compute_loss(model, dict(self._prepare_inputs(inputs)))
+                    loss: Any = super().compute_loss(model, copied(self._prepare_inputs(inputs)))
                 self.relative_flatness(loss)
             if self.relative_flatness.mean is not None:
                 self.relative_flatness.mean.forget_step()
@@ -302,7 +328,9 @@ class FAMMixin(_Host):
         self._began, self._step_and_micro_batch = False, (-1, 0)
         self._fam_log, self._squares = FlatnessLog(), []
         if self._fam_lambda() > 0 and self.relative_flatness.mean is not None:
-            self.relative_flatness.mean.load(self._remembered().get("mean"), self.relative_flatness.layer.weight)
+            found, layer = self._remembered().get("mean"), self.relative_flatness.layer
+            of_this_layer = found is not None and found.get("layer", layer.name) == layer.name
+            self.relative_flatness.mean.load(found if of_this_layer else None, layer.weight)
 
     def _before_optimizer_step(self) -> None:
         """Stop at a NaN where looking costs little; sum squared gradients over processes for the next step's cap.
@@ -310,8 +338,10 @@ class FAMMixin(_Host):
         All processes come here equally often and exchange one tensor of one shape.
         """
         capped, on_cpu = self.fam_args.fam_max_grad_ratio is not None, self.args.device.type == "cpu"
-        acted = self._step_and_micro_batch[0] == self.state.global_step
-        if not acted:
+        step = self.state.global_step
+        if self._step_and_micro_batch[0] != step:
+            if self._acts_in(step):
+                raise RuntimeError(_NEVER_REACHED.format(trainer=type(self).__name__))
             return
         if self.relative_flatness.mean is not None:
             self.relative_flatness.mean.end_step(functools.partial(self.accelerator.reduce, reduction="sum"))
@@ -323,7 +353,7 @@ class FAMMixin(_Host):
         stopping, *totals = summed([float(problem is not None), *squares], self.accelerator)
         if stopping:
             stop_together(problem, self.accelerator)
-        if capped:
+        if capped and totals[0] > 0:  # a batch without labels says nothing
             self._remember(unit_ratio=ratio_of_norms(*totals))
 
 

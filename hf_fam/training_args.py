@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
+from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .estimators import (
@@ -14,6 +15,8 @@ from .estimators import (
     GRADIENTS,
     HEAD_ESTIMATORS,
     PERTURBATION,
+    WEIGHTS_ONLY,
+    WITHOUT_PROBES,
     check_choice,
 )
 from .feature_layer import AUTO
@@ -51,7 +54,10 @@ class FAMArguments:
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the whole batch of the step before. It lowers lambda and never raises it. None: no limit.
+            of the whole batch of the step before; the first step only measures it. It lowers lambda and never raises
+            it. Where nothing below the layer is trained, and at heads of more than 4096 classes, it is the ratio at
+            the layer's *outputs*, which does not count how the term acts on the weight, and is far smaller. None: no
+            limit.
 
     **How the loss is scaled**
 
@@ -113,6 +119,8 @@ class FAMArguments:
         """Validate, then let the Trainer's arguments do the same."""
         for name in ("fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio", "fam_token_fraction"):
             _make_float(self, name)
+        for name in ("fam_probes", "fam_every_n_steps"):
+            _make_whole(self, name)
         self.validate_fam()
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
@@ -124,6 +132,13 @@ class FAMArguments:
         Raises:
             ValueError: with the argument's name, the value and what to do.
         """
+        if not isinstance(self.fam_layer, (str, nn.Module)):
+            raise ValueError(
+                f'fam_layer={self.fam_layer!r}: give "auto", "head", "representation", a dotted module name (a string: '
+                'in YAML write "0", with quotes) or a module.'
+            )
+        if not isinstance(self.fam_center, bool):
+            raise ValueError(f"fam_center={self.fam_center!r}: give True or False.")
         check_choice("fam_estimator", self.fam_estimator, ESTIMATORS)
         check_choice("fam_gradient", self.fam_gradient, GRADIENTS)
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
@@ -134,6 +149,10 @@ class FAMArguments:
             )
         if self.fam_probes is not None and self.fam_probes < 1:
             raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None.")
+        if self.fam_probes is not None and self.fam_estimator in WITHOUT_PROBES:
+            raise ValueError(
+                f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes; leave it at None.'
+            )
         check_token_fraction("fam_token_fraction", self.fam_token_fraction)
         if self.fam_token_fraction != 1 and self.fam_estimator not in (AUTO, *HEAD_ESTIMATORS):
             raise ValueError(
@@ -152,15 +171,39 @@ class FAMArguments:
                 f'fam_max_grad_ratio={self.fam_max_grad_ratio!r} cannot cap fam_estimator="{PERTURBATION}", whose '
                 "term has no gradient of its own to measure: leave it at None, and lower fam_lambda."
             )
+        if self.fam_max_grad_ratio is not None and self.fam_gradient == WEIGHTS_ONLY:
+            raise ValueError(
+                f'fam_max_grad_ratio={self.fam_max_grad_ratio!r} cannot cap fam_gradient="{WEIGHTS_ONLY}", whose term '
+                "has no gradient at the features: leave it at None, and lower fam_lambda."
+            )
+
+
+def _may_be_none(name: str) -> bool:
+    return FAMArguments.__dataclass_fields__[name].default is None
 
 
 def _make_float(args: FAMArguments, name: str) -> None:
     """YAML reads 1e-3 as a string, and a hyperparameter search casts what it tries to the type that is there."""
     given = getattr(args, name)
     try:
-        setattr(args, name, None if given is None else float(given))
+        setattr(args, name, None if given is None and _may_be_none(name) else float(given))
     except (TypeError, ValueError):
         raise ValueError(f"{name}={given!r} is not a number: give one, such as 0.001.") from None
+
+
+def _make_whole(args: FAMArguments, name: str) -> None:
+    """As `_make_float`, for what is counted; a search over floats tries 2.0."""
+    given = getattr(args, name)
+    if given is None and _may_be_none(name):
+        return
+    try:
+        number = float("nan") if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        or_none = ", or None" if _may_be_none(name) else ""
+        raise ValueError(f"{name}={given!r}: give a whole number of at least 1{or_none}.")
+    setattr(args, name, int(number))
 
 
 @dataclass

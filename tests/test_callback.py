@@ -93,6 +93,18 @@ def test_the_term_is_not_added_twice(tmp_path: Path) -> None:
     fam_trainer(tmp_path, fam_lambda=0.0, callbacks=[FAMCallback(0.1)]).train()
 
 
+def test_two_callbacks_in_one_training_are_refused(tmp_path: Path) -> None:
+    trainer = trainer_with(FAMCallback(0.1), tmp_path)
+    trainer.add_callback(FAMCallback(0.2))
+    with pytest.raises(ValueError, match="two FAMCallbacks add the flatness term of 'classifier' in one training"):
+        trainer.train()
+
+
+def test_hidden_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='layer="representation" makes no logits'):
+        trainer_with(FAMCallback(0.1, "representation"), tmp_path).train()
+
+
 class BreakOff(TrainerCallback):
     """As Ctrl-C does."""
 
@@ -151,6 +163,8 @@ def test_a_term_that_does_not_act_stops_the_training_before_the_first_step(tmp_p
     [
         ({"fam_lambda": -1.0}, r"fam_lambda=-1\.0: give a finite strength of at least 0"),
         ({"fam_lambda": float("nan")}, "fam_lambda=nan"),
+        ({"fam_lambda": "0.01"}, "fam_lambda='0.01': give a finite strength"),
+        ({"fam_warmup_steps": None}, "fam_warmup_steps=None"),
         ({"fam_warmup_steps": -0.5}, r"fam_warmup_steps=-0\.5: give steps, or a fraction below 1"),
     ],
 )

@@ -318,3 +318,8 @@ def test_neither_peft_nor_bitsandbytes_nor_transformers_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_second_head_that_helps_the_first_is_not_the_head() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), "main_head": nn.Linear(4, 3), "aux_head": nn.Linear(4, 3)})
+    assert FeatureLayer(model).name == "main_head"

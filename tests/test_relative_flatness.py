@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -236,6 +237,17 @@ def test_a_loss_without_curvature_is_pointed_out() -> None:
             output = model(INPUTS)
         kappa = flatness(F.l1_loss(output, torch.zeros_like(output)))
     assert kappa == 0
+
+
+def test_a_batch_without_labels_is_not_taken_for_a_loss_without_curvature() -> None:
+    """The mean over no labels is NaN, kappa is 0."""
+    model = network()
+    flatness = RelativeFlatness(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with flatness.capture():
+            output = model(INPUTS)
+        flatness(F.cross_entropy(output, torch.full((len(output),), -100)))
 
 
 class HeadFirst(nn.Module):

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertForTokenClassification, Trainer
 
+from hf_fam import FAMMixin
 from support.arrangements import llama
 from support.tiny import (
+    arguments,
     classified,
     fam_trainer,
     gradients_of_first_step,
@@ -206,6 +209,56 @@ def test_first_micro_batch_without_labels_does_not_look_like_ignoring(tmp_path: 
         for cut in ((8, 1), (2, 4))
     )
     assert largest_difference(reference, other) < 1e-9
+
+
+def test_a_loss_with_a_random_part_is_seen_to_ignore_the_argument(tmp_path: Path) -> None:
+    """Mixup, say, draws in compute_loss, in evaluation mode as well; two looks draw the same."""
+
+    class Mixing(Trainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+            share = torch.rand(())
+            labels = inputs["labels"]
+            logits = model(input_ids=inputs["input_ids"]).logits
+            mixed = [nn.functional.cross_entropy(logits, y) for y in (labels, labels.roll(1))]
+            return share * mixed[0] + (1 - share) * mixed[1]
+
+    class FAMMixing(FAMMixin, Mixing):
+        pass
+
+    args = arguments(tmp_path, fam_lambda=1e-9, gradient_accumulation_steps=2, max_steps=1)
+    trainer = FAMMixing(model=tiny_bert(), args=args, train_dataset=classified())
+    with pytest.warns(UserWarning, match="ignores num_items_in_batch"):
+        trainer.train()
+
+
+def test_a_loss_that_is_nan_without_labels_cannot_tell(tmp_path: Path) -> None:
+    """The mean over no tokens is NaN, which equals nothing, not even itself; the next batch tells."""
+    torch.manual_seed(0)
+    config = tiny_bert().config
+    model = BertForTokenClassification(config)
+    data = [{"input_ids": [3, 4, 5 + k], "labels": [k % 3] * 3} for k in range(8)]
+    trainer = fam_trainer(tmp_path, model, train_dataset=data, per_device_train_batch_size=1)
+    first = next(iter(trainer.get_train_dataloader()))["input_ids"][0].tolist()
+    data = [{**d, "labels": [-100] * 3} if d["input_ids"] == first else d for d in data]
+    given = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 2}
+    trainer = fam_trainer(tmp_path, model, train_dataset=data, fam_lambda=1e-9, **given)
+    with pytest.warns(UserWarning, match="BertForTokenClassification ignores num_items_in_batch"):
+        trainer.train()
+
+
+def test_a_model_that_has_a_loss_in_training_mode_alone(tmp_path: Path) -> None:
+    class InTraining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(50, 4), nn.Linear(4, 3)
+
+        def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+            logits = self.head(self.embedding(input_ids).mean(1))
+            return {"loss": nn.functional.cross_entropy(logits, labels)} if self.training else {"logits": logits}
+
+    trainer = fam_trainer(tmp_path, InTraining(), gradient_accumulation_steps=2, max_steps=1)
+    with pytest.warns(UserWarning, match="ignores num_items_in_batch"):
+        trainer.train()
 
 
 def test_loss_function_that_ignores_the_argument_is_warned_about(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import Trainer
 
-from hf_fam import FAMArguments, FAMTrainer, RelativeFlatness
+from hf_fam import FAMArguments, FAMMixin, FAMTrainer, RelativeFlatness
 from hf_fam.requirements import check_requirements, refuse_parallelism
 from hf_fam.training_log import NonFiniteFlatnessError
 from support.tiny import (
@@ -65,12 +66,69 @@ def test_strength_out_of_range(value: float) -> None:
         ("fam_warmup_steps", -1.0, "a fraction below 1"),
         ("fam_warmup_steps", float("nan"), "a fraction below 1"),
         ("fam_warmup_steps", float("inf"), "a fraction below 1"),
+        ("fam_probes", 1.5, "whole number of at least 1, or None"),
+        ("fam_probes", True, "whole number of at least 1, or None"),
+        ("fam_probes", "several", "whole number of at least 1, or None"),
+        ("fam_every_n_steps", None, "whole number of at least 1."),
+        ("fam_every_n_steps", float("inf"), "whole number of at least 1."),
+        ("fam_warmup_steps", None, "is not a number"),
+        ("fam_token_fraction", None, "is not a number"),
+        ("fam_layer", 0, 'in YAML write "0", with quotes'),
+        ("fam_layer", None, '"representation"'),
+        ("fam_center", "false", "True or False"),
         ("fam_max_grad_ratio", 0.0, "positive"),
         ("fam_max_grad_ratio", float("nan"), "positive"),
     ],
 )
 def test_argument_out_of_range(name: str, value: Any, remedy: str) -> None:
     assert_says(message_of(ValueError, lambda: FAMArguments(**{name: value})), f"{name}={value!r}", remedy)
+
+
+@pytest.mark.parametrize("estimator", ["perturbation", "dense"])
+def test_probes_of_an_estimator_that_has_none(estimator: str) -> None:
+    said = message_of(ValueError, lambda: FAMArguments(fam_estimator=estimator, fam_probes=4))
+    assert_says(said, "fam_probes=4", f'"{estimator}"', "None")
+
+
+def test_counts_may_be_given_as_yaml_and_searches_give_them() -> None:
+    args = FAMArguments(fam_probes="4", fam_every_n_steps=2.0, fam_estimator="hessian")
+    assert (args.fam_probes, args.fam_every_n_steps) == (4, 2) and isinstance(args.fam_every_n_steps, int)
+
+
+def test_arguments_of_another_kind(tmp_path: Path) -> None:
+    said = message_of(ValueError, lambda: FAMTrainer(tiny_bert(), arguments(tmp_path), fam_args={"fam_lambda": 0.1}))
+    assert_says(said, "fam_args={'fam_lambda': 0.1}", "FAMArguments(...)")
+
+
+@pytest.mark.parametrize("layer", [None, 3, ["classifier"]])
+def test_layer_that_is_neither_name_nor_module(layer: Any) -> None:
+    assert_says(message_of(ValueError, lambda: RelativeFlatness(tiny_bert(), layer)), f"layer={layer!r}", "module")
+
+
+# Classes that go past the term
+
+
+class PastTheMixin(FAMTrainer):
+    """What the swap of one word makes of a Trainer with a loss of its own."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        return model(**inputs).loss
+
+
+def test_a_loss_of_ones_own_that_goes_past_the_term(tmp_path: Path) -> None:
+    args = arguments(tmp_path, fam_lambda=0.1)
+    trainer = PastTheMixin(tiny_bert(), args, train_dataset=classified())
+    before = weights(trainer.model)
+    said = message_of(RuntimeError, trainer.train)
+    assert_says(said, "PastTheMixin", "class MyFAMTrainer(FAMMixin, MyTrainer)", "fam_lambda=0")
+    assert largest_difference(before, weights(trainer.model)) == 0
+    args.fam_lambda = 0.0
+    trainer.train()
+
+
+def test_mixin_behind_the_trainer() -> None:
+    with pytest.raises(TypeError, match="class Behind: put FAMMixin in front of the Trainer"):
+        type("Behind", (Trainer, FAMMixin), {})
 
 
 def test_arguments_that_are_changed_later_are_checked_too(tmp_path: Path) -> None:

@@ -290,6 +290,34 @@ def test_mixin_in_front_of_a_trainer_with_its_own_loss(tmp_path: Path) -> None:
     assert fam.evaluate(classified(4))["eval_loss"] == plain.evaluate(classified(4))["eval_loss"]
 
 
+class TupleTrainer(Trainer):
+    """Batches that are no dictionaries, as of torch's TensorDataset."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        features, labels = inputs
+        return nn.functional.cross_entropy(model(features), labels)
+
+
+class FAMTupleTrainer(FAMMixin, TupleTrainer):
+    pass
+
+
+@pytest.mark.parametrize("estimator", ["closed_form", "gauss_newton", "perturbation"])
+def test_batches_that_are_no_dictionaries(tmp_path: Path, estimator: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+    layer = "auto" if estimator == "closed_form" else "representation"
+    args = arguments(tmp_path, fam_lambda=0.1, fam_estimator=estimator, fam_layer=layer, gradient_accumulation_steps=2)
+
+    def collate(items: list[Any]) -> tuple[Tensor, ...]:
+        return tuple(torch.stack(part) for part in zip(*items, strict=True))
+
+    trainer = FAMTupleTrainer(model=model, args=args, train_dataset=data, data_collator=collate)
+    trainer.train()
+    assert len(logged(trainer, "fam_kappa")) == 4
+
+
 def test_peft_adapters_below_the_head(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], modules_to_save=["classifier"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_fam import FAMArguments
 from hf_fam.strength import DEFAULT_LAMBDA, LARGE_HEAD_LAMBDA
-from support.tiny import assert_same_weights, fam_trainer, gradients_of_first_step, history, logged, tiny_bert
+from support.tiny import fam_trainer, gradients_of_first_step, history, logged, tiny_bert
 
 REPRESENTATION = {"fam_layer": "representation", "fam_estimator": "gauss_newton"}
 
@@ -34,7 +34,24 @@ def test_default_is_that_of_the_estimator(tmp_path: Path, estimator: str, monkey
 
 def test_default_of_a_large_head_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_fam.strength.LARGE_VOCABULARY", 1)
-    assert lambdas(tmp_path, fam_estimator="closed_form", max_steps=2) == [LARGE_HEAD_LAMBDA] * 2
+    for estimator in ("closed_form", "hessian", "perturbation"):
+        assert lambdas(tmp_path, fam_estimator=estimator, max_steps=2) == [LARGE_HEAD_LAMBDA] * 2
+    hidden = lambdas(tmp_path, **REPRESENTATION, max_steps=2)
+    assert hidden == [DEFAULT_LAMBDA["gauss_newton"]] * 2
+
+
+@pytest.mark.filterwarnings("ignore:The closed form does not hold")
+def test_default_does_not_change_when_the_closed_form_turns_out_not_to_hold(tmp_path: Path) -> None:
+    assert DEFAULT_LAMBDA["closed_form"] != DEFAULT_LAMBDA["hessian"]
+    trainer = fam_trainer(tmp_path, max_steps=3, compute_loss_func=focal)
+    trainer.train()
+    assert trainer.relative_flatness.estimator == "hessian"
+    assert logged(trainer, "fam_lambda") == [DEFAULT_LAMBDA["closed_form"]] * 3
+
+
+def focal(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    p = outputs.logits.softmax(-1).gather(-1, labels[:, None])
+    return ((1 - p) ** 2 * -p.log()).mean()
 
 
 def test_defaults_are_documented_strengths_above_zero() -> None:
@@ -108,9 +125,25 @@ def test_cap_lowers_the_strength_to_the_ratio(tmp_path: Path) -> None:
     trainer = fam_trainer(tmp_path, tiny_bert(dropout=0.0), **given)
     trainer.train()
     found, ratios = logged(trainer, "fam_lambda"), logged(trainer, "fam_grad_ratio")
-    assert found[0] == 1e6  # nothing is known yet
+    assert found[0] == 0  # nothing is known yet
     assert all(0 < value < 1e6 for value in found[1:])
-    assert ratios[1:] == pytest.approx([0.25] * 3, rel=1e-5)
+    assert ratios == pytest.approx([0.0] + [0.25] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_no_step_is_above_the_cap(tmp_path: Path, center: bool) -> None:
+    """The first steps, in which the ratio or the mean is not known, have the gradient of the loss alone."""
+    given = {"fam_lambda": 1e6, "learning_rate": 0.0, "fam_center": center, **REPRESENTATION}
+    norms = {}
+    for cap in (1e-6, None):
+        model = tiny_bert(dropout=0.0)
+        trainer = fam_trainer(tmp_path, model, **given, fam_max_grad_ratio=cap, max_grad_norm=1e9, max_steps=4)
+        trainer.train()
+        norms[cap] = logged(trainer, "grad_norm")
+    plain = fam_trainer(tmp_path, tiny_bert(dropout=0.0), **{**given, "fam_lambda": 0}, max_grad_norm=1e9, max_steps=4)
+    plain.train()
+    assert norms[1e-6] == pytest.approx(logged(plain, "grad_norm"), rel=1e-3)
+    assert norms[None][2] > 10 * norms[1e-6][2]
 
 
 def test_cap_never_raises_the_strength(tmp_path: Path) -> None:
@@ -119,8 +152,8 @@ def test_cap_never_raises_the_strength(tmp_path: Path) -> None:
     for trainer in (capped, free):
         torch.manual_seed(3)
         trainer.train()
-    assert logged(capped, "fam_lambda") == [0.5] * 4
-    assert_same_weights(capped.model, free.model)
+    assert logged(capped, "fam_lambda") == [0.0, 0.5, 0.5, 0.5]
+    assert logged(free, "fam_lambda") == [0.5] * 4
 
 
 def test_cap_uses_the_ratio_of_the_step_before(tmp_path: Path) -> None:
@@ -128,7 +161,8 @@ def test_cap_uses_the_ratio_of_the_step_before(tmp_path: Path) -> None:
     trainer = fam_trainer(tmp_path, fam_lambda=64.0, fam_max_grad_ratio=0.01, **REPRESENTATION)
     trainer.train()
     strengths, ratios = logged(trainer, "fam_lambda"), logged(trainer, "fam_grad_ratio")
-    for k in range(3):
+    assert strengths[0] == 0
+    for k in range(1, 3):
         assert strengths[k + 1] == pytest.approx(min(64.0, 0.01 / (ratios[k] / strengths[k])), rel=1e-5)
     assert len(set(strengths)) == 4
 
@@ -176,6 +210,12 @@ def test_cap_of_the_perturbation_is_refused() -> None:
     """The perturbation's term has no gradient of its own that could be measured."""
     with pytest.raises(ValueError, match='fam_max_grad_ratio=0.5 cannot cap fam_estimator="perturbation"'):
         FAMArguments(fam_estimator="perturbation", fam_max_grad_ratio=0.5)
+
+
+def test_cap_of_weights_only_is_refused() -> None:
+    """Its gradient does not reach the features, at which the ratio is taken."""
+    with pytest.raises(ValueError, match='fam_max_grad_ratio=0.5 cannot cap fam_gradient="weights_only"'):
+        FAMArguments(fam_gradient="weights_only", fam_max_grad_ratio=0.5)
 
 
 @pytest.mark.parametrize("layer, features", [("head", 16), ("bert.encoder.layer.1.output.dense", 24)])
