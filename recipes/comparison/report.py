@@ -116,12 +116,12 @@ def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
     Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
-    had a confirmation of its own, one of them at two rates.
+    had a confirmation of its own, some of them at two rates.
     """
     settings, kind = record["settings"], record["regime"]
     rate = f", learning rate {settings.get('learning_rate', 0):g}"
     if kind in IMAGES:
-        return f"{kind}, {record['task'].split('-')[0]}" + (rate if kind == "finetune_images" else "")
+        return f"{kind}, {record['task'].split('-')[0]}" + ("" if kind == "frozen_images" else rate)
     if settings.get("hidden") == "none":
         return f"{kind}, linear"
     part = settings.get("trainable", "all")

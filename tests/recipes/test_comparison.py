@@ -170,7 +170,13 @@ def test_choice_is_made_on_validation() -> None:
 @pytest.mark.parametrize(
     ("regime", "task", "settings", "name"),
     [
-        ("scratch_vit", "cifar10-2000", {}, "scratch_vit, cifar10"),
+        ("frozen_images", "cifar10-1000", {"learning_rate": 0.0003}, "frozen_images, cifar10"),
+        (
+            "scratch_images",
+            "cifar10-2000",
+            {"learning_rate": 0.003},
+            "scratch_images, cifar10, learning rate 0.003",
+        ),
         (
             "finetune_images",
             "fashion_mnist-1",
