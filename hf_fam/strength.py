@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from .estimators import CLOSED_FORM, DENSE, GAUSS_NEWTON, HEAD_ESTIMATORS, HESSIAN, PERTURBATION, ROW_PROBES
@@ -69,7 +70,7 @@ def is_strength(value: object) -> bool:
         >>> is_strength(0.1), is_strength(-1), is_strength("0.1")
         (True, False, False)
     """
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
 RATIO_EVERY = 10
 
 _NEVER_REACHED = (
-    "The flatness term did not enter this step, though fam_lambda is above 0: {trainer} computes its loss without "
+    "The flatness term did not enter the first step, though fam_lambda is above 0: {trainer} computes its loss without "
     "FAMMixin.compute_loss, or with the model in evaluation mode. If a class of yours overrides compute_loss, put the "
     "mixin in front of it, `class MyFAMTrainer(FAMMixin, MyTrainer)`; if it has a loop of its own, use "
     "RelativeFlatness or attach in it; fam_lambda=0 is plain training."
@@ -339,8 +339,9 @@ class FAMMixin(_Host):
         """
         capped, on_cpu = self.fam_args.fam_max_grad_ratio is not None, self.args.device.type == "cpu"
         step = self.state.global_step
-        if self._step_and_micro_batch[0] != step:
-            if self._acts_in(step):
+        last = self._step_and_micro_batch[0]
+        if last != step:
+            if last < 0 and self._acts_in(step):
                 raise RuntimeError(_NEVER_REACHED.format(trainer=type(self).__name__))
             return
         if self.relative_flatness.mean is not None:

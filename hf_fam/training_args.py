@@ -56,8 +56,7 @@ class FAMArguments:
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
             of the whole batch of the step before; the first step only measures it. It lowers lambda and never raises
             it. Where nothing below the layer is trained, and at heads of more than 4096 classes, it is the ratio at
-            the layer's *outputs*, which does not count how the term acts on the weight, and is far smaller. None: no
-            limit.
+            the layer's *outputs*, which does not count how the term acts on the weight. None: no limit.
 
     **How the loss is scaled**
 
