@@ -33,7 +33,7 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
       better than every rival; FashionMNIST +1.88 [-0.25], level with weight decay; RTE +0.08 [-0.21] and CoLA -0.12
       [-0.43], near chance;
     - full fine-tuning of MiniLM, no gain: Banking77 +0.14 [-0.12], 20 of its classes with a fifth of the labels wrong
-      +0.24 [-0.07], sst2 -0.01 [-0.08], CoLA +0.17 [-0.39], MRPC -0.02 [-0.18];
+      +0.24 [-0.07], sst2 -0.01 [-0.08], CoLA +0.17 [-0.39], MRPC -0.02 [-0.18], RTE +0.11 [-0.09];
     - of EfficientNet-Lite0 on CIFAR-10 +0.90 [+0.10], not significant (p = .07), with a fifth of the labels wrong +2.53
       [+1.60];
     - a small ResNet from scratch: FashionMNIST +0.39 [-0.00], CIFAR-10 +0.45 [-0.46], at its better learning rate +0.25
