@@ -86,6 +86,59 @@ def test_mean_of_probes_is_the_definition_at_centred_features() -> None:
     assert float(kappa.detach()) == pytest.approx(expected, rel=0.1)
 
 
+class Shift(nn.Module):
+    """phi - c."""
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features - self.by
+
+
+@pytest.mark.parametrize("estimator", ["hessian", "gauss_newton", "perturbation"])
+def test_gradient_reaches_what_is_below_a_centred_layer(estimator: str) -> None:
+    """As in the same function with c taken off the features by hand, c held constant."""
+    x, y = 1 + torch.randn(8, 3).double(), torch.randint(4, (8,))
+    body, tail = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid()).double(), network()
+    model = nn.Sequential(body, tail)
+    c = body(x).detach().mean(0)
+    centred = RelativeFlatness(model, "1.0", estimator, center=True)
+    other = nn.Sequential(body, Shift(c), shifted(tail, -c))
+    gradients = []
+    for net, flatness in ((model, centred), (other, RelativeFlatness(other, "2.0", estimator))):
+        with flatness.capture(strength=0.5):  # shows the mean, and that items are not coupled
+            loss = F.cross_entropy(net(x), y)
+        flatness(loss)
+        flatness.seed(7)
+        with flatness.capture(strength=0.5):
+            loss = F.cross_entropy(net(x), y)
+        (loss + 0.5 * flatness(loss)).backward()
+        gradients.append(body[0].weight.grad.clone())
+        net.zero_grad()
+    torch.testing.assert_close(gradients[0], gradients[1])
+    F.cross_entropy(model(x), y).backward()
+    assert (gradients[0] - body[0].weight.grad).abs().max() > 0.01 * gradients[0].abs().max()
+
+
+def test_gradient_of_the_closed_form_of_centred_features_that_are_trained() -> None:
+    x, y = 1 + torch.randn(8, 5).double(), torch.randint(4, (8,))
+    model = network()
+    flatness = RelativeFlatness(model, center=True)
+    for _ in range(2):
+        with flatness.capture():
+            logits = model(x)
+        kappa = flatness(F.cross_entropy(logits, y))
+    phi, p, w = model[:2](x), logits.softmax(-1), model[2].weight
+    variance = p @ w.square().sum(-1) - (p @ w).square().sum(-1)
+    expected = ((phi - phi.detach().mean(0)).square().sum(-1) * variance).mean()
+    parameters = [*model.parameters()]
+    found, reference = (torch.autograd.grad(k, parameters, retain_graph=True) for k in (kappa, expected))
+    for one, other in zip(found, reference, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_first_batch_has_a_value_and_no_gradient() -> None:
     model, x, y = network(), torch.randn(8, 5).double(), torch.randint(4, (8,))
     flatness = RelativeFlatness(model, "0", center=True)

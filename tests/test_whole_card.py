@@ -80,6 +80,46 @@ def test_numbers_are_those_of_the_log(tmp_path: Path) -> None:
     assert {*results} == {"loss", "accuracy"}  # no NaN, no text, no seconds
 
 
+def test_evaluation_is_the_last_one(tmp_path: Path) -> None:
+    trainer = FAMTrainer(
+        model=tiny_bert(),
+        args=arguments(tmp_path, max_steps=2, learning_rate=0.1),
+        train_dataset=classified(16),
+        eval_dataset=classified(8),
+    )
+    trainer.train()
+    first = trainer.evaluate(classified(2))["eval_loss"]
+    last = trainer.evaluate()["eval_loss"]
+    trainer.create_model_card(**SAID)
+    (found,) = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert found.metric_value == pytest.approx(last) and abs(first - last) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "given, rows",
+    [
+        (
+            {"fam_center": True, "fam_warmup_steps": 8, "fam_every_n_steps": 2, "fam_lambda": 0.8},
+            [
+                "| features | centred on their running mean |",
+                "| the term acts in | one of 2 steps, 2 times as strongly |",
+                "| strength λ | 0.8 |",
+                "| λ at the end of training, as logged (warm-up, cap) | 0.3 |",
+            ],
+        ),
+        ({"fam_gradient": "weights_only"}, ["| gradient of κ | weights\\_only |"]),
+    ],
+    ids=["centred", "weights_only"],
+)
+def test_rows_tell_how_it_was_trained(tmp_path: Path, given: dict[str, Any], rows: list[str]) -> None:
+    args = arguments(tmp_path, max_steps=4, **given)
+    trainer = FAMTrainer(model=tiny_bert(), args=args, train_dataset=classified(16))
+    trainer.train()
+    trainer.create_model_card(**SAID)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert [row for row in rows if row not in text] == []
+
+
 def test_results_pass_through_the_hubs_classes(tmp_path: Path) -> None:
     trainer = trained(tmp_path)
     expected = evaluation_results(trainer.state.log_history, "text-classification", "nyu-mll/glue", "GLUE RTE", "rte")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_fam import FAMArguments
+from hf_fam import FAMArguments, FAMTrainer
 from hf_fam.strength import DEFAULT_LAMBDA, LARGE_HEAD_LAMBDA
-from support.tiny import fam_trainer, gradients_of_first_step, history, logged, tiny_bert
+from support.tiny import arguments, classified, fam_trainer, gradients_of_first_step, history, logged, tiny_bert
 
 REPRESENTATION = {"fam_layer": "representation", "fam_estimator": "gauss_newton"}
 
@@ -204,6 +204,56 @@ def test_cap_recovers_from_a_step_in_which_the_loss_had_no_gradient(tmp_path: Pa
     strengths = logged(trainer, "fam_lambda")
     assert len(strengths) == 3  # still measured, so that it can come back
     assert all(0 <= strength <= 1e-30 for strength in strengths[1:])
+
+
+def test_a_batch_without_labels_leaves_the_cap_as_it_was(tmp_path: Path) -> None:
+    """It has no kappa, so its ratio says nothing of the next step."""
+    silent: list[bool] = []
+
+    def over_labels(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        counted = labels >= 0
+        silent.append(not counted.any())
+        return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / max(1, int(counted.sum()))
+
+    data = [{"input_ids": [3, 4, 5 + k], "labels": k % 3 if k % 3 else -100} for k in range(9)]
+    given = {"fam_lambda": 1e6, "fam_max_grad_ratio": 0.1, "per_device_train_batch_size": 1, "max_steps": 9}
+    trainer = fam_trainer(tmp_path, train_dataset=data, compute_loss_func=over_labels, learning_rate=0.0, **given)
+    trainer.train()
+    strengths = logged(trainer, "fam_lambda")
+    told = [k for k in range(1, 8) if silent[k] and strengths[k] > 0]
+    assert told and all(strengths[k + 1] == strengths[k] for k in told)
+    assert len(set(strengths)) > 4
+
+
+def test_weights_only_changes_the_gradient_of_the_weight_alone(tmp_path: Path) -> None:
+    model = tiny_bert(dropout=0.0).double()
+    plain, alone, full = (
+        gradients_of_first_step(tmp_path, model, fam_lambda=strength, fam_gradient=gradient)
+        for strength, gradient in ((0.0, "full"), (1.0, "weights_only"), (1.0, "full"))
+    )
+    assert [name for name in plain if not torch.allclose(plain[name], alone[name], rtol=1e-9)] == ["classifier.weight"]
+    assert len([name for name in plain if not torch.allclose(plain[name], full[name], rtol=1e-9)]) > 10
+
+
+class AsksForOutputs(FAMTrainer):
+    """A loss that looks at the outputs, by way of the mixin."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        assert outputs.logits.shape[-1] == 3
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_term_is_in_the_loss_that_comes_with_outputs(tmp_path: Path) -> None:
+    norms = []
+    for kind in (AsksForOutputs, FAMTrainer):
+        args = arguments(tmp_path, fam_lambda=5.0, max_steps=2)
+        trainer = kind(tiny_bert(dropout=0.0), args, train_dataset=classified())
+        trainer.train()
+        norms.append(logged(trainer, "grad_norm"))
+    plain = fam_trainer(tmp_path, tiny_bert(dropout=0.0), fam_lambda=0.0, max_steps=2)
+    plain.train()
+    assert norms[0] == norms[1] != logged(plain, "grad_norm")
 
 
 def test_cap_of_the_perturbation_is_refused() -> None:
