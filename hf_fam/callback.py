@@ -69,7 +69,7 @@ class FAMCallback(TrainerCallback):
         self.fam_warmup_steps = fam_warmup_steps
         self._attached: AttachedFlatness | None = None
         self._strength = 0.0
-        self._acted = False
+        self._last: Tensor | None = None
         self._kappas: list[Tensor] = []
         self._strengths: list[float] = []
 
@@ -101,10 +101,11 @@ class FAMCallback(TrainerCallback):
             return
         kappa = self._attached.take_kappa()
         if kappa is None:
-            if not self._acted:
+            if self._last is None:
                 raise RuntimeError(self._attached.explain_inaction())
-            return
-        self._acted = True
+            # A loss that goes past the head, as of another task, has none. All processes have as many to log.
+            kappa = torch.zeros_like(self._last)
+        self._last = kappa
         scaler = getattr(optimizer, "scaler", None)
         self._kappas.append(kappa if scaler is None else kappa / scaler.get_scale())
         self._strengths.append(self._attached.strength)
@@ -135,7 +136,7 @@ class FAMCallback(TrainerCallback):
     def _detach(self) -> None:
         if self._attached is not None:
             self._attached.detach()
-        self._attached, self._acted, self._kappas, self._strengths = None, False, [], []
+        self._attached, self._last, self._kappas, self._strengths = None, None, [], []
 
 
 def _detach_left_behind(model: nn.Module, state: Any) -> None:

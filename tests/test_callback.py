@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hf_fam import FAMCallback
 from support.tiny import (
@@ -138,6 +139,28 @@ def test_serves_several_trainings(tmp_path: Path) -> None:
     assert logged(again, "fam_kappa") == first
 
 
+class SometimesPastTheHead(nn.Module):
+    """Two tasks: every second batch goes to another head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings, self.other, self.head = nn.Embedding(50, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.batches = 0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.batches += 1
+        logits = (self.head if self.batches % 2 else self.other)(self.embeddings(input_ids).mean(1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_step_past_the_head_has_no_kappa_and_is_logged_like_any(tmp_path: Path) -> None:
+    """Else one process of several would have nothing to exchange, and the others would wait for it."""
+    trainer = trainer_with(FAMCallback(0.5, "head"), tmp_path, SometimesPastTheHead())
+    trainer.train()
+    kappas = logged(trainer, "fam_kappa")
+    assert len(kappas) == 4 and kappas[1] == kappas[3] == 0 < min(kappas[0], kappas[2])
+
+
 class PastTheHead(nn.Module):
     """Computes its logits from the head's weight, as fused losses do."""
 
@@ -194,3 +217,42 @@ def test_skipped_half_precision_steps_are_left_out_of_the_log(tmp_path: Path) ->
     trainer.train()
     (kappa,) = logged(trainer, "fam_kappa")
     assert 0 < kappa < float("inf")
+
+
+def test_strength_by_default_is_the_documented_one(tmp_path: Path) -> None:
+    trainer = trainer_with(FAMCallback(), tmp_path, max_steps=2)
+    trainer.train()
+    assert logged(trainer, "fam_lambda") == [0.003, 0.003]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("fsdp", "full_shard", "FSDP and DeepSpeed ZeRO stage 3 shard"), ("_n_gpu", 2, "2 GPUs in one process")],
+)
+def test_split_models_are_refused_before_training(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    callback = FAMCallback(0.5)
+    args, model = plain_arguments(tmp_path), tiny_bert()
+    assert args.device.type == "cpu"  # which sets _n_gpu
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=message):
+        callback.on_train_begin(args, TrainerState(), TrainerControl(), model=model)
+    assert hook_count(model) == 0
+
+
+def test_scale_of_a_gradient_scaler_is_taken_out_of_kappa(tmp_path: Path) -> None:
+    """What backward was called on is 1024 times the loss, so kappa arrives 1024 times too large."""
+    args, control, model = plain_arguments(tmp_path), TrainerControl(), tiny_bert(dropout=0.0).double()
+    batch = {name: torch.tensor([item[name] for item in classified(6)]) for name in ("input_ids", "labels")}
+    scaled = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 1024.0))
+    kappas = []
+    for scale, optimizer in ((1.0, SimpleNamespace()), (1024.0, scaled)):
+        callback, state, logs = FAMCallback(0.5), TrainerState(log_history=[{}]), {"loss": 1.0}
+        callback.on_train_begin(args, state, control, model=model)
+        (scale * model(**batch).loss).backward()
+        callback.on_pre_optimizer_step(args, state, control, optimizer=optimizer)
+        callback.on_log(args, state, control, logs=logs)
+        callback.on_train_end(args, state, control)
+        kappas.append(logs["fam_kappa"])
+        assert logs["fam_kappa"] == state.log_history[-1]["fam_kappa"]
+    assert kappas[0] > 0
+    assert kappas[1] == kappas[0]

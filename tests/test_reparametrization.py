@@ -21,7 +21,7 @@ from hf_fam.reparametrization import (
     rescale_randomly,
     scale_before_norm,
 )
-from support.tiny import tiny_bert, tiny_llama
+from support.tiny import random_states, tiny_bert, tiny_llama
 
 
 class LeNet(nn.Module):
@@ -150,11 +150,51 @@ def test_what_transformers_allow() -> None:
 def test_what_transformers_do_not_allow(first: str, second: str) -> None:
     model = tiny_bert(initializer_range=0.5).double()
     example = {"input_ids": torch.randint(3, 50, (2, 6))}
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    model.bert.encoder.layer[1].eval()
+    before, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
     with pytest.raises(NotInvariantError, match=r"changes the function.*nothing was changed.*GELU"):
         rescale_between(model, first, second, 3.0, example)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert model.training is False or model.training is True
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_modes_of_single_modules_stay() -> None:
+    """A model in training with a frozen part is compared in evaluation mode and given back as it was."""
+    model, x = lenet(norm=True), images().tensors[0]
+    model.train()
+    model.norm.eval()
+    modes = [m.training for m in model.modules()]
+    assert set(modes) == {True, False}
+    rescale_randomly(model, x)
+    assert [m.training for m in model.modules()] == modes
+    rescale_between(model, "fc1", "fc2", 2.0, x, forward=lambda model, example: model(example))
+    assert [m.training for m in model.modules()] == modes
+    scale_before_norm(model, "conv2", "norm", 3.0, x)
+    assert [m.training for m in model.modules()] == modes
+    with pytest.raises(NotInvariantError):
+        rescale_between(model, "conv2", "fc1", 2.0, x)
+    assert [m.training for m in model.modules()] == modes
+    with pytest.raises(RuntimeError):
+        rescale_randomly(model, x[:, :, :2])  # the forward pass fails
+    assert [m.training for m in model.modules()] == modes
+
+
+@pytest.mark.parametrize("neuron_wise", [False, True])
+def test_factors_are_a_function_of_the_seed(neuron_wise: bool) -> None:
+    x = images().tensors[0]
+
+    def factors(seed: int) -> dict[str, torch.Tensor]:
+        model = lenet()
+        states = random_states()
+        found = rescale_randomly(model, x, seed=seed, neuron_wise=neuron_wise)
+        assert random_states() == states
+        return found
+
+    one, same, other = factors(3), factors(3), factors(4)
+    assert set(one) == set(same) == set(other) == {"conv1", "conv2", "fc1", "fc2"}
+    for name, of_pair in one.items():
+        assert torch.equal(of_pair, same[name]) and not torch.isclose(of_pair, other[name]).any(), name
 
 
 def test_refusals() -> None:

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
+from scipy.stats import norm
+from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
 
 from hf_fam.representativeness import bound_terms, decompose_gap, feature_density, log_kernel_density
 from hf_fam.robustness import feature_robustness
 from support.measured import cross_entropy, mlp, points
 from support.tiny import classified, random_states, tiny_bert
+
+
+def by_hand(features: np.ndarray, delta: float, folds: int, seed: int) -> tuple[float, float]:
+    """Mean log density of held-out items and its standard error, kernel by kernel."""
+    found = np.zeros(len(features))
+    for fitted, held_out in KFold(folds, shuffle=True, random_state=seed).split(features):
+        for i in held_out:
+            kernels = [
+                norm.logpdf(features[i], centre, delta * np.linalg.norm(centre) / math.sqrt(len(centre))).sum()
+                for centre in features[fitted]
+            ]
+            found[i] = logsumexp(kernels) - math.log(len(kernels))
+    return found.mean(), found.std(ddof=1) / math.sqrt(len(found))
 
 
 def test_equal_bandwidths_are_those_of_scikit_learn() -> None:
@@ -40,6 +57,28 @@ def test_held_out_items_choose_a_bandwidth_between_extremes() -> None:
     assert found.best_delta == 0.5 and found.dimensions == 7 and found.explained_variance == 1
     own = feature_density(model, points(120), "2", (0.5,), loss_fn=cross_entropy, most_dimensions=2)
     assert own.dimensions == 2 and 0.2 < own.explained_variance < 1
+
+
+def test_densities_and_their_errors_are_those_by_hand() -> None:
+    model, data, deltas = mlp(1), points(17), (0.2, 0.5, 2.0)
+    found = feature_density(model, data, "2", deltas, folds=4, seed=3, loss_fn=cross_entropy, batch_size=5)
+    expected = [by_hand(model[:2](data.tensors[0]).detach().numpy(), delta, 4, 3) for delta in deltas]
+    assert found.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
+    assert found.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
+
+
+def test_features_of_an_item_are_the_mean_over_its_tokens() -> None:
+    model, data = tiny_bert().double().eval(), classified(12)
+    layer = model.bert.encoder.layer[0].output.dense
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    model(input_ids=torch.tensor([item["input_ids"] for item in data]))
+    handle.remove()
+    found = feature_density(model, data, layer, (0.1, 1.0), folds=3, batch_size=5)
+    assert found.dimensions == found.in_features == 16
+    expected = [by_hand(seen[0].mean(1).numpy(), delta, 3, 0) for delta in (0.1, 1.0)]
+    assert found.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
+    assert found.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
 
 
 def test_rows_of_an_item_are_averaged_and_folds_checked() -> None:

@@ -11,9 +11,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hf_fam.feature_layer import FeatureLayer
+from hf_fam.measure import measure_relative_flatness
 from hf_fam.robustness import MATRICES, feature_robustness, perturbed, random_matrix
+from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points, reference
-from support.tiny import classified, hook_count, random_states, tiny_bert
+from support.tiny import classified, hook_count, random_states, texts, tiny_bert
 
 
 @pytest.mark.parametrize("kind", MATRICES)
@@ -45,6 +47,48 @@ def test_second_order_is_kappa_of_the_dense_reference(kind: str, index: int) -> 
     for delta, rise, error in zip(found.deltas, found.measured, found.standard_errors, strict=True):
         assert abs(rise - delta**2 / (2 * found.in_features) * kappa) < 4.5 * error
     assert found.piecewise_linear is False and found.parts_at is None
+
+
+def test_a_short_last_batch_counts_by_its_items() -> None:
+    """37 items in batches of 8 are those 37 items, and prediction and loss are the dense reference's."""
+    model, data, deltas = mlp(3), points(37), (0.1, 0.5)
+    one, many = (
+        feature_robustness(model, data, "head", deltas, samples=3, loss_fn=cross_entropy, batch_size=size)
+        for size in (37, 8)
+    )
+    kappa = reference(model, data, 4).kappa.item()
+    for found in (one, many):
+        assert found.num_items == 37 and found.in_features == 6
+        assert found.loss == pytest.approx(cross_entropy(model, data.tensors).item(), rel=1e-12)
+        assert found.kappa == pytest.approx(kappa, rel=1e-9)
+        assert found.predicted == pytest.approx([delta**2 / 12 * kappa for delta in deltas], rel=1e-9)
+        assert found.predicted_errors == (0.0, 0.0)  # closed form: there are no probes
+    assert many.measured == pytest.approx(one.measured, rel=1e-9)
+    assert many.standard_errors == pytest.approx(one.standard_errors, rel=1e-9)
+
+
+def test_batches_of_texts_count_by_their_tokens() -> None:
+    model = llama().double()
+    one, many = (feature_robustness(model, texts(24), "head", (0.2, 1.0), samples=2, batch_size=n) for n in (24, 7))
+    assert many.loss == pytest.approx(one.loss, rel=1e-9)
+    assert many.measured == pytest.approx(one.measured, rel=1e-9)
+    assert many.standard_errors == pytest.approx(one.standard_errors, rel=1e-9)
+    assert many.predicted == pytest.approx(one.predicted, rel=1e-9)
+
+
+def test_errors_of_the_prediction_are_those_of_the_probes() -> None:
+    """Twenty outputs are more than there are probes, so that kappa is an estimate."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    data, deltas = points(30), (0.1, 0.5)
+    found = feature_robustness(model, data, "0", deltas, samples=2, loss_fn=cross_entropy, seed=5)
+    (flat,) = measure_relative_flatness(model, data, "0", ("trace",), loss_fn=cross_entropy, probes=8, seed=5)
+    assert flat.standard_error_probes > 0
+    errors = [delta**2 / 8 * flat.standard_error_probes for delta in deltas]
+    assert found.predicted_errors == pytest.approx(errors, rel=1e-12)
+    kappa = reference(model, data, 0).kappa.item()
+    for delta, predicted, error in zip(deltas, found.predicted, errors, strict=True):
+        assert abs(predicted - delta**2 / 8 * kappa) < 4.5 * error
 
 
 def test_perturbation_is_what_it_says() -> None:

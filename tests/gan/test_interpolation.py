@@ -200,6 +200,40 @@ def test_feature_energy_is_that_of_the_features() -> None:
     torch.testing.assert_close(found.energy, path_energy("conformal", looked_at, found.scores, (-8.0, 0.0), 0.2))
 
 
+@pytest.mark.parametrize("h", [0.0, 0.05, 1.5])
+def test_h_is_the_given_one(h: float) -> None:
+    """The energy of the path that came out, by a loop."""
+    torch.manual_seed(2)
+    z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
+    settings = {"scorer": score, "score_range": (-8.0, 0.0), "points": 6, "steps": 15, "learning_rate": 0.02}
+    for energy in ("critic", "conformal"):
+        found = interpolate(decoder(), z0, z1, energy=energy, h=h, resample=False, **settings)
+        for pair in range(2):
+            d = [min((min(max(c, -8.0), 0.0) + 18) / 18, 0.99) for c in found.scores[pair].tolist()]
+            expected = 0.0
+            for i in range(5):
+                root = ((found.samples[pair, i + 1] - found.samples[pair, i]).square().sum().item() / 6) ** 0.5
+                toll = h / math.sqrt(d[i] * d[i + 1])
+                expected += (toll + root) ** 2 if energy == "critic" else ((1 + toll) * root) ** 2
+            assert found.energy[pair].item() == pytest.approx(expected, rel=1e-10), energy
+
+
+@pytest.mark.parametrize("curve", ["polynomial", "cubic", "nodes"])
+def test_radii_on_the_sphere_are_between_those_of_the_ends(curve: str) -> None:
+    torch.manual_seed(2)
+    z0, z1 = torch.randn(3, 4).double(), 3 * torch.randn(3, 4).double()
+    settings = {"scorer": score, "curve": curve, "points": 8, "steps": 10, "learning_rate": 0.05}
+    settings |= {"score_range": (-8.0, 0.0), "resample": False}
+    radii = {
+        sphere: interpolate(decoder(), z0, z1, sphere=sphere, **settings).latents.norm(dim=2)
+        for sphere in (True, False)
+    }
+    t = torch.linspace(0, 1, 8, dtype=torch.float64)
+    expected = (1 - t) * z0.norm(dim=1, keepdim=True) + t * z1.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(radii[True], expected, rtol=1e-12, atol=1e-12)
+    assert (expected - radii[False]).abs().amax(1).min() > 0.01
+
+
 def test_a_scorer_of_small_range_hardly_acts() -> None:
     """The 10 of the realism is in the units of the score, as the documentation warns."""
     z = torch.tensor([[-1.0, 0.0]]).double()

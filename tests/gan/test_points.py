@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hf_fam.gan import GeneratedPoints, LinePoints, LocalPoints, RealPoints
+from hf_fam.gan.training_args import POINTS
+from support.gans import wgan_arguments
 
 SAMPLERS = [LinePoints(), LocalPoints(), LocalPoints("both"), RealPoints(), GeneratedPoints()]
 
@@ -53,6 +57,22 @@ def test_they_are_detached_and_seeded(sampler: LinePoints) -> None:
 def test_unequal_batches_are_refused(sampler: LinePoints) -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(4, 2\)"):
         sampler(torch.randn(3, 2), torch.randn(4, 2))
+
+
+def test_names_in_the_arguments(tmp_path: Path) -> None:
+    """Every name is its sampler, and the radius is given to those that have one."""
+    named = {
+        "line": ({}, LinePoints()),
+        "local": ({"penalty_radius": 0.5}, LocalPoints("real", 0.5)),
+        "local_generated": ({"penalty_radius": 0.25}, LocalPoints("generated", 0.25)),
+        "local_both": ({"penalty_radius": 2.0}, LocalPoints("both", 2.0)),
+        "real": ({}, RealPoints()),
+        "generated": ({}, GeneratedPoints()),
+    }
+    assert set(named) == set(POINTS)
+    for name, (given, expected) in named.items():
+        found = wgan_arguments(tmp_path, penalty_points=name, **given).sampler
+        assert type(found) is type(expected) and found == expected, name
 
 
 def test_what_is_refused() -> None:

@@ -101,6 +101,43 @@ def test_average_of_the_generator(tmp_path: Path) -> None:
         assert not average.requires_grad
 
 
+def test_uniform_latent_codes_are_on_minus_one_to_one(tmp_path: Path) -> None:
+    """What the generator sees in steps of either network."""
+    scipy_stats = pytest.importorskip("scipy.stats")
+    generator, seen = tiny_generator().double(), []
+    trainer = wgan_trainer(
+        tmp_path, generator, tiny_critic().double(), train_dataset=points(64).double(), latent_prior="uniform",
+        per_device_train_batch_size=64, max_steps=4,
+    )  # fmt: skip
+    generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    trainer.train()
+    expected = [("critic", 0), ("critic", 1), ("generator", 1), ("critic", 2), ("critic", 3), ("generator", 3)]
+    for found, (purpose, step) in zip(seen, expected, strict=True):
+        assert torch.equal(found, 2 * ItemDraws((42, purpose, step), 0, 64).uniform((64, 3)) - 1)
+    codes = torch.cat(seen).flatten()
+    assert -1 < codes.min() < -0.95 and 0.95 < codes.max() < 1
+    assert scipy_stats.kstest(codes.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e3])
+def test_the_gradient_of_the_generator_is_clipped(tmp_path: Path, limit: float) -> None:
+    """A step of plain gradient descent is as long as its gradient; the critic is then as the generator saw it."""
+    generator, critic = tiny_generator().double(), tiny_critic().double()
+    start = copy.deepcopy(generator)
+    trainer = wgan_trainer(
+        tmp_path, generator, critic, train_dataset=points(8).double(), optim="sgd", max_grad_norm=limit, n_critic=1,
+        max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    loss = -critic(start(latents("generator", 0, 8))).mean()
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(start.parameters()))])
+    moved, before = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (generator, start))
+    norm = gradient.norm()
+    assert 3e-3 < norm < 1
+    scale = limit / (norm + 1e-6) if limit == 1e-3 else 1.0
+    torch.testing.assert_close(moved, before - 1e-2 * scale * gradient, rtol=1e-10, atol=1e-12)
+
+
 def test_lazy_penalty_is_scaled(tmp_path: Path) -> None:
     """At equal weights, the term of one step in three is three times that of every step."""
     every, lazy = (

@@ -120,3 +120,17 @@ def test_samples_are_of_the_average_in_evaluation_mode(tmp_path: Path) -> None:
             return network.eval()(trainer._latents("samples", 0, 0, 3))
 
     assert torch.equal(by(trainer.ema_generator), first) and not torch.equal(by(trainer.generator), first)
+
+
+def test_statistics_of_the_average_are_those_of_the_generator(tmp_path: Path) -> None:
+    """Averaged weights in front of stale running statistics would give samples of neither network."""
+    generator = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    trainer = wgan_trainer(tmp_path, generator, tiny_critic(), ema_decay=0.9)
+    start = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+    trainer.train()
+    assert trainer.ema_generator is not None
+    averaged = dict(trainer.ema_generator.named_buffers())
+    own = dict(generator.named_buffers())
+    assert set(averaged) == set(own) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    for name, buffer in averaged.items():
+        assert torch.equal(buffer, own[name]) and not torch.equal(buffer, start[name]), name

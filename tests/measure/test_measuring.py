@@ -55,6 +55,7 @@ def test_equals_curvlinops(index: int) -> None:
     assert found.standard_error_probes == 0
     layerwise = (weight.square().sum() * h.trace()).item()
     assert found.layerwise == pytest.approx(layerwise, rel=1e-8)
+    assert found.hessian_trace == pytest.approx(h.trace().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -183,6 +184,25 @@ def test_weight_decay_is_a_part_of_the_objective() -> None:
     assert found.kappa == pytest.approx(true.kappa.item(), rel=1e-9)
     assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
     assert found.layerwise == pytest.approx(true.layerwise.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("index", [0, 2, 4])
+@pytest.mark.parametrize("alpha", [0.0, 0.03])
+def test_trace_and_largest_eigenvalue_are_those_of_the_objective(index: int, alpha: float) -> None:
+    """The Hessian of loss + alpha ||W||^2 by autograd, as one matrix over the whole data."""
+    model, data = mlp(secrets.randbits(32)), points(20)
+    (found,) = measure_relative_flatness(
+        model, data, str(index), EVERYTHING, loss_fn=cross_entropy, batch_size=6, probes=300, weight_decay=alpha
+    )
+    weight, (x, y) = model[index].weight.detach(), data.tensors
+
+    def objective(flat: torch.Tensor) -> torch.Tensor:
+        given = {f"{index}.weight": flat.view_as(weight)}
+        return F.cross_entropy(torch.func.functional_call(model, given, x), y) + alpha * flat.square().sum()
+
+    hessian = torch.autograd.functional.hessian(objective, weight.flatten())
+    assert found.hessian_trace == pytest.approx(hessian.trace().item(), rel=1e-9)
+    assert found.hessian_max_eigenvalue == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-5)
 
 
 def test_batches_do_not_matter_for_a_mean_over_tokens() -> None:

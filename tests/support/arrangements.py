@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import BertConfig, BertForMultipleChoice
+from transformers import BertConfig, BertForMultipleChoice, Trainer
 
-from hf_fam import FAMTrainer
-from support.tiny import arguments, classified, logged, texts, tiny_bert, tiny_llama
+from hf_fam import FAMCallback, FAMTrainer
+from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_bert, tiny_llama
 
 
 @dataclass
@@ -125,6 +125,30 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
         "same_everywhere": bool((everywhere == weights).all()),
         "eval_loss": evaluated,
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_term", "fam_lambda", "grad_norm")},
+    }
+
+
+CALLBACK_CASES = {
+    # The stock Trainer multiplies the loss of such a model by the number of processes unless it is told not to.
+    "ignores num_items_in_batch": Case(bert, classified, {"average_tokens_across_devices": False}),
+    "honours num_items_in_batch": Case(llama, texts, {}),
+}
+CALLBACK_LOGS = ("loss", "fam_kappa", "fam_term", "fam_lambda", "fam_delta")
+
+
+def trained_with_callback(path: Path, name: str, batch: int) -> dict[str, Any]:
+    """Weights and logs of the stock Trainer with FAMCallback; two steps of different strength are logged together."""
+    case = CALLBACK_CASES[name]
+    model = case.model().double()
+    settings = {"max_steps": 4, "logging_steps": 2, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
+    args = plain_arguments(path, **{**settings, "per_device_train_batch_size": batch, **case.settings})
+    callback = FAMCallback(20.0, fam_warmup_steps=4)
+    trainer = Trainer(model=model, args=args, train_dataset=case.data(40), callbacks=[callback])
+    trainer.train()
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+        **{key: logged(trainer, key) for key in CALLBACK_LOGS},
     }
 
 

@@ -1,0 +1,46 @@
+"""What one batch cannot show is looked for again in larger ones, and now and then; what was found stays found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_fam.flatness.batch import Batch, RecheckSchedule
+from hf_fam.flatness.coupling import Coupling, CouplingFinder
+from hf_fam.flatness.linear_map import RowMap
+
+
+def contrastive(z: Tensor) -> Tensor:
+    """Every item against all others of the batch: with one item there is nothing to couple."""
+    return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+def separate(z: Tensor) -> Tensor:
+    return z.tanh().square().sum()
+
+
+def batch(loss: Callable[[Tensor], Tensor], count: int) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    weight, phi = (torch.randn(n, 4, generator=draw, dtype=torch.float64) for n in (3, count))
+    z = (phi @ weight.T).requires_grad_()
+    return Batch(loss(z), [phi], [z], RowMap(3, 4, lambda: weight))
+
+
+def test_a_larger_batch_is_looked_at_and_what_it_shows_stays_found() -> None:
+    """Else kappa would be biased from the second batch on, or change with the size of the batch."""
+    finder = CouplingFinder()
+    assert finder(batch(contrastive, 1)) is Coupling.ROWS
+    assert finder(batch(contrastive, 8)) is Coupling.BATCH
+    single = batch(contrastive, 1)
+    assert {finder(single) for _ in range(RecheckSchedule.EVERY)} == {Coupling.BATCH}  # one of them is a recheck
+
+
+def test_batches_of_the_same_size_are_looked_at_now_and_then() -> None:
+    finder = CouplingFinder()
+    first, later = batch(separate, 4), batch(contrastive, 4)
+    assert finder(first) is Coupling.ROWS
+    found = [finder(later) for _ in range(RecheckSchedule.EVERY)]
+    assert found == [Coupling.ROWS] * (RecheckSchedule.EVERY - 1) + [Coupling.BATCH]
