@@ -54,9 +54,10 @@ class FAMArguments:
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the whole batch of the step before; the first step only measures it. It lowers lambda and never raises
-            it. Where nothing below the layer is trained, and at heads of more than 4096 classes, it is the ratio at
-            the layer's *outputs*, which does not count how the term acts on the weight. None: no limit.
+            of the whole batch of the step before; the first step (with fam_center the second) only measures it. It
+            lowers lambda and never raises it. Where nothing below the layer is trained, and at heads of more than 4096
+            classes, it is the ratio at the layer's *outputs*, which does not count how the term acts on the weight.
+            None: no limit.
 
     **How the loss is scaled**
 
