@@ -40,8 +40,8 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
 
     Not harmless: a linear classifier on the pooler of a frozen BERT, -1.26 [-2.84]. Not shown to be, on the same seeds
     at learning rates that turned out better: FashionMNIST with EfficientNet-Lite0 +0.54 [-1.92], CIFAR-10 from scratch
-    +0.25 [-0.52]. From scratch 0.03 gains more with wrong labels (+1.50 and, at the better rate, +1.84), and is not harmless
-    with right ones (-0.41 [-1.05]).
+    +0.25 [-0.52]. From scratch 0.03 gains more with wrong labels (+1.50 and, at the better rate, +1.84), and is not
+    harmless with right ones (-0.41 [-1.05]).
 
     0.001 gains half as much on text and most of it on images (+0.41 and +3.72); 0.01 is not harmless (CoLA in
     fine-tuning +0.26 [-0.83]; a linear classifier of images with right labels -1.07 [-1.56]).
