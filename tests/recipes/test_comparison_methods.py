@@ -26,6 +26,7 @@ from harness.regimes import finetune  # noqa: E402
 
 from hf_fam import RelativeFlatness  # noqa: E402
 from hf_fam.feature_layer import FeatureLayer  # noqa: E402
+from support.tiny import tiny_bert  # noqa: E402
 
 
 def network() -> nn.Sequential:
@@ -299,3 +300,12 @@ def test_words_that_do_not_occur_do_not_matter() -> None:
     after = [model(torch.tensor([e["input_ids"]])).logits for part in data.values() for e in part]
     torch.testing.assert_close(after, before)
     assert model.get_input_embeddings().weight.shape == (5, 16)  # padding, 3, 7, 9, 11
+
+
+@pytest.mark.parametrize("estimator", ["closed_form", "gauss_newton", "hessian", "perturbation"])
+def test_every_estimator_of_the_plans_makes_a_trainer(tmp_path: Path, estimator: str) -> None:
+    """One that has no probes is given none."""
+    layer = "head" if estimator == "closed_form" else "representation"
+    method = make("fam", {"strength": 0.1, "layer": layer, "estimator": estimator})
+    trainer = method.trainer({"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}, model=tiny_bert())
+    assert trainer.relative_flatness.estimator == estimator and trainer.relative_flatness.probes == 1

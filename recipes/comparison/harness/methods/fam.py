@@ -35,7 +35,7 @@ class FAM(Method):
         layer: str,
         estimator: str = "auto",
         gradient: str = "full",
-        probes: int = 1,
+        probes: int | None = None,
         cap: float | None = None,
         warmup: float = 0.0,
         features: str = "own",
