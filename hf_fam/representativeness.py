@@ -8,7 +8,7 @@ features, with a bandwidth ``delta ||phi_i||`` of its own for every item.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,8 @@ def feature_density(
 
     The kernel around item i has standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction: it is as wide as
     the Gaussian feature perturbation ``delta A phi_i`` of `feature_robustness`. Features are kept in memory.
-    Where the layer sees several rows of an item (tokens, positions), their mean is taken.
+    Where the layer sees several rows of an item (tokens, positions), their mean is taken, without padding where the
+    batch has an ``attention_mask`` of the rows' shape.
 
     Args:
         model: untouched.
@@ -198,8 +199,9 @@ def feature_density(
         device = next(seen.parameters()).device
         for _, batch in batches.mine():
             _, (captured,) = watch(to_device(batch, device))
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captured]
-            rows.append(torch.stack([r.flatten(1, -2).mean(1) if r.dim() > 2 else r for r in calls]).mean(0))
+            rows.append(torch.stack([_mean_of_rows(r, mask) for r in calls]).mean(0))
     features = torch.cat(rows)
     if not 2 <= folds <= len(features):
         raise ValueError(f"folds={folds!r}: give a whole number from 2 to the number of items, {len(features)}.")
@@ -241,6 +243,14 @@ def log_kernel_density(points: Tensor, centres: Tensor, bandwidths: Tensor) -> T
         squares = torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
         found.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
     return torch.cat(found)
+
+
+def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """One vector an item, shape ``(items, m)``."""
+    if rows.dim() > 2 and mask is not None and mask.shape == rows.shape[:-1]:
+        weights = mask.to(rows).unsqueeze(-1)
+        return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
+    return rows.flatten(1, -2).mean(1) if rows.dim() > 2 else rows
 
 
 def _cross_validate(

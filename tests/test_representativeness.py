@@ -81,6 +81,23 @@ def test_features_of_an_item_are_the_mean_over_its_tokens() -> None:
     assert found.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
 
 
+def test_padding_is_no_row_of_an_item() -> None:
+    model, texts = tiny_bert().eval(), [[1 + k % 7] * (1 + k % 4) for k in range(12)]
+
+    def padded(texts: list[list[int]]) -> dict[str, torch.Tensor]:
+        longest = max(map(len, texts))
+        rows = [torch.tensor([t + [0] * (longest - len(t)), [1] * len(t) + [0] * (longest - len(t))]) for t in texts]
+        ids, mask = torch.stack(rows).unbind(1)
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids[:, 0] % 2}
+
+    def density(batch_size: int) -> tuple[float, ...]:
+        layer = "bert.encoder.layer.0.output.dense"
+        found = feature_density(model, texts, layer, (0.1, 1.0), folds=3, batch_size=batch_size, collate_fn=padded)
+        return found.log_densities
+
+    assert density(12) == pytest.approx(density(1), rel=1e-5)
+
+
 def test_rows_of_an_item_are_averaged_and_folds_checked() -> None:
     found = feature_density(tiny_bert(), classified(12), "bert.encoder.layer.0.output.dense", (0.1,), folds=3)
     assert found.num_items == 12 and math.isfinite(found.log_densities[0])

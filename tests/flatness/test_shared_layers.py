@@ -51,7 +51,7 @@ class Convolved(nn.Module):
         return self.head(self.block(self.block(x).tanh()).tanh().mean(-1))
 
 
-class PiecewiseLinearFed(nn.Module):
+class LeakyFed(nn.Module):
     """The last call makes the logits; almost everywhere only the direction's derivative tells that calls are nested.
 
     Leaky, since a ReLU may be dead on every item, where kappa and its gradient are 0.
@@ -65,14 +65,14 @@ class PiecewiseLinearFed(nn.Module):
         return self.block(F.leaky_relu(self.block(x)))
 
 
-COUPLINGS = {"rows": "items", "tokens": "items", "batch": "batch", "convolution": "items", "leaky_relu": "items"}
+COUPLINGS = {"rows": "items", "tokens": "items", "batch": "batch", "convolution": "items", "leaky": "items"}
 
 
 def nested_case(name: str) -> LayerCase:
     seed = secrets.randbits(32)
     print("seed", seed)  # shown where the test fails
     torch.manual_seed(seed)
-    model: Any = Convolved() if name == "convolution" else PiecewiseLinearFed() if name == "leaky_relu" else Repeated(name)
+    model: Any = Convolved() if name == "convolution" else LeakyFed() if name == "leaky" else Repeated(name)
     model = model.double()
     shape = {"tokens": (3, 2, 3), "convolution": (3, 2, 4)}.get(name, (3, 3))
     labels, block = torch.randint(0, 3, (3,)), model.block
@@ -112,7 +112,7 @@ def summed_over_the_basis(case: LayerCase, flatness: RelativeFlatness, monkeypat
 
 @pytest.mark.parametrize(
     ("name", "estimator"),
-    [("leaky_relu", "hessian"), *itertools.product(["rows", "tokens", "batch", "convolution"], ["hessian", "gauss_newton"])],
+    [("leaky", "hessian"), *itertools.product(["rows", "tokens", "batch", "convolution"], ["hessian", "gauss_newton"])],
 )
 def test_nested_calls(name: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = nested_case(name)
@@ -156,7 +156,7 @@ def test_nested_calls_by_torch_func() -> None:
 
 def test_a_head_that_feeds_itself() -> None:
     """The output of its first call is none of the logits."""
-    case = nested_case("leaky_relu")
+    case = nested_case("leaky")
     flatness = RelativeFlatness(case.model, "block", "gauss_newton")
     with flatness.capture():
         _, loss = case.run()
