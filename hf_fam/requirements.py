@@ -14,6 +14,14 @@ _SHARDED = (
     "hf_fam.attach, which works inside torch's fully_shard (docs/distributed.md)."
 )
 
+# What only the first step can show.
+NEVER_REACHED = (
+    "The flatness term did not enter the first step, though fam_lambda is above 0: {trainer} computes its loss without "
+    "FAMMixin.compute_loss, or with the model in evaluation mode. If a class of yours overrides compute_loss, put the "
+    "mixin in front of it, `class MyFAMTrainer(FAMMixin, MyTrainer)`; if it has a loop of its own, use "
+    "RelativeFlatness or attach in it; fam_lambda=0 is plain training."
+)
+
 
 def refuse_parallelism(trainer: Any) -> None:
     """Refuse what only a Trainer knows: ways of sharing one model, or one batch, between processes.

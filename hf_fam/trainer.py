@@ -18,20 +18,13 @@ from .first_batch import copied, correct_loss_scaling, unnoted, untouched
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .processes import stop_together, summed
 from .relative_flatness import RelativeFlatness
-from .requirements import check_requirements, refuse_parallelism
+from .requirements import NEVER_REACHED, check_requirements, refuse_parallelism
 from .strength import Strength, default_lambda, warmup_steps
 from .training_args import CORRECTED, FAMArguments
 from .training_log import FlatnessLog, problem_of_weights, ratio_of_norms
 
 # Between these many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
 RATIO_EVERY = 10
-
-_NEVER_REACHED = (
-    "The flatness term did not enter the first step, though fam_lambda is above 0: {trainer} computes its loss without "
-    "FAMMixin.compute_loss, or with the model in evaluation mode. If a class of yours overrides compute_loss, put the "
-    "mixin in front of it, `class MyFAMTrainer(FAMMixin, MyTrainer)`; if it has a loop of its own, use "
-    "RelativeFlatness or attach in it; fam_lambda=0 is plain training."
-)
 
 # Under this name the lagged gradient ratio is saved with the Trainer's state.
 _STATE = "FAMStrength"
@@ -342,7 +335,7 @@ class FAMMixin(_Host):
         last = self._step_and_micro_batch[0]
         if last != step:
             if last < 0 and self._acts_in(step):
-                raise RuntimeError(_NEVER_REACHED.format(trainer=type(self).__name__))
+                raise RuntimeError(NEVER_REACHED.format(trainer=type(self).__name__))
             return
         if self.relative_flatness.mean is not None:
             self.relative_flatness.mean.end_step(functools.partial(self.accelerator.reduce, reduction="sum"))
