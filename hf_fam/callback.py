@@ -50,10 +50,10 @@ class FAMCallback(TrainerCallback):
         ...         output_dir=tempfile.mkdtemp(), max_steps=1, logging_steps=1, report_to="none", use_cpu=True
         ...     ),
         ...     train_dataset=[{"input_ids": [k, k + 1, 2], "labels": k % 2} for k in range(8)],
-        ...     callbacks=[FAMCallback(fam_lambda=0.01)],
+        ...     callbacks=[FAMCallback(fam_lambda=0.003)],
         ... )
         >>> result = trainer.train()  # doctest: +ELLIPSIS
-        {'loss': ..., 'fam_kappa': ..., 'fam_term': ..., 'fam_lambda': '0.01', 'fam_delta': ...}
+        {'loss': ..., 'fam_kappa': ..., 'fam_term': ..., 'fam_lambda': '0.003', 'fam_delta': ...}
         ...
     """
 

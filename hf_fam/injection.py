@@ -65,7 +65,7 @@ def attach(
         >>> import torch
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-        >>> attached = attach(model, strength=0.01)
+        >>> attached = attach(model, strength=0.003)
         >>> loss = nn.functional.cross_entropy(model(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1]))
         >>> loss.backward()  # your loop, as it is
         >>> attached.kappa() > 0

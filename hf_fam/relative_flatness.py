@@ -104,7 +104,7 @@ class RelativeFlatness:
         >>> with flatness.capture():
         ...     logits = model(torch.randn(5, 4))
         >>> task_loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1]))
-        >>> loss = task_loss + 0.01 * flatness(task_loss)  # one backward pass as usual
+        >>> loss = task_loss + 0.003 * flatness(task_loss)  # one backward pass as usual
         >>> loss.backward()
     """
 
@@ -321,7 +321,7 @@ class RelativeFlatness:
         if strength is None or not math.isfinite(strength) or strength < 0:
             raise ValueError(
                 f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
-                "capture(strength=0.01), with a lambda that is not negative."
+                "capture(strength=0.003), with a lambda that is not negative."
             )
         if self.mean is not None:
             strength = 0.0 if self.mean.value is None else strength

@@ -17,6 +17,7 @@ from typing import Any
 from harness.confirmation import by_task, duels, title
 from harness.paired import Difference
 from harness.plan import IMAGES
+from harness.questions import answers, read_questions
 from harness.regimes import REGIMES
 from harness.results import read_results
 from harness.summary import Choice, OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
@@ -43,10 +44,13 @@ times 100.
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, nargs="+", default=sorted((HERE / "results").glob("*.jsonl")))
+    parser.add_argument("--results", type=Path, nargs="+", help="all, if not given")
+    parser.add_argument("--questions", type=Path, help="questions.yaml beside this file, if all results are read")
     parser.add_argument("--output", type=Path, default=DOCS / "results.md")
     parser.add_argument("--images", type=Path, default=DOCS / "img")
     options = parser.parse_args(arguments)
+    if options.results is None:
+        options.results, options.questions = sorted((HERE / "results").glob("*.jsonl")), HERE / "questions.yaml"
     records = read_results(options.results)
     if not records:
         parser.error("no results yet: start with run.py")
@@ -54,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     confirmed = [r for r in records if not r["exploratory"]]
     sections = [HEADER, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
+    if options.questions:
+        sections.append(asked(records, options.questions))
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
         sections += section(settings, members, options)
     sections.append(provenance(records))
@@ -127,7 +133,7 @@ def trained(record: Record) -> str:
     part = settings.get("trainable", "all")
     if part == "all":
         return kind
-    return f"{kind} {part}" + ("" if part == "classifier" else rate)
+    return f"{kind} {part}" + (f", {settings['epochs']} epochs" if part == "classifier" else rate)
 
 
 def duel_table(records: list[Record], champion: str) -> str:
@@ -148,6 +154,32 @@ def duel_table(records: list[Record], champion: str) -> str:
     for task, found in by_task(records, champion, "plain").items():
         lines.append(f"| {task} | {found.pairs} | {signed(100 * found.mean, 2)} | {signed(100 * found.low, 2)} |")
     return "\n".join(lines) + "\n"
+
+
+def asked(records: list[Record], file: Path) -> str:
+    """A table a question."""
+    lines = [
+        "## Question by question\n",
+        "What one configuration changes against another with the same data, weights and batches, over all tasks and "
+        "seeds that both have: metric in points, NLL in nats (less is better), *t*: two-sided paired t test, not "
+        "corrected for their number. Most of these runs are exploratory: `questions.yaml` names them.\n",
+    ]
+    for question in read_questions(file):
+        settings = "".join(f", {name} {shown(value)}" for name, value in question.settings.items())
+        lines += [
+            f"### {question.question}\n",
+            f"{question.regime}{settings}; {', '.join(question.tasks) or 'all tasks'}.\n",
+            "| | against | tasks | pairs | metric | t | NLL | t | NLL scaled | t |",
+            "| --- | --- |" + " ---: |" * 8,
+        ]
+        for answer in answers(question, records):
+            duel = answer.duel
+            cells = [answer.of, duel.rival, str(answer.tasks), str(duel.metric.pairs), *tests(duel.metric, 100, 2)[:2]]
+            lines.append(
+                "| " + " | ".join([*cells, *tests(duel.nll, 1, 3)[:2], *tests(duel.nll_scaled, 1, 3)[:2]]) + " |"
+            )
+        lines.append("")
+    return "\n".join(lines)
 
 
 def regime(record: Record) -> tuple[str, str, bool]:

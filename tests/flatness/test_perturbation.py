@@ -138,5 +138,5 @@ def test_zero_strength_and_evaluation_leave_the_pass_untouched() -> None:
 @pytest.mark.parametrize("strength", [None, -0.1, float("nan")])
 def test_a_missing_strength_is_asked_for(strength: float | None) -> None:
     flatness = RelativeFlatness(network(), "2", "perturbation")
-    with pytest.raises(ValueError, match=r"capture\(strength=0.01\)"), flatness.capture(strength):
+    with pytest.raises(ValueError, match=r"capture\(strength=0.003\)"), flatness.capture(strength):
         pass

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness.confirmation import by_task, duels, title  # noqa: E402
 from harness.methods import METHODS, make  # noqa: E402
 from harness.paired import compare  # noqa: E402
 from harness.plan import key, read_plan  # noqa: E402
+from harness.questions import answers, read_questions  # noqa: E402
 from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
 from harness.results import append_result, read_results  # noqa: E402
 from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
@@ -183,7 +185,7 @@ def test_choice_is_made_on_validation() -> None:
             {"learning_rate": 0.001},
             "finetune_images, fashion_mnist, learning rate 0.001",
         ),
-        ("finetune", "sst2-40-shot", {"trainable": "classifier", "learning_rate": 0.1}, "finetune classifier"),
+        ("finetune", "sst2-40-shot", {"trainable": "classifier", "epochs": 60}, "finetune classifier, 60 epochs"),
         ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear"),
         ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head"),
         (
@@ -218,6 +220,23 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     page = tmp_path / "results.md"
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
     assert f"## Decided beforehand: frozen_mlp, {fam}" in page.read_text(encoding="utf-8")
+    questions = tmp_path / "questions.yaml"
+    questions.write_text(
+        f"- {{question: 'Better?', regime: frozen_mlp, of: [{fam}], against: [plain, dropout rate 0.5], seeds: [1, 2], "
+        "settings: {epochs: 3}}\n", encoding="utf-8"
+    )  # fmt: skip
+    (question,) = read_questions(questions)
+    against_plain, against_dropout = answers(question, records)
+    few = [(a, b) for a, b in pairs if b["settings"]["epochs"] == 3 and b["seed"] > 0]
+    by_hand = compare([a["test"]["nll"] for a, _ in few], [b["test"]["nll"] for _, b in few])
+    assert (against_plain.tasks, against_plain.duel.nll) == (2, by_hand) and by_hand.pairs == 4
+    assert against_dropout.duel.rival == "dropout rate 0.5"
+    table = report.asked(records, questions)
+    assert (
+        "### Better?" in table and "frozen_mlp, epochs 3; all tasks" in table and f"| {fam} | plain | 2 | 4 |" in table
+    )
+    with pytest.raises(ValueError, match="Better.*dropout rate 0.7"):
+        answers(replace(question, against=["dropout rate 0.7"]), records)
     append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
     text = page.read_text(encoding="utf-8")
