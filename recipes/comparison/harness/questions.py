@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .confirmation import Duel, duels, pair_key, title
+from .regimes import REGIMES
 from .summary import PLAIN, Record
 
 
@@ -37,12 +38,13 @@ class Question:
 
     def concerns(self, record: Record) -> bool:
         """Whether a run is one of those that are asked."""
+        settings = {**asdict(REGIMES[self.regime].Settings()), **record["settings"]}  # older runs lack newer ones
         return (
             record["regime"] == self.regime
             and "diverged" not in record
             and (not self.tasks or record["task"] in self.tasks)
             and (not self.seeds or record["seed"] in self.seeds)
-            and all(record["settings"].get(name) == value for name, value in self.settings.items())
+            and all(settings[name] == value for name, value in self.settings.items())
         )
 
 
