@@ -132,6 +132,12 @@ class FeatureLayer:
         """W, shape ``(d, m)``, as a differentiable tensor; adapters are merged."""
         return self.linear_map.weight
 
+    def is_trained_alone(self, model: nn.Module) -> bool:
+        """Whether nothing else in a model is trained; a tied weight is, in the other place."""
+        own = {*self.module.modules()}
+        others = (module for module in unwrap(model).modules() if module not in own)
+        return not any(p is not None and p.requires_grad for module in others for p in module._parameters.values())
+
     @property
     def was_called(self) -> bool:
         """Whether the layer has been called in the forward pass that is being captured."""

@@ -25,6 +25,11 @@ def has_weight_matrix(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_conv1d(module) or _is_quantized_row(module)
 
 
+def has_bias(module: nn.Module) -> bool:
+    """Whether the layer adds a vector of its own to what it returns."""
+    return getattr(base_layer(module), "bias", None) is not None
+
+
 def needs_proof(module: nn.Module) -> bool:
     """Whether the layer's class has a forward pass of its own, which need not be ``W phi + b``."""
     module = base_layer(module)

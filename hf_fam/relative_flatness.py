@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import (
+    centers_by_default,
     check_captures,
     check_logits,
     check_reaches_loss,
@@ -80,7 +81,8 @@ class RelativeFlatness:
             takes up a shift of the features, so the function is the same; kappa then does not count what all items
             share, which in BERT's first token is most of ``||phi||^2``. The first batch only shows the mean: its kappa
             has no gradient. Not the papers' definition. For linear layers only, and not for dense, row probes or
-            more than 4096 classes.
+            more than 4096 classes. None: where possible at a head that is trained alone and has a bias, as in the
+            trainers.
 
     Attributes:
         layer: the `FeatureLayer`.
@@ -118,7 +120,7 @@ class RelativeFlatness:
         *,
         gradient: str = FULL,
         token_fraction: float = 1.0,
-        center: bool = False,
+        center: bool | None = False,
     ) -> None:
         check_choice("estimator", estimator, ESTIMATORS)
         check_choice("gradient", gradient, GRADIENTS)
@@ -146,6 +148,8 @@ class RelativeFlatness:
                 f"was chosen for '{self.layer.name}': leave it at 1."
             )
         self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
+        if center is None:
+            center = self.centers_by_default
         if center:
             refuse_to_center(self.layer, self.estimator)
         self.mean = FeatureMean() if center else None
@@ -170,6 +174,11 @@ class RelativeFlatness:
         self._captures: list[Capture] | None = None
         self._head_captures: list[Capture] | None = None
         self._reference: Tensor | None = None
+
+    @property
+    def centers_by_default(self) -> bool:
+        """What ``center=None`` means for the model as it is now."""
+        return self.at_head and centers_by_default(self._model, self.layer, self.estimator)
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.

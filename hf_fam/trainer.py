@@ -147,6 +147,9 @@ class FAMMixin(_Host):
         if self._stock_scaling is not None:
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = self._stock_scaling
         self._stock_scaling = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
+        found = self._flatness
+        if self.fam_args.fam_center is None and found and found.centers_by_default != (found.mean is not None):
+            self._flatness_key = ()  # what is trained has changed since the estimator was made
         try:
             return super().train(*args, **kwargs)
         finally:

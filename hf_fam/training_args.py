@@ -44,7 +44,8 @@ class FAMArguments:
         fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labelled tokens (or items) that
             the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
-            `RelativeFlatness`. For hidden layers on a frozen trunk.
+            `RelativeFlatness`. For layers on a frozen trunk. None: where the head is all that is trained, and has a
+            bias; looked at when a training starts. False: the papers' definition everywhere.
         fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
 
     **How strongly**
@@ -89,8 +90,9 @@ class FAMArguments:
     fam_token_fraction: float = field(
         default=1.0, metadata={"help": "Part of the labelled tokens that closed_form and row_probes look at."}
     )
-    fam_center: bool = field(
-        default=False, metadata={"help": "Perturb the features around their running mean instead of around 0."}
+    fam_center: Optional[bool] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "Perturb the features around their running mean; unset: where the head alone is trained."},
     )
     fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
         default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}
@@ -137,8 +139,8 @@ class FAMArguments:
                 f'fam_layer={self.fam_layer!r}: give "auto", "head", "representation", a dotted module name (a string: '
                 'in YAML write "0", with quotes) or a module.'
             )
-        if not isinstance(self.fam_center, bool):
-            raise ValueError(f"fam_center={self.fam_center!r}: give True or False.")
+        if self.fam_center is not None and not isinstance(self.fam_center, bool):
+            raise ValueError(f"fam_center={self.fam_center!r}: give True, False or None.")
         check_choice("fam_estimator", self.fam_estimator, ESTIMATORS)
         check_choice("fam_gradient", self.fam_gradient, GRADIENTS)
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)

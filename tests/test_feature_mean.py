@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_fam import RelativeFlatness
+from hf_fam import FAMTrainer, RelativeFlatness
 from hf_fam.feature_mean import MEMORY, FeatureMean
 from hf_fam.flatness.dense import dense_flatness
+from support.tiny import fam_trainer, logged, tiny_bert
 
 
 def network() -> nn.Sequential:
@@ -204,3 +206,53 @@ def test_what_cannot_be_centred_is_refused(layer: str, estimator: str, says: str
     with pytest.raises(ValueError, match=r"center=True \(fam_center\)") as error:
         RelativeFlatness(model, layer, estimator, center=True)
     assert says in str(error.value)
+
+
+class TiedHead(nn.Module):
+    """A head whose weight is the embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(6, 5), nn.Linear(5, 6)
+        self.head.weight = self.embedding.weight
+
+
+def frozen_below(head: nn.Module) -> nn.Module:
+    body = nn.Sequential(nn.Linear(5, 5), nn.Tanh()).requires_grad_(False)
+    return nn.Sequential(*body, head)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "estimator", "centred"),
+    [
+        (nn.Linear(5, 3), "auto", "auto", True),  # stored features
+        (frozen_below(nn.Linear(5, 3)), "auto", "auto", True),
+        (frozen_below(nn.Linear(5, 3)), "2", "perturbation", True),
+        (frozen_below(nn.Linear(5, 3)), "auto", "dense", False),
+        (frozen_below(nn.Linear(5, 5000)), "auto", "auto", False),
+        (frozen_below(nn.Linear(5, 3, bias=False)), "auto", "auto", False),  # nothing would take up the mean
+        (nn.Sequential(nn.Conv2d(2, 4, 3).requires_grad_(False), nn.Conv2d(4, 3, 1)), "auto", "auto", False),
+        (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), "auto", "auto", False),
+        (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3).requires_grad_(False)), "0", "auto", False),
+        (TiedHead(), "head", "auto", False),
+    ],
+)
+def test_center_by_default(model: nn.Module, layer: str, estimator: str, centred: bool) -> None:
+    assert (RelativeFlatness(model, layer, estimator, center=None).mean is not None) == centred
+    assert RelativeFlatness(model, layer, estimator).mean is None
+
+
+def test_trainer_centres_where_the_head_alone_is_trained(tmp_path: Path) -> None:
+    model = tiny_bert()
+
+    def trained(trainer: FAMTrainer) -> tuple[bool, int]:
+        trainer.train()
+        return trainer.relative_flatness.mean is not None, len(logged(trainer, "fam_kappa"))
+
+    trainer = fam_trainer(tmp_path, model, max_steps=2)
+    assert trainer.relative_flatness.mean is None
+    model.base_model.requires_grad_(False)  # afterwards, as users do
+    assert trained(trainer) == (True, 1)  # the first step shows the mean
+    assert trained(fam_trainer(tmp_path, model, max_steps=2, fam_center=False)) == (False, 2)
+    model.base_model.requires_grad_(True)
+    assert trained(trainer) == (False, 2)

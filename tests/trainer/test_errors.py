@@ -75,7 +75,7 @@ def test_strength_out_of_range(value: float) -> None:
         ("fam_token_fraction", None, "is not a number"),
         ("fam_layer", 0, 'in YAML write "0", with quotes'),
         ("fam_layer", None, '"representation"'),
-        ("fam_center", "false", "True or False"),
+        ("fam_center", "false", "True, False or None"),
         ("fam_max_grad_ratio", 0.0, "positive"),
         ("fam_max_grad_ratio", float("nan"), "positive"),
     ],
