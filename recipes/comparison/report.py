@@ -26,6 +26,9 @@ from harness.verdict import LEVEL, Verdict, judge
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 
+# What the small network was trained with before its rate was tuned.
+FROZEN_RATE = 0.001
+
 HEADER = """\
 # Results
 
@@ -121,11 +124,13 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
-    had a confirmation of its own, some of them at two rates.
+    Where all of a text model is trained, or the head alone, every task has its own tuned rate, as the small network has
+    at last. Each data set of images had a confirmation of its own, some of them at two rates.
     """
     settings, kind = record["settings"], record["regime"]
     rate = f", learning rate {settings.get('learning_rate', 0):g}"
+    if kind == "frozen_mlp" and settings["learning_rate"] != FROZEN_RATE:
+        return f"{kind}, learning rate tuned"
     if kind in IMAGES:
         return f"{kind}, {record['task'].split('-')[0]}" + ("" if kind == "frozen_images" else rate)
     if settings.get("hidden") == "none":
@@ -162,19 +167,22 @@ def asked(records: list[Record], file: Path) -> str:
         "## Question by question\n",
         "What one configuration changes against another with the same data, weights and batches, over all tasks and "
         "seeds that both have: metric in points, NLL in nats (less is better), *t*: two-sided paired t test, not "
-        "corrected for their number. Most of these runs are exploratory: `questions.yaml` names them.\n",
+        "corrected for their number; *bound*: lower end of the one-sided 95 % interval of the task where it is lowest. "
+        "Most of these runs are exploratory: `questions.yaml` names them.\n",
     ]
     for question in read_questions(file):
         settings = "".join(f", {name} {shown(value)}" for name, value in question.settings.items())
         lines += [
             f"### {question.question}\n",
             f"{question.regime}{settings}; {', '.join(question.tasks) or 'all tasks'}.\n",
-            "| | against | tasks | pairs | metric | t | NLL | t | NLL scaled | t |",
-            "| --- | --- |" + " ---: |" * 8,
+            "| | against | tasks | pairs | metric | t | bound | NLL | t | NLL scaled | t |",
+            "| --- | --- |" + " ---: |" * 9,
         ]
         for answer in answers(question, records):
             duel = answer.duel
-            cells = [answer.of, duel.rival, str(answer.tasks), str(duel.metric.pairs), *tests(duel.metric, 100, 2)[:2]]
+            cells = [answer.of, duel.rival, str(len(answer.tasks)), str(duel.metric.pairs)]
+            low = "" if answer.worst is None else f"{signed(100 * answer.tasks[answer.worst].low, 2)} ({answer.worst})"
+            cells += [*tests(duel.metric, 100, 2)[:2], low]
             lines.append(
                 "| " + " | ".join([*cells, *tests(duel.nll, 1, 3)[:2], *tests(duel.nll_scaled, 1, 3)[:2]]) + " |"
             )

@@ -173,6 +173,8 @@ def test_choice_is_made_on_validation() -> None:
     ("regime", "task", "settings", "name"),
     [
         ("frozen_images", "cifar10-1000", {"learning_rate": 0.0003}, "frozen_images, cifar10"),
+        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.001}, "frozen_mlp"),
+        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.0001}, "frozen_mlp, learning rate tuned"),
         (
             "scratch_images",
             "cifar10-2000",
@@ -229,7 +231,9 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     against_plain, against_dropout = answers(question, records)
     few = [(a, b) for a, b in pairs if b["settings"]["epochs"] == 3 and b["seed"] > 0]
     by_hand = compare([a["test"]["nll"] for a, _ in few], [b["test"]["nll"] for _, b in few])
-    assert (against_plain.tasks, against_plain.duel.nll) == (2, by_hand) and by_hand.pairs == 4
+    assert (len(against_plain.tasks), against_plain.duel.nll) == (2, by_hand) and by_hand.pairs == 4
+    lows = {task: found.low for task, found in against_plain.tasks.items()}
+    assert against_plain.worst is not None and lows[against_plain.worst] == min(lows.values())
     assert against_dropout.duel.rival == "dropout rate 0.5"
     table = report.asked(records, questions)
     assert (
@@ -237,6 +241,16 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     )
     with pytest.raises(ValueError, match="Better.*dropout rate 0.7"):
         answers(replace(question, against=["dropout rate 0.7"]), records)
+
+    def at(rate: float, record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "settings": {**record["settings"], "learning_rate": rate}}
+
+    tuned = [{**at(0.1, r), "method": "tuned", "configuration": {"learning_rate": 0.5}} for _, r in few]
+    moved = [*(at(0.2, a) for a, _ in few), *(at(0.3, a) for a, _ in few), *tuned]
+    tasks = {r["task"] for _, r in few}
+    rates = {fam: dict.fromkeys(tasks, 0.2), "plain": dict.fromkeys(tasks, 0.5)}
+    (own_rates,) = answers(replace(question, against=["plain"], rates=rates), moved)
+    assert own_rates.duel.nll == by_hand
     append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
     text = page.read_text(encoding="utf-8")

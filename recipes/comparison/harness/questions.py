@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from .confirmation import Duel, duels, pair_key, title
+from .confirmation import Duel, by_task, duels, pair_key, title
+from .paired import Difference
 from .regimes import REGIMES
 from .summary import PLAIN, Record
 
@@ -26,6 +27,8 @@ class Question:
         tasks: keys of the tasks; empty for all.
         settings: of the regime, where only runs with these values count.
         seeds: those that count; empty for all.
+        rates: by title, then task: the learning rate at which a configuration's runs count, which need not be that of
+            what it is compared with; ``tuned`` is plain training at a rate of its own.
     """
 
     question: str
@@ -35,6 +38,7 @@ class Question:
     tasks: Sequence[str] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def concerns(self, record: Record) -> bool:
         """Whether a run is one of those that are asked."""
@@ -55,12 +59,18 @@ class Answer:
     Attributes:
         of: title of the one.
         duel: with the other, over all tasks and seeds that both have.
-        tasks: how many tasks.
+        tasks: difference of the metric on each.
     """
 
     of: str
     duel: Duel
-    tasks: int
+    tasks: dict[str, Difference]
+
+    @property
+    def worst(self) -> str | None:
+        """The task where the lower end of the one-sided 95 % interval is lowest; None if none has two seeds."""
+        lows = {task: found.low for task, found in self.tasks.items() if found.pairs > 1}
+        return min(lows, key=lambda task: lows[task], default=None)
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -75,6 +85,8 @@ def answers(question: Question, records: Sequence[Record]) -> list[Answer]:
         ValueError: a title that no run has, so a slip of the pen.
     """
     asked = [r for r in records if question.concerns(r)]
+    if question.rates:
+        asked = _at_their_rates(asked, question.rates)
     known = {title(r) for r in asked}
     missing = {*question.of, *question.against} - known
     if missing:
@@ -83,10 +95,19 @@ def answers(question: Question, records: Sequence[Record]) -> list[Answer]:
     for of in question.of:
         for rival in question.against:
             pair = [r for r in asked if title(r) in (of, rival)]
-            found += [Answer(of, duel, _tasks_of_both(pair, of, rival)) for duel in duels(pair, of)]
+            found += [Answer(of, duel, by_task(pair, of, rival)) for duel in duels(pair, of)]
     return found
 
 
-def _tasks_of_both(records: Sequence[Record], of: str, rival: str) -> int:
-    own, others = ({pair_key(r): r["task"] for r in records if title(r) == name} for name in (of, rival))
-    return len({own[key] for key in own.keys() & others.keys()})
+def _at_their_rates(records: Sequence[Record], rates: dict[str, dict[str, float]]) -> list[Record]:
+    """The runs at the rate that is right for their title and task, without it, so that they can be paired."""
+    found = {}
+    for record in records:
+        settings, configuration = dict(record["settings"]), dict(record["configuration"])
+        rate = settings.pop("learning_rate")
+        rate = configuration.pop("learning_rate", rate)
+        method = PLAIN if record["method"] == "tuned" and not configuration else record["method"]
+        other = {**record, "settings": settings, "configuration": configuration, "method": method}
+        if rates.get(title(other), {}).get(record["task"]) == rate:
+            found[title(other), pair_key(other)] = other
+    return list(found.values())
