@@ -282,10 +282,12 @@ def test_frozen_trunk(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(first) == 4 and first[0, 0.0] != first[256, 0.0] != first[256, 0.2]
     assert SmallNetwork(4, 0, 3).dense is None
     for case in result["cases"]:
-        plain, fam = case["runs"]["Trainer"], case["runs"]["FAMTrainer"]
-        assert len(plain) == len(fam) == 2 and plain != fam
-        mean = sum(b["nll"] - a["nll"] for a, b in zip(plain, fam, strict=True)) / 2
-        assert f"{mean:+.4f} ± " in format_case(case)
+        plain, lower, fam = (case["runs"][name] for name in ("Trainer", "Trainer, a third", "FAMTrainer"))
+        assert len(plain) == len(lower) == len(fam) == 2 and plain != fam
+        assert lower != plain  # another learning rate
+        for others in (plain, lower):
+            mean = sum(b["nll"] - a["nll"] for a, b in zip(others, fam, strict=True)) / 2
+            assert f"{mean:+.4f} ± " in format_case(case)
 
 
 def test_frozen_runs_differ_by_the_term_alone(encoder: Path, tmp_path: Path) -> None:
