@@ -25,9 +25,11 @@ from harness.verdict import LEVEL, Verdict, judge
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
+FINDINGS = HERE / "findings.md"  # written by hand, from the tables below it
 
-# What the small network was trained with before its rate was tuned.
-FROZEN_RATE = 0.001
+# On stored text features, of all tasks and methods before each had a rate of its own.
+ONE_RATE = 0.001
+STORED_TEXTS = ("frozen_mlp", "frozen_head")
 
 HEADER = """\
 # Results
@@ -59,8 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no results yet: start with run.py")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
-    confirmed = [r for r in records if not r["exploratory"]]
-    sections = [HEADER, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
+    confirmed = [r for r in records if not r["exploratory"] and not at_its_own_rate(r)]
+    findings = [FINDINGS.read_text(encoding="utf-8")] if options.questions else []
+    sections = [HEADER, *findings, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
     if options.questions:
         sections.append(asked(records, options.questions))
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
@@ -121,20 +124,25 @@ def confirmations(records: list[Record]) -> Iterable[str]:
             yield f"## Decided beforehand: {name}, {champion}\n\n{duel_table(members, champion)}"
 
 
+def at_its_own_rate(record: Record) -> bool:
+    """Runs that are compared across rates, by questions.yaml, and not at equal settings."""
+    return record["regime"] in STORED_TEXTS and record["settings"]["learning_rate"] != ONE_RATE
+
+
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
-    Where all of a text model is trained, or the head alone, every task has its own tuned rate, as the small network has
-    at last. Each data set of images had a confirmation of its own, some of them at two rates.
+    Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
+    had a confirmation of its own, some of them at two rates.
     """
     settings, kind = record["settings"], record["regime"]
     rate = f", learning rate {settings.get('learning_rate', 0):g}"
-    if kind == "frozen_mlp" and settings["learning_rate"] != FROZEN_RATE:
-        return f"{kind}, learning rate tuned"
     if kind in IMAGES:
         return f"{kind}, {record['task'].split('-')[0]}" + ("" if kind == "frozen_images" else rate)
     if settings.get("hidden") == "none":
-        return f"{kind}, linear"
+        return f"{kind}, linear, one rate for all tasks"
+    if kind in STORED_TEXTS:
+        return f"{kind}, learning rate not tuned"
     part = settings.get("trainable", "all")
     if part == "all":
         return kind

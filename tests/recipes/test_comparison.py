@@ -173,8 +173,7 @@ def test_choice_is_made_on_validation() -> None:
     ("regime", "task", "settings", "name"),
     [
         ("frozen_images", "cifar10-1000", {"learning_rate": 0.0003}, "frozen_images, cifar10"),
-        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.001}, "frozen_mlp"),
-        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.0001}, "frozen_mlp, learning rate tuned"),
+        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.001}, "frozen_mlp, learning rate not tuned"),
         (
             "scratch_images",
             "cifar10-2000",
@@ -188,8 +187,8 @@ def test_choice_is_made_on_validation() -> None:
             "finetune_images, fashion_mnist, learning rate 0.001",
         ),
         ("finetune", "sst2-40-shot", {"trainable": "classifier", "epochs": 60}, "finetune classifier, 60 epochs"),
-        ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear"),
-        ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head"),
+        ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear, one rate for all tasks"),
+        ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head, learning rate not tuned"),
         (
             "finetune",
             "rte-400",
@@ -221,7 +220,7 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     assert {k: d.pairs for k, d in by_task(records, fam, "plain").items()} == {r["task"]: 6 for r in records}
     page = tmp_path / "results.md"
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
-    assert f"## Decided beforehand: frozen_mlp, {fam}" in page.read_text(encoding="utf-8")
+    assert f"## Decided beforehand: frozen_mlp, learning rate not tuned, {fam}" in page.read_text(encoding="utf-8")
     questions = tmp_path / "questions.yaml"
     questions.write_text(
         f"- {{question: 'Better?', regime: frozen_mlp, of: [{fam}], against: [plain, dropout rate 0.5], seeds: [1, 2], "
@@ -254,7 +253,7 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
     report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
     text = page.read_text(encoding="utf-8")
-    assert "pairs are missing" in text and "| frozen_mlp | runs diverged: no verdict |" in text
+    assert "pairs are missing" in text and "| frozen_mlp, learning rate not tuned | runs diverged: no verdict |" in text
 
 
 @pytest.mark.parametrize(
