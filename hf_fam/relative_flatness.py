@@ -148,6 +148,7 @@ class RelativeFlatness:
                 f"was chosen for '{self.layer.name}': leave it at 1."
             )
         self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
+        self._chosen = self.estimator  # another takes over where the loss has no closed form
         if center is None:
             center = self.centers_by_default
         if center:
@@ -178,7 +179,7 @@ class RelativeFlatness:
     @property
     def centers_by_default(self) -> bool:
         """What ``center=None`` means for the model as it is now."""
-        return self.at_head and centers_by_default(self._model, self.layer, self.estimator)
+        return self.at_head and centers_by_default(self._model, self.layer, self._chosen)
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.

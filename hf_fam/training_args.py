@@ -44,8 +44,9 @@ class FAMArguments:
         fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labelled tokens (or items) that
             the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
-            `RelativeFlatness`. For layers on a frozen trunk. None: where the head is all that is trained, and has a
-            bias; looked at when a training starts. False: the papers' definition everywhere.
+            `RelativeFlatness`. For layers on a frozen trunk. None: where a linear head with a bias is all that is
+            trained, and the estimator can (not above 4096 classes); looked at when a training starts. False: the
+            papers' definition everywhere.
         fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
 
     **How strongly**
@@ -55,10 +56,10 @@ class FAMArguments:
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the whole batch of the step before; the first step (with fam_center the second) only measures it. It
-            lowers lambda and never raises it. Where nothing below the layer is trained, and at heads of more than 4096
-            classes, it is the ratio at the layer's *outputs*, which does not count how the term acts on the weight.
-            None: no limit.
+            of the whole batch of the step before; the first step (with centred features the second) only measures it.
+            It lowers lambda and never raises it. Where nothing below the layer is trained, and at heads of more than
+            4096 classes, it is the ratio at the layer's *outputs*, which does not count how the term acts on the
+            weight. None: no limit.
 
     **How the loss is scaled**
 
@@ -92,7 +93,11 @@ class FAMArguments:
     )
     fam_center: Optional[bool] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "Perturb the features around their running mean; unset: where the head alone is trained."},
+        metadata={
+            "help": "Perturb the features around their running mean; unset: where the head alone is trained.",
+            "nargs": "?",
+            "const": True,  # the bare flag, which HfArgumentParser gives to plain bool alone
+        },
     )
     fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
         default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}

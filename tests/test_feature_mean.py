@@ -256,3 +256,13 @@ def test_trainer_centres_where_the_head_alone_is_trained(tmp_path: Path) -> None
     assert trained(fam_trainer(tmp_path, model, max_steps=2, fam_center=False)) == (False, 2)
     model.base_model.requires_grad_(True)
     assert trained(trainer) == (False, 2)
+
+
+def test_an_estimator_that_takes_over_does_not_change_the_default() -> None:
+    """Else a Trainer would make the estimator anew, and warn, at every training."""
+    flatness = RelativeFlatness(frozen_below(nn.Linear(5, 5000)), center=None)
+    with flatness.capture():
+        logits = flatness._model(torch.randn(4, 5))
+    with pytest.warns(UserWarning, match="Using Hessian probes"):
+        flatness(logits.logsumexp(-1).square().mean())
+    assert flatness.estimator == "hessian" and not flatness.centers_by_default

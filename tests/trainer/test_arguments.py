@@ -148,3 +148,11 @@ def test_plain_trainer_accepts_the_arguments(tmp_path: Path) -> None:
 def test_fields_are_those_that_the_design_names() -> None:
     named = {"fam_layer", "fam_estimator", "fam_probes", "fam_lambda", "fam_warmup_steps", "fam_every_n_steps"}
     assert named | {"fam_gradient"} <= {field.name for field in dataclasses.fields(FAMArguments)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "center"), [([], None), (["--fam_center"], True), (["--fam_center", "False"], False)]
+)
+def test_centring_on_the_command_line(flags: list[str], center: bool | None) -> None:
+    (fam,) = HfArgumentParser(FAMArguments).parse_args_into_dataclasses(flags)
+    assert fam.fam_center is center
