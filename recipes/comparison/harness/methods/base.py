@@ -31,6 +31,7 @@ class Method:
     # Regimes that the method has no meaning in are left out of its plan.
     regimes: tuple[str, ...] = (
         "frozen_mlp",
+        "frozen_deep",
         "frozen_head",
         "frozen_images",
         "small_cnn",

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import finetune, finetune_images, frozen_head, frozen_images, frozen_mlp, scratch_images, scratch_vit, small_cnn
+from . import (
+    finetune,
+    finetune_images,
+    frozen_deep,
+    frozen_head,
+    frozen_images,
+    frozen_mlp,
+    scratch_images,
+    scratch_vit,
+    small_cnn,
+)
 from .outcome import Outcome
 
 REGIMES: dict[str, ModuleType] = {
     "frozen_mlp": frozen_mlp,
+    "frozen_deep": frozen_deep,
     "frozen_head": frozen_head,
     "frozen_images": frozen_images,
     "small_cnn": small_cnn,

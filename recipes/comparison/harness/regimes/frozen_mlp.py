@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,15 @@ class Settings:
 
 def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path) -> Outcome:
     """all-MiniLM-L6-v2, mean over tokens, 384 numbers a text; then 384-width-classes with tanh."""
+    return fit(split, settings, method, seed, cache, hidden=1)
+
+
+def fit(split: Split, settings: Settings, method: Method, seed: int, cache: Path, hidden: int) -> Outcome:
+    """The same with so many hidden layers of that width."""
     inputs = {part: embed(getattr(split, part).inputs, cache) for part in PARTS}
     torch.manual_seed(seed)
-    features = inputs["train"].shape[-1]
-    model = nn.Sequential(nn.Linear(features, settings.width), nn.Tanh(), nn.Linear(settings.width, split.classes))
+    sizes = [inputs["train"].shape[-1]] + [settings.width] * hidden
+    layers = [layer for m, n in itertools.pairwise(sizes) for layer in (nn.Linear(m, n), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], split.classes))
     method.attach(model, seed)
     return train(model, inputs, torch.from_numpy(split.train.labels), settings, method)
