@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness.carrying import Carried, carry, compared, places
 from harness.confirmation import by_task, duels, title
 from harness.paired import Difference
 from harness.plan import IMAGES
@@ -27,9 +28,8 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 FINDINGS = HERE / "findings.md"  # written by hand, from the tables below it
 
-# On stored text features, of all tasks and methods before each had a rate of its own.
-ONE_RATE = 0.001
-OWN_RATES_FROM = {"frozen_mlp": 150, "frozen_head": 120}  # the first seed of the plans in which each has its own
+# Plans whose runs are compared across rates, by questions.yaml, and not at equal settings.
+OWN_RATES = ("confirm_mlp", "confirm_linear_own", "confirm_heads_own")
 
 HEADER = """\
 # Results
@@ -61,11 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no results yet: start with run.py")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.images.mkdir(parents=True, exist_ok=True)
-    confirmed = [r for r in records if not r["exploratory"] and not at_its_own_rate(r)]
+    confirmed = [r for r in records if not r["exploratory"] and not r["plan"].startswith(OWN_RATES)]
     findings = [FINDINGS.read_text(encoding="utf-8")] if options.questions else []
     sections = [HEADER, *findings, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
     if options.questions:
         sections.append(asked(records, options.questions))
+        sections += carried_over(records)
     for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
         sections += section(settings, members, options)
     sections.append(provenance(records))
@@ -125,13 +126,6 @@ def confirmations(records: list[Record]) -> Iterable[str]:
             yield f"## Decided beforehand: {name}, {champion}\n\n{duel_table(members, champion)}"
 
 
-def at_its_own_rate(record: Record) -> bool:
-    """Runs that are compared across rates, by questions.yaml, and not at equal settings."""
-    if record["regime"] not in OWN_RATES_FROM:
-        return False
-    return record["seed"] >= OWN_RATES_FROM[record["regime"]] or record["settings"]["learning_rate"] != ONE_RATE
-
-
 def trained(record: Record) -> str:
     """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
 
@@ -144,7 +138,7 @@ def trained(record: Record) -> str:
         return f"{kind}, {record['task'].split('-')[0]}" + ("" if kind == "frozen_images" else rate)
     if settings.get("hidden") == "none":
         return f"{kind}, linear, one rate for all tasks"
-    if kind in OWN_RATES_FROM:
+    if kind in ("frozen_mlp", "frozen_head"):
         return f"{kind}, learning rate not tuned"
     part = settings.get("trainable", "all")
     if part == "all":
@@ -199,6 +193,45 @@ def asked(records: list[Record], file: Path) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def carried_over(records: list[Record]) -> Iterable[str]:
+    """Whether the best strength of a layer serves another as lambda or as delta; nothing if that was not run."""
+    found = places(records)
+    everywhere = list(carry(found))
+    if not everywhere:
+        return
+    yield (
+        "### Does a strength carry over to layers of another m, as λ or as δ = √(2mλ)?\n\n"
+        f"{everywhere[0].target.regime}; the λ that is best on validation at one layer, taken to every other one of "
+        "the same task and another m, as it is or as the λ of the same δ. Metric in points and NLL in nats on test; a "
+        "pair is a task and a seed, the mean over all that was carried there. Exploratory; the rule was written down "
+        "first.\n\n"
+        "| carried | cases | pairs | δ against λ | t | NLL | t | λ against plain | δ against plain | own best against "
+        "plain |\n| --- |" + " ---: |" * 9
+    )
+    views: dict[str, list[Carried]] = {
+        "everywhere": everywhere,
+        "to another width of the same layer": [c for c in everywhere if c.source.layer == c.target.layer],
+        "to another layer of the same network": [c for c in everywhere if c.source.width == c.target.width],
+    }
+    for name, cases in ((name, cases) for name, cases in views.items() if cases):
+        metric, likelihood = compared(cases, "delta", "lambda")
+        cells = [name, str(len(cases)), str(metric.pairs), *tests(metric, 100, 2)[:2], *tests(likelihood, 1, 3)[:2]]
+        for way in ("lambda", "delta", "own"):
+            change, nats = compared(cases, way, "plain")
+            cells.append(f"{signed(100 * change.mean, 2)} / {signed(nats.mean, 3)}")
+        yield "| " + " | ".join(cells) + " |"
+    yield (
+        "\nThe λ that is best on validation at each layer (0, 2: the hidden ones, Gauss-Newton probes), its δ, and "
+        "what it changes on test:\n\n| task | layer | width | m | λ | δ | metric | NLL |\n| --- | --- |" + " ---: |" * 6
+    )
+    for place in found:
+        metric, likelihood = place.gain
+        cells = [place.task, place.layer, str(place.width), str(place.m), f"{place.best:g}"]
+        cells += [f"{math.sqrt(2 * place.m * place.best):.2g}", signed(100 * metric, 2), signed(likelihood, 3)]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
 
 
 def regime(record: Record) -> tuple[str, str, bool]:

@@ -23,7 +23,9 @@ pytest.importorskip("yaml")
 
 import report  # noqa: E402
 import run  # noqa: E402
+import show  # noqa: E402
 from harness import tasks  # noqa: E402
+from harness.carrying import carry, compared, places  # noqa: E402
 from harness.confirmation import by_task, duels, title  # noqa: E402
 from harness.methods import METHODS, make  # noqa: E402
 from harness.paired import compare  # noqa: E402
@@ -146,6 +148,52 @@ def test_report_renders(synthetic: None, tmp_path: Path) -> None:
     tables = [line for line in text.splitlines() if line.startswith("|")]
     by_columns = {line.count("|") for line in tables}
     assert by_columns == {17, 10}
+
+
+def test_show_lists_every_configuration(synthetic: None, tmp_path: Path, capsys: Any) -> None:
+    """Also the runs of other plans, and plain training with another rate beside the plan's own."""
+    carry_out(tmp_path)
+    more = PLAN.replace("{method: plain}", "{method: tuned, grid: {learning_rate: [0.01]}}").split("  - {method: fam")[
+        0
+    ]
+    carry_out(tmp_path, more)
+    capsys.readouterr()
+    show.main([str(tmp_path / "small.yaml"), "--results", str(tmp_path / "results"), "--seeds", "0", "2"])
+    text = capsys.readouterr().out
+    records = [r for r in read_results([tmp_path / "results" / "small.jsonl"]) if r["method"] == "tuned"]
+    assert len(records) == 6 and text.count("\nplain") == 2 and "fam" not in text
+    cola = [r["validation"]["nll"] for r in records if r["task"].startswith("cola") and r["seed"] != 1]
+    assert f"{np.mean(cola):.3f} ± {np.std(cola, ddof=1):.3f}" in text
+    for wrong in (["nothing"], [str(tmp_path / "small.yaml"), "--results", str(tmp_path), "--seeds", "0"]):
+        with pytest.raises(SystemExit):
+            show.main(wrong)
+
+
+def test_a_strength_is_carried_over_as_lambda_and_as_delta() -> None:
+    """Hidden layers of 10 and 1,000 features, whose best delta^2 is the same and best lambda is not."""
+
+    def record(width: int, strength: float | None, seed: int) -> dict[str, Any]:
+        off = 0.0 if strength is None else abs(math.log10(strength * width))  # best at lambda = 1 / m
+        scores = {"accuracy": 0.9 - 0.1 * off + 0.01 * seed, "nll": off}
+        configuration = {} if strength is None else {"layer": "2", "estimator": "gauss_newton", "strength": strength}
+        return {
+            "task": "t", "metric": "accuracy", "regime": "frozen_deep", "settings": {"width": width}, "seed": seed,
+            "method": "plain" if strength is None else "fam", "configuration": configuration, "validation": scores,
+            "test": scores, "exploratory": True,
+        }  # fmt: skip
+
+    strengths = (None, 0.001, 0.01, 0.1)
+    records = [record(width, s, seed) for width in (10, 1000) for s in strengths for seed in (0, 1)]
+    found = places(records)
+    assert [(place.m, place.best) for place in found] == [(10, 0.1), (1000, 0.001)]
+    carried = list(carry(found))
+    assert [(c.as_lambda, c.as_delta) for c in carried] == [(0.1, 0.001), (0.001, 0.1)]
+    metric, likelihood = compared(carried, "delta", "lambda")
+    assert metric.pairs == 2 and metric.mean == pytest.approx(0.2) and likelihood.mean == pytest.approx(-2)
+    assert compared(carried, "delta", "own")[0].mean == 0 and compared(carried, "plain", "plain")[0].mean == 0
+    text = "\n".join(report.carried_over(records))
+    assert "| everywhere | 2 | 2 | +20.00 |" in text and "| t | 2 | 10 | 10 | 0.1 | 1.4 |" in text
+    assert not list(report.carried_over([r for r in records if r["settings"]["width"] == 10]))
 
 
 def test_choice_is_made_on_validation() -> None:

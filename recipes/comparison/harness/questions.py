@@ -12,7 +12,7 @@ import yaml
 from .confirmation import Duel, by_task, duels, pair_key, title
 from .paired import Difference
 from .regimes import REGIMES
-from .summary import PLAIN, Record
+from .summary import PLAIN, Record, at_its_settings
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,10 @@ def _at_their_rates(records: Sequence[Record], rates: dict[str, dict[str, float]
     """The runs at the rate that is right for their title and task, without it, so that they can be paired."""
     found = {}
     for record in records:
-        settings, configuration = dict(record["settings"]), dict(record["configuration"])
+        other = at_its_settings(record)
+        settings = dict(other["settings"])
         rate = settings.pop("learning_rate")
-        rate = configuration.pop("learning_rate", rate)
-        method = PLAIN if record["method"] == "tuned" and not configuration else record["method"]
-        other = {**record, "settings": settings, "configuration": configuration, "method": method}
+        other = {**other, "settings": settings}
         if rates.get(title(other), {}).get(record["task"]) == rate:
             found[title(other), pair_key(other)] = other
     return list(found.values())

@@ -12,7 +12,9 @@ from .plan import key
 
 
 def read_results(files: Iterable[Path], key: Callable[[dict[str, Any]], Any] = key) -> list[dict[str, Any]]:
-    """All records, one a run; a line that an interruption cut short is passed over, and its run is done again.
+    """All records, one a run, with the name of the file as ``"plan"``.
+
+    A line that an interruption cut short is passed over, and its run is done again.
 
     Args:
         files: JSON lines.
@@ -23,7 +25,7 @@ def read_results(files: Iterable[Path], key: Callable[[dict[str, Any]], Any] = k
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 record = json.loads(line)
-                records.setdefault(key(record), record)
+                records.setdefault(key(record), {**record, "plan": file.stem})
             except (json.JSONDecodeError, KeyError):
                 print(f"{file.name}:{number}: not a record, passed over", file=sys.stderr)
     return list(records.values())

@@ -26,6 +26,14 @@ def tuned(record: Record) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in record["configuration"].items() if not isinstance(v, (str, bool)))
 
 
+def at_its_settings(record: Record) -> Record:
+    """Plain training with settings of its own told as such, as if a plan's regime had had them."""
+    if record["method"] != "tuned":
+        return record
+    settings = {**record["settings"], **record["configuration"]}
+    return {**record, "settings": settings, "method": PLAIN, "configuration": {}}
+
+
 def score(record: Record, part: str = "test") -> float:
     """The task's metric."""
     return record[part][record["metric"]]

@@ -1,0 +1,79 @@
+"""Print every configuration of plans on the validation and the test part; report.py shows the chosen ones on test.
+
+python recipes/comparison/show.py base_mlp joint_mlp [--seeds 0 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness.confirmation import title
+from harness.plan import key, read_plan
+from harness.results import read_results
+from harness.summary import Record, at_its_settings, group, nll, score
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", nargs="+", help="names of files in plans, without .yaml, or paths")
+    parser.add_argument("--seeds", type=int, nargs="+", help="all, if not given")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of JSON lines")
+    options = parser.parse_args(arguments)
+    wanted = {}
+    for plan in options.plans:
+        file = Path(plan) if plan.endswith(".yaml") else HERE / "plans" / f"{plan}.yaml"
+        if not file.exists():
+            parser.error(f"there is no plan {file}")
+        wanted |= {key(run.describe()): run for run in read_plan(file)}
+    records = [r for r in read_results(options.results.glob("*.jsonl")) if key(r) in wanted]
+    if options.seeds:
+        records = [r for r in records if r["seed"] in options.seeds]
+    if not records:
+        parser.error("none of these runs has been made: start with run.py")
+    print("\n".join(listing(records)))
+
+
+def listing(records: list[Record]) -> Iterator[str]:
+    """A table a task: metric x 100 and NLL, mean ± standard deviation over seeds."""
+    records = [{**r, "settings": {**r["settings"], "regime": r["regime"]}} for r in map(at_its_settings, records)]
+    values: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in record["settings"].items():
+            values.setdefault(name, set()).add(str(value))
+    several = sorted(name for name, found in values.items() if len(found) > 1)
+    for task, members in sorted(group(records, lambda r: r["task"]).items()):
+        yield f"\n{task} ({members[0]['metric']} x 100)"
+        yield f"{'':78} {'seeds':>5} {'validation':>12} {'NLL':>16} {'test':>12} {'NLL':>16}"
+        for (method, *settings), runs in group(sorted(members, key=order), lambda r: configuration(r, several)).items():
+            sound = [r for r in runs if "diverged" not in r]
+            name = " ".join([method, *(f"{k} {v}" for k, v in zip(several, settings, strict=True))])
+            cells = [f"{name:78} {len(sound):5}"]
+            for part in ("validation", "test"):
+                cells += [spread([100 * score(r, part) for r in sound], 1), spread([nll(r, part) for r in sound], 3)]
+            yield " ".join(cells) + (f"  {len(runs) - len(sound)} diverged" if len(runs) > len(sound) else "")
+
+
+def configuration(record: Record, several: list[str]) -> tuple[Any, ...]:
+    """Method, what that is given, and those settings that are not the same everywhere."""
+    return (title(record), *(record["settings"].get(name) for name in several))
+
+
+def order(record: Record) -> str:
+    return str((title(record), sorted((k, str(v)) for k, v in record["settings"].items())))
+
+
+def spread(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}".rjust(10 + 2 * digits)
+
+
+if __name__ == "__main__":
+    main()
