@@ -6,9 +6,11 @@ python recipes/comparison/report.py [--results FILE ...] [--output docs/results.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -202,11 +204,11 @@ def carried_over(records: list[Record]) -> Iterable[str]:
     if not everywhere:
         return
     yield (
-        "### Does a strength carry over to layers of another m, as λ or as δ = √(2mλ)?\n\n"
-        f"{everywhere[0].target.regime}; the λ that is best on validation at one layer, taken to every other one of "
-        "the same task and another m, as it is or as the λ of the same δ. Metric in points and NLL in nats on test; a "
-        "pair is a task and a seed, the mean over all that was carried there. Exploratory; the rule was written down "
-        "first.\n\n"
+        "### Does a strength carry over to layers of another size?\n\n"
+        f"As λ, or as δ = √(2mλ)? {everywhere[0].target.regime}; the λ that is best on validation at one layer, taken "
+        "to every other one of the same task and another m, as it is or as the λ of the same δ. Metric in points and "
+        "NLL in nats on test; a pair is a task and a seed, the mean over all that was carried there. Exploratory; the "
+        "rule was written down first.\n\n"
         "| carried | cases | pairs | δ against λ | t | NLL | t | λ against plain | δ against plain | own best against "
         "plain |\n| --- |" + " ---: |" * 9
     )
@@ -231,7 +233,16 @@ def carried_over(records: list[Record]) -> Iterable[str]:
         cells = [place.task, place.layer, str(place.width), str(place.m), f"{place.best:g}"]
         cells += [f"{math.sqrt(2 * place.m * place.best):.2g}", signed(100 * metric, 2), signed(likelihood, 3)]
         yield "| " + " | ".join(cells) + " |"
-    yield ""
+    spreads = ", ".join(
+        f"{task} {decades(p.best for p in members):.2f} and {decades(p.best * p.m for p in members):.2f}"
+        for task, members in ((t, list(some)) for t, some in itertools.groupby(found, lambda place: place.task))
+    )
+    yield f"\nStandard deviation of the best λ and of the best δ² in decades: {spreads}.\n"
+
+
+def decades(values: Iterable[float]) -> float:
+    """Standard deviation of the logarithm to base ten."""
+    return statistics.stdev(math.log10(value) for value in values)
 
 
 def regime(record: Record) -> tuple[str, str, bool]:
