@@ -217,7 +217,9 @@ def feature_robustness(
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
     with looked_at(model) as seen, torch.no_grad():
-        plain, rises, items, rounding = _rises(seen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress)
+        plain, rises, items, rounding = _rises(
+            seen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress
+        )
     spread = rises.std(0) / math.sqrt(samples)
     scale = [d**2 / (2 * flat.in_features) for d in sizes]
     error = 0.0 if math.isnan(flat.standard_error_probes) else flat.standard_error_probes

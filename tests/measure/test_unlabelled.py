@@ -110,7 +110,7 @@ def test_values_are_not_classes(config: dict[str, Any]) -> None:
 
 
 def test_batches_that_are_named_tuples() -> None:
-    Named = namedtuple("Named", ["x", "y"])  # noqa: PYI024
+    Named = namedtuple("Named", ["x", "y"])
     moved = to_device(Named(torch.ones(2), [torch.zeros(2)]), torch.device("cpu"))
     assert isinstance(moved, Named) and moved.x.tolist() == [1, 1]
     model, data = mlp(), points(12)
