@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from .estimators import CLOSED_FORM
 from .feature_layer import AUTO
 from .flatness.perturbation import delta_of
-from .injection import AttachedFlatness, attach
+from .injection import AttachedFlatness, attach, has_term
 from .requirements import refuse_split_models
 from .strength import Strength, default_lambda, is_strength, warmup_steps
 
@@ -83,7 +83,7 @@ class FAMCallback(TrainerCallback):
             # A layer of the loss (sentence-transformers' SoftmaxLoss) is no module of the model.
             if isinstance(layer, nn.Module) and all(module is not layer for module in model.modules()):
                 model = layer
-            _detach_left_behind(model, state)
+            detach_left_behind(model, state)
             self._attached = attach(model, 0.0, layer)
             by_default = default_lambda(CLOSED_FORM, self._attached.layer.out_features)
             self._strength = by_default if self.fam_lambda is None else self.fam_lambda
@@ -140,7 +140,28 @@ class FAMCallback(TrainerCallback):
         self._attached, self._last, self._kappas, self._strengths = None, None, [], []
 
 
-def _detach_left_behind(model: nn.Module, state: Any) -> None:
+def refuse_second_term(trainer: Any, model: nn.Module) -> None:
+    """See that nothing else adds a flatness term to a model that a trainer is about to add one to.
+
+    Raises:
+        ValueError: `FAMCallback` or `attach` does.
+    """
+    name = type(trainer).__name__
+    if any(isinstance(c, FAMCallback) and c.fam_lambda != 0 for c in trainer.callback_handler.callbacks):
+        raise ValueError(
+            f"{name} trains the flatness term itself, and FAMCallback would add it again: leave the callback out, or "
+            "set fam_lambda=0 in one of them."
+        )
+    detach_left_behind(model, trainer.state)
+    if any(has_term(module) for module in model.modules()):
+        raise ValueError(
+            f"{name} trains the flatness term itself, and hf_fam.attach has put one on this model: detach() the handle "
+            "that it returned, or set fam_lambda=0."
+        )
+
+
+def detach_left_behind(model: nn.Module, state: Any) -> None:
+    """Take off what callbacks left on a model in trainings that were broken off."""
     modules = {*model.modules()}
     for attached, training in [*_ATTACHED.items()]:
         if attached.layer.module in modules:

@@ -111,6 +111,24 @@ def check_captures(
         )
 
 
+def reaches_loss(batch: Batch) -> bool:
+    """Whether the loss depends on the layer's output."""
+    return _reached(batch.loss, batch.pre_activations)
+
+
+def refuse_compiled_loss(batch: Batch) -> None:
+    """See that nothing above the layer is compiled: some backends answer a second derivative with none, without a word.
+
+    Args:
+        batch: after its forward pass.
+
+    Raises:
+        SecondDerivativeError: something is.
+    """
+    if any(node.name().startswith("CompiledFunction") for node in between(batch.loss, batch.pre_activations)):
+        raise SecondDerivativeError("a function was compiled by aot_autograd")
+
+
 def check_reaches_loss(batch: Batch, layer: FeatureLayer, compiled: bool) -> None:
     """Refuse a layer whose output the loss does not depend on.
 
@@ -123,7 +141,7 @@ def check_reaches_loss(batch: Batch, layer: FeatureLayer, compiled: bool) -> Non
         ValueError: names the layer and the remedy.
         SecondDerivativeError: an operation above the layer cannot be differentiated in this way.
     """
-    if _reached(batch.loss, batch.pre_activations):
+    if reaches_loss(batch):
         return
     if compiled:
         raise ValueError(f"layer '{layer.name}' lies inside a compiled model, {_COMPILED}")

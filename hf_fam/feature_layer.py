@@ -127,6 +127,10 @@ class FeatureLayer:
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """On a copy of the model that is made during a training, pickled or not, the hook does nothing."""
+        return _seeing_nothing, ()
+
     @property
     def weight(self) -> Tensor:
         """W, shape ``(d, m)``, as a differentiable tensor; adapters are merged."""
@@ -206,6 +210,12 @@ class FeatureLayer:
                 "own weight and bias, so it has no relative flatness: choose another layer."
             )
         self._unproven = False
+
+
+def _seeing_nothing() -> FeatureLayer:
+    layer = FeatureLayer.__new__(FeatureLayer)
+    layer._captures = layer.perturb = layer._hook = None
+    return layer
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,12 +107,11 @@ class AttachedFlatness:
                 "softmax cross-entropy over the outputs of one layer: use RelativeFlatness or FAMMixin, which find out "
                 "what the loss is."
             )
-        for hook in self.layer.module._forward_hooks.values():
-            if isinstance(getattr(hook, "__self__", None), AttachedFlatness):
-                raise ValueError(
-                    f"layer '{self.layer.name}' has a flatness term already: detach() the handle that attach returned "
-                    "before (FAMCallback does so by itself), or change its strength."
-                )
+        if has_term(self.layer.module):
+            raise ValueError(
+                f"layer '{self.layer.name}' has a flatness term already: detach() the handle that attach returned "
+                "before (FAMCallback does so by itself), or change its strength."
+            )
         weight = self.layer.linear_map.weight
         self._strength = torch.zeros((), dtype=wide(weight.dtype), device=weight.device, requires_grad=True)
         self.strength = strength
@@ -121,6 +121,11 @@ class AttachedFlatness:
         forget_compiled_code()
         # Before all others: FSDP's hook takes the weight away.
         self._hook = self.layer.module.register_forward_hook(self._inject, prepend=True)
+        self._acts = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """On a copy of the model, pickled or not, the hook does nothing."""
+        return _doing_nothing, ()
 
     @property
     def strength(self) -> float:
@@ -166,7 +171,7 @@ class AttachedFlatness:
         forget_compiled_code()
 
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not (module.training and torch.is_grad_enabled()):
+        if not (self._acts and module.training and torch.is_grad_enabled()):
             return output
         linear_map = self.layer.linear_map
         logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
@@ -197,3 +202,15 @@ class AttachedFlatness:
                     "RelativeFlatness or FAMMixin, which find out what it is.",
                     stacklevel=2,
                 )
+
+
+def has_term(module: nn.Module) -> bool:
+    """Whether `attach` has put a term on this very module."""
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
+    return any(isinstance(owner, AttachedFlatness) and owner._acts for owner in owners)
+
+
+def _doing_nothing() -> AttachedFlatness:
+    attached = AttachedFlatness.__new__(AttachedFlatness)
+    attached._acts = False
+    return attached

@@ -60,10 +60,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     for path in (options.report, options.json):  # before the work, not after it
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"'{path}' cannot be written: it is a folder. Give the name of a file.")
     if options.report is not None:
         _need("matplotlib", "--report")
     _need("datasets", "hf-fam measure")
-    import torch
     import transformers
 
     from .measure import measure_relative_flatness
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    device = _device(options.device)
     source = load_source(
         options.model,
         options.dataset,
@@ -83,7 +85,6 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         max_length=options.max_length,
         seed=options.seed,
     )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     source.model.to(device)
     table = measure_relative_flatness(
         source.model,
@@ -149,6 +150,19 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
         notes=source.notes,
     )
     options.report.write_text(page, encoding="utf-8")
+
+
+def _device(given: str | None) -> str:
+    import torch
+
+    if not given:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=given).item()
+    except (AssertionError, RuntimeError) as error:  # torch's ways of saying that there is none, and of a mistyped name
+        first = str(error).splitlines()[0]
+        raise ValueError(f"--device {given} cannot be used here ({first}): give cpu, or leave it out.") from error
+    return given
 
 
 def _measures(options: argparse.Namespace) -> tuple[str, ...]:

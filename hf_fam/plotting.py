@@ -56,6 +56,9 @@ def plot_runs(
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, records), style in zip(runs.items(), _styles(len(runs)), strict=True):
             points = [(r[x], r[panel.key]) for r in records if panel.key in r]
+            if not points:
+                known = ", ".join(sorted({key for r in records for key in r})) or "nothing"
+                raise TypeError(f"no record of '{name}' contains '{panel.key}', only {known}: leave its panel out.")
             axes.plot(*zip(*points, strict=True), style, label=name)
         axes.set(title=panel.title, xlabel=x, yscale="log" if panel.log else "linear")
         axes.grid(alpha=0.3)

@@ -17,6 +17,8 @@ from .checks import (
     check_logits,
     check_reaches_loss,
     explain,
+    reaches_loss,
+    refuse_compiled_loss,
     refuse_to_center,
     refuse_without_closed_form,
 )
@@ -40,7 +42,7 @@ from .estimators import (
     refuse_tied_weight,
 )
 from .exact_norms import ExactNorms, refuse_fused_norms
-from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, unwrap
+from .feature_layer import AUTO, HEAD, Capture, FeatureLayer, find_head, resolve_layer, unwrap
 from .feature_mean import FeatureMean
 from .flatness.batch import Batch, RecheckSchedule, Seeds
 from .flatness.curvature import SecondDerivativeError, gradients, range_scale, refuse_once_differentiable, wide
@@ -127,13 +129,14 @@ class RelativeFlatness:
         if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
             raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None.")
         check_token_fraction("token_fraction", token_fraction)
-        self._model = model
+        self._model, self._asked, self._center = model, layer, center
         self._unfused = UnfusedHead(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         self._taken_for_head = layer in (AUTO, HEAD)
         self._looked_at: type | None = None
         self._sharded = False
-        self._head = _head(model, self.layer)
+        self._head_module = find_head(unwrap(model))[1]
+        self._head = _head(model, self.layer, self._head_module)
         self.at_head = self._head is self.layer
         self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
         self.estimator = choose_estimator(estimator, self.layer, self._head)
@@ -169,6 +172,7 @@ class RelativeFlatness:
         third_order = self.estimator in (HESSIAN, GAUSS_NEWTON, DENSE) and not self._weights_only
         self._norms = ExactNorms(unwrap(model), self.layer) if third_order and self._head is not self.layer else None
         self._schedule = RecheckSchedule()
+        self._reached = False  # the loss has been seen to depend on the layer
         self._generator = generator
         self._seeds = Seeds()
         self._count = 0
@@ -180,6 +184,20 @@ class RelativeFlatness:
     def centers_by_default(self) -> bool:
         """What ``center=None`` means for the model as it is now."""
         return self.at_head and centers_by_default(self._model, self.layer, self._chosen)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an object made now would be another one.
+
+        The model may have got a new head or an adapter since, or something may be trained that was not.
+        """
+        model = unwrap(self._model)
+        if (
+            resolve_layer(model, self._asked)[1] is not self.layer.module
+            or find_head(model)[1] is not self._head_module
+        ):
+            return True
+        return self._center is None and self.centers_by_default != (self.mean is not None)
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
@@ -252,7 +270,9 @@ class RelativeFlatness:
             kappa = kappa if self.mean.value is not None else kappa.detach()
             self.mean.note(batch.features)
         # A loss of 0 or NaN, of a batch without labels, says nothing.
-        if looking and kappa.requires_grad and kappa.detach() == 0 and loss.detach().isfinite() and loss.detach() != 0:
+        value = loss.detach()
+        vanishes = looking and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
+        if vanishes and reaches_loss(batch):
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
                 "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",
@@ -318,7 +338,11 @@ class RelativeFlatness:
             raise SecondDerivativeError(explain(error, self.layer, self.estimator)) from error
 
     def _check_graph(self, batch: Batch) -> None:
+        if self._reached and not reaches_loss(batch):
+            return  # the batch of another task, whose loss has no curvature here
         check_reaches_loss(batch, self.layer, is_compiled(self._model))
+        self._reached = True
+        refuse_compiled_loss(batch)
         if self.estimator == GAUSS_NEWTON and self._head is not None:
             check_logits(batch, self.layer, self._head)
         if self._injection is None:
@@ -391,9 +415,8 @@ def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient.to(wide(gradient.dtype))) / scale
 
 
-def _head(model: nn.Module, layer: FeatureLayer) -> FeatureLayer | None:
+def _head(model: nn.Module, layer: FeatureLayer, module: nn.Module) -> FeatureLayer | None:
     """The layer into the logits: the feature layer itself, another one, or None if it is of an unknown kind."""
-    _, module = find_head(unwrap(model))
     if module is layer.module:
         return layer
     with contextlib.suppress(TypeError):

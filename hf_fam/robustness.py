@@ -60,6 +60,7 @@ class FeatureRobustness:
         num_items: how many items.
         samples: how many random matrices, each with its negative.
         piecewise_linear: whether the network above the layer is piecewise linear with kinks (ReLU); None if unknown.
+        rounding: what the mean loss is rounded by at most, in its floating-point type; an error of the rise.
     """
 
     layer: str
@@ -75,6 +76,7 @@ class FeatureRobustness:
     num_items: int
     samples: int
     piecewise_linear: bool | None
+    rounding: float = 0.0
 
     @property
     def parts_at(self) -> float | None:
@@ -82,13 +84,31 @@ class FeatureRobustness:
         for delta, x, error, p, p_error in zip(
             self.deltas, self.measured, self.standard_errors, self.predicted, self.predicted_errors, strict=True
         ):
-            if abs(x - p) > _ERRORS * math.hypot(error, p_error) and abs(x - p) > _PART * abs(p):
+            limit = _ERRORS * math.hypot(error, p_error, self.rounding)
+            if abs(x - p) > limit and abs(x - p) > _PART * abs(p):
                 return delta
         return None
 
     @property
+    def unresolved_up_to(self) -> float | None:
+        """The largest delta at which both rises are lost in the rounding of the loss; None if there is none."""
+        limit = _ERRORS * self.rounding
+        rises = zip(self.deltas, self.measured, self.predicted, strict=True)
+        return max((delta for delta, x, p in rises if max(abs(x), abs(p)) < limit), default=None)
+
+    @property
     def verdict(self) -> str:
-        """What the curves say, in a sentence."""
+        """What the curves say, in a sentence, and one more where the precision of the loss is the limit."""
+        lost = self.unresolved_up_to
+        if lost is None:
+            return self._comparison
+        return (
+            f"{self._comparison} Up to delta = {lost:g} the precision of the loss ({self.rounding:.1g}) is the limit: "
+            "the rise is lost in rounding. A model in a wider floating-point type, such as model.double(), shows it."
+        )
+
+    @property
+    def _comparison(self) -> str:
         delta = self.parts_at
         if delta is None:
             return (
@@ -197,7 +217,9 @@ def feature_robustness(
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
     with looked_at(model) as seen, torch.no_grad():
-        plain, rises, items = _rises(seen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress)
+        plain, rises, items, rounding = _rises(
+            seen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress
+        )
     spread = rises.std(0) / math.sqrt(samples)
     scale = [d**2 / (2 * flat.in_features) for d in sizes]
     error = 0.0 if math.isnan(flat.standard_error_probes) else flat.standard_error_probes
@@ -215,6 +237,7 @@ def feature_robustness(
         num_items=items,
         samples=samples,
         piecewise_linear=has_kinks(model, dataset_or_dataloader, feature_layer, flat, given),
+        rounding=rounding,
     )
 
 
@@ -301,8 +324,8 @@ def _rises(
     loss_fn: LossFunction | None,
     seed: int,
     progress: bool | None,
-) -> tuple[float, Tensor, int]:
-    """Mean loss; its mean rise for every matrix and delta, shape ``(samples, deltas)``; the number of items."""
+) -> tuple[float, Tensor, int, float]:
+    """Mean loss; its mean rise for every matrix and delta, ``(samples, deltas)``; number of items; rounding."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     m, groups = layer.in_features, layer.linear_map.groups
@@ -311,7 +334,7 @@ def _rises(
         else torch.stack([random_matrix(kind, m, generator) for _ in range(groups)]).float().to(device)
         for _ in range(samples)
     ]  # fmt: skip
-    total, weight, items = 0.0, 0.0, 0
+    total, weight, items, rounding = 0.0, 0.0, 0, 0.0
     rises = torch.zeros(samples, len(deltas), dtype=torch.float64)
     loss_fn = loss_fn or loss_of
     numbered: Any = batches.mine()
@@ -325,14 +348,16 @@ def _rises(
         if not weights.any():
             continue
         omega = float(weights.sum())
-        plain = float(evaluate(loss_fn, model, batch))
-        total, weight, items = total + omega * plain, weight + omega, items + len(weights)
+        loss = evaluate(loss_fn, model, batch)
+        plain = float(loss)
+        total, weight, items = total + omega * plain, weight + omega, items + int(weights.count_nonzero())
+        rounding += omega * abs(plain) * torch.finfo(loss.dtype).eps
         for k, matrix in enumerate(drawn):
             for j, delta in enumerate(deltas):
                 for signed in (delta, -delta):
                     with perturbed(layer, signed * matrix):
                         rises[k, j] += omega * (float(evaluate(loss_fn, model, batch)) - plain) / 2
-    return total / weight, rises / weight, items
+    return total / weight, rises / weight, items, rounding / weight
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
-from .callback import FAMCallback
+from .callback import refuse_second_term
 from .card_writing import name_of_base_model, write_card
 from .estimators import PERTURBATION
 from .feature_layer import AUTO, resolve_layer
@@ -136,20 +136,15 @@ class FAMMixin(_Host):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
-        active = [c for c in self.callback_handler.callbacks if isinstance(c, FAMCallback) and c.fam_lambda != 0]
-        if active and self.fam_args.fam_lambda != 0:
-            raise ValueError(
-                f"{type(self).__name__} trains the flatness term itself, and FAMCallback would add it again: leave the "
-                "callback out, or set fam_lambda=0 in one of them."
-            )
+        if self.fam_args.fam_lambda != 0:
+            refuse_second_term(self, self._whole_model())
         # This training may have another strength, so a correction of the loss's scale is made anew. It stands until
         # then: evaluation after training agrees with that during it.
         if self._stock_scaling is not None:
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = self._stock_scaling
         self._stock_scaling = self.model_accepts_loss_kwargs, getattr(self, "loss_is_scaled_for_ga", None)
-        found = self._flatness
-        if self.fam_args.fam_center is None and found and found.centers_by_default != (found.mean is not None):
-            self._flatness_key = ()  # what is trained has changed since the estimator was made
+        if self._flatness is not None and self._flatness.is_outdated:
+            self._flatness_key = ()
         try:
             return super().train(*args, **kwargs)
         finally:

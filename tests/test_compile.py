@@ -227,3 +227,16 @@ def test_whole_bert_in_one_graph() -> None:
     other(**batch).loss.backward()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["head", "0"])
+@BACKENDS
+def test_a_compiled_loss_is_refused(backend: str, layer: str) -> None:
+    """Some backends answer its second derivative with none, and kappa would be zero."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    compiled = torch.compile(nn.functional.cross_entropy, backend=backend)
+    flatness = RelativeFlatness(model, layer)
+    with flatness.capture():
+        z = model(torch.randn(6, 4))
+    with pytest.raises(RuntimeError, match="something there is compiled"):
+        flatness(compiled(z, torch.tensor([0, 1, 2, 0, 1, 2])))

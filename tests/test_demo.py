@@ -186,6 +186,7 @@ def test_packaged_model_is_the_known_one() -> None:
     [
         ({"model": Path("no/such/folder")}, "contains no config.json"),
         ({"intents": 31}, "from 2 to 30"),
+        ({"seed": -1}, "seed=-1: give a number of at least 0"),
     ],
 )
 def test_settings_that_cannot_work(encoder: Path, tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -193,6 +194,13 @@ def test_settings_that_cannot_work(encoder: Path, tmp_path: Path, change: dict[s
         with pytest.raises(ValueError, match=expected):
             run(settings(encoder, tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_is_refused_before_the_work(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--frozen_trunk"]):
+        assert main(["demo", "--quick", "--seed", "-1", "--model", str(encoder), *more]) == 1
+        printed = capsys.readouterr()
+        assert "seed=-1" in printed.err and not printed.out
 
 
 def test_missing_matplotlib_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

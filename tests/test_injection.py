@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import pickle
 import secrets
 from collections.abc import Callable
 
@@ -418,3 +420,21 @@ def test_the_term_is_not_attached_twice() -> None:
         attach(model, STRENGTH)
     attached.detach()
     attach(model, STRENGTH)
+
+
+def test_copies_of_the_model_do_not_have_the_term() -> None:
+    """They would go on adding it wherever they are trained."""
+    model = network()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
+
+    def gradient(of: nn.Module) -> Tensor:
+        of.zero_grad()
+        F.cross_entropy(of(x), y).backward()
+        return gradients(of)[0]
+
+    plain = gradient(model)
+    attached = attach(model, 10.0)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert not torch.equal(gradient(model), plain) and all(torch.equal(gradient(c), plain) for c in copies)
+    attach(copies[0], 10.0).detach()  # as on any other model
+    attached.detach()

@@ -132,6 +132,17 @@ def test_kinks_are_found_and_named() -> None:
     assert smooth.parts_at == 30.0 and "higher orders" in smooth.verdict
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_is_not_taken_for_higher_orders(dtype: torch.dtype) -> None:
+    """The rises here are some 1e-5 at most, and a loss of 1.1 in float16 is known to 1e-3."""
+    found = feature_robustness(tiny_bert(dropout=0.0).to(dtype), classified(64), "head", (0.1, 1.0), samples=4)
+    assert found.parts_at is None and found.unresolved_up_to == 1.0
+    assert found.rounding == pytest.approx(torch.finfo(dtype).eps * found.loss, rel=1e-6)
+    assert "precision of the loss" in found.verdict and "higher orders" not in str(found)
+    precise = feature_robustness(tiny_bert(dropout=0.0).double(), classified(64), "head", (0.1, 1.0), samples=4)
+    assert precise.unresolved_up_to is None and "precision" not in precise.verdict
+
+
 def test_transformers_and_figure(tmp_path) -> None:
     model, states = tiny_bert(), random_states()
     found = feature_robustness(model, classified(8), deltas=(0.1, 1.0), samples=3)

@@ -1,4 +1,4 @@
-"""What the demo's numbers depend on beside its settings."""
+"""What the demo's numbers depend on beside its settings, and which seeds there are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ import torch
 import transformers
 
 from .. import __version__
+
+
+def check_seeds(first: int, last: int) -> None:
+    """Before the work, not when the first of the libraries refuses one of them.
+
+    Raises:
+        ValueError: a seed is not a number that all libraries take.
+    """
+    if first < 0 or last >= 2**32:
+        raise ValueError(f"seed={first}: give a number of at least 0, and below {2**32 - (last - first)}.")
 
 
 def versions() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..classification_metrics import accuracy, negative_log_likelihood
 from ..feature_layer import REPRESENTATION
 from ..trainer import FAMTrainer
 from ..training_args import FAMArguments
-from .environment import versions
+from .environment import check_seeds, versions
 from .report import FAM, PLAIN
 from .task import Task, encoder_folder, evaluating, on_device
 
@@ -119,8 +119,10 @@ def run_frozen_demo(settings: FrozenSettings) -> dict[str, Any]:
         What results.json contains.
 
     Raises:
-        ValueError: the model, its package or the data is missing, or the weights are not the known ones.
+        ValueError: the model, its package or the data is missing, or the weights are not the known ones; a
+            seed is negative.
     """
+    check_seeds(settings.seed, settings.seed + settings.runs - 1)
     folder = encoder_folder(settings.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     task = Task.load(tokenizer, settings.intents, max_length=64)

@@ -21,7 +21,7 @@ from ..classification_metrics import accuracy
 from ..model_card import last_logged
 from ..plotting import plot_runs
 from ..trainer import FAMTrainer
-from .environment import versions
+from .environment import check_seeds, versions
 from .report import PANELS, compare, format_table, interpret
 from .task import Task, encoder_folder
 from .timing import interleaved_step_seconds
@@ -71,8 +71,10 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         What results.json contains.
 
     Raises:
-        ValueError: the model, its package, the data or matplotlib is missing, or the weights are not the known ones.
+        ValueError: the model, its package, the data or matplotlib is missing, or the weights are not the known ones;
+            the seed is negative.
     """
+    check_seeds(settings.seed, settings.seed)
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the figure needs matplotlib: pip install 'hf-fam[demo]'")
     folder = encoder_folder(settings.model)

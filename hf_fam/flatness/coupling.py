@@ -47,11 +47,14 @@ class CouplingFinder:
         rows = sum(z[..., 0].numel() for z in batch.pre_activations)
         items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _alike(batch.pre_activations)
         if self._schedule.due() or rows > self._most_rows or self.found is None:
-            self._most_rows = max(self._most_rows, rows)
             self.nested = self.nested or calls_are_nested(batch.features, batch.pre_activations)
             now = find_coupling(batch.loss, batch.pre_activations, batch.features, items=items)
-            strength = list(Coupling)
-            self.found = now if self.found is None else max(now, self.found, key=strength.index)
+            if now is not None:
+                self._most_rows = max(self._most_rows, rows)
+                strength = list(Coupling)
+                self.found = now if self.found is None else max(now, self.found, key=strength.index)
+        if self.found is None:
+            return Coupling.BATCH  # which is right whatever is coupled
         if self.found is Coupling.ITEMS and not items:  # which items are the same can no longer be told
             self.found = Coupling.BATCH
         return self.found
@@ -59,7 +62,7 @@ class CouplingFinder:
 
 def find_coupling(
     loss: Tensor, pre_activations: Sequence[Tensor], features: Sequence[Tensor] = (), *, items: bool = True
-) -> Coupling:
+) -> Coupling | None:
     """Which rows the loss couples at this point.
 
     Rows are numbered and split by each bit of their number in turn, so that every pair is separated at least once:
@@ -71,6 +74,9 @@ def find_coupling(
         pre_activations: z of every call of the layer, shapes ``(..., d)``.
         features: what every call got; needed where one call may feed another.
         items: whether the first dimension counts items.
+
+    Returns:
+        None where the loss has no curvature, as in a batch without labels: nothing can be told there.
 
     Examples:
         >>> import torch
@@ -85,6 +91,8 @@ def find_coupling(
     def products(moved: Sequence[Tensor]) -> list[Tensor]:
         return vector_products(first, pre_activations, moved, create_graph=False)
 
+    if not any(h.any() for h in products(vectors)):
+        return None
     rows = _numbered([z[..., :1] for z in pre_activations])
     items = items and _alike(pre_activations)
     if not items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):

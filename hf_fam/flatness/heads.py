@@ -58,11 +58,12 @@ class ClosedForm:
         Raises:
             NoClosedForm: none of the forms holds.
         """
-        looking = self._schedule.due()
-        if looking or self._form is None:
-            self._form = recognise_calls(batch)
+        if self._schedule.due() or self._form is None:
+            self._form = recognise_calls(batch) or self._form
+        # Where the loss has no curvature at all, each form gives 0, and the next batch is looked at again.
+        form = self._form or HeadLoss("elementwise")
         calls = zip(batch.perturbed, batch.pre_activations, strict=True)
-        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, self._form) for phi, z in calls]
+        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
@@ -79,17 +80,17 @@ class ClosedForm:
         return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
 
 
-def recognise_calls(batch: Batch) -> HeadLoss:
-    """Prove the form of the loss for all calls of the head, see `recognise`.
+def recognise_calls(batch: Batch) -> HeadLoss | None:
+    """Prove the form of the loss for all calls of the head, see `recognise`; calls that show nothing do not count.
 
     Raises:
         NoClosedForm: there is none, or not one for all.
     """
     _refuse_coupled_groups_or_calls(batch)
-    forms = {recognise(batch.loss, z) for z in batch.pre_activations}
+    forms = {recognise(batch.loss, z) for z in batch.pre_activations} - {None}
     if len(forms) > 1:
         raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
-    return forms.pop()
+    return forms.pop() if forms else None
 
 
 def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
@@ -125,7 +126,7 @@ class HeadLoss:
     item_weights: Literal["product", "gradient"] = "product"
 
 
-def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
+def recognise(loss: Tensor, logits: Tensor) -> HeadLoss | None:
     """Prove the form of a loss by one Hessian-vector product with a random vector.
 
     The gradient alone does not prove it: focal loss has the gradient's direction of cross-entropy.
@@ -133,6 +134,9 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     Args:
         loss: scalar, in the graph.
         logits: z, shape ``(..., C)``.
+
+    Returns:
+        None where the loss has no curvature, as without labels or far from Huber's targets: that proves nothing.
 
     Raises:
         NoClosedForm: the loss is of neither kind.
@@ -155,6 +159,8 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss:
     if classes > 1:
         vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
+    if not product.any():
+        return None
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
     tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models take the loss in float32
@@ -181,8 +187,11 @@ def _constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
     c = weights_from_product(first, logits, create_graph=True)
     if not c.requires_grad:
         return True
-    (slope,) = torch.autograd.grad(c.sum(), logits, retain_graph=True)
-    return bool(torch.linalg.vector_norm(slope) <= tolerance * torch.linalg.vector_norm(c))
+    # Where the model is sure, c is a ratio of two tiny numbers, which half precision does not know well.
+    p = logits.detach().to(c.dtype).softmax(-1).topk(2, dim=-1).values.prod(-1)
+    weighted = c * p
+    (slope,) = torch.autograd.grad(weighted.sum(), logits, retain_graph=True)
+    return bool(torch.linalg.vector_norm(slope) <= tolerance * torch.linalg.vector_norm(weighted))
 
 
 def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *, weights_only: bool = False) -> Tensor:

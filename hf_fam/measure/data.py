@@ -51,15 +51,25 @@ class Batches:
         if self.length == 0:
             raise ValueError("the data is empty: there is no item to measure.")
 
-    def first(self) -> Any:
-        """The first batch, the same on every process.
+    def first(self, counts: Callable[[Any], bool] = lambda batch: True) -> Any:
+        """The first batch that counts, the same on every process.
+
+        Args:
+            counts: whether some item of a batch has a label; every batch counts by default.
 
         Raises:
             ValueError: there is none.
         """
+        found = False
         for batch in self._read():
-            return batch
-        raise ValueError("the data is empty: there is no item to measure.")
+            found = True
+            if counts(batch):
+                return batch
+        if not found:
+            raise ValueError("the data is empty: there is no item to measure.")
+        raise ValueError(
+            f"no item has a label: all labels of the data are {IGNORED}, which stands for none. Give data with labels."
+        )
 
     def mine(self, most: int | None = None) -> Iterator[tuple[int, Any]]:
         """Number and content of this process's batches.
@@ -133,16 +143,30 @@ def count_items(batch: Any) -> int:
 
 
 def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
-    """What the loss divides by, item by item: 1, or an item's labelled tokens where the loss is a mean over tokens."""
+    """What the loss divides by, item by item: 1, or an item's labelled tokens where the loss is a mean over tokens.
+
+    An item without a label has weight 0. In tuples it is unknown which tensor contains the labels: every item counts.
+    """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     ones = torch.ones(items, dtype=torch.float64)
-    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point() or labels.shape[0] != items:
+    if not isinstance(labels, Tensor) or labels.dim() not in (1, 2) or labels.shape[0] != items:
         return ones
-    if _predicts_the_next_token(model):
+    if labels.is_floating_point():
+        return ones
+    if labels.dim() == 2 and _predicts_the_next_token(model):
         labels = labels[:, 1:]  # each token is predicted from those before it
-    elif getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
+    elif _takes_every_number(model, labels):
         return ones
-    return (labels != IGNORED).sum(1).double().cpu()
+    return (labels != IGNORED).view(items, -1).sum(1).double().cpu()
+
+
+def _takes_every_number(model: nn.Module, labels: Tensor) -> bool:
+    """Whether labels are values, not classes: then -100 is a value like any other."""
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    if problem is None:  # transformers' rule for the labels of items
+        return labels.dim() == 1 and getattr(config, "num_labels", None) == 1
+    return problem in ("regression", "multi_label_classification")
 
 
 def _predicts_the_next_token(model: nn.Module) -> bool:
@@ -159,5 +183,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {k: to_device(v, device) for k, v in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(v, device) for v in batch)
+        moved = [to_device(v, device) for v in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)  # fields: a named tuple
     return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def evaluate(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """The loss of a batch, or one sentence about what is wrong with it.
 
     Raises:
-        ValueError: a label is not one of the classes; what the loss function returned is no scalar tensor.
+        ValueError: a label is not one of the classes, or a token not one of the vocabulary; what the loss function
+            returned is no scalar tensor.
     """
     try:
         loss = loss_fn(model, batch)
@@ -99,11 +100,25 @@ def evaluate(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
             raise ValueError(
                 f"a label is outside the classes of the model{known}: {str(error).splitlines()[0]} Labels count from 0."
             ) from error
+        if "index out of range in self" in str(error):  # of an embedding
+            raise ValueError(_out_of_range(model, batch)) from error
         raise
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"loss_fn must return the mean loss of the batch as a scalar tensor, not {given}.")
     return loss
+
+
+def _out_of_range(model: nn.Module, batch: Any) -> str:
+    start = "an embedding of the model was asked for a row that it does not have"
+    config, tokens = getattr(model, "config", None), batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not isinstance(tokens, Tensor):
+        return f"{start}: tokens, positions and types have to be numbers that the model knows."
+    known = [f"{n}={getattr(config, n)}" for n in ("vocab_size", "max_position_embeddings") if hasattr(config, n)]
+    return (
+        f"{start}: tokens are numbered from {int(tokens.min())} to {int(tokens.max())} in a batch of length "
+        f"{tokens.shape[-1]}, and the model has {', '.join(known) or 'fewer'}. Prepare the data with its own tokenizer."
+    )
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:

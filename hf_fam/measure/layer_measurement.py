@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,12 +71,11 @@ class LayerMeasurement:
         """
         batch = self._batch(loss, captures, logits, 0)
         if self.head and self.estimator == "auto":
-            try:
+            with contextlib.suppress(NoClosedForm):
                 self.form = recognise_calls(batch)
+            if self.form is not None:
                 self.estimator, self.probes, self.exact = "closed_form", 0, True
                 return
-            except NoClosedForm:
-                pass
         self.estimator = "hessian" if self.estimator == "auto" else self.estimator
         refuse_once_differentiable(gradients(loss, batch.pre_activations))
         finder = CouplingFinder()

@@ -76,7 +76,8 @@ def measure_relative_flatness(
         batch_size: items of a batch, where no loader is given.
         collate_fn: how items become a batch, where no loader is given.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; by default ``model(**batch).loss``. Batches
-            count by their number of items, or of labels that are not -100 where labels are tokens.
+            count by their number of items, or of labels where labels are tokens; the integer label -100 in ``"labels"``
+            stands for none, and does not count.
         accelerator: an ``accelerate.Accelerator``, to share the work among its processes.
         seed: of the probes.
         progress: show a progress bar; by default on a terminal.
@@ -85,8 +86,8 @@ def measure_relative_flatness(
         A sequence with one record a layer, see `LayerFlatness`; prints as a table.
 
     Raises:
-        ValueError: no data, an unknown layer, measure or estimator; a missing column; a model without a loss; a label
-            outside the classes.
+        ValueError: no data, or no item with a label; an unknown layer, measure or estimator; a missing column; a model
+            without a loss; a label outside the classes.
         TypeError: a layer of a kind that is not supported; data that is neither data set nor loader.
         SecondDerivativeError: an operation above a layer has no second derivative.
 

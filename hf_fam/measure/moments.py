@@ -25,6 +25,7 @@ class Moments:
 
     x are contributions, omega their weights: 1 for an item, or its number of labelled tokens. The error is that of a
     ratio (the residuals are ``x - mean * omega``). Several probes of a unit give the part that is due to the probes.
+    Units of weight 0 have no label and are not counted.
 
     Examples:
         >>> import torch
@@ -50,7 +51,7 @@ class Moments:
         probes = x.shape[1]
         spread = x.var(1).sum() / probes if probes > 1 else x.new_tensor(math.nan)
         self.sums += torch.stack(
-            [mean.sum(), (mean**2).sum(), (mean * w).sum(), w.sum(), (w**2).sum(), w.new_tensor(len(w)), spread]
+            [mean.sum(), (mean**2).sum(), (mean * w).sum(), w.sum(), (w**2).sum(), (w > 0).sum().to(w), spread]
         )
 
     def mean(self, reduce: Callable[[Tensor], Tensor] = lambda t: t, *, exact: bool = False) -> Mean:
@@ -59,8 +60,13 @@ class Moments:
         Args:
             reduce: sums over processes.
             exact: no probes were used.
+
+        Returns:
+            NaN everywhere as long as no unit with a label was added.
         """
         x, xx, xw, w, ww, count, spread = reduce(self.sums.clone()).tolist()
+        if not w:
+            return Mean(math.nan, math.nan, math.nan, math.nan)
         value = x / w
         if count < 2:
             total = math.nan

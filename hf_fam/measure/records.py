@@ -30,7 +30,7 @@ class LayerFlatness:
         weight_norm: ``||W||_F``, of the normalised weight where features were normalised.
         in_features: m.
         out_features: d.
-        num_items: how many items were measured.
+        num_items: how many items with a label were measured.
         loss: their mean loss, weight decay not included.
         estimator: ``"closed_form"`` (exact), ``"hessian"`` or ``"gauss_newton"``.
         coupling: which rows of pre-activations the loss couples: ``"rows"`` (none), ``"items"`` or ``"batch"``.

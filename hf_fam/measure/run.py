@@ -57,14 +57,19 @@ class Run:
     def prepare(
         self, measures: Sequence[str], normalize: bool, estimator: str, probes: int, seed: int
     ) -> list[LayerMeasurement]:
-        """What is proven on the first batch, and the features' deviations."""
+        """What is proven on the first batch with labels, and the features' deviations.
+
+        Raises:
+            ValueError: no item has a label.
+        """
         if estimator == "gauss_newton" and self._head is None:
             _, head = find_head(unwrap(self.model))
             self._head = FeatureLayer(unwrap(self.model), head)
             self._others = [self._head]
+        # A batch without labels has no curvature: on it everything would be proven.
+        first = to_device(self._batches.first(lambda batch: bool(self._weights(batch).any())), self._device)
         deviations = self._deviations() if normalize else [None] * len(self._layers)
         measurements = []
-        first = to_device(self._batches.first(), self._device)
         with self._watch() as watch, explained():
             loss, captures = watch(first)
             logits = self._logits(captures)
@@ -164,7 +169,7 @@ class Run:
         with Watch(self.model, [layer], self._loss_fn) as watch:
             for _, given in self._with_bar(self._batches.mine(self._read), name):
                 batch = to_device(given, self._device)
-                weights = item_weights(self.model, batch, count_items(batch))
+                weights = self._weights(batch)
                 if weights.any():
                     loss, (captured,) = watch(batch)
                     yield loss, captured, float(weights.sum())
@@ -192,7 +197,7 @@ class Run:
     def _add(self, watch: Watch, measurements: list[LayerMeasurement], number: int, given: Any) -> None:
         started = time.perf_counter()
         batch = to_device(given, self._device)
-        weights = item_weights(self.model, batch, count_items(batch))
+        weights = self._weights(batch)
         if not weights.any():  # no label counts
             return
         loss, captures = watch(batch)
@@ -202,7 +207,11 @@ class Run:
             measurement.add(loss, captured, logits, number, weights)
             measurement.seconds += share
         scale = float(weights.sum())
-        self._sums += torch.tensor([scale * float(loss.detach()), scale, float(len(weights))], dtype=torch.float64)
+        labelled = float(weights.count_nonzero())
+        self._sums += torch.tensor([scale * float(loss.detach()), scale, labelled], dtype=torch.float64)
+
+    def _weights(self, batch: Any) -> Tensor:
+        return item_weights(self.model, batch, count_items(batch))
 
     def _deviations(self) -> list[Tensor | None]:
         found = [FeatureDeviation(layer.linear_map) for layer in self._layers]

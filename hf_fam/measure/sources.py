@@ -79,8 +79,10 @@ def load_source(
         seed: of the selection.
 
     Raises:
-        SourceError: something cannot be found, read or guessed.
+        SourceError: something cannot be found, read or guessed; an option has no use for this model and data.
     """
+    if max_length is not None and max_length < 1:
+        raise SourceError(f"--max-length {max_length}: give a whole number of at least 1, or leave it out.")
     network, notes = _load_model(model)
     data, split = _choose_split(_load_data(dataset, config), split)
     if len(data) == 0:
@@ -89,12 +91,17 @@ def load_source(
         data = data.shuffle(seed=seed).select(range(items))
         notes = [*notes, f"A random selection of {items} items (seed {seed})."]
     main = getattr(network, "main_input_name", "input_ids")
+    of_texts = {"--text-column": text_column, "--max-length": max_length}
+    of_images = {"--image-column": image_column}
     if main in data.column_names:
-        collate_fn, columns = _ready_made(model, network, data, main)
+        _refuse({**of_texts, **of_images}, f"the data is prepared for the model already (column '{main}')")
+        collate_fn, columns = _ready_made(model, network, data, main, label_column)
     elif main == "pixel_values":
+        _refuse(of_texts, f"a {type(network).__name__} takes images")
         data, image = _with_images(data, image_column)
         collate_fn, columns = _images(model, network, data, image, label_column)
     elif main == "input_ids":
+        _refuse(of_images, f"a {type(network).__name__} takes texts")
         collate_fn, columns = _texts(model, network, data, text_column, label_column, max_length)
     else:
         raise SourceError(
@@ -102,6 +109,12 @@ def load_source(
             "data with that column, or call hf_fam.measure_relative_flatness in Python."
         )
     return Source(network, data, collate_fn, split, columns, tuple(notes))
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise SourceError(f"{option} {value} has no use: {why}. Leave it out.")
 
 
 def _load_model(source: str) -> tuple[nn.Module, list[str]]:
@@ -173,14 +186,15 @@ def _choose_split(data: Any, split: str | None) -> tuple[Any, str]:
 
 
 def _ready_made(
-    source: str, model: nn.Module, data: Any, main: str
+    source: str, model: nn.Module, data: Any, main: str, column: str | None
 ) -> tuple[Callable[[list[Any]], Any], dict[str, str]]:
     """Data that was prepared for the model already."""
-    label = _label(model, data, None)
+    label = _label(model, data, column)
+    number = _numbers(model, data, label)
 
     def collate(items: list[Any]) -> Any:
         inputs = [{k: v for k, v in item.items() if k != label} for item in items]
-        labels = torch.as_tensor([item[label] for item in items])
+        labels = torch.as_tensor([number(item[label]) for item in items])
         if main == "input_ids" and len({len(item[main]) for item in items}) > 1:
             return {**_tokenizer(source).pad(inputs, return_tensors="pt"), "labels": labels}
         return {**transformers.default_data_collator(inputs), "labels": labels}
@@ -243,6 +257,7 @@ def _texts(
         return tokenizer(*columns, truncation=True, max_length=limit, padding=True, return_tensors="pt")
 
     if "ForCausalLM" in kind or "LMHeadModel" in kind:
+        _refuse({"--label-column": label}, f"the labels of a {kind} are the tokens of its texts")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 

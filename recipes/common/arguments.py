@@ -131,8 +131,8 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
             The process's own by default.
 
     Raises:
-        ValueError: the file is missing or contains no mapping, a name is unknown, a value is out of range, or a field
-            of FAM is given to another method.
+        ValueError: the file is missing, broken or contains no mapping, a name is unknown, a value is out of range, or a
+            field of FAM is given to another method.
         SystemExit: a flag misses its value, or it is of the wrong type; the message names it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -146,7 +146,10 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
 def read_yaml(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         raise ValueError(f"'{path}' is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ValueError(f"'{path}' has to contain lines such as 'learning_rate: 2e-5'.")
     return found

@@ -32,7 +32,7 @@ def batch(loss: Callable[[Tensor], Tensor], count: int) -> Batch:
 def test_a_larger_batch_is_looked_at_and_what_it_shows_stays_found() -> None:
     """Else kappa would be biased from the second batch on, or change with the size of the batch."""
     finder = CouplingFinder()
-    assert finder(batch(contrastive, 1)) is Coupling.ROWS
+    assert finder(batch(separate, 1)) is Coupling.ROWS
     assert finder(batch(contrastive, 8)) is Coupling.BATCH
     single = batch(contrastive, 1)
     assert {finder(single) for _ in range(RecheckSchedule.EVERY)} == {Coupling.BATCH}  # one of them is a recheck
@@ -44,3 +44,12 @@ def test_batches_of_the_same_size_are_looked_at_now_and_then() -> None:
     assert finder(first) is Coupling.ROWS
     found = [finder(later) for _ in range(RecheckSchedule.EVERY)]
     assert found == [Coupling.ROWS] * (RecheckSchedule.EVERY - 1) + [Coupling.BATCH]
+
+
+def test_a_batch_without_curvature_says_nothing() -> None:
+    """A batch without labels; whatever is coupled, all rows together are right until a loss tells."""
+    finder = CouplingFinder()
+    assert finder(batch(torch.sum, 8)) is Coupling.BATCH and finder.found is None
+    assert finder(batch(separate, 4)) is Coupling.ROWS
+    assert finder(batch(torch.sum, 16)) is Coupling.ROWS
+    assert finder(batch(contrastive, 8)) is Coupling.BATCH

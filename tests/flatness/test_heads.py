@@ -200,3 +200,32 @@ def test_adding_a_vector_to_all_rows_changes_nothing() -> None:
     phi, z, w, c = torch.randn(5, 4), torch.randn(5, 3), torch.randn(3, 4), torch.rand(5)
     moved = softmax_flatness(phi, z, w + 1000 * torch.randn(4), c)
     torch.testing.assert_close(moved, softmax_flatness(phi, z, w, c), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_batch_without_curvature_proves_nothing(outputs: int) -> None:
+    """Far from its targets Huber's loss is a straight line; near them kappa is what a fresh look says."""
+    model, x = network(outputs), items(N)
+    flatness, fresh = RelativeFlatness(model), RelativeFlatness(model)
+
+    def kappa(of: RelativeFlatness, off: float) -> Tensor:
+        with of.capture():
+            z = model(x)
+        return of(F.huber_loss(z, z.detach() + off)).detach()
+
+    with pytest.warns(UserWarning, match="exactly 0 here"):
+        assert kappa(flatness, 5.0) == 0
+    assert kappa(flatness, 0.3) == kappa(fresh, 0.3) > 0
+    for _ in range(200):  # two rechecks find nothing, and take nothing back
+        assert kappa(flatness, 5.0) == 0
+    assert kappa(flatness, 0.3) == kappa(fresh, 0.3)
+
+
+@pytest.mark.parametrize("gap", [1.0, 4.0, 8.0])
+def test_two_sure_classes_in_half_precision_stay_cross_entropy(gap: float) -> None:
+    for _ in range(5):
+        z = (gap * torch.randn(64, 2)).half().requires_grad_()
+        form = recognise(F.cross_entropy(z, z.argmax(-1)), z)
+        assert form is not None and form.kind == "softmax"
+        with pytest.raises(NoClosedForm):
+            recognise(focal(z.float(), z.argmax(-1)), z)

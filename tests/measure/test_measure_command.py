@@ -107,6 +107,8 @@ def test_images_in_folders(tmp_path: Path) -> None:
             Image.new("RGB", (9, 7), colour).save(tmp_path / "data" / "train" / name / f"{k}.png")
     source = load_source(str(folder), str(tmp_path / "data"))
     assert source.columns == {"image": "image", "label": "label"}
+    with pytest.raises(SourceError, match="--text-column x has no use: a ViTForImageClassification takes images"):
+        load_source(str(folder), str(tmp_path / "data"), text_column="x")
     batch = source.collate_fn([source.items[0], source.items[7]])
     assert batch["pixel_values"].shape == (2, 3, 8, 8) and batch["labels"].tolist() == [0, 1]
     found = measure_relative_flatness(source.model, source.items, "head", collate_fn=source.collate_fn)
@@ -145,6 +147,79 @@ def test_every_local_source(model: Path, tmp_path: Path, kind: str) -> None:
     assert source.columns == {"text": "text", "label": "label"} and len(source.items) == 9
     batch = source.collate_fn([source.items[k] for k in range(9)])
     assert batch["labels"].tolist() == [0, 1, 2] * 3 and batch["input_ids"].shape == (9, 6)
+
+
+def prepared(folder: Path, **columns: list[Any]) -> str:
+    """Eight tokenised texts."""
+    tokens = [[5, 6, 7 + k % 2] for k in range(8)]
+    datasets.Dataset.from_dict({"input_ids": tokens, **columns}).save_to_disk(folder)
+    return str(folder)
+
+
+def test_the_label_column_of_prepared_data(model: Path, tmp_path: Path) -> None:
+    data = prepared(tmp_path / "data", label=[0] * 8, stars=[1, 2] * 4, mood=["pos", "neg"] * 4)
+    for column, labels in ((None, [0] * 8), ("stars", [1, 2] * 4), ("mood", [2, 0] * 4)):
+        source = load_source(str(model), data, label_column=column)
+        assert source.columns["label"] == (column or "label")
+        batch = source.collate_fn([source.items[k] for k in range(8)])
+        assert batch["labels"].tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"label_column": "nope"}, "no column 'nope': The columns are 'input_ids', 'labels'"),
+        ({"text_column": "text"}, "--text-column text has no use: the data is prepared.*'input_ids'"),
+        ({"image_column": "image"}, "--image-column image has no use"),
+        ({"max_length": 4}, "--max-length 4 has no use"),
+        ({"max_length": 0}, "--max-length 0: give.*at least 1"),
+    ],
+)
+def test_options_that_prepared_data_has_no_use_for(
+    model: Path, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SourceError, match=words):
+        load_source(str(model), prepared(tmp_path / "data", labels=[0] * 8), **given)
+
+
+def test_options_of_texts_and_of_images(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="--image-column x has no use: a BertForSequenceClassification takes texts"):
+        load_source(str(model), str(reviews(tmp_path)), image_column="x")
+    with pytest.raises(SourceError, match="--max-length 0"):
+        load_source(str(model), str(reviews(tmp_path)), max_length=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "foo"], "--device foo cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--json", "{folder}"], "it is a folder"),
+        (["--report", "{folder}"], "it is a folder"),
+    ],
+)
+def test_what_is_refused_before_the_work(
+    tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is neither a model nor data yet."""
+    given = [option.format(folder=tmp_path) for option in options]
+    assert cli.main(["measure", "no/such/model", "--dataset", "no/such/data", *given]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["measure", "no/such/model", "--dataset", "no/such/data", "--device", "cuda"]) == 1
+    assert "--device cuda cannot be used here" in capsys.readouterr().err
+
+
+def test_no_labels_and_unknown_tokens(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = prepared(tmp_path / "bare", labels=[-100] * 8)
+    beyond = tmp_path / "beyond"
+    datasets.Dataset.from_dict({"input_ids": [[5, 99]] * 4, "labels": [0] * 4}).save_to_disk(beyond)
+    for data, words in ((bare, "no item has a label"), (beyond, "numbered from 5 to 99")):
+        assert cli.main(["measure", str(model), "--dataset", str(data)]) == 1
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

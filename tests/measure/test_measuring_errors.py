@@ -46,6 +46,8 @@ def test_data() -> None:
         measure_relative_flatness(model, [])
     with pytest.raises(ValueError, match=r"outside the classes.*num_labels=3.*Target 7"):
         measure_relative_flatness(model, [*data, {**data[0], "labels": 7}])
+    with pytest.raises(ValueError, match=r"from 60 to 61 in a batch of length 2.*vocab_size=50.*positions?_?.*=16"):
+        measure_relative_flatness(model, [{"input_ids": [60, 61], "labels": 0}])
     with pytest.raises(TypeError, match="dict.*choose a split"):
         measure_relative_flatness(model, {"train": data})
     with pytest.raises(TypeError, match="int.*Dataset"):

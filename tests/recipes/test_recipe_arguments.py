@@ -63,6 +63,12 @@ def test_no_yaml_file(tmp_path: Path, name: str) -> None:
         parse(KINDS, [str(tmp_path / name)])
 
 
+@pytest.mark.parametrize("text", ["foo: [\n", "a: b: c\n", "\ta: 1\n"])
+def test_broken_yaml(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"some.yaml' cannot be read as YAML: .*line \d"):
+        parse(KINDS, [written(tmp_path, text)])
+
+
 def data(**given: Any) -> DataArguments:
     return DataArguments(**given)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer
 
-from hf_fam import FAMArguments, FAMMixin, FAMTrainer, RelativeFlatness
+from hf_fam import FAMArguments, FAMMixin, FAMTrainer, RelativeFlatness, attach
 from hf_fam.requirements import check_requirements, refuse_parallelism
 from hf_fam.training_log import NonFiniteFlatnessError
 from support.tiny import (
@@ -523,3 +523,36 @@ def test_weights_of_plain_training_are_saved_whatever_they_are(tmp_path: Path) -
 def test_nothing_is_refused_without_strength(tmp_path: Path, given: dict[str, Any]) -> None:
     """lambda = 0 is plain training, which none of these disturbs."""
     fam_trainer(tmp_path, tiny_bert(), fam_lambda=0.0, **given)
+
+
+def test_a_term_that_attach_has_put_on_the_model(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, tiny_bert())
+    attached = attach(trainer.model, 0.1)
+    with pytest.raises(ValueError, match="hf_fam.attach has put one on this model: detach"):
+        trainer.train()
+    attached.detach()
+    trainer.train()
+
+
+class TwoTasks(nn.Module):
+    """Both heads are called; the loss is that of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.classifier = nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, task: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = (self.other(x), self.classifier(x))[int(task[0])]
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.filterwarnings("error:The relative flatness")
+def test_batches_of_another_task_are_no_error_whenever_they_come(tmp_path: Path) -> None:
+    """Also where the graph is looked at again, every hundredth time."""
+    tasks = [1] * 100 + [0, 1, 0]
+    data = [{"x": torch.randn(4), "task": task, "labels": 1} for task in tasks for _ in range(4)]
+    trainer = fam_trainer(tmp_path, TwoTasks(), train_dataset=data, max_steps=len(tasks), fam_lambda=0.1)
+    trainer._get_train_sampler = lambda *a: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    trainer.train()
+    kappas = logged(trainer, "fam_kappa")
+    assert [kappa > 0 for kappa in kappas] == [task == 1 for task in tasks]

@@ -380,3 +380,54 @@ def test_two_trainers_share_a_model_one_after_the_other(tmp_path: Path) -> None:
         assert trainer.relative_flatness.layer.name == module
     assert hook_count(model) == 0
     assert isinstance(model, BertForSequenceClassification)
+
+
+@pytest.mark.parametrize("given", [{}, {"fam_layer": "representation"}])
+def test_a_head_that_is_replaced_after_construction_is_found(tmp_path: Path, given: dict[str, Any]) -> None:
+    model = tiny_bert(dropout=0.0)
+    trainer = fam_trainer(tmp_path, model, fam_lambda=1e-9, **given)
+    model.classifier = torch.nn.Linear(16, 3)
+    expected = fam_trainer(tmp_path, copy.deepcopy(model), fam_lambda=1e-9, **given)
+    for each in (trainer, expected):
+        torch.manual_seed(2)  # of the order of the batches
+        each.train()
+    assert logged(trainer, "fam_kappa") == pytest.approx(logged(expected, "fam_kappa"), rel=1e-6)
+
+
+def test_an_adapter_that_is_added_after_construction_is_seen(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def trained(first: bool) -> list[float]:
+        model = tiny_bert(dropout=0.0)
+        config = peft.LoraConfig(target_modules=["dense"], init_lora_weights=False)
+        if first:
+            torch.manual_seed(2)
+            model.add_adapter(config)
+        trainer = fam_trainer(tmp_path, model, fam_layer="representation", fam_lambda=1e-9)
+        if not first:
+            torch.manual_seed(2)
+            model.add_adapter(config)
+        torch.manual_seed(3)  # of the order of the batches
+        trainer.train()
+        return logged(trainer, "fam_kappa")
+
+    assert trained(first=False) == pytest.approx(trained(first=True), rel=1e-6)
+
+
+@pytest.mark.parametrize("given", [{}, {"fam_layer": "representation"}, {"fam_estimator": "perturbation"}])
+def test_a_copy_that_is_made_in_training_is_a_plain_model(tmp_path: Path, given: dict[str, Any]) -> None:
+    """An average of weights, or the best model so far, kept in memory."""
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.copy, self.pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+
+    kept = Keep()
+    trainer = fam_trainer(tmp_path, tiny_bert(dropout=0.0), fam_lambda=10.0, callbacks=[kept], **given)
+    trainer.train()
+    gradients = []
+    for model in (trainer.model, kept.copy, kept.pickled):
+        model.zero_grad()
+        model(input_ids=torch.tensor([[4, 5, 6]]), labels=torch.tensor([1])).loss.backward()
+        gradients.append(model.classifier.weight.grad)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
