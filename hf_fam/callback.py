@@ -140,7 +140,7 @@ class FAMCallback(TrainerCallback):
         self._attached, self._last, self._kappas, self._strengths = None, None, [], []
 
 
-def refuse_second_term(trainer: Any, model: nn.Module) -> None:
+def refuse_second_term(trainer: Any, model: nn.Module | None) -> None:
     """See that nothing else adds a flatness term to a model that a trainer is about to add one to.
 
     Raises:
@@ -152,6 +152,8 @@ def refuse_second_term(trainer: Any, model: nn.Module) -> None:
             f"{name} trains the flatness term itself, and FAMCallback would add it again: leave the callback out, or "
             "set fam_lambda=0 in one of them."
         )
+    if model is None:
+        return
     detach_left_behind(model, trainer.state)
     if any(has_term(module) for module in model.modules()):
         raise ValueError(

@@ -137,7 +137,8 @@ class FAMMixin(_Host):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; afterwards the model carries no hooks of ours."""
         if self.fam_args.fam_lambda != 0:
-            refuse_second_term(self, self._whole_model())
+            # In a search the model is made anew for every trial, and there is none yet.
+            refuse_second_term(self, None if self.model is None else self._whole_model())
         # This training may have another strength, so a correction of the loss's scale is made anew. It stands until
         # then: evaluation after training agrees with that during it.
         if self._stock_scaling is not None:
