@@ -155,6 +155,26 @@ def test_command_for_the_card(
     )
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("--hub-token hf_x", "--hub-token=hf_x", "--hub_token hf_x", "--hub_token=hf_x", "--token=hf_x"),
+        *("--push-to-hub", "--push-to-hub=True", "--resume-from-checkpoint hf_x", "--resume-from-checkpoint=hf_x"),
+    ],
+)
+def test_no_secret_is_in_the_command_of_the_card(given: str) -> None:
+    """The parser takes dashes for underscores."""
+    argv = ["hf-fam", "train", "causal_lm", *given.split(), "--seed", "1"]
+    assert repeat_command(SimpleNamespace(world_size=1, use_cpu=True), argv) == "hf-fam train causal_lm --seed 1"
+
+
+@pytest.mark.parametrize("given", ["--hub_tok hf_x", "--hub-tok=hf_x", "--tok hf_x"])
+def test_abbreviations_are_refused(tmp_path: Path, given: str) -> None:
+    """What the card leaves out is known by its whole name."""
+    with pytest.raises(ValueError, match="not used"):
+        parse(KINDS, [written(tmp_path, ""), "--output_dir", str(tmp_path), *given.split()])
+
+
 DOCUMENTED = re.findall(r"`(accelerate launch recipes/[^`]*run\.py [^`]*)`", (ROOT / "docs" / "recipes.md").read_text())
 
 
