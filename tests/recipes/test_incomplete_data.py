@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ pytest.importorskip("evaluate")
 pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
-from support.tiny_recipes import SHORT, encoder, text_files, typed
+from support.tiny_recipes import SHORT, encoder, made, text_files, typed
 
 ONE_STEP = {**SHORT, "max_steps": 1, "per_device_train_batch_size": 8, "fam_lambda": 0.1}
 
@@ -70,3 +71,24 @@ def test_an_empty_text(texts: dict[str, Any]) -> None:
     Path(texts["train_file"]).write_text("\n".join(rows) + "\n")
     with pytest.raises(ValueError, match="column 'text' is empty in row 5 of the train data"):
         run("text_classification", texts)
+
+
+def test_language_models_refuse_a_validation_without_tokens_to_learn(tmp_path: Path) -> None:
+    given = made("causal_lm", tmp_path)
+    row = {"prompt": "a " * 40, "completion": "b"}
+    Path(given["validation_file"]).write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="no text of the validation data has a token to learn .*max_seq_length=16"):
+        run("causal_lm", {**given, "output_dir": tmp_path / "out", "max_seq_length": 16})
+
+
+def test_an_empty_completion(tmp_path: Path) -> None:
+    given = made("causal_lm", tmp_path)
+    Path(given["validation_file"]).write_text(json.dumps({"prompt": "a", "completion": None}) + "\n")
+    with pytest.raises(ValueError, match="column 'completion' is empty in row 1 of the validation data"):
+        run("causal_lm", {**given, "output_dir": tmp_path / "out"})
+
+
+@pytest.mark.parametrize("recipe", ["text_classification", "token_classification", "causal_lm"])
+def test_texts_of_no_length(recipe: str) -> None:
+    with pytest.raises(ValueError, match="max_seq_length=0: give"):
+        run(recipe, {"model_name_or_path": "m", "output_dir": "out", "max_seq_length": 0})
