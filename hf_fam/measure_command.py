@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--probes", type=_count, default=2, metavar="N", help="random directions for every batch (default: 2)")
     add("--batch-size", type=_count, default=32, metavar="N", help="default: 32")
     add("--max-length", type=_count, metavar="N", help="tokens of a text at most (default: what the model takes, 512)")
-    add("--seed", type=int, default=0, help="of selection and probes (default: 0)")
+    add("--seed", type=_seed, default=0, help="of selection and probes (default: 0)")
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
     add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
@@ -186,4 +186,11 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:  # what numpy's generators take
+        raise argparse.ArgumentTypeError(f"{number}: give a whole number from 0 to 2**32 - 1")
     return number

@@ -246,10 +246,13 @@ def _texts(
         names = [_column(data, column, "--text-column", guesses)]
         if column is None and _PAIRED.get(names[0]) in data.column_names:
             names.append(_PAIRED[names[0]])
+    for name in names:
+        _require_values(data, name)
     tokenizer = _tokenizer(source)
-    limit = max_length or min(
-        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512, 512
-    )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if max_length is not None and positions and max_length > positions:
+        raise SourceError(f"--max-length {max_length}: the model has {positions} positions. Give at most so many.")
+    limit = max_length or min(tokenizer.model_max_length, positions or 512, 512)
     kind = type(model).__name__
 
     def tokenized(items: list[Any]) -> Any:
@@ -304,7 +307,17 @@ def _label(model: nn.Module, data: Any, given: str | None) -> str:
     import datasets
 
     typed = [name for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
-    return _column(data, given, "--label-column", [*[n for n in _LABEL_NAMES if n in data.column_names], *typed])
+    guesses = [*[n for n in _LABEL_NAMES if n in data.column_names], *typed]
+    column = _column(data, given, "--label-column", guesses)
+    _require_values(data, column)
+    return column
+
+
+def _require_values(data: Any, column: str) -> None:
+    values = data.data.column(column)  # the table as it was read, before items were selected
+    if values.null_count:
+        row = values.is_null().index(True).as_py() + 1
+        raise SourceError(f"column '{column}' is empty in row {row}: fill it, or remove the row.")
 
 
 def _numbers(model: Any, data: Any, column: str) -> Callable[[Any], float | int]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from hf_fam import FAMTrainingArguments
 from hf_fam.classification_metrics import calibration_error
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from recipes.common.data import TRAIN, load_parts
+from recipes.common.data import TRAIN, load_parts, require_values
 from recipes.common.metrics import IGNORED
 from recipes.common.models import load_model
 from recipes.common.training import Run, begin, finetune
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     begin(args)
     with args.main_process_first():
         parts = load_parts(data, model_args, args.seed)
+    for column in read_columns(parts[TRAIN].column_names, data.text_column_name):
+        require_values(parts, column)
     tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -76,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 for k, part in parts.items()
             }
         )
-    if not len(parts[TRAIN]):
-        raise ValueError(f"no text has a token to learn within max_seq_length={data.max_seq_length}.")
+    for name, part in parts.items():
+        if not len(part):
+            raise ValueError(
+                f"no text of the {name} data has a token to learn within max_seq_length={data.max_seq_length}: raise "
+                "it, or give shorter prompts."
+            )
     run = Run(
         model_args, data, method, args, model, parts, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
         of_tokens,
@@ -97,6 +103,13 @@ def with_lora(model: Any, lora: LoraArguments) -> Any:
         target_modules=lora.lora_target_modules,
     )
     return get_peft_model(model, config)
+
+
+def read_columns(present: Sequence[str], text_column: str) -> tuple[str, ...]:
+    """Those that `tokens` reads."""
+    if "messages" in present:
+        return ("messages",)
+    return ("prompt", "completion") if {"prompt", "completion"} <= {*present} else (text_column,)
 
 
 def tokens(tokenizer: Any, row: dict[str, Any], text_column: str) -> tuple[list[int], int]:

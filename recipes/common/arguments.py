@@ -81,6 +81,9 @@ class DataArguments:
     max_predict_samples: Optional[int] = field(default=None, metadata={"help": "Use the first ones only."})
 
     def __post_init__(self) -> None:
+        length = getattr(self, "max_seq_length", 1)  # of the recipes for texts
+        if length < 1:
+            raise ValueError(f"max_seq_length={length}: give a number of tokens of at least 1.")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ValueError(f"data_dir={self.data_dir!r}: there is no such folder.")
         if self.data_dir is not None and self.train_file is not None:

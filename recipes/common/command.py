@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 # `hf-fam train`, and the same in several processes, `accelerate launch -m hf_fam train`.
 INSTALLED = ("hf-fam", "__main__.py")
 
-# What must not be published, and what belongs to one attempt only.
+# What must not be published, and what belongs to one attempt only. The parser takes dashes for underscores too,
+# and no abbreviations.
 SECRET = ("--token", "--hub_token", "--push_to_hub", "--resume_from_checkpoint")
 
 
@@ -51,11 +52,12 @@ def precision_of_the_launcher() -> str:
 
 
 def without(given: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The flags but some, whose values go with them."""
+    """The flags but some, whose values go with them; `--hub-token` is `--hub_token`."""
     kept: list[str] = []
     leaving = False
     for word in given:
-        leaving = word.split("=")[0] in names or (leaving and not word.startswith("-"))
+        flag = "--" + word.split("=")[0][2:].replace("-", "_")
+        leaving = (word.startswith("--") and flag in names) or (leaving and not word.startswith("-"))
         if word.startswith("--") and "=" in word and leaving:
             leaving = False
         elif not leaving:

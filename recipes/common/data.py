@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from .arguments import DataArguments, ModelArguments
+from .metrics import IGNORED
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -102,12 +103,32 @@ def class_names(parts: DatasetDict, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
+def require_values(parts: DatasetDict, column: str) -> None:
+    """Refuse a column with an empty place; what is predicted needs no labels.
+
+    Raises:
+        ValueError: a value is missing; the message says in which row of which part.
+    """
+    for name, part in parts.items():
+        values: Any = part.data.column(column) if column in part.column_names else None
+        if values is not None and values.null_count:  # of the table as it was read, before rows were drawn
+            row = values.is_null().index(True).as_py() + 1
+            raise ValueError(f"column '{column}' is empty in row {row} of the {name} data: fill it, or remove the row.")
+
+
+def has_labels(part: Dataset, column: str) -> bool:
+    """Whether any row has one: None and -1, which GLUE gives to labels that it hides, are none."""
+    return column in part.column_names and any(value not in (None, -1) for value in part[column])
+
+
 def class_number(names: list[str], feature: Any, value: Any) -> int:
-    """The number of a label. -1 that is no class stays: GLUE gives it to labels that it hides."""
-    if isinstance(feature, ClassLabel) and value != -1:
+    """The number of a label; what the loss leaves out for None, and for -1 that is no class."""
+    if isinstance(value, float) and value.is_integer():  # whole numbers in a column with empty places
+        value = int(value)
+    if isinstance(feature, ClassLabel) and value not in (None, -1):
         value = feature.int2str(value)
-    if str(value) in names:
+    if str(value) in names and value is not None:
         return names.index(str(value))
-    if value == -1:
-        return -1
+    if value in (None, -1):
+        return IGNORED
     raise ValueError(f"label {value!r} does not occur in the training data, which has {', '.join(names)}.")

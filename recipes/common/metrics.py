@@ -40,9 +40,10 @@ def likelihood(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> dic
 
 
 def regression(found: EvalPrediction) -> dict[str, float]:
-    """Correlations and the mean squared error. A number has no probability, so there is no NLL or calibration."""
-    values, truth = np.squeeze(first(found.predictions)), np.asarray(found.label_ids)
-    return {name: compute(name, values, truth) for name in ("pearson", "spearman", "mean_squared_error")}
+    """Correlations, of two items and more, and the mean squared error; a number has no probability, so no NLL."""
+    values, truth = first(found.predictions).reshape(-1), np.asarray(found.label_ids).reshape(-1)
+    correlations = ("pearson", "spearman") if len(values) > 1 else ()
+    return {name: compute(name, values, truth) for name in (*correlations, "mean_squared_error")}
 
 
 def flat(found: EvalPrediction) -> tuple[NDArray[np.floating], NDArray[np.integer]]:

@@ -22,6 +22,16 @@ from .metrics import first
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
+class Unsaved(str):
+    """A secret that is None in a pickle: training_args.bin, which is pushed with the model, has all arguments."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: Any) -> Unsaved:
+        return self  # a copy within the process may push
+
+
 @dataclass
 class Run:
     """Everything that a recipe hands to `finetune`.
@@ -58,7 +68,13 @@ class Run:
 
 
 def begin(args: FAMTrainingArguments) -> None:
-    """Before anything is loaded: nothing trained is overwritten, and new weights are a function of the seed."""
+    """Before anything is loaded: nothing trained is overwritten, and new weights are a function of the seed.
+
+    Raises:
+        ValueError: output_dir contains a trained model, or no checkpoint to resume from.
+    """
+    if args.hub_token is not None:
+        args.hub_token = Unsaved(args.hub_token)
     folder = Path(args.output_dir)
     trained = get_last_checkpoint(folder) if folder.is_dir() else None
     saved = [path for pattern in WEIGHTS if folder.is_dir() for path in folder.glob(pattern)]

@@ -19,7 +19,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from recipes.common.data import TEST, TRAIN, VALIDATION, class_names, class_number, load_parts, require_column
+from recipes.common.data import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    class_names,
+    class_number,
+    has_labels,
+    load_parts,
+    require_column,
+    require_values,
+)
 from recipes.common.models import load_classifier
 from recipes.common.training import Run, begin, finetune
 
@@ -85,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         parts = load_parts(data, model_args, args.seed)
     label = require_column(parts, data.label_column_name, "label_column_name")
     texts = text_columns(parts, data)
+    for column in texts:
+        require_values(parts, column)
+    require_values(DatasetDict({k: part for k, part in parts.items() if not k.startswith(TEST)}), label)
     floats = parts[TRAIN].features[label].dtype in ("float32", "float64")
     regression = data.do_regression or data.task_name == "stsb" or floats
     names = ["score"] if regression else class_names(parts, label)
@@ -93,17 +106,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=kind)
     features = parts[TRAIN].features[label]
 
-    def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
+    def prepare(batch: dict[str, list[Any]], labelled: bool) -> dict[str, Any]:
         encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=data.max_seq_length)
-        if label in batch and any(value != -1 for value in batch[label]):
+        if labelled:
             values = batch[label]
-            numbers = map(float, values) if regression else (class_number(names, features, v) for v in values)
+            numbers = map(number, values) if regression else (class_number(names, features, v) for v in values)
             encoded["labels"] = list(numbers)
         return encoded
 
     with args.main_process_first():
         parts = DatasetDict(
-            {k: part.map(prepare, batched=True, remove_columns=part.column_names) for k, part in parts.items()}
+            {
+                k: part.map(
+                    prepare,
+                    batched=True,
+                    remove_columns=part.column_names,
+                    fn_kwargs={"labelled": has_labels(part, label)},
+                )
+                for k, part in parts.items()
+            }
         )
     run = Run(
         model_args, data, method, args, model, parts, tokenizer, DataCollatorWithPadding(tokenizer),
@@ -112,6 +133,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         to_text=(lambda row: f"{row[0]:.4f}") if regression else (lambda row: names[row.argmax()]),
     )  # fmt: skip
     return finetune(run)
+
+
+def number(value: Any) -> float:
+    """The label of a regression.
+
+    Raises:
+        ValueError: there is none, in data of which other rows have one.
+    """
+    if value is None:
+        raise ValueError("a label of the test data is empty and others are not: give all numbers, or none.")
+    return float(value)
 
 
 def text_columns(parts: DatasetDict, data: TextArguments) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCol
 from hf_fam import FAMTrainingArguments
 from recipes.common import metrics
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from recipes.common.data import TRAIN, load_parts, require_column
+from recipes.common.data import TRAIN, load_parts, require_column, require_values
 from recipes.common.models import load_classifier
 from recipes.common.training import Run, begin, finetune
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         parts = load_parts(data, model_args, args.seed)
     words = require_column(parts, data.text_column_name, "text_column_name")
     label = require_column(parts, data.label_column_name, "label_column_name")
+    for column in (words, label):
+        require_values(parts, column)
     names = word_classes(parts, label)
     tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer())
     if not tokenizer.is_fast:
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     declared = isinstance(item_feature(parts, label), ClassLabel)
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        for row, tags in zip(batch[words], batch[label], strict=True):
+            require_one_label_a_word(row, tags)
         encoded = tokenizer(batch[words], truncation=True, max_length=data.max_seq_length, is_split_into_words=True)
         encoded["labels"] = [
             token_labels(
@@ -111,9 +115,20 @@ def word_classes(parts: DatasetDict, label: str) -> list[str]:
     return found[0]
 
 
+def require_one_label_a_word(words: Sequence[str], labels: Sequence[Any]) -> None:
+    """Refuse a row whose labels cannot be those of its words.
+
+    Raises:
+        ValueError: there are fewer or more of them.
+    """
+    if len(words) != len(labels):
+        start = f"{' '.join(words[:5])}{' ...' * (len(words) > 5)}"
+        raise ValueError(f"the row '{start}' has {len(words)} words and {len(labels)} labels: give one label a word.")
+
+
 def token_labels(word_ids: Sequence[int | None], labels: Sequence[int], every: bool) -> list[int]:
     """The label of each token: its word's for the first token of a word, or for every one; else ignored."""
-    before = [None, *word_ids[:-1]]
+    before = [None, *word_ids][:-1]  # an empty text has no tokens
     return [
         metrics.IGNORED if word is None or (word == last and not every) else labels[word]
         for word, last in zip(word_ids, before, strict=True)

@@ -187,6 +187,21 @@ def test_options_of_texts_and_of_images(model: Path, tmp_path: Path) -> None:
         load_source(str(model), str(reviews(tmp_path)), image_column="x")
     with pytest.raises(SourceError, match="--max-length 0"):
         load_source(str(model), str(reviews(tmp_path)), max_length=0)
+    with pytest.raises(SourceError, match=r"--max-length 1000: the model has \d+ positions"):
+        load_source(str(model), str(reviews(tmp_path)), max_length=1000)
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_empty_places(model: Path, tmp_path: Path, column: str) -> None:
+    rows = [{"text": "good", "label": "pos", column: "" if k == 2 else "pos"} for k in range(4)]
+    with pytest.raises(SourceError, match=f"column '{column}' is empty in row 3"):
+        load_source(str(model), str(table(tmp_path / "data.csv", rows)))
+
+
+def test_a_negative_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["measure", "m", "--dataset", "d", "--seed", "-1"])
+    assert "--seed: -1: give" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ def test_regression(generator: np.random.Generator) -> None:
     assert found["mean_squared_error"] == pytest.approx(((values[:, 0] - truth) ** 2).mean())
 
 
+def test_regression_of_one_item() -> None:
+    """Which has no correlation."""
+    found = metrics.regression(EvalPrediction(np.array([[2.0]]), np.array([3.0])))
+    assert found == {"mean_squared_error": 1.0}
+
+
 def test_tokens_of_a_language_model() -> None:
     """The likelihood of the reduced logits is the model's own loss."""
     logits, labels = torch.randn(3, 6, 9, dtype=torch.float64), torch.randint(9, (3, 6))

@@ -100,7 +100,8 @@ def test_validation_data_is_split_off(tmp_path: Path) -> None:
 
 def test_labels_of_minus_one() -> None:
     assert [class_number(["-1", "0", "1"], None, value) for value in (-1, 0, 1)] == [0, 1, 2]
-    assert class_number(["no", "yes"], None, -1) == -1
+    assert [class_number(["no", "yes"], None, value) for value in (-1, None)] == [-100, -100]
+    assert class_number(["0", "1"], None, 1.0) == 1
     with pytest.raises(ValueError, match="does not occur"):
         class_number(["no", "yes"], None, "maybe")
 
@@ -153,6 +154,26 @@ def test_command_for_the_card(
         f"accelerate launch {launched} recipes/text_classification/run.py recipes/text_classification/fam.yaml "
         "--train_file 'my data.csv' --output_dir=out --seed -1"
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("--hub-token hf_x", "--hub-token=hf_x", "--hub_token hf_x", "--hub_token=hf_x", "--token=hf_x"),
+        *("--push-to-hub", "--push-to-hub=True", "--resume-from-checkpoint hf_x", "--resume-from-checkpoint=hf_x"),
+    ],
+)
+def test_no_secret_is_in_the_command_of_the_card(given: str) -> None:
+    """The parser takes dashes for underscores."""
+    argv = ["hf-fam", "train", "causal_lm", *given.split(), "--seed", "1"]
+    assert repeat_command(SimpleNamespace(world_size=1, use_cpu=True), argv) == "hf-fam train causal_lm --seed 1"
+
+
+@pytest.mark.parametrize("given", ["--hub_tok hf_x", "--hub-tok=hf_x", "--tok hf_x"])
+def test_abbreviations_are_refused(tmp_path: Path, given: str) -> None:
+    """What the card leaves out is known by its whole name."""
+    with pytest.raises(ValueError, match="not used"):
+        parse(KINDS, [written(tmp_path, ""), "--output_dir", str(tmp_path), *given.split()])
 
 
 DOCUMENTED = re.findall(r"`(accelerate launch recipes/[^`]*run\.py [^`]*)`", (ROOT / "docs" / "recipes.md").read_text())

@@ -181,6 +181,8 @@ def test_pushing_passes_the_card_on(
     assert [(call["repo_id"], Path(call["folder_path"])) for call in sent] == [("me/x", tmp_path / "out")] * 2
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {"hf_fam", "relative-flatness", "lora"} <= {*card.data.tags} and card.data.eval_results
+    # Nor in any other file, training_args.bin among them, though the upload needs it.
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"hf_x" in path.read_bytes()]
     assert "hf_x" not in str(card) and "push_to_hub" not in str(card) and str(tmp_path) not in str(card)
 
 

@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 pytest.importorskip("evaluate")
 
-from recipes.token_classification.run import mean_over_words
+from recipes.token_classification.run import mean_over_words, require_one_label_a_word, token_labels
 
 ITEMS, LENGTH, CLASSES = 6, 5, 4
 
@@ -41,3 +41,13 @@ def test_of_a_batch_in_parts() -> None:
     parts = [mean_over_words({"logits": logits[a:b]}, labels[a:b], number) for a, b in ((0, 1), (1, 5), (5, 6))]
     torch.testing.assert_close(sum(parts), whole)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (sum(parts), whole)))
+
+
+def test_labels_of_a_text_without_tokens() -> None:
+    assert token_labels([], [], every=False) == []
+    assert token_labels([None, 0, 0, 1, None], [5, 6], every=False) == [-100, 5, -100, 6, -100]
+
+
+def test_a_row_with_fewer_labels_than_words() -> None:
+    with pytest.raises(ValueError, match="the row 'a b c' has 3 words and 2 labels"):
+        require_one_label_a_word(["a", "b", "c"], [0, 1])
