@@ -233,10 +233,11 @@ def scale_before_norm(model: nn.Module, layer: str, norm: str, factors: Tensor |
     target = modules[norm]
     if not isinstance(target, _BATCH_NORMS) or target.running_mean is None or target.running_var is None:
         raise ValueError(f"'{norm}' is a {type(target).__name__}: give a batch normalisation with running statistics.")
-    if _outputs(layer, modules[layer]) != target.num_features:
+    outputs = _outputs(layer, modules[layer])
+    if outputs != target.num_features:
         raise ValueError(
-            f"'{layer}' has {_outputs(layer, modules[layer])} outputs and '{norm}' {target.num_features} features: name "
-            "the layer that the normalisation reads."
+            f"'{layer}' has {outputs} outputs and '{norm}' {target.num_features} features: name the layer that "
+            "the normalisation reads."
         )
     c = _factors(factors, layer, target.num_features).to(target.running_var)
     variance = c.square() * (target.running_var + target.eps) - target.eps

@@ -269,8 +269,8 @@ def _not_zero(features: Tensor, layer: str) -> Tensor:
     zeros = len(features) - len(kept)
     if not len(kept):
         raise ValueError(
-            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?): kernels of width delta ||phi|| "
-            "do not exist. Choose another layer."
+            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?): kernels of width delta "
+            "||phi|| do not exist. Choose another layer."
         )
     if zeros:
         warnings.warn(
