@@ -36,14 +36,15 @@ def plot_runs(
     """Draw quantities of several training runs side by side, a panel for each quantity and a line for each run.
 
     Args:
-        runs: for each run's name, what was recorded, in order; a record may lack a quantity.
+        runs: for each run's name, what was recorded, in order; a record that lacks a quantity, or x, is no
+            point of its line.
         panels: what to draw.
         path: the file to write; its ending is the format.
         x: name of the quantity on the horizontal axis.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: no record of a run contains a quantity.
+        TypeError: no record of a run contains a quantity together with x.
 
     Examples:
         >>> import tempfile
@@ -55,9 +56,11 @@ def plot_runs(
     figure = new_figure(4.2 * len(panels), 3.4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, records), style in zip(runs.items(), _styles(len(runs)), strict=True):
-            points = [(r[x], r[panel.key]) for r in records if panel.key in r]
+            points = [(r[x], r[panel.key]) for r in records if x in r and panel.key in r]
             if not points:
                 known = ", ".join(sorted({key for r in records for key in r})) or "nothing"
+                if any(panel.key in r for r in records):
+                    raise TypeError(f"no record of '{name}' with '{panel.key}' contains x='{x}' too, only {known}.")
                 raise TypeError(f"no record of '{name}' contains '{panel.key}', only {known}: leave its panel out.")
             axes.plot(*zip(*points, strict=True), style, label=name)
         axes.set(title=panel.title, xlabel=x, yscale="log" if panel.log else "linear")

@@ -134,7 +134,8 @@ def rescale_between(
         forward: ``forward(model, example)`` returns a tensor; by default the output, or its logits.
 
     Raises:
-        NotInvariantError: the function would change by more than 1e-6 of its size.
+        NotInvariantError: the function would change by more than 1e-6 of its size in float64, 1e-5 in float32, or 4
+            units of rounding in half precision (0.004 in float16, 0.03 in bfloat16).
         ValueError: a name or a factor that cannot be used.
 
     Examples:
@@ -148,15 +149,9 @@ def rescale_between(
     """
     modules = dict(model.named_modules())
     readers = [second] if isinstance(second, str) else list(second)
-    for name in (first, *readers):
-        if name not in modules:
-            raise ValueError(f"{name!r} is not a module of this {type(model).__name__}.")
+    _check_names(model, (first, *readers))
     count = _outputs(first, modules[first])
-    c = torch.as_tensor(factors, dtype=torch.float64).expand(count) if _is_scalar(factors) else torch.as_tensor(factors)
-    if c.shape != (count,) or not bool((c > 0).all()) or not bool(c.isfinite().all()):
-        raise ValueError(
-            f"factors must be {count} positive finite numbers, one for every output of '{first}', or a single one."
-        )
+    c = _factors(factors, first, count)
     with unchanged(model, example, forward, f"rescaling '{first}' against {', '.join(map(repr, readers))}"):
         _multiply_outputs(modules[first], c)
         for name in readers:
@@ -231,13 +226,20 @@ def scale_before_norm(model: nn.Module, layer: str, norm: str, factors: Tensor |
 
     Raises:
         NotInvariantError: a variance would become negative, or the function would change.
-        ValueError: ``norm`` is no batch normalisation with running statistics.
+        ValueError: ``norm`` is no batch normalisation with running statistics, or a name or factor that cannot be used.
     """
     modules = dict(model.named_modules())
+    _check_names(model, (layer, norm))
     target = modules[norm]
     if not isinstance(target, _BATCH_NORMS) or target.running_mean is None or target.running_var is None:
         raise ValueError(f"'{norm}' is a {type(target).__name__}: give a batch normalisation with running statistics.")
-    c = torch.as_tensor(factors, dtype=torch.float64).expand(target.num_features).to(target.running_var)
+    outputs = _outputs(layer, modules[layer])
+    if outputs != target.num_features:
+        raise ValueError(
+            f"'{layer}' has {outputs} outputs and '{norm}' {target.num_features} features: name the layer that "
+            "the normalisation reads."
+        )
+    c = _factors(factors, layer, target.num_features).to(target.running_var)
     variance = c.square() * (target.running_var + target.eps) - target.eps
     if not bool((variance >= 0).all()):
         raise NotInvariantError(
@@ -283,7 +285,7 @@ def unchanged(
         change: what happens, for the error.
 
     Raises:
-        NotInvariantError: the outputs differ by more than 1e-6 of the largest one (1e-3 of it in half precision).
+        NotInvariantError: the outputs differ by more than `_tolerance` of the largest one.
     """
     saved = copy.deepcopy(model.state_dict())
     before = _outputs_of(model, example, forward)
@@ -293,9 +295,8 @@ def unchanged(
     except BaseException:
         model.load_state_dict(saved)
         raise
-    half = before.dtype in (torch.float16, torch.bfloat16)
     difference = float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
-    if not difference <= (1e-3 if half else _tolerance(before.dtype)):
+    if not difference <= _tolerance(before.dtype):
         model.load_state_dict(saved)
         raise NotInvariantError(
             f"{change} changes the function by {difference:.2g} of its size, so nothing was changed: something between "
@@ -305,6 +306,9 @@ def unchanged(
 
 
 def _tolerance(dtype: torch.dtype) -> float:
+    """Of the change, relative to the largest output."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return 4 * torch.finfo(dtype).eps
     return TOLERANCE if dtype == torch.float64 else 10 * TOLERANCE
 
 
@@ -350,8 +354,22 @@ def _homogeneous_call(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _HOMOGENEOUS_METHODS
 
 
-def _is_scalar(factors: Tensor | float) -> bool:
-    return not isinstance(factors, Tensor) or factors.dim() == 0
+def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is not a module of this {type(model).__name__}.")
+
+
+def _factors(factors: Any, name: str, count: int) -> Tensor:
+    """One factor for every output, float64, shape ``(count,)``."""
+    c = torch.as_tensor(factors, dtype=torch.float64)
+    if c.shape not in ((), (count,)) or not bool((c > 0).all()) or not bool(c.isfinite().all()):
+        raise ValueError(
+            f"factors={factors!r}: factors must be {count} positive finite numbers, one for every output of '{name}', "
+            "or a single one."
+        )
+    return c.expand(count)
 
 
 def _outputs(name: str, module: nn.Module) -> int:

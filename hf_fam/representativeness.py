@@ -8,6 +8,8 @@ features, with a bandwidth ``delta ||phi_i||`` of its own for every item.
 from __future__ import annotations
 
 import math
+import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +94,7 @@ class FeatureDensity:
         dimensions: of the space in which it was estimated.
         in_features: m.
         explained_variance: the fraction that the principal components keep; 1 without them.
-        num_items: how many items.
+        num_items: how many items, without those left out because all their features are 0.
         folds: how many folds.
     """
 
@@ -172,7 +174,8 @@ def feature_density(
     The kernel around item i has standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction: it is as wide as
     the Gaussian feature perturbation ``delta A phi_i`` of `feature_robustness`. Features are kept in memory.
     Where the layer sees several rows of an item (tokens, positions), their mean is taken, without padding where the
-    batch has an ``attention_mask`` of the rows' shape.
+    batch has an ``attention_mask`` of the rows' shape. Items whose features are all 0 (dead ReLUs) are left out with a
+    warning: their kernel has no width, so that they have no density, and would make that of others like them infinite.
 
     Args:
         model: untouched.
@@ -180,7 +183,8 @@ def feature_density(
         layer: the feature layer.
         deltas: bandwidths relative to the length of each item's features.
         folds: of the cross-validation.
-        most_dimensions: principal components are taken where there are more features.
+        most_dimensions: principal components are taken where there are more features; equally many in every fold, at
+            most as many as the smallest training part has items.
         batch_size: items of a batch, where no loader is given.
         collate_fn: how items become a batch, where no loader is given.
         loss_fn: how the model is run; by default ``model(**batch)``.
@@ -188,10 +192,14 @@ def feature_density(
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: fewer items than folds, or bandwidths that are not positive.
+        ValueError: fewer items than folds, bandwidths that are not positive and finite, another argument that is out of
+            range, or features that are 0 for all items or not finite.
     """
-    if not deltas or min(deltas) <= 0:
-        raise ValueError(f"deltas={deltas!r}: give positive numbers.")
+    sizes = tuple(float(d) for d in deltas)
+    if not sizes or not all(0 < d < math.inf for d in sizes):
+        raise ValueError(f"deltas={deltas!r}: give positive finite numbers, such as (0.01, 0.1, 1.0).")
+    folds, seed = _whole("folds", folds, 2), _whole("seed", seed, 0)
+    most_dimensions = _whole("most_dimensions", most_dimensions, 1)
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
     rows = []
@@ -202,14 +210,14 @@ def feature_density(
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captured]
             rows.append(torch.stack([_mean_of_rows(r, mask) for r in calls]).mean(0))
-    features = torch.cat(rows)
+    features = _not_zero(torch.cat(rows), feature_layer.name)
     if not 2 <= folds <= len(features):
         raise ValueError(f"folds={folds!r}: give a whole number from 2 to the number of items, {len(features)}.")
-    densities, dimensions, explained = _cross_validate(features, deltas, folds, most_dimensions, seed)
+    densities, dimensions, explained = _cross_validate(features, sizes, folds, most_dimensions, seed)
     error = densities.std(1) / math.sqrt(len(features))
     return FeatureDensity(
         layer=feature_layer.name,
-        deltas=tuple(float(d) for d in deltas),
+        deltas=sizes,
         log_densities=tuple(densities.mean(1).tolist()),
         standard_errors=tuple(error.tolist()),
         dimensions=dimensions,
@@ -245,6 +253,34 @@ def log_kernel_density(points: Tensor, centres: Tensor, bandwidths: Tensor) -> T
     return torch.cat(found)
 
 
+def _whole(name: str, value: Any, least: int) -> int:
+    """The argument as an int; of numpy's types too."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    return operator.index(value)
+
+
+def _not_zero(features: Tensor, layer: str) -> Tensor:
+    """The items that have a kernel, shape ``(items, m)``."""
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"the features of layer '{layer}' contain NaN or infinity, which have no density.")
+    lengths = torch.linalg.vector_norm(features, dim=1)
+    kept = features[lengths > 1e-12 * lengths.max()]  # 0 up to rounding
+    zeros = len(features) - len(kept)
+    if not len(kept):
+        raise ValueError(
+            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?): kernels of width delta "
+            "||phi|| do not exist. Choose another layer."
+        )
+    if zeros:
+        warnings.warn(
+            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, so that "
+            "kernels of width delta ||phi|| do not exist for them.",
+            stacklevel=3,
+        )
+    return kept
+
+
 def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
     """One vector an item, shape ``(items, m)``."""
     if rows.dim() > 2 and mask is not None and mask.shape == rows.shape[:-1]:
@@ -262,16 +298,18 @@ def _cross_validate(
 
     densities = torch.zeros(len(deltas), len(features), dtype=torch.float64)
     dimensions, explained = features.shape[1], []
-    for fitted, held_out in KFold(folds, shuffle=True, random_state=seed).split(features.numpy()):
+    parts = list(KFold(folds, shuffle=True, random_state=seed).split(features.numpy()))
+    # Densities in different dimensions have no mean.
+    components = min(most_dimensions, features.shape[1], *(len(fitted) for fitted, _ in parts))
+    for fitted, held_out in parts:
         train, test = features[fitted], features[held_out]
         lengths = torch.linalg.vector_norm(train, dim=1)
         if features.shape[1] > most_dimensions:
-            components = min(most_dimensions, len(train), features.shape[1])
             pca = PCA(components, svd_solver="full").fit(train.numpy())
             train, test = (torch.from_numpy(pca.transform(x.numpy())) for x in (train, test))
             dimensions = components
             explained.append(float(pca.explained_variance_ratio_.sum()))
-        spread = lengths.clamp_min(1e-12 * float(lengths.max())) / math.sqrt(features.shape[1])
+        spread = lengths / math.sqrt(features.shape[1])
         for k, delta in enumerate(deltas):
             densities[k, held_out] = log_kernel_density(test, train, delta * spread)
     return densities, dimensions, sum(explained) / len(explained) if explained else 1.0

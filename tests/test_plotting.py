@@ -20,3 +20,7 @@ def test_a_quantity_that_a_run_lacks(tmp_path: Path) -> None:
     assert not path.exists()
     plot_runs({"one": runs["one"]}, [Panel("loss", "loss"), Panel("kappa", "flatness")], path)  # in some records only
     assert path.stat().st_size > 1000
+    without_step = {"one": [*runs["one"], {"loss": 0.5}]}
+    plot_runs(without_step, [Panel("loss", "loss")], path)
+    with pytest.raises(TypeError, match="no record of 'one' with 'loss' contains x='epoch' too"):
+        plot_runs(without_step, [Panel("loss", "loss")], path, x="epoch")

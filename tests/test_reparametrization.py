@@ -208,10 +208,42 @@ def test_refusals() -> None:
         rescale_between(model, "0", "2", -1.0, x)
     with pytest.raises(ValueError, match="4 positive"):
         rescale_between(model, "0", "2", torch.ones(3), x)
+    with pytest.raises(ValueError, match="4 positive"):
+        rescale_between(model, "0", "2", [1.0, 2.0], x)
     with pytest.raises(ValueError, match="'7' is not a module"):
         rescale_between(model, "0", "7", 1.0, x)
     with pytest.raises(ValueError, match="'1' is a GELU"):
         rescale_between(model, "1", "2", 1.0, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "factors", "message"),
+    [
+        ("nope", "1", 2.0, "'nope' is not a module"),
+        ("0", "nope", 2.0, "'nope' is not a module"),
+        ("2", "1", 2.0, "'2' is a ReLU"),
+        ("3", "1", 2.0, "'3' has 2 outputs and '1' 4 features"),
+        ("0", "1", torch.ones(3), "factors must be 4 positive finite numbers"),
+        ("0", "1", -2.0, "factors must be 4 positive"),
+        ("0", "1", float("nan"), "factors must be 4 positive"),
+    ],
+)
+def test_refusals_before_a_normalisation(layer: str, norm: str, factors: object, message: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(ValueError, match=message):
+        scale_before_norm(model, layer, norm, factors, torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_allowed_its_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)).to(dtype)
+    x = torch.randn(16, 8, dtype=dtype)
+    rescale_randomly(model, x, spread=1.0)
+    rescale_between(model, "0", "2", [1.5] * 32, x)
+    model[1] = nn.GELU()
+    with pytest.raises(NotInvariantError, match="GELU"):
+        rescale_between(model, "0", "2", 3.0, x)
 
 
 def test_residual_connections_are_no_pairs() -> None:

@@ -105,6 +105,51 @@ def test_rows_of_an_item_are_averaged_and_folds_checked() -> None:
         feature_density(tiny_bert(), classified(12), folds=13)
 
 
+def with_dead(items: int, dead: int) -> tuple[torch.nn.Module, torch.utils.data.TensorDataset]:
+    """A ReLU layer that gives 0 for the last items."""
+    model, data = mlp(1), points(items)
+    x = data.tensors[0].clone()
+    x[items - dead :] = 0
+    model[0].bias.data.zero_()
+    model[1] = torch.nn.ReLU()
+    return model, torch.utils.data.TensorDataset(x, *data.tensors[1:])
+
+
+def test_items_without_features_are_left_out() -> None:
+    model, data = with_dead(20, 3)
+    with pytest.warns(UserWarning, match="3 of 20 items are left out.*layer '2' are 0"):
+        found = feature_density(model, data, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
+    first = torch.utils.data.TensorDataset(*(t[:17] for t in data.tensors))
+    assert found == feature_density(model, first, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
+    model, data = with_dead(20, 20)
+    with pytest.raises(ValueError, match="layer '2' are 0 for all 20 items"):
+        feature_density(model, data, "2", (0.2, 0.5), loss_fn=cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"deltas": (0.1, float("nan"))}, "deltas="),
+        ({"deltas": (math.inf,)}, "deltas="),
+        ({"deltas": np.array([0.1, -1.0])}, "deltas="),
+        ({"deltas": ()}, "deltas="),
+        ({"most_dimensions": 0}, "most_dimensions=0: give a whole number of at least 1"),
+        ({"most_dimensions": -1}, "most_dimensions=-1"),
+        ({"folds": 2.0}, "folds=2.0: give a whole number of at least 2"),
+        ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
+    ],
+)
+def test_arguments_of_the_density(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        feature_density(mlp(1), points(10), "2", loss_fn=cross_entropy, **given)
+
+
+def test_one_number_of_components_for_all_folds() -> None:
+    arrays = np.array([0.1, 0.5])
+    found = feature_density(mlp(1), points(7), "2", arrays, folds=2, most_dimensions=4, loss_fn=cross_entropy)
+    assert found.dimensions == 3 and found.deltas == (0.1, 0.5)  # folds of 3 and 4 items
+
+
 def test_gap_and_bound() -> None:
     found = feature_robustness(mlp(2), points(30), "2", (0.1, 0.5), loss_fn=cross_entropy)
     for term in decompose_gap(found, 0.2, 0.9):

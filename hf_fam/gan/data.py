@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def _sample(item: Any) -> Tensor:
                 f"returns {{{SAMPLES!r}: tensor}}."
             )
         item = item[names[0]]
-    elif isinstance(item, (tuple, list)) and item and isinstance(item[0], Tensor):
+    elif isinstance(item, (tuple, list)) and item and isinstance(item[0], (Tensor, np.ndarray)):
         item = item[0]
     try:
         sample = torch.as_tensor(item)

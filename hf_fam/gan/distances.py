@@ -29,12 +29,12 @@ def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise ImportError("the earth mover's distance needs scipy: pip install 'hf-fam[gan]'.") from None
-    if real.shape != generated.shape or len(real) == 0:
+    if real.shape != generated.shape or real.ndim == 0 or len(real) == 0:
         raise ValueError(
             f"real samples of shape {tuple(real.shape)}, generated of {tuple(generated.shape)}: give equally many "
             "of each, at least one."
         )
-    x, y = (samples.detach().cpu().double().flatten(1) for samples in (real, generated))
+    x, y = (samples.detach().cpu().double().reshape(len(samples), -1) for samples in (real, generated))
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("samples contain NaN or infinity, which have no distance.")
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()

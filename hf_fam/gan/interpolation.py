@@ -153,7 +153,7 @@ def interpolate(
         search = _Search(decode, z0, z1, LatentCurve(curve, degree, points, sphere), points)
         if energy in SCORED and score_range is None:
             score_range = _calibrated(decode, z0, calibration, quantiles, seed, len(z0) * points)
-        if score_range is not None and not (all(map(math.isfinite, score_range)) and score_range[0] < score_range[1]):
+        if score_range is not None and not _is_range(score_range):
             raise ValueError(f"score_range={score_range!r}: give two finite scores, the lower one first.")
         start_energy = lowest = None
         coefficients = search.start(seed)
@@ -170,6 +170,10 @@ def interpolate(
     return Interpolation(
         found.latents, found.samples, found.scores, linear, spherical, lowest, start_energy, score_range
     )
+
+
+def _is_range(given: tuple[float, ...]) -> bool:
+    return len(given) == 2 and all(map(math.isfinite, given)) and given[0] < given[1]
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
         _without_patched_autocast(critic),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        inputs = points.detach().to(_working_type(critic, points)).requires_grad_()
+        inputs = critic_inputs(critic, points).requires_grad_()
         values = one_value_a_sample(critic(inputs), len(inputs), "critic")
         gradient = None
         if values.requires_grad:
@@ -163,6 +163,13 @@ def refuse_coupled_samples(critic: Critic) -> None:
                 "to penalise. Use layer, group or instance normalisation, or none, in the critic; the generator may "
                 "keep its own."
             )
+
+
+def critic_inputs(critic: Critic, points: Tensor) -> Tensor:
+    """The points without their graph, in the type of the critic's parameters."""
+    # What was made in inference mode can be in no graph, but a copy can.
+    points = points.clone() if points.is_inference() else points.detach()
+    return points.to(_working_type(critic, points))
 
 
 def _modules(critic: Critic) -> list[tuple[str, nn.Module]]:

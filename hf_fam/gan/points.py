@@ -31,14 +31,16 @@ class LinePoints:
 
         Args:
             real: of shape (n, ...).
-            generated: of the same shape.
+            generated: of the same shape; of two types, the points have the wider one (autocast makes half precision).
             generator: where the random numbers come from, a ``torch.Generator`` or `ItemDraws`; None: torch's own.
 
         Raises:
             ValueError: the shapes differ.
         """
         _same_shape(real, generated)
-        return torch.lerp(generated.detach(), real.detach(), _one_a_sample(real, generator))
+        dtype = torch.promote_types(real.dtype, generated.dtype)
+        real, generated = real.detach().to(dtype), generated.detach().to(dtype)
+        return torch.lerp(generated, real, _one_a_sample(real, generator))
 
 
 @dataclass(frozen=True)

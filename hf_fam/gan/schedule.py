@@ -16,6 +16,9 @@ class CriticSchedule:
         warmup_steps: number of generator steps at the beginning that belong to the warm-up.
         warmup_every: every so many generator steps, one more belongs to it; 0: none.
 
+    Raises:
+        ValueError: ``steps`` or ``warmup`` is not a whole number of at least 1, or another not of at least 0.
+
     Examples:
         >>> schedule = CriticSchedule(steps=5, warmup=100, warmup_steps=25, warmup_every=500)
         >>> schedule.critic_steps(25), schedule.critic_steps(26), schedule.critic_steps(501)
@@ -28,6 +31,13 @@ class CriticSchedule:
     warmup: int = 5
     warmup_steps: int = 0
     warmup_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name, least in (("steps", 1), ("warmup", 1), ("warmup_steps", 0), ("warmup_every", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
 
     def critic_steps(self, generator_steps: int) -> int:
         """The number of critic steps that are made when so many generator steps are."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
+from numbers import Real
+from typing import Any, Optional
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from .penalty import ONE, SIDES, check_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
@@ -233,13 +234,17 @@ class WGANTrainingArguments(TrainingArguments):
             )
 
     def _check_optimizers(self) -> None:
-        for network in ("critic", "generator"):
-            _check_positive(self, f"{network}_learning_rate")
-            for beta in ("adam_beta1", "adam_beta2"):
-                value = getattr(self, f"{network}_{beta}")
-                if value is not None and not 0 <= value < 1:
-                    raise ValueError(f"{network}_{beta}={value!r}: give a number of at least 0 and below 1.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+        if not (_is_number(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"learning_rate={self.learning_rate!r}: give a number that is not negative.")
+        for network in ("critic_", "generator_"):
+            _check_positive(self, f"{network}learning_rate")
+        for network in ("", "critic_", "generator_"):
+            for name in (f"{network}adam_beta1", f"{network}adam_beta2"):
+                value = getattr(self, name)
+                if not _is_left_out(self, name) and not (_is_number(value) and 0 <= value < 1):
+                    raise ValueError(f"{name}={value!r}: give a number of at least 0 and below 1.")
+            _check_scheduler(self, f"{network}lr_scheduler_type")
+        if self.ema_decay is not None and not (_is_number(self.ema_decay) and 0 < self.ema_decay < 1):
             raise ValueError(f"ema_decay={self.ema_decay!r}: give a number between 0 and 1, such as 0.999, or None.")
         if self.fp16:
             raise ValueError(
@@ -252,8 +257,9 @@ class WGANTrainingArguments(TrainingArguments):
         _check_whole(self, "sample_steps", 0)
         for name in ("sample_count", "eval_samples"):
             _check_whole(self, name, 1)
-        if not self.sample_low < self.sample_high:
-            raise ValueError(f"sample_low={self.sample_low!r}, sample_high={self.sample_high!r}: low has to be below.")
+        low, high = self.sample_low, self.sample_high
+        if not (_is_number(low) and _is_number(high) and low < high):
+            raise ValueError(f"sample_low={low!r}, sample_high={high!r}: give two numbers; low has to be below.")
 
 
 def _numbers_from_strings(args: WGANTrainingArguments) -> None:
@@ -268,16 +274,39 @@ def _numbers_from_strings(args: WGANTrainingArguments) -> None:
                 raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
 
 
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_left_out(args: WGANTrainingArguments, name: str) -> bool:
+    """Whether the argument is None and may be."""
+    return getattr(args, name) is None and WGANTrainingArguments.__dataclass_fields__[name].default is None
+
+
 def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:
+    """Keep it as an int: YAML and JSON may have made 2.0 of it."""
     value = getattr(args, name)
-    if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+    if _is_left_out(args, name):
+        return
+    if not _is_number(value) or value != int(value) or value < least:
         raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    setattr(args, name, int(value))
 
 
 def _check_positive(args: WGANTrainingArguments, name: str) -> None:
     value = getattr(args, name)
-    if value is not None and not (math.isfinite(value) and value > 0):
+    if not _is_left_out(args, name) and not (_is_number(value) and value > 0):
         raise ValueError(f"{name}={value!r}: give a positive number.")
+
+
+def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
+    if _is_left_out(args, name):
+        return
+    try:
+        SchedulerType(getattr(args, name))
+    except ValueError:
+        known = ", ".join(repr(kind.value) for kind in SchedulerType)
+        raise ValueError(f"{name}={getattr(args, name)!r}: give one of {known}.") from None
 
 
 def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:

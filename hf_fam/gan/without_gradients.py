@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .penalty import Critic, one_value_a_sample, refuse_coupled_samples
+from .penalty import Critic, critic_inputs, one_value_a_sample, refuse_coupled_samples
 
 
 def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor:
@@ -15,6 +15,7 @@ def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor
 
     x runs through the real and y through the generated samples: the condition that duality asks for, at the samples
     themselves (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv 1709.08894). First-order gradients are enough.
+    Half-precision samples become float32 unless the critic itself is in half precision, as in `gradient_penalty`.
 
     Args:
         critic: as for `gradient_penalty`; larger on real samples.
@@ -41,10 +42,10 @@ def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor
     with torch.autocast(real.device.type, enabled=False):
         # Differences themselves: distances from inner products lose all digits for points that are close.
         exact = "donot_use_mm_for_euclid_dist"
-        wide = torch.promote_types(real.dtype, torch.float32)
+        wide = torch.promote_types(torch.promote_types(real.dtype, generated.dtype), torch.float32)
         distance = torch.cdist(real.flatten(1).to(wide), generated.flatten(1).to(wide), compute_mode=exact)
-    on_real = one_value_a_sample(critic(real), len(real), "critic")
-    on_generated = one_value_a_sample(critic(generated), len(generated), "critic")
+    on_real = one_value_a_sample(critic(critic_inputs(critic, real)), len(real), "critic")
+    on_generated = one_value_a_sample(critic(critic_inputs(critic, generated)), len(generated), "critic")
     return (on_real[:, None] - on_generated[None] - distance).relu().square().mean()
 
 

@@ -143,7 +143,7 @@ def split_certificate(
         (0.951303, 'minimum', 'saddle')
     """
     source = find_hidden_layer(model, layer, next_layer)
-    check_usable(source, neuron)
+    neuron = check_usable(source, neuron)
     copied = float64_copy(model)
     hidden = find_hidden_layer(copied, source.names[0], source.next_name)
     objective = Objective(loss, data, reduction)
@@ -274,8 +274,8 @@ def _relative_gradient(model: nn.Module, curvature: SplitCurvature) -> float:
     return size / abs(curvature.loss) if curvature.loss else (math.inf if size else 0.0)
 
 
-def check_usable(hidden: HiddenLayer, neuron: int) -> None:
-    """Refuse what the formula is not about.
+def check_usable(hidden: HiddenLayer, neuron: int) -> int:
+    """Refuse what the formula is not about; the neuron as an int.
 
     Raises:
         ValueError: a gated MLP, no such neuron, or a frozen layer.
@@ -285,9 +285,10 @@ def check_usable(hidden: HiddenLayer, neuron: int) -> None:
             f"'{hidden.names[0]}' belongs to a gated MLP: a neuron is a product of two factors, for which this "
             "formula for B and D does not hold. Splitting, merging and widening work there, the certificate does not."
         )
-    check_neuron(hidden, neuron)
+    neuron = check_neuron(hidden, neuron)
     for name, module in ((hidden.names[0], hidden.incoming[0]), (hidden.next_name, hidden.outgoing)):
         if not module.weight.requires_grad:
             raise ValueError(
                 f"the weight of '{name}' is frozen (requires_grad=False), but the certificate is about training it."
             )
+    return neuron

@@ -112,7 +112,7 @@ class _Equations:
 
 def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: int) -> tuple[Tensor, _Equations]:
     """One column for each value f(x): gradient, D and B of that value as if it were the loss."""
-    check_usable(hidden, neuron)
+    neuron = check_usable(hidden, neuron)
     with recorded(hidden) as seen:
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):

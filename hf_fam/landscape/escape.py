@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .objective import Loss, Objective, float64_copy, trainable
 from .splitting import OUTSIDE_THE_TRAP, shares, split_hidden
 
 SLIDE, STEP, DESCEND = "slide", "step", "descend"
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # of the loss, times the ratio: shares of that size cancel in the outputs
 SAMPLES = 4
 
 
@@ -96,12 +97,13 @@ def escape_path(
         loss: the same as for the certificate.
         data: the same as for the certificate.
         to_ratio: where to leave; None: stay where the certificate says saddle, else 1.5 or 1/2, by the sign of B.
-        slide_points: how many ratios to look at on the way.
+        slide_points: how many ratios to look at on the way, both ends included; at least 2.
         steps: the most steps of descent.
         reduction: the same as for the certificate.
 
     Raises:
-        ValueError: there is no direction of negative curvature, or the loss is not that of the certificate.
+        ValueError: there is no direction of negative curvature, the loss is not that of the certificate, or an argument
+            is out of range.
         RuntimeError: the loss increased by more than rounding, which means that it is not a function of the
             parameters alone (random augmentation, a shuffled loss).
 
@@ -116,6 +118,12 @@ def escape_path(
         >>> round(path.losses[0], 6), path.losses[-1] < 0.05
         (0.51346, True)
     """
+    if isinstance(slide_points, bool) or not isinstance(slide_points, int) or slide_points < 2:
+        raise ValueError(
+            f"slide_points={slide_points!r}: give a whole number of at least 2, for both ends of the slide."
+        )
+    if to_ratio is not None and not math.isfinite(to_ratio):
+        raise ValueError(f"to_ratio={to_ratio!r}: give a finite number, or None.")
     target = _target(certificate) if to_ratio is None else to_ratio
     direction = _way_out(certificate, target)
     source = find_hidden_layer(model, certificate.layer, certificate.next_layer)
@@ -177,7 +185,7 @@ class _Walk:
 
     def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
         before = self.points[-1]
-        if not loss <= before.loss + ROUNDING * max(1.0, abs(before.loss)):
+        if not loss <= before.loss + ROUNDING * max(1.0, abs(before.loss)) * max(1.0, abs(ratio)):
             raise RuntimeError(
                 f"the loss rose from {before.loss!r} to {loss!r} in phase {phase!r}: it is not a function of the "
                 "parameters alone. Are the data augmented, or shuffled under batch normalisation?"

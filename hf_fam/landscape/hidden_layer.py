@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,14 +107,16 @@ def weight_rows(module: Any) -> Tensor:
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
-def check_neuron(hidden: HiddenLayer, neuron: int) -> None:
-    """Refuse a neuron that is not there.
+def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
+    """The index as an int, whatever type it has; a neuron that is not there is refused.
 
     Raises:
         ValueError: ``neuron`` is not an index into the layer.
     """
-    if isinstance(neuron, bool) or not isinstance(neuron, int) or not 0 <= neuron < hidden.width:
+    whole = hasattr(neuron, "__index__") and not isinstance(neuron, bool)
+    if not whole or not 0 <= operator.index(neuron) < hidden.width:
         raise ValueError(f"neuron={neuron!r}: layer '{hidden.names[0]}' has neurons 0 to {hidden.width - 1}.")
+    return operator.index(neuron)
 
 
 def find_hidden_layer(
@@ -143,6 +146,9 @@ def find_hidden_layer(
         # What is known by its name keeps its gate.
         if found is None or found.next_name != next_name:
             found = HiddenLayer((name,), (module,), next_name, outgoing)
+    _check_called_once(model, name, module)
+    if found is not None:
+        _check_called_once(model, found.next_name, found.outgoing)
     if found is None:
         raise ValueError(
             f"layer '{name}': which layer reads its output cannot be told from the structure of {_owner(model, name)}. "
@@ -212,31 +218,42 @@ def _normalised_inside(parent: nn.Module, hidden: HiddenLayer) -> bool:
 
 def _in_sequential(model: nn.Module, name: str, module: nn.Module) -> HiddenLayer | None:
     """By the order in which an ``nn.Sequential``, nested ones included, calls its modules."""
-    modules = dict(model.named_modules())
+    order = _order(model, name)
+    if _calls(order, module) != 1:
+        return None
+    position = next(k for k, (_, candidate) in enumerate(order) if candidate is module)
+    for next_name, candidate in order[position + 1 :]:
+        if isinstance(candidate, nn.Linear) or type(candidate).__name__ == "Conv1D":
+            once = _calls(order, candidate) == 1
+            return HiddenLayer((name,), (module,), next_name, candidate) if once else None
+        if not _is_elementwise(candidate):
+            return None
+    return None
+
+
+def _order(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """What the outermost ``nn.Sequential`` around a layer calls, in that order; empty if there is none."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     top, outer = None, name
     while outer:
         outer = outer.rpartition(".")[0]
         if type(modules[outer]) is not nn.Sequential:
             break
         top = outer
-    if top is None:
-        return None
-    order = list(_flattened(modules[top], top))
-    position = next(k for k, (_, candidate) in enumerate(order) if candidate is module)
-    for next_name, candidate in order[position + 1 :]:
-        if isinstance(candidate, nn.Linear) or type(candidate).__name__ == "Conv1D":
-            return HiddenLayer((name,), (module,), next_name, candidate)
-        if not _is_elementwise(candidate):
-            return None
-    return None
+    return [] if top is None else list(_flattened(modules[top], top))
+
+
+def _calls(order: list[tuple[str, nn.Module]], module: nn.Module) -> int:
+    return sum(candidate is module for _, candidate in order)
 
 
 def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for key, child in sequential.named_children():
+    # named_children() leaves out every further occurrence of a module, which is called all the same.
+    for key, child in sequential._modules.items():
         name = f"{prefix}.{key}" if prefix else key
         if type(child) is nn.Sequential:
             yield from _flattened(child, name)
-        else:
+        elif child is not None:
             yield name, child
 
 
@@ -290,6 +307,15 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
             raise ValueError(
                 f"layer '{name}' shares its weight with another layer, which would have to change with it."
             )
+
+
+def _check_called_once(model: nn.Module, name: str, module: nn.Module) -> None:
+    times = _calls(_order(model, name), module)
+    if times > 1:
+        raise ValueError(
+            f"layer '{name}' is called {times} times by its nn.Sequential, for other neurons each time: its weights "
+            "cannot change for one of them alone. Give each place a layer of its own (copy.deepcopy)."
+        )
 
 
 def _kind(module: nn.Module) -> str:

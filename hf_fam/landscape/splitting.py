@@ -57,7 +57,7 @@ def split_neuron(
         (True, torch.Size([2, 5]))
     """
     hidden = find_hidden_layer(model, layer, next_layer)
-    check_neuron(hidden, neuron)
+    neuron = check_neuron(hidden, neuron)
     _check_ratio(ratio)
     split_hidden(hidden, [neuron], ratio)
     update_config(model, [hidden])

@@ -41,10 +41,15 @@ def test_frechet_distance_against_scipys_matrix_root(samples: int) -> None:
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6 * np.trace(covariances[0]))
 
 
+def test_earth_movers_distance_of_single_numbers() -> None:
+    assert earth_movers_distance(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 1.0])) == 1.0
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(2, 2), "give equally many of each"),
+        (torch.zeros(()), torch.zeros(()), "at least one"),
         (torch.zeros(0, 2), torch.zeros(0, 2), "at least one"),
         (torch.full((2, 2), float("nan")), torch.zeros(2, 2), "NaN or infinity"),
     ],

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from hf_fam.gan import gradient_penalty
+from hf_fam.gan import gradient_norms, gradient_penalty
 from hf_fam.gan.safe_norm import row_norms
 
 SIDES = ("one", "two", "zero")
@@ -52,6 +52,13 @@ def test_second_derivative_against_finite_differences(side: str) -> None:
     assert penalty(*values) > 0
     assert torch.autograd.gradcheck(penalty, values)
     assert torch.autograd.gradgradcheck(penalty, values)
+
+
+def test_points_may_come_from_inference_mode() -> None:
+    critic = mlp()
+    with torch.inference_mode():
+        points = torch.randn(4, 3).double()
+    torch.testing.assert_close(gradient_norms(critic, points), gradient_norms(critic, points.clone()))
 
 
 @pytest.mark.parametrize("side", SIDES)

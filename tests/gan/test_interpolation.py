@@ -295,6 +295,7 @@ def test_half_precision_images_and_equal_ends() -> None:
         ({"h": -1.0}, "h=-1.0"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"score_range": (1.0, 0.0)}, "score_range"),
+        ({"score_range": (1.0,)}, r"score_range=\(1.0,\): give two finite scores"),
         ({"quantiles": (0.9, 0.1)}, "quantiles"),
         ({"z0": torch.zeros(2), "z1": torch.zeros(2)}, r"z0\[None\]"),
         ({"z0": LEFT * math.nan}, "z0 has values"),

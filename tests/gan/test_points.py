@@ -53,6 +53,14 @@ def test_they_are_detached_and_seeded(sampler: LinePoints) -> None:
     assert sampler(real[:1], generated[:1]).isfinite().all()  # a batch of one
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_generated_samples_may_be_in_half_precision(sampler: LinePoints, half: torch.dtype) -> None:
+    """As under autocast."""
+    points = sampler(torch.randn(4, 3), torch.randn(4, 3).to(half))
+    assert points.dtype == (half if isinstance(sampler, GeneratedPoints) else torch.float32)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS[:3], ids=repr)
 def test_unequal_batches_are_refused(sampler: LinePoints) -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(4, 2\)"):

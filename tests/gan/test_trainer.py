@@ -161,6 +161,13 @@ def test_weights_are_clipped_after_each_critic_step(tmp_path: Path) -> None:
     assert logged(trainer, "gradient_penalty") == [] and len(logged(trainer, "wasserstein_estimate")) == 6
 
 
+@pytest.mark.parametrize("given", [{"steps": 0}, {"warmup": 0}, {"warmup_steps": -1}, {"warmup_every": 2.5}])
+def test_schedules_that_are_refused(given: dict[str, Any]) -> None:
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: give a whole number of at least"):
+        CriticSchedule(**given)
+
+
 def test_schedule_of_the_critic() -> None:
     """Against counting, with a warm-up that comes back."""
     schedule = CriticSchedule(steps=3, warmup=7, warmup_steps=2, warmup_every=5)
@@ -298,3 +305,5 @@ def test_best_checkpoint_is_the_one_with_the_smallest_distance(tmp_path: Path) -
 def test_collator_stacks_what_is_not_floating_point_never() -> None:
     with pytest.raises(ValueError, match="samples of type torch.uint8: give floating-point ones"):
         collate_samples([torch.zeros(2, dtype=torch.uint8)] * 2)
+    batch = collate_samples([(torch.zeros(2).numpy(), 1), (torch.ones(2).numpy(), 0)])
+    assert torch.equal(batch["samples"], torch.tensor([[0.0, 0.0], [1.0, 1.0]]))

@@ -17,6 +17,9 @@ from support.gans import points, tiny_critic, tiny_generator, wgan_arguments, wg
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"n_critic": 0}, "n_critic=0: give a whole number of at least 1"),
     ({"n_critic": 2.5}, "n_critic=2.5: give a whole number"),
+    ({"n_critic": "abc"}, "n_critic='abc': give a whole number"),
+    ({"n_critic": float("nan")}, "n_critic=nan: give a whole number"),
+    ({"n_critic": None}, "n_critic=None: give a whole number"),
     ({"n_critic_warmup": 0}, "n_critic_warmup=0"),
     ({"n_critic_warmup_every": 500}, "n_critic_warmup_every=500 has no meaning without n_critic_warmup"),
     ({"penalty_radius": 2.0}, "penalty_radius=2.0 has no meaning with penalty_points='line'"),
@@ -27,7 +30,15 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"penalty_points": "lines"}, "penalty_points='lines': give one of 'line', 'local'"),
     ({"penalty_lambda": 0}, "penalty_lambda=0: give a positive number"),
     ({"penalty_lambda": "strong"}, "penalty_lambda='strong' is not a number"),
+    ({"penalty_lambda": None}, "penalty_lambda=None: give a positive number"),
     ({"penalty_target": -1.0}, "penalty_target=-1.0"),
+    ({"penalty_target": None}, "penalty_target=None: give a positive number"),
+    ({"learning_rate": -1.0}, "^learning_rate=-1.0"),
+    ({"adam_beta1": 1.5}, "^adam_beta1=1.5"),
+    ({"adam_beta2": None}, "^adam_beta2=None"),
+    ({"critic_lr_scheduler_type": "nope"}, "critic_lr_scheduler_type='nope': give one of 'linear'"),
+    ({"lr_scheduler_type": "nope"}, "^lr_scheduler_type='nope': give one of 'linear'"),
+    ({"sample_high": None}, "sample_low=-1.0, sample_high=None"),
     ({"penalty": "zero", "penalty_target": 2.0}, "penalty='zero', penalty_target=2.0 has no meaning"),
     ({"penalty_radius": float("nan")}, "penalty_radius=nan"),
     ({"penalty_every": 0}, "penalty_every=0"),
@@ -54,6 +65,12 @@ def test_numbers_from_yaml(tmp_path: Path) -> None:
     """YAML reads 1e-4 as a string."""
     args = wgan_arguments(tmp_path, learning_rate="1e-4", critic_learning_rate="1e-3", ema_decay=".9")
     assert (args.learning_rate, args.critic_learning_rate, args.ema_decay) == (1e-4, 1e-3, 0.9)
+
+
+def test_whole_numbers_are_kept_as_such(tmp_path: Path) -> None:
+    args = wgan_arguments(tmp_path, n_critic=2.0, sample_count=9.0)
+    assert (args.n_critic, args.sample_count) == (2, 9)
+    assert isinstance(args.n_critic, int) and isinstance(args.sample_count, int)
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [

@@ -32,6 +32,16 @@ def test_transport_penalty_of_a_lipschitz_critic_is_zero() -> None:
     assert transport_penalty(lambda x: x[:, :1], real, real + 1e-9).item() == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_transport_penalty_of_half_precision_samples(inference: bool) -> None:
+    critic = nn.Linear(3, 1)
+    with torch.inference_mode(inference):
+        real, generated = torch.randn(4, 3), torch.randn(5, 3).bfloat16()
+    value = transport_penalty(critic, real.bfloat16(), generated)
+    torch.testing.assert_close(value, transport_penalty(critic, real.bfloat16().float(), generated.float()))
+    transport_penalty(critic, real, generated).backward()
+
+
 def test_transport_penalty_refuses() -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(3, 4\)"):
         transport_penalty(nn.Linear(2, 1), torch.randn(3, 2), torch.randn(3, 4))

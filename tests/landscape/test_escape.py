@@ -97,6 +97,20 @@ def test_transformer_away_from_critical_points() -> None:
     assert path.losses[-1] < path.losses[0] and model.config.intermediate_size == 16
 
 
+def test_slides_of_any_length() -> None:
+    torch.manual_seed(1)
+    model = mlp((2, 2, 1))
+    design = design_minimum(model, torch.randn(80, 2), "0")
+    given = (model, design.certificate, HalfSquaredError(), (design.inputs, design.targets))
+    for points in (1, 0, -3, 2.0):
+        with pytest.raises(ValueError, match=f"slide_points={points}: give a whole number of at least 2"):
+            escape_path(*given, slide_points=points)
+    with pytest.raises(ValueError, match="to_ratio=inf: give a finite number"):
+        escape_path(*given, to_ratio=float("inf"))
+    path = escape_path(*given, to_ratio=1e6, slide_points=9, steps=2)  # shares that large cancel with rounding
+    assert path.points[-1].ratio == 1e6
+
+
 def test_other_data_are_refused() -> None:
     torch.manual_seed(1)
     model = mlp((2, 2, 1))

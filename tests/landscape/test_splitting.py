@@ -229,6 +229,35 @@ def test_per_neuron_activation_is_not_passed_over() -> None:
     split_neuron(nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), "0", 0)
 
 
+def test_a_module_that_is_used_again_is_not_passed_over() -> None:
+    """named_children() would show it at its first place only."""
+    for again in (nn.Softmax(-1), nn.LayerNorm(6)):
+        model = nn.Sequential(nn.Linear(3, 6), again, nn.Linear(6, 6), again, nn.Linear(6, 2))
+        with pytest.raises(ValueError, match="cannot be told from the structure of Sequential"):
+            split_neuron(model, "2", 0)
+    linear, act = nn.Linear(6, 6), nn.Tanh()
+    model = nn.Sequential(
+        nn.Linear(3, 6), act, linear, act, nn.Sequential(linear, act), nn.Linear(6, 6), act, nn.Linear(6, 2)
+    )
+    x = torch.randn(5, 3)
+    before = model(x)
+    with pytest.raises(ValueError, match=r"layer '2' is called 2 times by its nn.Sequential"):
+        split_neuron(model, "2", 0)
+    with pytest.raises(ValueError, match=r"layer '2' is called 2 times|cannot be told"):
+        split_neuron(model, "0", 0)
+    with pytest.raises(ValueError, match=r"layer '2' is called 2 times"):
+        split_neuron(model, "0", 0, next_layer="2")
+    widen(model, "5", by=2)  # an activation may come again
+    torch.testing.assert_close(model(x), before)
+
+
+def test_a_neuron_may_be_numpys() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert split_neuron(model, "0", torch.arange(4).numpy()[1]) == 4
+    with pytest.raises(ValueError, match="neuron=1.0"):
+        split_neuron(model, "0", 1.0)
+
+
 def shared() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
