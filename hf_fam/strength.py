@@ -43,7 +43,7 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
     [-1.92] and CIFAR-10 from scratch +0.25 [-0.52]. From scratch 0.03 gains more with wrong labels (+1.50 and, at the
     better rate, +1.84), and is not harmless with right ones (-0.41 [-1.05]).
 
-    Not centred, 0.001 gains half as much on text and most of it on images (+0.41 and +3.72); 0.01 is not harmless (CoLA
+    Not centred, 0.001 gains half as much on text and most of it on CIFAR-10 (+0.41 and +3.72); 0.01 is not harmless (CoLA
     in fine-tuning +0.26 [-0.83]; a linear classifier of images with right labels -1.07 [-1.56]).
 
     At a hidden layer, with `gauss_newton`, 0.01 gains on frozen embeddings where labels are wrong (+3.80 [+3.41]) and
