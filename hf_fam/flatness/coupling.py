@@ -85,14 +85,25 @@ def find_coupling(
         ('rows', 'batch')
     """
     first = gradients(loss, pre_activations, range_scale(loss, pre_activations))
-    vectors = [_fixed_normal(z) for z in pre_activations]
-    nested = calls_are_nested(features, pre_activations)
+    curved: list[bool] = []
 
     def products(moved: Sequence[Tensor]) -> list[Tensor]:
-        return vector_products(first, pre_activations, moved, create_graph=False)
+        answers = vector_products(first, pre_activations, moved, create_graph=False)
+        curved.append(any(bool(h.any()) for h in answers))
+        return answers
 
-    if not any(h.any() for h in products(vectors)):
-        return None
+    found = _coupling(products, pre_activations, features, items)
+    return found if any(curved) or not curved else None
+
+
+def _coupling(
+    products: Callable[[Sequence[Tensor]], list[Tensor]],
+    pre_activations: Sequence[Tensor],
+    features: Sequence[Tensor],
+    items: bool,
+) -> Coupling:
+    vectors = [_fixed_normal(z) for z in pre_activations]
+    nested = calls_are_nested(features, pre_activations)
     rows = _numbered([z[..., :1] for z in pre_activations])
     items = items and _alike(pre_activations)
     if not items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):
