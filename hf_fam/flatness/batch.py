@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .linear_map import LinearMap
-from .signs import key, subkeys
+from ..calculus.signs import key, subkeys
+from ..layer.linear_map import LinearMap
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, range_scale, rounding_error, vector_products
 
 
 class Coupling(str, enum.Enum):

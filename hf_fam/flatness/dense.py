@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, vector_products, wide
 from .batch import Batch
-from .curvature import gradients, vector_products, wide
 
 MAX_WEIGHTS = 10_000
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import wide
+from ..calculus.signs import key, signs
+from ..layer.linear_map import LinearMap
 from .batch import Seeds
 from .coupling import Coupling
-from .curvature import wide
-from .linear_map import LinearMap
-from .signs import key, signs
 
 
 def draw(
@@ -64,7 +64,7 @@ def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | No
 
     Examples:
         >>> import torch
-        >>> from hf_fam.flatness.linear_map import RowMap
+        >>> from hf_fam.layer.linear_map import RowMap
         >>> identity = RowMap(2, 2, lambda: torch.eye(2))
         >>> phi, r = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, -1.0]])
         >>> direction(phi, identity, r, None)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
 from .batch import Batch
-from .curvature import gradients, quadratic_form, range_scale, second_derivatives, vector_products
 from .probes import RandomProbes
 
 

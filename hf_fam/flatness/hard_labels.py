@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .curvature import wide
+from ..calculus.derivatives import wide
 from .heads import weights_from_gradient
 
 # How far, relative to its size, the gradient may be from the one that is expected.

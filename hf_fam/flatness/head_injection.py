@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import wide
+from ..layer.linear_map import LinearMap
 from .batch import Batch, Seeds
-from .curvature import wide
 from .head_sampling import HeadSampling, thin
-from .linear_map import LinearMap
 from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.signs import key, signs, subkeys
 from .batch import Seeds
-from .signs import key, signs, subkeys
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
 from .batch import Batch, RecheckSchedule
-from .curvature import gradients, range_scale, rounding_error, vector_products, wide
 from .head_sampling import HeadSampling, thin
 from .loss_graph import is_cross_entropy
 from .softmax_head import chunks_of, softmax_flatness

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, inner, quadratic_form, range_scale, vector_products
 from .batch import Batch
-from .curvature import gradients, inner, quadratic_form, range_scale, vector_products
 from .probes import RandomProbes
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from .autograd_graph import between
+from ..calculus.autograd_graph import between
+from ..calculus.torch_internals import saved
 
 # Nodes that only pick, order or convert entries, and nodes that are linear in the one input that leads to the logits.
 _SHAPES = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Select", "Index", "ToCopy", "Clone", "Squeeze", "Unsqueeze",
@@ -51,7 +52,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor) -> bool:
 
 
 def _over_classes(log_softmax: Node, classes: int) -> bool:
-    result: Tensor = log_softmax._saved_result  # type: ignore[attr-defined]
-    dim: int = log_softmax._saved_dim  # type: ignore[attr-defined]
+    result: Tensor = saved(log_softmax, "result")
+    dim: int = saved(log_softmax, "dim")
     # torch gives a negative dimension back as an unsigned number.
     return result.shape[-1] == classes and dim in (result.dim() - 1, -1, 2**64 - 1)

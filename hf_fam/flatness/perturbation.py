@@ -14,11 +14,11 @@ import math
 
 from torch import Tensor
 
+from ..calculus.derivatives import SecondDerivativeError, inner
+from ..layer.linear_map import LinearMap
 from .batch import Batch, Seeds
 from .coupling import Coupling, CouplingFinder
-from .curvature import SecondDerivativeError, inner
 from .directions import draw
-from .linear_map import LinearMap
 
 
 class FeaturePerturbation:

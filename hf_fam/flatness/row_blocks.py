@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .curvature import vector_products, wide
+from ..calculus.derivatives import vector_products, wide
 
 # No dense block has more columns than this.
 LARGEST_BLOCK = 2000

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gradients, range_scale, vector_products, wide
 from .batch import Batch
-from .curvature import gradients, range_scale, vector_products, wide
 from .gauss_newton_probe import push_forward
 from .heads import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
@@ -51,7 +51,7 @@ def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
     Examples:
         >>> import torch
         >>> from hf_fam.flatness.heads import recognise_calls
-        >>> from hf_fam.flatness.linear_map import RowMap
+        >>> from hf_fam.layer.linear_map import RowMap
         >>> W, phi = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[2.0, 0.0]])
         >>> z = (0 * phi @ W.T).requires_grad_()
         >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0]))

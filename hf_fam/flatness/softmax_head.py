@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .curvature import wide
+from ..calculus.derivatives import wide
 
 # Entries of one temporary of chunk x V; there are two or three of them at a time (32 MB each in float32). Smaller
 # chunks spend their time on reading and writing the gradient of W, (V, m), once a chunk.

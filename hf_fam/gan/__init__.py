@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from .data import collate_samples
 from .distances import earth_movers_distance, frechet_distance
-from .draws import ItemDraws
 from .interpolation import Interpolation, LatentPath, interpolate
+from .item_numbers import ItemDraws
+from .lipschitz import clip_weights, transport_penalty
 from .penalty import gradient_norms, gradient_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
 from .schedule import CriticSchedule
-from .without_gradients import clip_weights, transport_penalty
 
 if TYPE_CHECKING:
     from .trainer import WGANTrainer

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:
-    from .trainer import WGANTrainer
-
 
 class AfterCriticStep(TrainerCallback):
-    """The moments at which the Trainer's loop lets the generator and the pictures in."""
+    """The moments at which the Trainer's loop lets the generator and the pictures in.
 
-    def __init__(self, trainer: WGANTrainer) -> None:
-        self._trainer = trainer
+    Args:
+        begin_training: called before the first step; nothing of an earlier training is logged.
+        step_generator: called when the critic has been stepped and its gradients are still there.
+        save_samples: called where a picture is due.
+    """
+
+    def __init__(
+        self,
+        begin_training: Callable[[], None],
+        step_generator: Callable[[], None],
+        save_samples: Callable[[], object],
+    ) -> None:
+        self.begin_training, self.step_generator, self.save_samples = begin_training, step_generator, save_samples
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Nothing of an earlier training is logged."""
-        self._trainer._begin_training()
+        """Begin a training."""
+        self.begin_training()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The critic has been stepped, its gradients are still there."""
-        self._trainer._after_critic_step()
+        """Let the generator step."""
+        self.step_generator()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A picture now and then, and at the end."""
+        """Draw a picture now and then, and at the end."""
         if args.sample_steps and (state.global_step % args.sample_steps == 0 or state.global_step == state.max_steps):
-            self._trainer.save_samples()
+            self.save_samples()

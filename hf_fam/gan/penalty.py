@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._compat import without_patched_forward
+from ..calculus.torch_internals import BatchNorm
 from .safe_norm import row_norms
 
 ONE, TWO, ZERO = "one", "two", "zero"
@@ -116,7 +116,7 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
     with (
         torch.enable_grad(),
         torch.autocast(points.device.type, enabled=False),
-        _without_patched_autocast(critic),
+        without_patched_forward([module for _, module in _modules(critic)]),
         sdpa_kernel(SDPBackend.MATH),
     ):
         inputs = critic_inputs(critic, points).requires_grad_()
@@ -156,7 +156,7 @@ def refuse_coupled_samples(critic: Critic) -> None:
         ValueError: naming the module.
     """
     for name, module in _modules(critic):
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"critic: '{name or type(module).__name__}' is batch normalisation ({type(module).__name__}). It makes "
                 "each sample's value depend on the other samples of the batch, so there is no gradient by one sample "
@@ -184,17 +184,3 @@ def _working_type(critic: Critic, points: Tensor) -> torch.dtype:
             if parameter.is_floating_point():
                 return parameter.dtype
     return torch.float32 if points.dtype in HALF else points.dtype
-
-
-@contextlib.contextmanager
-def _without_patched_autocast(critic: Critic) -> Iterator[None]:
-    """Accelerate replaces ``forward`` by one under autocast, and keeps the module's own as ``_original_forward``."""
-    patched: list[Any] = [module for _, module in _modules(critic) if "_original_forward" in vars(module)]
-    forwards = [module.forward for module in patched]
-    try:
-        for module in patched:
-            module.forward = module._original_forward
-        yield
-    finally:
-        for module, forward in zip(patched, forwards, strict=True):
-            module.forward = forward

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draws import ItemDraws
+from .item_numbers import ItemDraws
 
 Draws = torch.Generator | ItemDraws
 

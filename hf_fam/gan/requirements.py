@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..processes import refuse_lonely_processes
+from ..processes.decisions import refuse_lonely_processes
 from .networks import in_evaluation_mode, samples_of
 from .penalty import one_value_a_sample, refuse_coupled_samples
 from .training_args import WGANTrainingArguments

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from .._compat import CheckpointHooks, clip_gradients, mark_scheduler_as_created
+from .batch_parts import Part, cut_of_step, deviation
 from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
-from .draws import ItemDraws
 from .evaluation import Features, SampleComparison
+from .item_numbers import ItemDraws
+from .lipschitz import clip_weights
 from .networks import GenerativeNetworks, floating_type, samples_of, without_gradients_of
 from .optimizers import CRITIC, GENERATOR, parameter_groups, schedule
 from .penalty import penalty_of_norms
@@ -31,13 +34,11 @@ from .requirements import (
     refuse_sharding,
 )
 from .sample_grid import refuse_missing_package, write_picture
-from .step_parts import Part, cut_of_step, deviation
 from .training_args import NONE, UNIFORM, WGANTrainingArguments
 from .training_log import CriticLog
-from .without_gradients import clip_weights
 
 
-class WGANTrainer(Trainer):
+class WGANTrainer(CheckpointHooks, Trainer):
     """``transformers.Trainer`` for a Wasserstein GAN with a penalty on the critic's gradient.
 
     Minimises, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
@@ -134,7 +135,7 @@ class WGANTrainer(Trainer):
         self._critic_log = CriticLog()
         self._parts: list[Part] = []
         self._batches: list[Tensor] = []
-        self.add_callback(AfterCriticStep(self))
+        self.add_callback(AfterCriticStep(self._begin_training, self._after_critic_step, self.save_samples))
         batch = None if train_dataset is None else first_batch(self.data_collator, train_dataset)
         if batch is not None:
             real = self._real_of(batch)
@@ -254,7 +255,7 @@ class WGANTrainer(Trainer):
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     self._generator_backward(model, latents, share)
         if self.args.max_grad_norm > 0:
-            self._clip_grad_norm(model)
+            clip_gradients(self, model)
         assert self.optimizer is not None
         self.optimizer.step()
         if self.args.ema_decay is not None:
@@ -281,7 +282,7 @@ class WGANTrainer(Trainer):
             optimizer = optimizer or self.optimizer
             assert optimizer is not None
             self.lr_scheduler = schedule(self.args, optimizer, self.args.critic_schedule, num_training_steps)
-            self._created_lr_scheduler = True
+            mark_scheduler_as_created(self)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -299,21 +300,19 @@ class WGANTrainer(Trainer):
             logs["generator_learning_rate"] = rates[GENERATOR]
         super().log(logs, *args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save as the Trainer does, but nothing that could not be resumed from."""
+    def before_checkpoint(self) -> None:
+        """Refuse weights that could not be resumed from."""
         check_finite(self.networks, self.state.global_step)
-        super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Everything for resuming, and each network by itself."""
-        if state_dict is None:  # copies: safetensors takes neither shared nor non-contiguous tensors
-            state = self.networks.state_dict()
-            state_dict = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            save_model(self.networks.sampling_generator, str(folder / "generator.safetensors"))
-            save_model(self.critic, str(folder / "critic.safetensors"))
+    def state_to_save(self) -> dict[str, Tensor]:
+        """Copy the weights, since safetensors takes neither shared nor non-contiguous tensors."""
+        state = self.networks.state_dict()
+        return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+
+    def after_saving(self, folder: Path) -> None:
+        """Write each network by itself."""
+        save_model(self.networks.sampling_generator, str(folder / "generator.safetensors"))
+        save_model(self.critic, str(folder / "critic.safetensors"))
 
     # Evaluation and pictures.
 

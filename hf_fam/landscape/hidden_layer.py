@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..feature_layer import resolve_layer, weighted_layers
+from ..calculus.torch_internals import children, own_parameters
+from ..layer.finding import resolve_layer, weighted_layers
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _calls(order: list[tuple[str, nn.Module]], module: nn.Module) -> int:
 
 def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     # named_children() leaves out every further occurrence of a module, which is called all the same.
-    for key, child in sequential._modules.items():
+    for key, child in children(sequential).items():
         name = f"{prefix}.{key}" if prefix else key
         if type(child) is nn.Sequential:
             yield from _flattened(child, name)
@@ -294,15 +295,15 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
             f"layer '{name}' is a {_kind(module)}; neurons can be split in torch.nn.Linear and transformers' "
             "Conv1D only (merge adapters into their layers first)."
         )
-    if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+    if parametrize.is_parametrized(module) or not isinstance(own_parameters(module).get("weight"), nn.Parameter):
         raise TypeError(f"the weight of layer '{name}' is computed by a parametrisation: remove that first.")
     if type(weight) is not nn.Parameter or not weight.is_floating_point():
         raise TypeError(
             f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantised or sharded "
             "weights cannot be rewritten. Do it before quantising or sharding."
         )
-    for parameter in module._parameters.values():
-        owners = [owner for owner in model.modules() if any(p is parameter for p in owner._parameters.values())]
+    for parameter in own_parameters(module).values():
+        owners = [owner for owner in model.modules() if any(p is parameter for p in own_parameters(owner).values())]
         if parameter is not None and len(owners) > 1:
             raise ValueError(
                 f"layer '{name}' shares its weight with another layer, which would have to change with it."

@@ -1,6 +1,6 @@
 """Relative flatness of the layers of a trained model over a data set."""
 
 from .measuring import measure_relative_flatness
-from .records import FlatnessTable, LayerFlatness
+from .results import FlatnessTable, LayerFlatness
 
 __all__ = ["FlatnessTable", "LayerFlatness", "measure_relative_flatness"]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..feature_layer import Capture, FeatureLayer, unwrap
-from ..first_batch import untouched
+from ..layer.feature_layer import Capture, FeatureLayer
+from ..layer.finding import unwrap
+from ..layer.preserved import preserve_state
 from .data import arguments_of
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -22,7 +23,7 @@ def looked_at(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen parameters; afterwards it, and every random state, is as it was."""
     model = unwrap(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    with untouched(model), torch.inference_mode(False):
+    with preserve_state(model), torch.inference_mode(False):
         model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..feature_layer import Capture, FeatureLayer
+from ..calculus.derivatives import gradients, range_scale, refuse_once_differentiable, wide
 from ..flatness.batch import Batch, Seeds
 from ..flatness.coupling import Coupling, CouplingFinder
-from ..flatness.curvature import gradients, range_scale, refuse_once_differentiable, wide
 from ..flatness.directions import draw, draw_for_trace
 from ..flatness.heads import HeadLoss, NoClosedForm, recognise_calls
-from ..flatness.linear_map import LinearMap
 from ..flatness.row_blocks import RowBlocks
 from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
-from .moments import Moments, Sample
+from ..layer.feature_layer import Capture, FeatureLayer
+from ..layer.linear_map import LinearMap
 from .normalization import columns_multiplied, divided
+from .running_sums import Moments, Sample
 
 
 @dataclass

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from ..estimators import check_choice
-from ..feature_layer import AUTO, HEAD, REPRESENTATION, FeatureLayer, unwrap, weighted_layers
+from ..flatness.estimators import check_choice
+from ..layer.feature_layer import FeatureLayer
+from ..layer.finding import AUTO, HEAD, REPRESENTATION, unwrap, weighted_layers
 from .data import Batches
 from .forward import LossFunction, looked_at
-from .records import FlatnessTable
-from .run import LAYERWISE, MAX_EIGENVALUE, MEASURES, TRACE, Run
+from .measurement import LAYERWISE, MAX_EIGENVALUE, MEASURES, TRACE, Run
+from .results import FlatnessTable
 
 ALL = "all"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..flatness.linear_map import ConvolutionMap, LinearMap
+from ..layer.linear_map import ConvolutionMap, LinearMap
 
 
 def feature_axis(linear_map: LinearMap) -> int:
@@ -50,7 +50,7 @@ class FeatureDeviation:
 
     Examples:
         >>> import torch
-        >>> from hf_fam.flatness.linear_map import RowMap
+        >>> from hf_fam.layer.linear_map import RowMap
         >>> deviation = FeatureDeviation(RowMap(1, 2, lambda: torch.ones(1, 2)))
         >>> deviation.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
         >>> deviation.result(lambda t: t)

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..plotting import item_histogram, layer_profile, robustness_curve
-from .records import FlatnessTable, LayerFlatness, bound
+from .plotting import item_histogram, layer_profile, robustness_curve
+from .results import FlatnessTable, LayerFlatness, bound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..robustness import FeatureRobustness
+    from .robustness import FeatureRobustness
 
 # As many histograms at most, of the layers of the largest kappa.
 _HISTOGRAMS = 6

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from ..layer_table import class_name, load_config
+from .model_config import class_name, load_config
 
 # Formats of local files, and the builders of `datasets` that read them.
 _FORMATS = {

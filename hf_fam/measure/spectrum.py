@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..feature_layer import Capture, FeatureLayer
-from ..flatness.curvature import gradients, range_scale, wide
-from ..flatness.lanczos import Eigenvalues, largest_eigenvalues
+from ..calculus.derivatives import gradients, range_scale, wide
+from ..calculus.lanczos import Eigenvalues, largest_eigenvalues
 from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
+from ..layer.feature_layer import Capture, FeatureLayer
 from .layer_measurement import LayerMeasurement
 
 # Residuals, relative to the norm, at which to stop: where a product is a pass over the data, and else. The error of

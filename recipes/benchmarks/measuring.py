@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_fam import measure_relative_flatness
-from hf_fam.feature_layer import FeatureLayer
-from hf_fam.flatness.curvature import gradients
+from hf_fam.calculus.derivatives import gradients
 from hf_fam.flatness.row_blocks import layer_product
+from hf_fam.layer.feature_layer import FeatureLayer
 from hf_fam.measure import LayerFlatness
 from hf_fam.measure.forward import Watch, looked_at
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, EvalPrediction
 
 from hf_fam import FAMTrainingArguments
-from hf_fam.classification_metrics import calibration_error
+from hf_fam.measure.classification_metrics import calibration_error
 from recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from recipes.common.data import TRAIN, load_parts, require_values
 from recipes.common.metrics import IGNORED

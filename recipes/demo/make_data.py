@@ -4,7 +4,7 @@
 
 FOLDER holds train.parquet and test.parquet (columns text and label, the rows in their official order) and
 labels.json (the names of the 77 intents, at the index that is their label). The same input gives the same
-file, byte for byte. See ATTRIBUTION.md for the source and its licence.
+file, byte for byte. See hf_fam/cli/demo/ATTRIBUTION.md for the source and its licence.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pandas as pd
 NUM_INTENTS = 30
 TRAIN_EXAMPLES_PER_INTENT = 10
 SEED = 0
+OUTPUT = Path(__file__).parents[2] / "hf_fam" / "cli" / "demo" / "banking77_30_intents.csv"
 
 
 def choose_rows(banking77: Path) -> list[tuple[str, str, str]]:
@@ -42,7 +43,7 @@ def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--banking77", type=Path, required=True, metavar="FOLDER", help="a copy of Banking77")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("banking77_30_intents.csv"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
 
     rows = choose_rows(arguments.banking77)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy import stats
 
-from hf_fam.plotting import new_figure, save
+from hf_fam.measure.plotting import new_figure, save
 
 MEASURES = {
     "kappa": "κ, features normalised",

@@ -26,7 +26,7 @@ import torch
 from measures import measured
 from network import Setting, Split, evaluate, read_cifar10, train
 
-from hf_fam.reparametrization import rescale_randomly
+from hf_fam.landscape.reparametrization import rescale_randomly
 
 GRID: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adam"),

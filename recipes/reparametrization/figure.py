@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from hf_fam import measure_relative_flatness
+from hf_fam.landscape.reparametrization import rescale_randomly
 from hf_fam.measure import LayerFlatness
-from hf_fam.plotting import new_figure, save
-from hf_fam.reparametrization import rescale_randomly
+from hf_fam.measure.plotting import new_figure, save
 
 LAYER = "2"  # the second of three
 SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)

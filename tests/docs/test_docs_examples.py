@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import default_data_collator
 
-from hf_fam import cli
+from hf_fam.cli import main as cli
 from support.languages import pairs, sentences, tiny_embedder, tiny_tokenizer
 from support.tiny import classified, tiny_bert, tiny_llama
 

@@ -18,7 +18,7 @@ pytest.importorskip("pytorch_optimizer")
 
 from transformers import AutoImageProcessor
 
-from hf_fam import cli
+from hf_fam.cli import main as cli
 from support.tiny_recipes import ROOT, encoder, image_folders, text_files, vision_model
 
 PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")

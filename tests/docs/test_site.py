@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE, DOCS = ROOT / "hf_fam", ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # What they do is said where the command is: `hf-fam demo`.
-NOT_FOR_USERS = {"hf_fam.demo"}
+NOT_FOR_USERS = {"hf_fam.cli.demo"}
 
 
 def text(name: str) -> str:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_fam import RelativeFlatness
-from hf_fam.feature_layer import resolve_layer
-from hf_fam.flatness.curvature import SecondDerivativeError
+from hf_fam.calculus.derivatives import SecondDerivativeError
+from hf_fam.layer.finding import resolve_layer
 from support import definition
 from support.families import CASES, Case, in_dtype, without_dropout
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.feature_layer import find_head, find_representation
+from hf_fam.layer.finding import find_head, find_representation
 from support.families import CASES
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_fam.flatness.batch import Batch, RecheckSchedule
 from hf_fam.flatness.coupling import Coupling, CouplingFinder
-from hf_fam.flatness.linear_map import RowMap
+from hf_fam.layer.linear_map import RowMap
 
 
 def contrastive(z: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 1 process x 8 items == 2 processes x 4 == 2 x 2 x accumulation 2 == 1 x 1 x accumulation 8, for the head and hidden
 layers, closed forms and probes: an item's random signs are a function of seed, step and item
-(hf_fam/flatness/signs.py), so all arrangements draw the same ones. float64 models, one case in float32.
+(hf_fam/calculus/signs.py), so all arrangements draw the same ones. float64 models, one case in float32.
 """
 
 from __future__ import annotations

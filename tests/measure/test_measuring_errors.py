@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from hf_fam import measure_relative_flatness
-from hf_fam.flatness.curvature import SecondDerivativeError
+from hf_fam.calculus.derivatives import SecondDerivativeError
 from support.measured import cross_entropy, mlp, points
 from support.tiny import classified, tiny_bert
 

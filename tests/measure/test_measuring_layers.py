@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 from transformers.pytorch_utils import Conv1D
 
 from hf_fam import measure_relative_flatness
-from hf_fam.feature_layer import FeatureLayer
 from hf_fam.flatness.dense import dense_flatness
+from hf_fam.layer.feature_layer import FeatureLayer
 
 EVERYTHING = ("trace", "max_eigenvalue", "layerwise")
 

@@ -10,9 +10,9 @@ import torch
 from scipy.sparse.linalg import eigsh
 
 from hf_fam import measure_relative_flatness
-from hf_fam.flatness.lanczos import largest_eigenvalues
+from hf_fam.calculus.lanczos import largest_eigenvalues
 from hf_fam.flatness.row_blocks import RowBlocks
-from hf_fam.measure import run, spectrum
+from hf_fam.measure import measurement, spectrum
 from hf_fam.measure.report import html_report
 from support.measured import cross_entropy, mlp, points, reference
 
@@ -65,7 +65,7 @@ def test_kept_rows_equal_dense_blocks() -> None:
 
 @pytest.mark.parametrize("space", [10**6, 400, 20])
 def test_kappa_max_however_the_blocks_are_kept(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "RowBlocks", lambda d, m: RowBlocks(d, m, space))
+    monkeypatch.setattr(measurement, "RowBlocks", lambda d, m: RowBlocks(d, m, space))
     model, data = mlp(secrets.randbits(32)), points(30)
     found = measure_relative_flatness(model, data, ["2", "4"], loss_fn=cross_entropy, batch_size=7)
     for record, index in zip(found, (2, 4), strict=True):
@@ -76,7 +76,7 @@ def test_kappa_max_however_the_blocks_are_kept(space: int, monkeypatch: pytest.M
 @pytest.mark.parametrize("streamed", [False, True])
 def test_what_has_not_converged_is_a_lower_bound_and_says_so(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept blocks and passes over the data: three iterations are too few for blocks of 7 x 7."""
-    monkeypatch.setattr(run, "RowBlocks", lambda d, m: RowBlocks(d, m, 20 if streamed else 10**6))
+    monkeypatch.setattr(measurement, "RowBlocks", lambda d, m: RowBlocks(d, m, 20 if streamed else 10**6))
     for limit in ("_MOST_PASSES", "_MOST_PRODUCTS"):
         monkeypatch.setattr(spectrum, limit, 3)
     model, data = mlp(secrets.randbits(32)), points(30)

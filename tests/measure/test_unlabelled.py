@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForTokenClassification
 
 from hf_fam import measure_relative_flatness
 from hf_fam.measure.data import item_weights, to_device
-from hf_fam.robustness import feature_robustness
+from hf_fam.measure.robustness import feature_robustness
 from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points
 from support.tiny import classified, texts, tiny_bert

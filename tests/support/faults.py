@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from hf_fam.training_log import NonFiniteFlatnessError
+from hf_fam.processes.decisions import NonFiniteFlatnessError
 from support.arrangements import InOrder
 from support.tiny import arguments, fam_trainer, tiny_bert, weights
 

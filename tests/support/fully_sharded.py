@@ -17,8 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_fam import RelativeFlatness
+from hf_fam.flatness.attach import attach
 from hf_fam.flatness.coupling import Coupling
-from hf_fam.injection import attach
 
 STRENGTH = 3.0
 DRAW = torch.Generator().manual_seed(1)

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_fam import FAMArguments, FAMCallback, FAMMixin
-from hf_fam.fused_head import token_log_probabilities
+from hf_fam.layer.fused_head import token_log_probabilities
 from support.languages import completions, sentences, tiny_tokenizer
 from support.others import draws, logged
 from support.tiny import PLAIN, assert_same_weights, hook_count, tiny_llama, weights

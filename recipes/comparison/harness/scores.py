@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from hf_fam.classification_metrics import accuracy, expected_calibration_error, negative_log_likelihood
+from hf_fam.measure.classification_metrics import accuracy, expected_calibration_error, negative_log_likelihood
 
 
 def scores(logits: NDArray[np.floating], labels: NDArray[np.int64], temperature: float) -> dict[str, float]:

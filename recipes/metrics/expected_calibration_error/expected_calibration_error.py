@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_fam import classification_metrics
+from hf_fam.measure import classification_metrics
 
 
 class ExpectedCalibrationError(evaluate.Metric):

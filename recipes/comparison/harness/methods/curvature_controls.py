@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from hf_fam.exact_norms import ExactNorms
-from hf_fam.feature_layer import FeatureLayer
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
 from hf_fam.flatness.directions import draw
 from hf_fam.flatness.gauss_newton_probe import push_forward
+from hf_fam.layer.exact_norms import ExactNorms
+from hf_fam.layer.feature_layer import FeatureLayer
 
 from .base import register
 from .penalty import Penalty

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_fam import FAMTrainer, FAMTrainingArguments, RelativeFlatness
-from hf_fam.strength import Strength, warmup_steps
+from hf_fam.train.strength import Strength, warmup_steps
 
 from .base import Method, register
 

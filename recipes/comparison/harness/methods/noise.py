@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-from hf_fam.feature_layer import resolve_layer
+from hf_fam.layer.finding import resolve_layer
 
 from .base import Method, register
 

@@ -1,0 +1,130 @@
+"""What hf_fam uses of transformers, accelerate, TRL and sentence-transformers that they do not document.
+
+Nothing else in the package touches these names. Each entry says in which versions it was seen; tests/test_compat.py
+fails when an installed version no longer has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    _Host = Trainer
+else:
+    _Host = object
+
+# The attributes in which trainers collect, inside compute_loss, what they log: TRL 1.16 (`_metrics`,
+# `_total_train_tokens`), sentence-transformers 5.2 to 6.2 (`accum_loss_components`).
+_LOGGED_IN_COMPUTE_LOSS = ("_metrics", "_total_train_tokens", "accum_loss_components")
+
+
+class CheckpointHooks(_Host):
+    """A base class, to stand in front of a ``Trainer``, that is told when the Trainer saves.
+
+    ``Trainer._save_checkpoint`` and ``Trainer._save``: transformers 5.15 to 5.23.
+    """
+
+    def before_checkpoint(self) -> None:
+        """Refuse, by raising, to save a checkpoint that could not be resumed from."""
+
+    def state_to_save(self) -> dict[str, Any] | None:
+        """Return the weights to save; None for the model's own state dict."""
+        return None
+
+    def after_saving(self, folder: Path) -> None:
+        """Write further files into a folder that a model was saved to."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.before_checkpoint()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, self.state_to_save() if state_dict is None else state_dict)
+        if self.args.should_save:
+            self.after_saving(Path(output_dir or str(self.args.output_dir)))
+
+
+def prepared_inputs(trainer: Any, inputs: Any) -> Any:
+    """Return a batch on the trainer's device. ``Trainer._prepare_inputs``: transformers 5.15 to 5.23."""
+    return trainer._prepare_inputs(inputs)
+
+
+def train_batch_size(trainer: Any) -> int:
+    """Return the items a device gets in one micro-batch, as ``auto_find_batch_size`` may have changed it.
+
+    ``Trainer._train_batch_size``: transformers 5.15 to 5.23.
+    """
+    size: int = trainer._train_batch_size
+    return size
+
+
+def clip_gradients(trainer: Any, model: nn.Module) -> Any:
+    """Clip gradients as the Trainer does. ``Trainer._clip_grad_norm``: transformers 5.15 to 5.23."""
+    return trainer._clip_grad_norm(model)
+
+
+def mark_scheduler_as_created(trainer: Any) -> None:
+    """Have the Trainer make its schedule anew for the next training.
+
+    ``Trainer._created_lr_scheduler``: transformers 5.15 to 5.23.
+    """
+    trainer._created_lr_scheduler = True
+
+
+def averages_micro_batches(trainer: Any) -> bool | None:
+    """Return what decides whether losses are divided by the accumulation steps; None where a rule decides.
+
+    ``Trainer.loss_is_scaled_for_ga``: transformers 5.23; absent before.
+    """
+    scaled: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)
+    return scaled
+
+
+def model_from_config(model_class: Any, config: Any) -> nn.Module:
+    """Build a model without weights. ``PreTrainedModel._from_config``: transformers 5.15 to 5.23."""
+    model: nn.Module = model_class._from_config(config)
+    return model
+
+
+def serves_config(auto_class: Any, config: Any) -> bool:
+    """Return whether an ``AutoModelFor...`` class has a model for a configuration.
+
+    ``_BaseAutoModelClass._model_mapping``: transformers 5.15 to 5.23.
+    """
+    return type(config) in auto_class._model_mapping
+
+
+@contextlib.contextmanager
+def restore_logged_quantities(trainer: Any) -> Iterator[None]:
+    """Undo what a trainer's compute_loss collects for its log inside the block."""
+    before = {name: copy.deepcopy(getattr(trainer, name)) for name in _LOGGED_IN_COMPUTE_LOSS if hasattr(trainer, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
+
+
+@contextlib.contextmanager
+def without_patched_forward(modules: list[Any]) -> Iterator[None]:
+    """Call modules outside the autocast that accelerate patches into their ``forward``.
+
+    ``module._original_forward``: accelerate 1.3 to 1.15.
+    """
+    patched = [module for module in modules if "_original_forward" in vars(module)]
+    forwards = [module.forward for module in patched]
+    try:
+        for module in patched:
+            module.forward = module._original_forward
+        yield
+    finally:
+        for module, forward in zip(patched, forwards, strict=True):
+            module.forward = forward

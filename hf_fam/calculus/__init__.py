@@ -1,0 +1,1 @@
+"""Derivatives and autograd graphs, with torch alone."""

@@ -1,0 +1,1 @@
+"""The command ``hf-fam``, one module a subcommand."""

@@ -1,0 +1,196 @@
+"""``hf-fam measure``: its arguments, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+# What the robustness curve is measured on at most: it takes many forward passes.
+_ROBUSTNESS_ITEMS = 64
+_ROBUSTNESS_SAMPLES = 4
+_ROBUSTNESS_DELTAS = (0.03, 0.1, 0.3, 1.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command; nothing heavy is imported for them."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a folder with a saved model, or a model on the Hub")
+    add(
+        "--dataset",
+        required=True,
+        metavar="DATA",
+        help="a data set on the Hub; a parquet, csv, tsv, json or jsonl file; a folder of such files, of images in a "
+        "folder a class, or one that Dataset.save_to_disk wrote",
+    )
+    add("--dataset-config", metavar="NAME", help="name of the data set's configuration")
+    add("--split", help="default: the only one, or train")
+    add("--text-column", metavar="NAME", help="one column, or two separated by a comma; default: guessed")
+    add("--image-column", metavar="NAME", help="default: guessed")
+    add("--label-column", metavar="NAME", help="default: guessed")
+    add("--layers", default="auto", help="all, or names separated by commas (default: representation and head)")
+    add(
+        "--measures",
+        help="default: trace,layerwise,max_eigenvalue; without the last one for --layers all, as it takes many passes "
+        "over the data for layers below attention",
+    )
+    add("--normalize-features", action="store_true", help="divide features by their standard deviations first")
+    add("--items", type=_count, default=2000, metavar="N", help="a random selection of so many (default: 2000; 0: all)")
+    add("--probes", type=_count, default=2, metavar="N", help="random directions for every batch (default: 2)")
+    add("--batch-size", type=_count, default=32, metavar="N", help="default: 32")
+    add("--max-length", type=_count, metavar="N", help="tokens of a text at most (default: what the model takes, 512)")
+    add("--seed", type=_seed, default=0, help="of selection and probes (default: 0)")
+    add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
+    add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
+    add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
+    add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+
+
+def run(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Measure, print the table and write what was asked for.
+
+    Args:
+        options: the parsed arguments.
+        arguments: as they were typed, to repeat them.
+
+    Raises:
+        ValueError: what cannot be measured, in a sentence.
+    """
+    for path in (options.report, options.json):  # before the work, not after it
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"'{path}' cannot be written: it is a folder. Give the name of a file.")
+    if options.report is not None:
+        _need("matplotlib", "--report")
+    _need("datasets", "hf-fam measure")
+    import transformers
+
+    from ..measure import measure_relative_flatness
+    from ..measure.sources import load_source
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = _device(options.device)
+    source = load_source(
+        options.model,
+        options.dataset,
+        config=options.dataset_config,
+        split=options.split,
+        text_column=options.text_column,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        items=options.items or None,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    source.model.to(device)
+    table = measure_relative_flatness(
+        source.model,
+        source.items,
+        options.layers if options.layers in ("auto", "all") else options.layers.split(","),
+        _measures(options),
+        normalize_features=options.normalize_features,
+        probes=options.probes,
+        batch_size=options.batch_size,
+        collate_fn=source.collate_fn,
+        seed=options.seed,
+    )
+    for note in source.notes:
+        print(f"Note: {note}")
+    print(table)
+    if options.json is not None:
+        table.to_json(options.json, item_kappas=True)
+    if options.report is not None:
+        _report(options, arguments, source, table, device)
+        print(f"\nreport: {options.report}")
+
+
+def _report(options: argparse.Namespace, arguments: list[str], source: Any, table: Any, device: str) -> None:
+    import torch
+    import transformers
+
+    from .._version import __version__
+    from ..measure.report import html_report
+    from ..measure.robustness import feature_robustness
+
+    curve = None
+    if not options.no_robustness:
+        hidden = [r for r in table if r.estimator != "closed_form"]
+        layer = max(hidden or table, key=lambda r: abs(r.kappa)).layer
+        curve = feature_robustness(
+            source.model,
+            _first(source.items, _ROBUSTNESS_ITEMS),
+            layer,
+            _ROBUSTNESS_DELTAS,
+            samples=_ROBUSTNESS_SAMPLES,
+            batch_size=options.batch_size,
+            collate_fn=source.collate_fn,
+            seed=options.seed,
+        )
+    settings = {
+        "model": f"{options.model} ({type(source.model).__name__})",
+        "data": f"{options.dataset}, split {source.split}",
+        **{f"column of the {role}": name for role, name in source.columns.items()},
+        "features normalised": "yes" if options.normalize_features else "no",
+        "probes": options.probes,
+        "batch size": options.batch_size,
+        "seed": options.seed,
+        "seconds": f"{sum(r.seconds for r in table):.1f} on {device}",
+        "versions": f"hf_fam {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    page = html_report(
+        table,
+        curve,
+        model=options.model,
+        data=f"{options.dataset} ({source.split})",
+        settings=settings,
+        command=shlex.join(["hf-fam", *arguments]),
+        notes=source.notes,
+    )
+    options.report.write_text(page, encoding="utf-8")
+
+
+def _device(given: str | None) -> str:
+    import torch
+
+    if not given:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=given).item()
+    except (AssertionError, RuntimeError) as error:  # torch's ways of saying that there is none, and of a mistyped name
+        first = str(error).splitlines()[0]
+        raise ValueError(f"--device {given} cannot be used here ({first}): give cpu, or leave it out.") from error
+    return given
+
+
+def _measures(options: argparse.Namespace) -> tuple[str, ...]:
+    if options.measures is not None:
+        return tuple(options.measures.split(","))
+    return ("trace", "layerwise") if options.layers == "all" else ("trace", "layerwise", "max_eigenvalue")
+
+
+def _first(items: Any, count: int) -> Any:
+    return items.select(range(min(count, len(items))))
+
+
+def _need(package: str, what: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f'{what} needs {package}: pip install "hf-fam[measure]".')
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:  # what numpy's generators take
+        raise argparse.ArgumentTypeError(f"{number}: give a whole number from 0 to 2**32 - 1")
+    return number

@@ -1,6 +1,0 @@
-"""``hf-fam demo``: the same trainings with Trainer and with FAMTrainer, and what came out differently."""
-
-from .frozen import FrozenSettings, run_frozen_demo
-from .run import DemoSettings, run_demo
-
-__all__ = ["DemoSettings", "FrozenSettings", "run_demo", "run_frozen_demo"]

@@ -1,0 +1,1 @@
+"""Find a layer of a model, watch its forward pass, read its weight."""

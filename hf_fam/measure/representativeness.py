@@ -1,0 +1,316 @@
+"""How well a sample stands for its distribution in feature space, and the terms of the generalisation bound.
+
+``generalisation gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
+Representativeness is the difference between the true risk and the risk under a kernel density around the training
+features, with a bandwidth ``delta ||phi_i||`` of its own for every item.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layer.feature_layer import FeatureLayer
+from ..layer.finding import REPRESENTATION
+from .data import Batches, to_device
+from .forward import LossFunction, Watch, looked_at
+from .robustness import DELTAS, FeatureRobustness
+
+__all__ = [
+    "BoundTerms",
+    "FeatureDensity",
+    "GapTerms",
+    "bound_terms",
+    "decompose_gap",
+    "feature_density",
+]
+
+# A density in more dimensions than this is that of the principal components.
+MOST_DIMENSIONS = 20
+
+# So many pairs of items are compared at once.
+_PAIRS = 2**22
+
+
+@dataclass(frozen=True)
+class GapTerms:
+    """The generalisation gap at one size of perturbation.
+
+    Attributes:
+        delta: relative size.
+        robustness: mean rise of the training loss under feature perturbations of that size.
+        representativeness: what is left of the gap.
+        gap: test loss minus training loss.
+    """
+
+    delta: float
+    robustness: float
+    representativeness: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """What is known of the bound ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
+
+    Attributes:
+        flatness: ``kappa / (2m)``.
+        rate: ``|S|^(-2 / (4 + m))``.
+        product: of the two; the part of the bound that flatness accounts for.
+        unknown: the constants that depend on the unknown density of the features.
+    """
+
+    flatness: float
+    rate: float
+    unknown: tuple[str, ...] = ("C1", "C2")
+
+    @property
+    def product(self) -> float:
+        """``rate * flatness``."""
+        return self.rate * self.flatness
+
+    def __str__(self) -> str:
+        return (
+            f"gap <~ {self.rate:.4g} * ({self.flatness:.4g} + C1 + C2/sqrt(Delta)) with probability 1 - Delta, up to "
+            "higher orders; C1 and C2 depend on the feature density and are unknown"
+        )
+
+
+@dataclass(frozen=True)
+class FeatureDensity:
+    """Cross-validated log density of held-out features.
+
+    Attributes:
+        layer: dotted name.
+        deltas: relative bandwidths.
+        log_densities: mean log density of a held-out item, for every delta; higher is better.
+        standard_errors: of the means, from the items.
+        dimensions: of the space in which it was estimated.
+        in_features: m.
+        explained_variance: the fraction that the principal components keep; 1 without them.
+        num_items: how many items, without those left out because all their features are 0.
+        folds: how many folds.
+    """
+
+    layer: str
+    deltas: tuple[float, ...]
+    log_densities: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    dimensions: int
+    in_features: int
+    explained_variance: float
+    num_items: int
+    folds: int
+
+    @property
+    def best_delta(self) -> float:
+        """The bandwidth under which held-out items are most likely."""
+        return self.deltas[max(range(len(self.deltas)), key=lambda k: self.log_densities[k])]
+
+
+def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: float) -> list[GapTerms]:
+    """Split the generalisation gap at every delta.
+
+    Args:
+        robustness: measured on training items, Gaussian or orthogonal.
+        train_loss: mean loss of the training set.
+        test_loss: mean loss of unseen items.
+
+    Examples:
+        >>> curve = FeatureRobustness(
+        ...     "head", "gaussian", (0.1,), (0.02,), (0.001,), (0.02,), (0.0,), 1.0, 4, 0.1, 60, 8, False
+        ... )
+        >>> (term,) = decompose_gap(curve, train_loss=0.1, test_loss=0.4)
+        >>> round(term.gap, 6), round(term.representativeness, 6)
+        (0.3, 0.28)
+    """
+    gap = test_loss - train_loss
+    pairs = zip(robustness.deltas, robustness.measured, strict=True)
+    return [GapTerms(delta, rise, gap - rise, gap) for delta, rise in pairs]
+
+
+def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
+    """Flatness term and rate of the bound (Petzka et al. 2021; from memory of the text).
+
+    Args:
+        kappa: relative flatness on the training set.
+        in_features: m.
+        num_items: size of the training set.
+
+    Raises:
+        ValueError: a count that is not positive.
+
+    Examples:
+        >>> terms = bound_terms(kappa=8.0, in_features=4, num_items=10_000)
+        >>> terms.flatness, terms.rate, terms.product
+        (1.0, 0.1, 0.1)
+    """
+    if in_features < 1 or num_items < 1:
+        raise ValueError(f"in_features={in_features}, num_items={num_items}: both must be at least 1.")
+    return BoundTerms(kappa / (2 * in_features), num_items ** (-2 / (4 + in_features)))
+
+
+def feature_density(
+    model: nn.Module,
+    dataset_or_dataloader: Any,
+    layer: str | nn.Module = REPRESENTATION,
+    deltas: Sequence[float] = DELTAS,
+    *,
+    folds: int = 5,
+    most_dimensions: int = MOST_DIMENSIONS,
+    batch_size: int = 32,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> FeatureDensity:
+    """Cross-validated kernel density of a layer's features, one for every bandwidth.
+
+    The kernel around item i has standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction: it is as wide as
+    the Gaussian feature perturbation ``delta A phi_i`` of `feature_robustness`. Features are kept in memory.
+    Where the layer sees several rows of an item (tokens, positions), their mean is taken, without padding where the
+    batch has an ``attention_mask`` of the rows' shape. Items whose features are all 0 (dead ReLUs) are left out with a
+    warning: their kernel has no width, so that they have no density, and would make that of others like them infinite.
+
+    Args:
+        model: untouched.
+        dataset_or_dataloader: as for `measure_relative_flatness`.
+        layer: the feature layer.
+        deltas: bandwidths relative to the length of each item's features.
+        folds: of the cross-validation.
+        most_dimensions: principal components are taken where there are more features; equally many in every fold, at
+            most as many as the smallest training part has items.
+        batch_size: items of a batch, where no loader is given.
+        collate_fn: how items become a batch, where no loader is given.
+        loss_fn: how the model is run; by default ``model(**batch)``.
+        seed: of the folds.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: fewer items than folds, bandwidths that are not positive and finite, another argument that is out of
+            range, or features that are 0 for all items or not finite.
+    """
+    sizes = tuple(float(d) for d in deltas)
+    if not sizes or not all(0 < d < math.inf for d in sizes):
+        raise ValueError(f"deltas={deltas!r}: give positive finite numbers, such as (0.01, 0.1, 1.0).")
+    folds, seed = _whole("folds", folds, 2), _whole("seed", seed, 0)
+    most_dimensions = _whole("most_dimensions", most_dimensions, 1)
+    batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
+    feature_layer = FeatureLayer(model, layer)
+    rows = []
+    with looked_at(model) as seen, Watch(seen, [feature_layer], loss_fn) as watch:
+        device = next(seen.parameters()).device
+        for _, batch in batches.mine():
+            _, (captured,) = watch(to_device(batch, device))
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captured]
+            rows.append(torch.stack([_mean_of_rows(r, mask) for r in calls]).mean(0))
+    features = _not_zero(torch.cat(rows), feature_layer.name)
+    if not 2 <= folds <= len(features):
+        raise ValueError(f"folds={folds!r}: give a whole number from 2 to the number of items, {len(features)}.")
+    densities, dimensions, explained = _cross_validate(features, sizes, folds, most_dimensions, seed)
+    error = densities.std(1) / math.sqrt(len(features))
+    return FeatureDensity(
+        layer=feature_layer.name,
+        deltas=sizes,
+        log_densities=tuple(densities.mean(1).tolist()),
+        standard_errors=tuple(error.tolist()),
+        dimensions=dimensions,
+        in_features=feature_layer.in_features,
+        explained_variance=explained,
+        num_items=len(features),
+        folds=folds,
+    )
+
+
+def log_kernel_density(points: Tensor, centres: Tensor, bandwidths: Tensor) -> Tensor:
+    """Log density of a mixture of round Gaussians, one around every centre with its own bandwidth.
+
+    Args:
+        points: where it is evaluated, shape ``(n, k)``.
+        centres: shape ``(N, k)``.
+        bandwidths: standard deviations, positive, shape ``(N,)``.
+
+    Returns:
+        Shape ``(n,)``.
+
+    Examples:
+        >>> import torch
+        >>> log_kernel_density(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1)).exp()  # 1 / sqrt(2 pi)
+        tensor([0.3989])
+    """
+    k = points.shape[1]
+    constant = -k * bandwidths.log() - 0.5 * k * math.log(2 * math.pi) - math.log(len(centres))
+    found = []
+    for part in points.split(max(1, _PAIRS // len(centres))):
+        squares = torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+        found.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
+    return torch.cat(found)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """The argument as an int; of numpy's types too."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    return operator.index(value)
+
+
+def _not_zero(features: Tensor, layer: str) -> Tensor:
+    """The items that have a kernel, shape ``(items, m)``."""
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"the features of layer '{layer}' contain NaN or infinity, which have no density.")
+    lengths = torch.linalg.vector_norm(features, dim=1)
+    kept = features[lengths > 1e-12 * lengths.max()]  # 0 up to rounding
+    zeros = len(features) - len(kept)
+    if not len(kept):
+        raise ValueError(
+            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?): kernels of width delta "
+            "||phi|| do not exist. Choose another layer."
+        )
+    if zeros:
+        warnings.warn(
+            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, so that "
+            "kernels of width delta ||phi|| do not exist for them.",
+            stacklevel=3,
+        )
+    return kept
+
+
+def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """One vector an item, shape ``(items, m)``."""
+    if rows.dim() > 2 and mask is not None and mask.shape == rows.shape[:-1]:
+        weights = mask.to(rows).unsqueeze(-1)
+        return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
+    return rows.flatten(1, -2).mean(1) if rows.dim() > 2 else rows
+
+
+def _cross_validate(
+    features: Tensor, deltas: Sequence[float], folds: int, most_dimensions: int, seed: int
+) -> tuple[Tensor, int, float]:
+    """Log density of every item as part of the held-out fold, shape ``(deltas, items)``."""
+    from sklearn.decomposition import PCA
+    from sklearn.model_selection import KFold
+
+    densities = torch.zeros(len(deltas), len(features), dtype=torch.float64)
+    dimensions, explained = features.shape[1], []
+    parts = list(KFold(folds, shuffle=True, random_state=seed).split(features.numpy()))
+    # Densities in different dimensions have no mean.
+    components = min(most_dimensions, features.shape[1], *(len(fitted) for fitted, _ in parts))
+    for fitted, held_out in parts:
+        train, test = features[fitted], features[held_out]
+        lengths = torch.linalg.vector_norm(train, dim=1)
+        if features.shape[1] > most_dimensions:
+            pca = PCA(components, svd_solver="full").fit(train.numpy())
+            train, test = (torch.from_numpy(pca.transform(x.numpy())) for x in (train, test))
+            dimensions = components
+            explained.append(float(pca.explained_variance_ratio_.sum()))
+        spread = lengths / math.sqrt(features.shape[1])
+        for k, delta in enumerate(deltas):
+            densities[k, held_out] = log_kernel_density(test, train, delta * spread)
+    return densities, dimensions, sum(explained) / len(explained) if explained else 1.0

@@ -1,0 +1,79 @@
+"""Decisions that all processes take together, so that none goes on, or waits, alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+
+class NonFiniteFlatnessError(FloatingPointError):
+    """kappa became infinite or NaN; training stops before it is written into a checkpoint."""
+
+
+class StoppedWithTheOthersError(NonFiniteFlatnessError, SystemExit):
+    """`NonFiniteFlatnessError` in the processes that have nothing to add to the first one's message.
+
+    Uncaught, it ends the process with exit code 1 and without a traceback.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 1
+
+
+def summed(numbers: list[float], accelerator: Any) -> list[float]:
+    """The sums over all processes, in float64."""
+    if accelerator.num_processes == 1:
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
+    total: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
+    return total
+
+
+def agree(verdict: int, accelerator: Any) -> int:
+    """The largest verdict of all processes; each has to ask."""
+    if accelerator.num_processes == 1:
+        return verdict
+    verdicts = accelerator.gather(torch.tensor([verdict], device=accelerator.device))
+    return int(verdicts.max())
+
+
+def stop_together(problem: str | None, accelerator: Any) -> None:
+    """Stop every process if one of them has a problem; each has to call this.
+
+    Args:
+        problem: what this process has to say, or None.
+        accelerator: accelerate's ``Accelerator``.
+
+    Raises:
+        NonFiniteFlatnessError: the first problem and its process; `StoppedWithTheOthersError` in all processes but the
+            main one, so that it is printed once.
+    """
+    if accelerator.num_processes == 1:
+        if problem is not None:
+            raise NonFiniteFlatnessError(problem)
+        return
+    if not agree(problem is not None, accelerator):
+        return
+    number, first = next((k, p) for k, p in enumerate(gather_object([problem])) if p is not None)
+    said = f"in process {number} of {accelerator.num_processes}, {first}"
+    error = NonFiniteFlatnessError if accelerator.is_main_process else StoppedWithTheOthersError
+    raise error(said)
+
+
+def refuse_lonely_processes(args: Any) -> None:
+    """Refuse processes that were started together and do not know of each other.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
+        raise ValueError(
+            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
+            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
+            "GPUs find out why torch.cuda.is_available() is False."
+        )

@@ -1,0 +1,1 @@
+"""Flatness-aware training in ``transformers.Trainer``."""
