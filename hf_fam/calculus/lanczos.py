@@ -33,7 +33,7 @@ def largest_eigenvalues(
     """The largest (not the largest absolute) eigenvalue of every matrix of a stack.
 
     All matrices take a step together, so that one pass over the data serves all of them. Bases are kept and
-    orthogonalised in full: memory for ``iterations`` copies of ``start`` at most.
+    orthogonalized in full: memory for ``iterations`` copies of ``start`` at most.
 
     Args:
         product: the matrices times one vector each, shapes ``(b, n)`` to ``(b, n)``.

@@ -1,6 +1,6 @@
 """Random signs that are a function of numbers alone: the seed, the step, the item, the position in it, the feature.
 
-A counter-based generator: a 64-bit mixing function (the finaliser of splitmix64; Steele, Lea, Flood 2014, "Fast
+A counter-based generator: a 64-bit mixing function (the finalizer of splitmix64; Steele, Lea, Flood 2014, "Fast
 splittable pseudorandom number generators") is applied to one number after the other. So an item gets the same signs
 in whatever micro-batch, process, padding or device it is computed, and there is no state to save.
 """

@@ -10,7 +10,7 @@ Cost of the term relative to a plain training step, which is taken to be three f
     probes        (PROBE_FACTOR * tail + DIRECTION_FACTOR * layer) / (3 * forward)
 
 all in FLOPs of a forward pass: ``head`` and ``layer`` are those of the layer itself, ``tail`` those of everything that
-is called after it. An estimate, for one probe: normalisation, activation functions and memory traffic count only in
+is called after it. An estimate, for one probe: normalization, activation functions and memory traffic count only in
 the factors. These were fitted to steps with and without the term, taken in turns on a CPU with eager attention: seven
 layers of a 6-layer BERT of width 384 (16 texts of 64 tokens, Gauss-Newton probes; measured and estimated cost agree
 within a fifth), and the head of SmolLM2-135M (recipes/benchmarks/scaling.py, rows ``causal``). A head of up to 4096

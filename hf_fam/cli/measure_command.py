@@ -133,7 +133,7 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
         "model": f"{options.model} ({type(source.model).__name__})",
         "data": f"{options.dataset}, split {source.split}",
         **{f"column of the {role}": name for role, name in source.columns.items()},
-        "features normalised": "yes" if options.normalize_features else "no",
+        "features normalized": "yes" if options.normalize_features else "no",
         "probes": options.probes,
         "batch size": options.batch_size,
         "seed": options.seed,

@@ -54,7 +54,7 @@ class Batch:
         logits: what every call of the head returned; the pre-activations themselves where the layer is the head.
         seeds: where random signs come from.
         weights_only: let the gradient reach W alone.
-        centre: what is taken off the features where they are perturbed, shape ``(m,)``, or None.
+        center: what is taken off the features where they are perturbed, shape ``(m,)``, or None.
     """
 
     loss: Tensor
@@ -64,12 +64,12 @@ class Batch:
     logits: Sequence[Tensor] = ()
     seeds: Seeds = field(default_factory=Seeds)
     weights_only: bool = False
-    centre: Tensor | None = None
+    center: Tensor | None = None
 
     @property
     def perturbed(self) -> Sequence[Tensor]:
-        """The features that kappa perturbs: centred, if there is a centre."""
-        return self.features if self.centre is None else [phi - self.centre for phi in self.features]
+        """The features that kappa perturbs: centered, if there is a center."""
+        return self.features if self.center is None else [phi - self.center for phi in self.features]
 
     @property
     def weight(self) -> Tensor:

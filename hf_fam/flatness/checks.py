@@ -26,7 +26,7 @@ _COMPILED = (
 
 
 def refuse_to_center(layer: FeatureLayer, estimator: str) -> None:
-    """Refuse to centre the features of a layer, or under an estimator, that has no such form.
+    """Refuse to center the features of a layer, or under an estimator, that has no such form.
 
     Raises:
         ValueError: with the remedy.
@@ -44,13 +44,13 @@ def refuse_to_center(layer: FeatureLayer, estimator: str) -> None:
 
 
 def can_center(layer: FeatureLayer, estimator: str) -> bool:
-    """Whether a layer has a form with centred features under an estimator."""
+    """Whether a layer has a form with centered features under an estimator."""
     large = estimator in HEAD_ESTIMATORS and layer.out_features > LARGE_VOCABULARY
     return isinstance(layer.linear_map, RowMap) and estimator not in (DENSE, ROW_PROBES) and not large
 
 
 def centers_by_default(model: nn.Module, head: FeatureLayer, estimator: str) -> bool:
-    """Whether ``center=None`` centres the features of a layer into the logits.
+    """Whether ``center=None`` centers the features of a layer into the logits.
 
     The mean is taken where nothing but a linear layer with a bias is trained: its function does not change, and kappa
     does not count what all items share. On stored mean features 0.003 is then as harmless as without it (text 0.1

@@ -20,7 +20,7 @@ class Coupling(str, enum.Enum):
 
     ROWS = "rows"  # none: every row is on its own
     ITEMS = "items"  # rows of one item (tokens of a sequence, calls of a shared layer), but not the items
-    BATCH = "batch"  # items too (batch normalisation, multiple choice, contrastive losses)
+    BATCH = "batch"  # items too (batch normalization, multiple choice, contrastive losses)
 
 
 class CouplingFinder:

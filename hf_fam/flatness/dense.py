@@ -58,7 +58,7 @@ def weight_hessian(loss: Tensor, weight: Tensor, create_graph: bool = True) -> T
     if not weight.is_leaf:
         raise ValueError(
             'estimator="dense" differentiates by the weight itself, and here it is made of other parameters (an '
-            'adapter, a parametrisation): use "closed_form", "hessian" or "gauss_newton".'
+            'adapter, a parametrization): use "closed_form", "hessian" or "gauss_newton".'
         )
     if not weight.requires_grad:
         raise ValueError('estimator="dense" differentiates by the weight itself: unfreeze it, or use "hessian".')

@@ -1,4 +1,4 @@
-"""The running mean of a layer's features, for kappa of centred features."""
+"""The running mean of a layer's features, for kappa of centered features."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class HeadInjection:
     def cancel(self) -> None:
         """Leave the backward pass of the last forward pass as it is without us."""
         for injected in self._current:
-            injected.cancelled = True
+            injected.canceled = True
         self.forget()
 
 
@@ -95,13 +95,13 @@ class Injected:
 
     Attributes:
         strength: lambda, a leaf; its gradient is kappa times the scale of the loss.
-        cancelled: the backward pass adds nothing.
+        canceled: the backward pass adds nothing.
         squares: where to put the squared norms of the gradients, if they are asked for.
     """
 
     def __init__(self, strength: Tensor) -> None:
         self.strength = strength
-        self.cancelled = False
+        self.canceled = False
         self.squares: Tensor | None = None
         self.weight_hook: torch.utils.hooks.RemovableHandle | None = None
         self.weight_term: Callable[[Tensor], None] | None = None
@@ -154,7 +154,7 @@ class InjectFlatness(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the loss, with those of the term."""
-        if ctx.injected is not None and ctx.injected.cancelled:
+        if ctx.injected is not None and ctx.injected.canceled:
             return (gradient, *[None] * 8)
         with torch.autocast(gradient.device.type, enabled=False):
             return (*_add_term(ctx, gradient), *[None] * 5)
@@ -172,7 +172,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     of_phi = torch.zeros_like(phi) if to_phi else None
     later = ctx.injected is not None and ctx.injected.weight_hook is not None  # when W has its gradient from the loss
     at_once = to_w and not (later and signs is None)
-    of_w = WeightGradient(vectors.rows, vectors.centre, strength) if at_once else None
+    of_w = WeightGradient(vectors.rows, vectors.center, strength) if at_once else None
     means: list[Tensor] = []
     amounts = drawn * phi.to(dtype).square().sum(-1)
     kappa = squares = rest.new_zeros(())
@@ -200,13 +200,13 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ctx.injected.squares.copy_(torch.stack([squares, of_loss]))
     found = None if of_w is None else of_w.finish()
     if later and to_w:
-        centre = vectors.centre
+        center = vectors.center
 
         def add_to(total: Tensor) -> None:
             if found is not None and signs is not None:
                 through_sketch(found, signs, total)
                 return
-            term = WeightGradient(weight.detach(), centre, strength, total)
+            term = WeightGradient(weight.detach(), center, strength, total)
             for rows, mean in zip(chunks_of(some, *g.shape), means, strict=True):
                 p = probabilities(take(g, rows), take(c, rows), take(label, rows))
                 term.add(p.mul_(take(amounts, rows).unsqueeze(-1)), mean)

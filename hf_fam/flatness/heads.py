@@ -81,13 +81,13 @@ class ClosedForm:
 
 
 def recognise_calls(batch: Batch) -> HeadLoss | None:
-    """Prove the form of the loss for all calls of the head, see `recognise`; calls that show nothing do not count.
+    """Prove the form of the loss for all calls of the head, see `recognize`; calls that show nothing do not count.
 
     Raises:
         NoClosedForm: there is none, or not one for all.
     """
     _refuse_coupled_groups_or_calls(batch)
-    forms = {recognise(batch.loss, z) for z in batch.pre_activations} - {None}
+    forms = {recognize(batch.loss, z) for z in batch.pre_activations} - {None}
     if len(forms) > 1:
         raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
     return forms.pop() if forms else None
@@ -126,7 +126,7 @@ class HeadLoss:
     item_weights: Literal["product", "gradient"] = "product"
 
 
-def recognise(loss: Tensor, logits: Tensor) -> HeadLoss | None:
+def recognize(loss: Tensor, logits: Tensor) -> HeadLoss | None:
     """Prove the form of a loss by one Hessian-vector product with a random vector.
 
     The gradient alone does not prove it: focal loss has the gradient's direction of cross-entropy.
@@ -144,9 +144,9 @@ def recognise(loss: Tensor, logits: Tensor) -> HeadLoss | None:
     Examples:
         >>> import torch
         >>> z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-        >>> recognise(torch.nn.functional.cross_entropy(z, torch.tensor([0, 1, 2, 0])), z).kind
+        >>> recognize(torch.nn.functional.cross_entropy(z, torch.tensor([0, 1, 2, 0])), z).kind
         'softmax'
-        >>> recognise(torch.nn.functional.mse_loss(z, torch.zeros(4, 3, dtype=torch.float64)), z).kind
+        >>> recognize(torch.nn.functional.mse_loss(z, torch.zeros(4, 3, dtype=torch.float64)), z).kind
         'elementwise'
     """
     classes = logits.shape[-1]
@@ -239,7 +239,7 @@ def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = 
 def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
     """Item weights c of a softmax loss with hard labels, shape ``(...)``, constant.
 
-    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, for all classes but the labelled one have g = c p.
+    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, for all classes but the labeled one have g = c p.
 
     Args:
         first: g = dL/dz, shape ``(..., C)``.

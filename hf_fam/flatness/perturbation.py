@@ -27,13 +27,13 @@ class FeaturePerturbation:
     Attributes:
         strength: lambda of the next forward pass; 0 leaves it untouched.
         seeds: where the signs of the next forward pass come from.
-        centre: what is taken off the features of the next forward pass, shape ``(m,)``, or None.
+        center: what is taken off the features of the next forward pass, shape ``(m,)``, or None.
     """
 
     def __init__(self) -> None:
         self.strength = 0.0
         self.seeds = Seeds()
-        self.centre: Tensor | None = None
+        self.center: Tensor | None = None
         self.coupling = CouplingFinder()
         self._coupling = Coupling.BATCH
         self._look = True
@@ -54,8 +54,8 @@ class FeaturePerturbation:
         """z + sqrt(2 lambda) W A phi, A with entries of unit variance."""
         if self.strength == 0:
             return output
-        if self.centre is not None:
-            features = features - self.centre
+        if self.center is not None:
+            features = features - self.center
         (u,) = draw([features], linear_map, self._coupling, self.seeds)
         added = linear_map.outputs(math.sqrt(2 * self.strength) * u).to(output.dtype)
         perturbed = output + added

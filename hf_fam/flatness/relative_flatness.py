@@ -360,7 +360,7 @@ class RelativeFlatness:
             )
         if self.mean is not None:
             strength = 0.0 if self.mean.value is None else strength
-            self._estimate.centre = self.mean.value
+            self._estimate.center = self.mean.value
         self._estimate.begin(strength, self._next_seeds())
         self.layer.perturb = self._estimate.perturb
 
@@ -399,7 +399,7 @@ class RelativeFlatness:
             logits=[c.pre_activations for c in heads or []],
             seeds=self._next_seeds(),
             weights_only=self._weights_only,
-            centre=None if self.mean is None else self.mean.of([c.features for c in captures]),
+            center=None if self.mean is None else self.mean.of([c.features for c in captures]),
         )
 
     def _next_seeds(self) -> Seeds:

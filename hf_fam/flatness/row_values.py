@@ -45,7 +45,7 @@ def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
     With h_is = c_i p_is (1 - p_is) for softmax cross-entropy: ``Tr H = sum_i ||phi_i||^2 sum_s h_is``.
 
     Args:
-        batch: its loss was recognised as ``form``.
+        batch: its loss was recognized as ``form``.
         form: what `flatness.heads.recognise_calls` returned.
 
     Examples:

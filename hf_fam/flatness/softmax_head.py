@@ -152,30 +152,30 @@ def softmax_flatness_and_derivatives(
 class ClassVectors:
     """The rows of W, or of a sketch of it, with what the chunks need of them.
 
-    They are not centred in place, which would be a copy of W: kappa does not depend on the centre, and with it in the
+    They are not centered in place, which would be a copy of W: kappa does not depend on the center, and with it in the
     formulas cancellation is harmless.
 
     Attributes:
         rows: w_k, shape ``(C, m)`` or ``(C, P)``.
-        centre: mu, the mean of the rows.
+        center: mu, the mean of the rows.
         squares: ``||w_k - mu||^2``, shape ``(C,)``.
     """
 
     rows: Tensor
-    centre: Tensor
+    center: Tensor
     squares: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> ClassVectors:
         """Those of W, or of its sketch by signs."""
         rows = sketch(weight.detach(), signs, dtype)
-        centre = rows.mean(0)
-        squares = torch.cat([(part - centre).square_().sum(-1) for part in _parts(rows)])
-        return cls(rows, centre, squares)
+        center = rows.mean(0)
+        squares = torch.cat([(part - center).square_().sum(-1) for part in _parts(rows)])
+        return cls(rows, center, squares)
 
     def mean(self, p: Tensor) -> Tensor:
         """``sum_k p_ik w_k - mu``, shape ``(n, m)``."""
-        return torch.addmm(self.centre, p, self.rows, beta=-1)
+        return torch.addmm(self.center, p, self.rows, beta=-1)
 
     def variance(self, p: Tensor, mean: Tensor) -> Tensor:
         """``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
@@ -190,18 +190,18 @@ class WeightGradient:
 
     Args:
         rows: w_k, shape ``(C, m)``.
-        centre: mu, shape ``(m,)``.
+        center: mu, shape ``(m,)``.
         factor: a scalar.
         into: the gradient to add to, shape ``(C, m)``; None for a new one.
     """
 
-    def __init__(self, rows: Tensor, centre: Tensor, factor: Tensor, into: Tensor | None = None) -> None:
-        self._rows, self._centre, self._factor = rows, centre, 2 * factor
+    def __init__(self, rows: Tensor, center: Tensor, factor: Tensor, into: Tensor | None = None) -> None:
+        self._rows, self._center, self._factor = rows, center, 2 * factor
         self._total = torch.zeros_like(rows) if into is None else into
-        self._mass = torch.zeros(rows.shape[0], dtype=centre.dtype, device=rows.device)
+        self._mass = torch.zeros(rows.shape[0], dtype=center.dtype, device=rows.device)
 
     def add(self, weighted: Tensor, mean: Tensor) -> None:
-        """One chunk: ``a_i p_ik``, shape ``(n, C)``, and the centred means, shape ``(n, m)``."""
+        """One chunk: ``a_i p_ik``, shape ``(n, C)``, and the centered means, shape ``(n, m)``."""
         dtype = self._total.dtype
         self._mass += weighted.sum(0)
         self._total.addmm_(weighted.T.to(dtype), (-self._factor * mean).to(dtype))
@@ -210,7 +210,7 @@ class WeightGradient:
         """The sum, when every chunk was added."""
         mass, dtype = self._factor * self._mass, self._total.dtype
         self._total.addcmul_(mass.to(dtype).unsqueeze(-1), self._rows.to(dtype))
-        return self._total.addr_(mass.to(dtype), self._centre.to(dtype), alpha=-1)
+        return self._total.addr_(mass.to(dtype), self._center.to(dtype), alpha=-1)
 
 
 def through_sketch(of_sketch: Tensor, signs: Tensor, into: Tensor | None = None) -> Tensor:
@@ -235,11 +235,11 @@ def of_logits(
         p: probabilities, shape ``(n, C)``.
         amount: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
         vectors: of the classes.
-        mean: their centred mean under p, shape ``(n, m)``.
+        mean: their centered mean under p, shape ``(n, m)``.
         variance: theirs under p, shape ``(n,)``.
     """
     v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant a row
-    p_v = (variance - (mean * (mean + 2 * vectors.centre)).sum(-1)).unsqueeze(-1)
+    p_v = (variance - (mean * (mean + 2 * vectors.center)).sum(-1)).unsqueeze(-1)
     weighted = p.mul_(amount.unsqueeze(-1))
     return v.sub_(p_v).mul_(weighted), weighted
 
@@ -266,7 +266,7 @@ class _ChunkedFlatness(torch.autograd.Function):
         to_phi, to_z, to_w, *_ = ctx.needs_input_grad
         of_phi = torch.zeros_like(phi) if to_phi else None
         of_z = torch.zeros_like(z) if to_z else None
-        of_w = WeightGradient(vectors.rows, vectors.centre, torch.ones_like(gradient)) if to_w else None
+        of_w = WeightGradient(vectors.rows, vectors.center, torch.ones_like(gradient)) if to_w else None
         c = gradient * c
         for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
             p, c_, phi_ = take(z, rows).softmax(-1, phi.dtype), take(c, rows), take(phi, rows)

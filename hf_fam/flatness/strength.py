@@ -28,7 +28,7 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
     At the head 0.003. Changes of the metric in points against plain training, on seeds on which it had not been run, in
     brackets the lower end of the one-sided 95 % interval of the task where it is lowest:
 
-    - a linear classifier on frozen mean features, centred as by default: CIFAR-10 +4.46 [+1.82], better than every
+    - a linear classifier on frozen mean features, centered as by default: CIFAR-10 +4.46 [+1.82], better than every
       rival; FashionMNIST +2.25 [+0.21], level with weight decay; text, both trainings at learning rates of their own,
       +0.12 over nine tasks [-0.20] (at one rate for all of them +0.43 [-0.36]);
     - full fine-tuning of MiniLM, no gain: Banking77 +0.14 [-0.12], 20 of its classes with a fifth of the labels wrong
@@ -37,17 +37,17 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
       [+1.60];
     - a small ResNet from scratch: FashionMNIST +0.39 [-0.00], CIFAR-10 +0.45 [-0.46].
 
-    Not shown to be harmless: a linear classifier on the pooler of a frozen BERT, +0.04 [-0.74] (not centred -1.26
+    Not shown to be harmless: a linear classifier on the pooler of a frozen BERT, +0.04 [-0.74] (not centered -1.26
     [-2.84]); on the same seeds at learning rates that turned out better, FashionMNIST with EfficientNet-Lite0 +0.54
     [-1.92] and CIFAR-10 from scratch +0.25 [-0.52]. From scratch 0.03 gains more with wrong labels (+1.50 and, at the
     better rate, +1.84), and is not harmless with right ones (-0.41 [-1.05]).
 
-    Not centred, 0.001 gains half as much on text and most of it on CIFAR-10 (+0.41 and +3.72); 0.01 is not harmless
+    Not centered, 0.001 gains half as much on text and most of it on CIFAR-10 (+0.41 and +3.72); 0.01 is not harmless
     (CoLA in fine-tuning +0.26 [-0.83]; a linear classifier of images with right labels -1.07 [-1.56]).
 
     At a hidden layer, with `gauss_newton`, 0.01 gains on frozen embeddings where labels are wrong (+3.80 [+3.41]) and
     classes many (+0.50 [+0.39]), both trainings at learning rates of their own, and nothing with two classes (-0.42 to
-    +0.19 [-1.06]); at the pooler of a frozen BERT, centred, 0.003 where labels are wrong (+1.96 [+1.53]; over six
+    +0.19 [-1.06]); at the pooler of a frozen BERT, centered, 0.003 where labels are wrong (+1.96 [+1.53]; over six
     tasks +0.70 [-0.76], where dropout is level); 0.003 with LoRA and wrong labels (+3.10 and +1.08); 0.03 cost 3.4
     points of Banking77 in full fine-tuning. Their defaults come from four small tasks at one rate, five seeds, by a
     rule that looks at the worst task first: `gauss_newton` +0.37, `hessian` +0.39, `perturbation` (0.003) +1.38;

@@ -20,7 +20,7 @@ class Part:
             micro-batches is the mean over all samples.
         real: of shape (n, ...).
         generated: of the same shape.
-        points: where the critic's gradient is penalised; None: not in this step.
+        points: where the critic's gradient is penalized; None: not in this step.
     """
 
     first_item: int

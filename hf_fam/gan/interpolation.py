@@ -56,7 +56,7 @@ class Interpolation(LatentPath):
     Attributes:
         linear: straight in the latent space.
         slerp: the direction turns at constant speed, the radius is interpolated linearly.
-        energy: of the paths as optimised, before resampling, (pairs,); None for ``"linear"`` and ``"slerp"``.
+        energy: of the paths as optimized, before resampling, (pairs,); None for ``"linear"`` and ``"slerp"``.
         start_energy: of the same before the first step.
         score_range: the scores (low, high) that count as worst and best, where the energy asks for them.
     """

@@ -72,9 +72,9 @@ class LatentCurve:
     def _splines(self, position: Tensor, knots: Tensor, hats: Tensor) -> Tensor:
         """Knots one apart: y'' solves the tridiagonal system (1, 4, 1) y'' = 6 (second differences of y)."""
         ones = torch.ones(self.size - 1, dtype=position.dtype, device=position.device)
-        neighbours = torch.diag(ones, 1) + torch.diag(ones, -1)
+        neighbors = torch.diag(ones, 1) + torch.diag(ones, -1)
         identity = torch.eye(self.size, dtype=position.dtype, device=position.device)
-        bends = torch.linalg.solve(4 * identity + neighbours, 6 * (neighbours - 2 * identity))
+        bends = torch.linalg.solve(4 * identity + neighbors, 6 * (neighbors - 2 * identity))
         # Between two knots y is the straight line plus (h^3 - h) y'' / 6 for the weight h of either knot.
         return hats + ((hats**3 - hats) / 6) @ bends
 

@@ -11,7 +11,7 @@ from .penalty import Critic, critic_inputs, one_value_a_sample, refuse_coupled_s
 
 
 def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor:
-    """The penalty of regularised optimal transport, mean over all pairs of max(0, f(x) - f(y) - ||x - y||_2)^2.
+    """The penalty of regularized optimal transport, mean over all pairs of max(0, f(x) - f(y) - ||x - y||_2)^2.
 
     x runs through the real and y through the generated samples: the condition that duality asks for, at the samples
     themselves (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv 1709.08894). First-order gradients are enough.
@@ -26,7 +26,7 @@ def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor
         A scalar.
 
     Raises:
-        ValueError: the critic has batch normalisation or its output does not fit, or the samples differ in shape.
+        ValueError: the critic has batch normalization or its output does not fit, or the samples differ in shape.
 
     Examples:
         >>> transport_penalty(lambda x: 3 * x, torch.tensor([[1.0]]), torch.tensor([[0.0]])).item()  # (3 - 1)^2

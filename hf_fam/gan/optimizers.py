@@ -1,8 +1,8 @@
 """Critic and generator each with settings and schedule of their own.
 
-Both are groups of one ``torch.optim`` optimiser. A parameter without a gradient is left alone, with its state, and in a
+Both are groups of one ``torch.optim`` optimizer. A parameter without a gradient is left alone, with its state, and in a
 step of one network those of the other have none: so each is stepped by itself, and what the Trainer saves and resumes
-is one optimiser and one schedule, as ever.
+is one optimizer and one schedule, as ever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CRITIC, GENERATOR = "critic", "generator"
 def parameter_groups(
     args: WGANTrainingArguments, critic: nn.Module, generator: nn.Module, takes_betas: bool
 ) -> list[dict[str, Any]]:
-    """One group a network, with its learning rate and, where the optimiser has them, its betas.
+    """One group a network, with its learning rate and, where the optimizer has them, its betas.
 
     Raises:
         ValueError: a network has nothing to train.

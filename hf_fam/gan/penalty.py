@@ -40,7 +40,7 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
     Args:
         critic: from points to one number a sample, of shape (n,) or (n, 1, ...), or an object with such ``logits``.
             For a conditional critic give ``lambda x: critic(x, labels)``. Each number may depend on its own sample
-            alone: batch normalisation is found in a ``torch.nn.Module`` and refused, in other callables it is not.
+            alone: batch normalization is found in a ``torch.nn.Module`` and refused, in other callables it is not.
         points: of shape (n, ...), as a sampler such as `LinePoints` gives them; gradients do not flow into them.
         side: ``"one"``, ``"two"`` or ``"zero"``.
         target: the norm to stay below (or at), in units of the critic's output per unit of its input. ``"zero"`` has
@@ -50,7 +50,7 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
         A scalar, in the graph of the critic's parameters where gradients are enabled.
 
     Raises:
-        ValueError: the critic has batch normalisation, its output does not fit or does not depend on the points, or an
+        ValueError: the critic has batch normalization, its output does not fit or does not depend on the points, or an
             argument is out of range.
 
     Examples:
@@ -76,7 +76,7 @@ def check_penalty(side: str, target: float) -> None:
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f'target={target!r}: give a positive number; side="zero" is the penalty without a target.')
     if side == ZERO and target != 1.0:
-        raise ValueError(f'target={target!r} has no meaning with side="zero", which penalises every gradient.')
+        raise ValueError(f'target={target!r} has no meaning with side="zero", which penalizes every gradient.')
 
 
 def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:
@@ -150,7 +150,7 @@ def one_value_a_sample(output: Any, samples: int, what: str) -> Tensor:
 
 
 def refuse_coupled_samples(critic: Critic) -> None:
-    """Refuse batch normalisation by the statistics of the batch.
+    """Refuse batch normalization by the statistics of the batch.
 
     Raises:
         ValueError: naming the module.
@@ -158,9 +158,9 @@ def refuse_coupled_samples(critic: Critic) -> None:
     for name, module in _modules(critic):
         if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
-                f"critic: '{name or type(module).__name__}' is batch normalisation ({type(module).__name__}). It makes "
+                f"critic: '{name or type(module).__name__}' is batch normalization ({type(module).__name__}). It makes "
                 "each sample's value depend on the other samples of the batch, so there is no gradient by one sample "
-                "to penalise. Use layer, group or instance normalisation, or none, in the critic; the generator may "
+                "to penalize. Use layer, group or instance normalization, or none, in the critic; the generator may "
                 "keep its own."
             )
 

@@ -1,4 +1,4 @@
-"""Where the gradient of a critic is penalised."""
+"""Where the gradient of a critic is penalized."""
 
 from __future__ import annotations
 

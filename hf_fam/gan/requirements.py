@@ -102,7 +102,7 @@ def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, rea
         real: real samples, of shape (n, ...).
 
     Raises:
-        ValueError: the critic has batch normalisation, the latent codes do not fit, or the generated samples do not
+        ValueError: the critic has batch normalization, the latent codes do not fit, or the generated samples do not
             have the shape of the real ones.
     """
     refuse_coupled_samples(critic)

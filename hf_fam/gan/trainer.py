@@ -41,11 +41,11 @@ from .training_log import CriticLog
 class WGANTrainer(CheckpointHooks, Trainer):
     """``transformers.Trainer`` for a Wasserstein GAN with a penalty on the critic's gradient.
 
-    Minimises, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
+    Minimizes, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
     ``n_critic``-th such step, by the generator, -E f(generated) (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv
     1709.08894, for ``penalty="one"``). One step of the Trainer is one step of the critic.
 
-    Both networks are parts of one module, ``trainer.model``, with one optimiser of two groups. Latent codes and points
+    Both networks are parts of one module, ``trainer.model``, with one optimizer of two groups. Latent codes and points
     are a function of (seed, step, item): cut into micro-batches and processes in whatever way, training is the same,
     and a resumed one goes on as an uninterrupted one would. What is saved: ``model.safetensors`` with everything, for
     resuming; ``generator.safetensors`` (the moving average, where there is one) and ``critic.safetensors`` for use.
@@ -57,7 +57,7 @@ class WGANTrainer(CheckpointHooks, Trainer):
 
     Args:
         generator: from latent codes (n, latent_size) to samples.
-        critic: from samples to one number each; without batch normalisation.
+        critic: from samples to one number each; without batch normalization.
         args: `WGANTrainingArguments`.
         train_dataset: real samples, as `hf_fam.gan.collate_samples` takes them.
         eval_dataset: held-out real samples.
@@ -266,10 +266,10 @@ class WGANTrainer(CheckpointHooks, Trainer):
         self._critic_log.add_generator(self.state.global_step, share, loss.detach())
         self.accelerator.backward(loss * share)
 
-    # Optimiser, schedule, checkpoints, logs.
+    # Optimizer, schedule, checkpoints, logs.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimiser of the kind ``args.optim`` with a group for each network."""
+        """One optimizer of the kind ``args.optim`` with a group for each network."""
         if self.optimizer is None:
             kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(self.args, self.critic, self.generator, "betas" in settings)

@@ -74,7 +74,7 @@ class WGANTrainingArguments(TrainingArguments):
         clip_limit: the baseline without a penalty (``penalty="none"``): weights of the critic are clipped to
             +-clip_limit after each of its steps.
 
-    **The optimisers.** Both are of the kind ``optim``. What is None is taken from ``learning_rate``,
+    **The optimizers.** Both are of the kind ``optim``. What is None is taken from ``learning_rate``,
     ``adam_beta1``, ``adam_beta2`` and ``lr_scheduler_type``; warm-up steps count each network's own steps.
 
         critic_learning_rate, critic_adam_beta1, critic_adam_beta2, critic_lr_scheduler_type: the critic's.

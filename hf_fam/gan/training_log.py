@@ -38,11 +38,11 @@ class CriticLog:
         """Note one micro-batch of a critic step.
 
         Args:
-            step: optimiser steps already taken.
+            step: optimizer steps already taken.
             share: factor with which the micro-batch enters the mean over its step.
             estimate: mean f(real) - mean f(generated), detached.
             penalty: without lambda, where it was computed in this step.
-            norms: of the gradients that it penalises.
+            norms: of the gradients that it penalizes.
             weight: lambda, times the interval of a lazy penalty.
         """
         self._estimates.setdefault(step, []).append(estimate * share)

@@ -188,7 +188,7 @@ class _Walk:
         if not loss <= before.loss + ROUNDING * max(1.0, abs(before.loss)) * max(1.0, abs(ratio)):
             raise RuntimeError(
                 f"the loss rose from {before.loss!r} to {loss!r} in phase {phase!r}: it is not a function of the "
-                "parameters alone. Are the data augmented, or shuffled under batch normalisation?"
+                "parameters alone. Are the data augmented, or shuffled under batch normalization?"
             )
         self.points.append(PathPoint(phase, ratio, before.length + length, loss))
 

@@ -153,7 +153,7 @@ def find_hidden_layer(
     if found is None:
         raise ValueError(
             f"layer '{name}': which layer reads its output cannot be told from the structure of {_owner(model, name)}. "
-            "If a linear layer reads it through nothing but an elementwise activation (no normalisation, no gate), "
+            "If a linear layer reads it through nothing but an elementwise activation (no normalization, no gate), "
             "name that layer: next_layer=..."
         )
     return _checked(model, found)
@@ -183,7 +183,7 @@ def find_hidden_layers(
 
 
 def all_hidden_layers(model: nn.Module) -> Iterator[HiddenLayer]:
-    """Every hidden layer of a model that is recognised without help, once."""
+    """Every hidden layer of a model that is recognized without help, once."""
     seen = set()
     for name, module in weighted_layers(model):
         found = _by_naming(model, name) or _in_sequential(model, name, module)
@@ -211,7 +211,7 @@ def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
 
 
 def _normalised_inside(parent: nn.Module, hidden: HiddenLayer) -> bool:
-    """Whether the MLP has a normalisation of its neurons, recognised by its size."""
+    """Whether the MLP has a normalization of its neurons, recognized by its size."""
     outputs, width = weight_rows(hidden.outgoing).shape
     weights = (getattr(child, "weight", None) for child in parent.children())
     return width != outputs and any(isinstance(w, Tensor) and w.shape == (width,) for w in weights)
@@ -296,11 +296,11 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
             "Conv1D only (merge adapters into their layers first)."
         )
     if parametrize.is_parametrized(module) or not isinstance(own_parameters(module).get("weight"), nn.Parameter):
-        raise TypeError(f"the weight of layer '{name}' is computed by a parametrisation: remove that first.")
+        raise TypeError(f"the weight of layer '{name}' is computed by a parametrization: remove that first.")
     if type(weight) is not nn.Parameter or not weight.is_floating_point():
         raise TypeError(
-            f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantised or sharded "
-            "weights cannot be rewritten. Do it before quantising or sharding."
+            f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantized or sharded "
+            "weights cannot be rewritten. Do it before quantizing or sharding."
         )
     for parameter in own_parameters(module).values():
         owners = [owner for owner in model.modules() if any(p is parameter for p in own_parameters(owner).values())]

@@ -31,7 +31,7 @@ def plot_path(escape: EscapePath, path: str | Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot([point.ratio for point in slide], [point.loss for point in slide], "o-", markersize=3)
     left.axvspan(0, 1, alpha=0.12, color="gray")
-    left.set(title="slide at constant loss", xlabel="ratio λ of the split (grey: between 0 and 1)", ylabel="loss")
+    left.set(title="slide at constant loss", xlabel="ratio λ of the split (gray: between 0 and 1)", ylabel="loss")
     right.plot([point.length for point in steps], [point.loss for point in steps], "-", label="step")
     right.plot([point.length for point in descent], [point.loss for point in descent], "--", label="descend")
     right.set(title="then down", xlabel="length of the path")

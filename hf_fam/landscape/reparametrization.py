@@ -9,7 +9,7 @@ What is possible:
 
 - Linear and convolution layers with ReLU, LeakyReLU, pooling, dropout, flattening or nothing between them:
   `find_pairs` finds the pairs in models that torch.fx can trace, `rescale_randomly` rescales them.
-- A batch normalisation behind the first layer: its own weight and bias take the factors, in training mode too. The
+- A batch normalization behind the first layer: its own weight and bias take the factors, in training mode too. The
   layer *before* it can be scaled as well, in evaluation mode, with the running statistics (`scale_before_norm`).
 - LayerNorm and RMSNorm: their weight and bias take the factors where every layer that reads them divides
   (`rescale_between` with several readers). Attention: value rows against output columns (per head), and gate-less
@@ -67,9 +67,9 @@ class Pair:
     """Two places whose scales can be exchanged.
 
     Attributes:
-        first: name of the module whose outputs are multiplied: a layer, or the normalisation behind it.
+        first: name of the module whose outputs are multiplied: a layer, or the normalization behind it.
         second: name of the layer whose columns are divided.
-        layer: name of the layer that makes the outputs; ``first`` itself unless a normalisation follows.
+        layer: name of the layer that makes the outputs; ``first`` itself unless a normalization follows.
         neurons: how many factors there are.
     """
 
@@ -127,7 +127,7 @@ def rescale_between(
 
     Args:
         model: changed in place.
-        first: name of a linear or convolution layer, or of a normalisation with weight and bias.
+        first: name of a linear or convolution layer, or of a normalization with weight and bias.
         second: names of all layers that read its outputs; each must be a linear or convolution layer.
         factors: one number for every output of ``first``, or one for all; positive.
         example: inputs to compare with: a tensor, or a dictionary of arguments.
@@ -212,7 +212,7 @@ def rescale_randomly(
 
 
 def scale_before_norm(model: nn.Module, layer: str, norm: str, factors: Tensor | float, example: Any) -> None:
-    """Multiply the outputs of a layer in front of a batch normalisation, which takes the factors out again.
+    """Multiply the outputs of a layer in front of a batch normalization, which takes the factors out again.
 
     Exact in evaluation mode: the running mean is multiplied by c, and the running variance v becomes
     ``c^2 (v + eps) - eps``. In training mode the function changes by the order of eps / v.
@@ -220,24 +220,24 @@ def scale_before_norm(model: nn.Module, layer: str, norm: str, factors: Tensor |
     Args:
         model: changed in place.
         layer: name of the layer.
-        norm: name of the batch normalisation that reads it.
+        norm: name of the batch normalization that reads it.
         factors: positive, one for every output or one for all.
         example: inputs to compare with.
 
     Raises:
         NotInvariantError: a variance would become negative, or the function would change.
-        ValueError: ``norm`` is no batch normalisation with running statistics, or a name or factor that cannot be used.
+        ValueError: ``norm`` is no batch normalization with running statistics, or a name or factor that cannot be used.
     """
     modules = dict(model.named_modules())
     _check_names(model, (layer, norm))
     target = modules[norm]
     if not isinstance(target, _BATCH_NORMS) or target.running_mean is None or target.running_var is None:
-        raise ValueError(f"'{norm}' is a {type(target).__name__}: give a batch normalisation with running statistics.")
+        raise ValueError(f"'{norm}' is a {type(target).__name__}: give a batch normalization with running statistics.")
     outputs = _outputs(layer, modules[layer])
     if outputs != target.num_features:
         raise ValueError(
             f"'{layer}' has {outputs} outputs and '{norm}' {target.num_features} features: name the layer that "
-            "the normalisation reads."
+            "the normalization reads."
         )
     c = _factors(factors, layer, target.num_features).to(target.running_var)
     variance = c.square() * (target.running_var + target.eps) - target.eps
@@ -300,7 +300,7 @@ def unchanged(
         model.load_state_dict(saved)
         raise NotInvariantError(
             f"{change} changes the function by {difference:.2g} of its size, so nothing was changed: something between "
-            "them is not homogeneous (GELU, SiLU, tanh, softmax, a normalisation from below), reads the features "
+            "them is not homogeneous (GELU, SiLU, tanh, softmax, a normalization from below), reads the features "
             "besides them (a residual connection), or ties several features (heads, rotary positions)."
         )
 
@@ -379,7 +379,7 @@ def _outputs(name: str, module: nn.Module) -> int:
         return weight.shape[0]
     raise ValueError(
         f"'{name}' is a {type(module).__name__}: its outputs cannot be scaled by weights. Linear and convolution "
-        "layers and normalisations with weight and bias can."
+        "layers and normalizations with weight and bias can."
     )
 
 

@@ -14,7 +14,7 @@ from .objective import Objective, flat_gradient, trainable
 
 _DEPENDS_ON_OTHERS = (
     "what '{next_name}' reads of neuron {neuron} depends on other neurons or other rows of '{name}': only an "
-    "elementwise activation may lie between the two layers (no normalisation, attention or gate)."
+    "elementwise activation may lie between the two layers (no normalization, attention or gate)."
 )
 
 

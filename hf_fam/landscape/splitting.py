@@ -34,7 +34,7 @@ def split_neuron(
     truthful, or a warning says that it cannot be.
 
     Args:
-        model: any module with linear layers; not wrapped, quantised or sharded.
+        model: any module with linear layers; not wrapped, quantized or sharded.
         layer: the linear layer that makes the neuron: dotted name, or module.
         neuron: its index in the layer.
         ratio: lambda, the share of the outgoing weights that stays with the old neuron.
@@ -85,7 +85,7 @@ def widen(
     usual.
 
     Args:
-        model: any module with linear layers; not wrapped, quantised or sharded.
+        model: any module with linear layers; not wrapped, quantized or sharded.
         layer: a linear layer by name or module, several of them, or a name with ``*``, such as
             ``"bert.encoder.layer.*.intermediate.dense"``. All are widened alike.
         by: how many neurons each layer gains.
@@ -137,8 +137,8 @@ def merge_duplicates(
     The inverse of `split_neuron`. The model is changed in place and gets new parameters: see there.
 
     Args:
-        model: any module with linear layers; not wrapped, quantised or sharded.
-        layer: one layer, several, or a name with ``*``; None: all that can be recognised.
+        model: any module with linear layers; not wrapped, quantized or sharded.
+        layer: one layer, several, or a name with ``*``; None: all that can be recognized.
         tolerance: incoming weights count as equal if they differ by no more than this times the larger norm. With 0,
             the default, the function is kept to rounding; with more, only about so.
         next_layer: see `split_neuron`; for a single layer.

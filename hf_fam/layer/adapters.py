@@ -1,4 +1,4 @@
-"""PEFT's wrappers, recognised without importing PEFT: which module is called, and which weight it applies."""
+"""PEFT's wrappers, recognized without importing PEFT: which module is called, and which weight it applies."""
 
 from __future__ import annotations
 

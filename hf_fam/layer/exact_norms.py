@@ -1,6 +1,6 @@
-"""Normalisation layers that can be differentiated three times.
+"""Normalization layers that can be differentiated three times.
 
-The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalisations give
+The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalizations give
 right first and second derivatives and silently wrong third ones: their double backward takes the saved mean and
 deviation for constants (pytorch issues 175754 and 186256). Above the feature layer they are therefore computed from
 elementary operations.
@@ -28,11 +28,11 @@ _FUSED_NODES = ("NativeLayerNormBackward", "NativeBatchNormBackward", "CudnnBatc
 
 
 class WrongThirdDerivativeError(ValueError):
-    """A fused normalisation is left in the tail, so the full gradient of kappa would be wrong."""
+    """A fused normalization is left in the tail, so the full gradient of kappa would be wrong."""
 
 
 class ExactNorms:
-    """Makes the normalisation layers above a feature layer exact while its forward pass is captured.
+    """Makes the normalization layers above a feature layer exact while its forward pass is captured.
 
     Args:
         model: the model that contains the layer.
@@ -74,7 +74,7 @@ class ExactNorms:
 
 
 class _ElementaryNorms(TorchFunctionMode):
-    """Computes normalisations from elementary operations, and everything else as usual."""
+    """Computes normalizations from elementary operations, and everything else as usual."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -92,7 +92,7 @@ def layer_norm(
     """``torch.nn.functional.layer_norm`` from elementary operations."""
     x = input.to(wide(input.dtype))
     dims = tuple(range(-len(normalized_shape), 0))
-    return _affine(_standardise(x, dims, eps), weight, bias, input)
+    return _affine(_standardize(x, dims, eps), weight, bias, input)
 
 
 def rms_norm(
@@ -123,7 +123,7 @@ def batch_norm(
             F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
     x = input.to(wide(input.dtype))
     dims = (0, *range(2, input.dim()))
-    return _affine(_standardise(x, dims, eps), _per_channel(weight, x), _per_channel(bias, x), input)
+    return _affine(_standardize(x, dims, eps), _per_channel(weight, x), _per_channel(bias, x), input)
 
 
 def instance_norm(
@@ -144,7 +144,7 @@ def instance_norm(
             F.instance_norm(input, running_mean, running_var, None, None, True, momentum, eps)
     x = input.to(wide(input.dtype))
     dims = tuple(range(2, input.dim()))
-    return _affine(_standardise(x, dims, eps), _per_channel(weight, x), _per_channel(bias, x), input)
+    return _affine(_standardize(x, dims, eps), _per_channel(weight, x), _per_channel(bias, x), input)
 
 
 _ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
@@ -155,7 +155,7 @@ _ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def _standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def _standardize(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centered = x - x.mean(dims, keepdim=True)
     return centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
 
@@ -171,7 +171,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor)
 
 
 def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
-    """Look through the graph between z and the loss for a fused normalisation that the hooks did not reach.
+    """Look through the graph between z and the loss for a fused normalization that the hooks did not reach.
 
     Args:
         loss: scalar, in the graph.

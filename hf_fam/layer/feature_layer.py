@@ -45,7 +45,7 @@ class Capture:
 class FeatureLayer:
     """One layer of a model, whose features and pre-activations are captured during a forward pass.
 
-    Linear layers, convolutions, and both with LoRA or quantised weights (`hf_fam.layer.kinds`).
+    Linear layers, convolutions, and both with LoRA or quantized weights (`hf_fam.layer.kinds`).
 
     Args:
         model: the model that contains the layer; wrappers (DDP) are looked through.

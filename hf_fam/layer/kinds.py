@@ -108,7 +108,7 @@ def _weight(module: Any) -> Tensor:
         return module.weight
     parametrization = module.parametrizations["weight"]
     modes = [(part, part.training) for part in parametrization.modules()]
-    parametrization.eval()  # reading it must not move it on, as spectral normalisation would
+    parametrization.eval()  # reading it must not move it on, as spectral normalization would
     try:
         return parametrization()
     finally:
@@ -121,4 +121,4 @@ def _refuse_codes(weight: Tensor) -> None:
     package = type(weight).__module__.split(".")[0]
     if not weight.is_floating_point() or weight.itemsize < 2 or package == "torchao":
         kind = f"{package}'s {type(weight).__name__}" if package == "torchao" else f"{weight.dtype}"
-        raise TypeError(f"has a quantised weight ({kind}) that hf_fam does not know how to read")
+        raise TypeError(f"has a quantized weight ({kind}) that hf_fam does not know how to read")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether the module is a linear layer whose weight has to be dequantised first."""
+    """Whether the module is a linear layer whose weight has to be dequantized first."""
     return _is_bitsandbytes(module) or hasattr(module, "dequantize")
 
 
@@ -26,7 +26,7 @@ def dequantized_weight(module: nn.Module) -> Tensor:
     weight = layer.weight
     if type(weight).__name__ == "Params4bit" and weight.quant_state is not None:
         return functional.dequantize_4bit(weight.data, weight.quant_state)
-    if weight.is_floating_point():  # has_fp16_weights, or not quantised yet
+    if weight.is_floating_point():  # has_fp16_weights, or not quantized yet
         return weight
     scales = weight.SCB if weight.SCB is not None else layer.state.SCB  # which the first call moves
     return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))

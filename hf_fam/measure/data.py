@@ -143,7 +143,7 @@ def count_items(batch: Any) -> int:
 
 
 def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
-    """What the loss divides by, item by item: 1, or an item's labelled tokens where the loss is a mean over tokens.
+    """What the loss divides by, item by item: 1, or an item's labeled tokens where the loss is a mean over tokens.
 
     An item without a label has weight 0. In tuples it is unknown which tensor contains the labels: every item counts.
     """

@@ -34,7 +34,7 @@ class LayerMeasurement:
         probes: directions a batch.
         with_trace: Tr H and the layer-wise version are wanted.
         blocks: collects the row blocks; None where kappa_max is not wanted or needs passes of its own.
-        deviation: standard deviation of every feature, which features are divided by; None without normalisation.
+        deviation: standard deviation of every feature, which features are divided by; None without normalization.
         seed: of the probes.
         form: what the loss was proven to be, where the closed form holds.
         exact: no random directions are needed.
@@ -183,7 +183,7 @@ class LayerMeasurement:
             self.blocks.add(rows, (scale * curvature).to(dtype))
 
     def group_rows(self, features: Tensor) -> Tensor:
-        """phi of every row and group, normalised where that is wanted, shape ``(..., G, m)``."""
+        """phi of every row and group, normalized where that is wanted, shape ``(..., G, m)``."""
         rows = self.linear_map.feature_rows(self.normalized(features).detach())
         return rows.unflatten(-1, (self.linear_map.groups, -1))
 
@@ -199,10 +199,10 @@ class LayerMeasurement:
 
     @property
     def weight(self) -> Tensor:
-        """W, its columns multiplied where features are normalised, in float32 at least; shape ``(d, m)``."""
+        """W, its columns multiplied where features are normalized, in float32 at least; shape ``(d, m)``."""
         weight = self.linear_map.weight.detach()
         return weight.to(wide(weight.dtype))
 
     def normalized(self, features: Tensor) -> Tensor:
-        """phi, divided by the standard deviations where features are normalised."""
+        """phi, divided by the standard deviations where features are normalized."""
         return features if self.deviation is None else divided(features, self.deviation, self.linear_map)

@@ -208,8 +208,8 @@ class Run:
             measurement.add(loss, captured, logits, number, weights)
             measurement.seconds += share
         scale = float(weights.sum())
-        labelled = float(weights.count_nonzero())
-        self._sums += torch.tensor([scale * float(loss.detach()), scale, labelled], dtype=torch.float64)
+        labeled = float(weights.count_nonzero())
+        self._sums += torch.tensor([scale * float(loss.detach()), scale, labeled], dtype=torch.float64)
 
     def _weights(self, batch: Any) -> Tensor:
         return item_weights(self.model, batch, count_items(batch))

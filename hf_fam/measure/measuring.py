@@ -72,8 +72,8 @@ def measure_relative_flatness(
         relative_error: stop as soon as ``standard_error <= relative_error * |kappa|`` for every layer. What was read
             until then must stand for the rest: the data must be in random order.
         weight_decay: alpha, if the objective that is measured is ``L + alpha ||W||^2``: adds ``2 alpha m ||W||^2`` to
-            kappa, ``2 alpha ||W||^2`` to kappa_max and ``2 alpha d m`` to Tr H. An optimiser's ``weight_decay`` is
-            2 alpha. With ``normalize_features`` W is the normalised weight here, too.
+            kappa, ``2 alpha ||W||^2`` to kappa_max and ``2 alpha d m`` to Tr H. An optimizer's ``weight_decay`` is
+            2 alpha. With ``normalize_features`` W is the normalized weight here, too.
         batch_size: items of a batch, where no loader is given.
         collate_fn: how items become a batch, where no loader is given.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; by default ``model(**batch).loss``. Batches

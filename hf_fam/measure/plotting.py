@@ -214,5 +214,5 @@ def _plain_text(name: str) -> str:
 
 
 def _styles(count: int) -> list[str]:
-    """Lines that can be told apart without colour too."""
+    """Lines that can be told apart without color too."""
     return [["-", "--", ":", "-."][k % 4] for k in range(count)]

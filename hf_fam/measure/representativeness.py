@@ -1,6 +1,6 @@
-"""How well a sample stands for its distribution in feature space, and the terms of the generalisation bound.
+"""How well a sample stands for its distribution in feature space, and the terms of the generalization bound.
 
-``generalisation gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
+``generalization gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
 Representativeness is the difference between the true risk and the risk under a kernel density around the training
 features, with a bandwidth ``delta ||phi_i||`` of its own for every item.
 """
@@ -41,7 +41,7 @@ _PAIRS = 2**22
 
 @dataclass(frozen=True)
 class GapTerms:
-    """The generalisation gap at one size of perturbation.
+    """The generalization gap at one size of perturbation.
 
     Attributes:
         delta: relative size.
@@ -116,7 +116,7 @@ class FeatureDensity:
 
 
 def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: float) -> list[GapTerms]:
-    """Split the generalisation gap at every delta.
+    """Split the generalization gap at every delta.
 
     Args:
         robustness: measured on training items, Gaussian or orthogonal.
@@ -229,12 +229,12 @@ def feature_density(
     )
 
 
-def log_kernel_density(points: Tensor, centres: Tensor, bandwidths: Tensor) -> Tensor:
-    """Log density of a mixture of round Gaussians, one around every centre with its own bandwidth.
+def log_kernel_density(points: Tensor, centers: Tensor, bandwidths: Tensor) -> Tensor:
+    """Log density of a mixture of round Gaussians, one around every center with its own bandwidth.
 
     Args:
         points: where it is evaluated, shape ``(n, k)``.
-        centres: shape ``(N, k)``.
+        centers: shape ``(N, k)``.
         bandwidths: standard deviations, positive, shape ``(N,)``.
 
     Returns:
@@ -246,10 +246,10 @@ def log_kernel_density(points: Tensor, centres: Tensor, bandwidths: Tensor) -> T
         tensor([0.3989])
     """
     k = points.shape[1]
-    constant = -k * bandwidths.log() - 0.5 * k * math.log(2 * math.pi) - math.log(len(centres))
+    constant = -k * bandwidths.log() - 0.5 * k * math.log(2 * math.pi) - math.log(len(centers))
     found = []
-    for part in points.split(max(1, _PAIRS // len(centres))):
-        squares = torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+    for part in points.split(max(1, _PAIRS // len(centers))):
+        squares = torch.cdist(part, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
         found.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
     return torch.cat(found)
 

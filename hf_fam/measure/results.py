@@ -27,7 +27,7 @@ class LayerFlatness:
         hessian_trace: Tr H of the layer's weight; None if ``layerwise`` was not asked for.
         hessian_trace_error: standard error of Tr H, from items and probes.
         hessian_max_eigenvalue: the largest eigenvalue of the layer's whole Hessian; None if it was not asked for.
-        weight_norm: ``||W||_F``, of the normalised weight where features were normalised.
+        weight_norm: ``||W||_F``, of the normalized weight where features were normalized.
         in_features: m.
         out_features: d.
         num_items: how many items with a label were measured.

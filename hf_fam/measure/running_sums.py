@@ -23,7 +23,7 @@ class Mean:
 class Moments:
     """``sum x / sum omega`` over units (items, or batches where items are coupled), in constant memory.
 
-    x are contributions, omega their weights: 1 for an item, or its number of labelled tokens. The error is that of a
+    x are contributions, omega their weights: 1 for an item, or its number of labeled tokens. The error is that of a
     ratio (the residuals are ``x - mean * omega``). Several probes of a unit give the part that is due to the probes.
     Units of weight 0 have no label and are not counted.
 

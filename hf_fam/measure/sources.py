@@ -272,7 +272,7 @@ def _texts(
     if "ForSequenceClassification" not in kind:
         raise SourceError(
             f"texts can be measured for sequence classification and causal language models, and this is a {kind}: give "
-            "data that is tokenised already (columns 'input_ids' and 'labels'), or measure in Python."
+            "data that is tokenized already (columns 'input_ids' and 'labels'), or measure in Python."
         )
     of_label = _label(model, data, label)
     number = _numbers(model, data, of_label)

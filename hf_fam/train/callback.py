@@ -24,10 +24,9 @@ _ATTACHED: weakref.WeakKeyDictionary[AttachedFlatness, weakref.ref[Any]] = weakr
 class FAMCallback(TrainerCallback):
     """Flatness-aware training of the head, as a callback of any ``transformers.Trainer``.
 
-    Minimises ``loss + fam_lambda * kappa`` (Adilova et al. 2023) for the layer into the logits under softmax
-    cross-entropy with hard labels; see `hf_fam.attach`. For other losses and layers, and for centred features, there is
-    `FAMMixin`. Adds
-    ``fam_kappa``, ``fam_term``, ``fam_lambda`` and ``fam_delta`` to the logs of the training loss: in
+    Minimizes ``loss + fam_lambda * kappa`` (Adilova et al. 2023) for the layer into the logits under softmax
+    cross-entropy with hard labels; see `hf_fam.attach`. For other losses and layers, and for centered features, use
+    `FAMMixin`. Adds ``fam_kappa``, ``fam_term``, ``fam_lambda`` and ``fam_delta`` to the logs of the training loss: in
     ``trainer.state.log_history`` and for the callbacks that come after it. Nothing has to be saved: a resumed training
     continues with the right strength.
 

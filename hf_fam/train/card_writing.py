@@ -26,7 +26,7 @@ def write_card(
     create: Callable[..., None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    summarise: Callable[[], FlatnessSummary | None],
+    summarize: Callable[[], FlatnessSummary | None],
     command: str | None = None,
 ) -> None:
     """Let the Trainer write its card, then add what hf_fam knows.
@@ -38,7 +38,7 @@ def write_card(
         create: the Trainer's own ``create_model_card``, bound.
         args: its positional arguments.
         kwargs: its keywords.
-        summarise: what the section says; None for plain training.
+        summarize: what the section says; None for plain training.
         command: what repeats the training.
     """
     signature = inspect.signature(create)
@@ -64,7 +64,7 @@ def write_card(
         return
     path = Path(trainer.args.output_dir or ".", "README.md")
     _restore(path, shown, trainer.model)
-    tags = extend_model_card(path, summarise(), _results(trainer, given, shown), command)
+    tags = extend_model_card(path, summarize(), _results(trainer, given, shown), command)
     _remember_tags(model, tags)
 
 

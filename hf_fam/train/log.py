@@ -26,7 +26,7 @@ def problem_of_weights(model: nn.Module, step: int, strength: float) -> str | No
 
     Args:
         model: the model that is about to be saved.
-        step: optimiser steps already taken.
+        step: optimizer steps already taken.
         strength: lambda.
 
     Returns:
@@ -69,7 +69,7 @@ class FlatnessLog:
         """Note one micro-batch.
 
         Args:
-            step: optimiser steps already taken.
+            step: optimizer steps already taken.
             loss: of the micro-batch, detached.
             kappa: of the micro-batch, detached.
             share: factor with which the micro-batch enters the mean over its step.

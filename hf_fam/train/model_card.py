@@ -70,7 +70,7 @@ class FlatnessSummary:
         kappa_before: as it was logged first, or None.
         base_model: name of the model that was fine-tuned, or None if there was none.
         step_time_ratio: seconds a step over those of plain training, if they were measured.
-        centred: whether features were taken around their running mean.
+        centered: whether features were taken around their running mean.
         last_strength: lambda as it was logged last, or None: warm-up or a cap may have kept it lower.
         every_n_steps: the term acted in every n-th step, n times as strongly.
 
@@ -88,7 +88,7 @@ class FlatnessSummary:
     kappa_before: float | None = None
     base_model: str | None = None
     step_time_ratio: float | None = None
-    centred: bool = False
+    centered: bool = False
     last_strength: float | None = None
     every_n_steps: int = 1
 
@@ -110,7 +110,7 @@ class FlatnessSummary:
         rows = {
             "base model": self.base_model,
             "layer": self.layer,
-            "features": "centred on their running mean" if self.centred else None,
+            "features": "centered on their running mean" if self.centered else None,
             "estimator of κ": self.estimator,
             "gradient of κ": self.gradient,
             "strength λ": f"{self.strength:.4g}",

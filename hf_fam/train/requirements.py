@@ -44,7 +44,7 @@ def refuse_parallelism(trainer: Any) -> None:
 
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
-    """Refuse settings under which the term would be wrong, unsynchronised or impossible.
+    """Refuse settings under which the term would be wrong, unsynchronized or impossible.
 
     Args:
         args: the ``TrainingArguments``.
@@ -57,7 +57,7 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     refuse_split_models(args)
     if getattr(args, "ddp_static_graph", None):
         raise ValueError(
-            "ddp_static_graph=True leaves gradients unsynchronised, without an error, when the loss is differentiated "
+            "ddp_static_graph=True leaves gradients unsynchronized, without an error, when the loss is differentiated "
             "more than once, or a first batch is looked at: set it to False."
         )
     if args.torch_compile and in_graph:

@@ -31,7 +31,7 @@ class Strength:
         """lambda at a step.
 
         Args:
-            step: optimiser steps already taken.
+            step: optimizer steps already taken.
             unit_ratio: ``||d kappa|| / ||d loss||`` at the features in the step before, or None if unknown.
         """
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0

@@ -41,8 +41,8 @@ else:
 class FAMMixin(_Host):
     """Flatness-aware training for any ``Trainer`` subclass: ``class MyTrainer(FAMMixin, SFTTrainer)``.
 
-    Minimises ``loss + lambda * kappa`` (Adilova et al. 2023): one forward pass, one backward pass, an ordinary
-    optimiser. Logged beside the task loss: ``fam_kappa``, ``fam_term`` = lambda kappa, ``fam_lambda``,
+    Minimizes ``loss + lambda * kappa`` (Adilova et al. 2023): one forward pass, one backward pass, an ordinary
+    optimizer. Logged beside the task loss: ``fam_kappa``, ``fam_term`` = lambda kappa, ``fam_lambda``,
     ``fam_grad_ratio`` and ``fam_delta`` = sqrt(2 m lambda).
 
     Args:
@@ -193,11 +193,11 @@ class FAMMixin(_Host):
             **kwargs: the Trainer's.
         """
 
-        def summarise() -> FlatnessSummary | None:
+        def summarize() -> FlatnessSummary | None:
             trained = self.state.global_step > 0 and self._fam_lambda() > 0
             return self._summary(kwargs.get("finetuned_from"), step_time_ratio) if trained else None
 
-        write_card(self, super().create_model_card, args, kwargs, summarise, command)
+        write_card(self, super().create_model_card, args, kwargs, summarize, command)
 
     def _whole_model(self) -> nn.Module:
         """The model; for sentence-transformers' losses with weights of their own the loss, which contains it."""
@@ -218,7 +218,7 @@ class FAMMixin(_Host):
             kappa_before=first_logged(self.state.log_history, "fam_kappa"),
             base_model=base_model or name_of_base_model(self.model),
             step_time_ratio=step_time_ratio,
-            centred=flatness.mean is not None,
+            centered=flatness.mean is not None,
             last_strength=last_logged(self.state.log_history, "fam_lambda"),
             every_n_steps=self.fam_args.fam_every_n_steps,
         )
@@ -353,7 +353,7 @@ class FAMMixin(_Host):
 
 
 class _Moments(TrainerCallback):
-    """The beginning of a training, and the moment before an optimiser step."""
+    """The beginning of a training, and the moment before an optimizer step."""
 
     def __init__(self, trainer: FAMMixin) -> None:
         self._trainer = trainer

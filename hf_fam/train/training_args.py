@@ -41,7 +41,7 @@ class FAMArguments:
             ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
         fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"`` (1 by default) and
             ``"row_probes"`` (16 by default).
-        fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labelled tokens (or items) that
+        fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labeled tokens (or items) that
             the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
             `RelativeFlatness`. For layers on a frozen trunk. None: where a linear head with a bias is all that is
@@ -56,7 +56,7 @@ class FAMArguments:
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
         fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
         fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the whole batch of the step before; the first step (with centred features the second) only measures it.
+            of the whole batch of the step before; the first step (with centered features the second) only measures it.
             It lowers lambda and never raises it. Where nothing below the layer is trained, and at heads of more than
             4096 classes, it is the ratio at the layer's *outputs*, which does not count how the term acts on the
             weight. None: no limit.
@@ -89,7 +89,7 @@ class FAMArguments:
         default=None, metadata={"help": "Random probes a step; unset: 1 (hessian, gauss_newton) or 16 (row_probes)."}
     )
     fam_token_fraction: float = field(
-        default=1.0, metadata={"help": "Part of the labelled tokens that closed_form and row_probes look at."}
+        default=1.0, metadata={"help": "Part of the labeled tokens that closed_form and row_probes look at."}
     )
     fam_center: Optional[bool] = field(  # noqa: UP045
         default=None,

@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/extrapolate.py        # prints the table of docs/cost.md
 
-Per step of N labelled tokens, with n parameters in products (the head's V m among them, embeddings not), in FLOPs:
+Per step of N labeled tokens, with n parameters in products (the head's V m among them, embeddings not), in FLOPs:
 
     plain        6 N n                          forward 2, backward 4 (attention's scores left out: they only help us)
     exact        6 N V m                        p W, means W^T, and the gradient of W

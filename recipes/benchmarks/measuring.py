@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/measuring.py --output out/measuring.json
 
-Two questions, on a randomly initialised encoder after some steps of training on random labels:
+Two questions, on a randomly initialized encoder after some steps of training on random labels:
 
 1. relative flatness of the representation layer over all items to 1 % standard error (of the probes: kappa of exactly
    these items), against three epochs of training over the same items, in seconds; an epoch is extrapolated from some

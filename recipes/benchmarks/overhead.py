@@ -6,7 +6,7 @@ Time: pairs in one process, one step of Trainer and one of the contender on the 
 a warm-up; the ratio is taken within each pair, so that whatever else the machine does hits both. A step is
 `Trainer.training_step` (which goes through compute_loss and accelerator.backward), clipping, optimizer, schedule and
 the callbacks. What FAM does only now and then is in the 100 pairs as often as in a training: the gradient ratio for the
-log in every 10th, the loss recognised (or the coupling of rows looked for) once. Medians do not show it, the ratio of
+log in every 10th, the loss recognized (or the coupling of rows looked for) once. Medians do not show it, the ratio of
 the totals does.
 
 Memory: fresh processes for each contender and for plain training, the first steps of a training (12 for the resident
@@ -71,8 +71,8 @@ class Contender:
 
     @property
     def name(self) -> str:
-        eager, centred = ("eager" if self.eager else ""), ("centred" if self.center else "")
-        return ":".join(filter(None, (self.model, self.method, self.layer, eager, centred)))
+        eager, centered = ("eager" if self.eager else ""), ("centered" if self.center else "")
+        return ":".join(filter(None, (self.model, self.method, self.layer, eager, centered)))
 
 
 def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Contender]:
@@ -170,7 +170,7 @@ def make_steps(row: Contender, quick: bool) -> Steps:
 class TailAlone:
     """Forward and backward of what is above a layer of BERT by itself, once or with a double backward.
 
-    The tail is torch's own, as it is: FAM's must also get third derivatives of the normalisations right.
+    The tail is torch's own, as it is: FAM's must also get third derivatives of the normalizations right.
 
     Args:
         model: the whole model.
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     results, memory = [], {}
     for name, row in rows.items():
         print(name, file=sys.stderr, flush=True)
-        result = {"model": row.model, "method": row.method, "layer": row.layer + ", centred" * row.center}
+        result = {"model": row.model, "method": row.method, "layer": row.layer + ", centered" * row.center}
         # Memory first: a process that starts from a large one would take over its peak.
         if options.memory_repeats:
             for each in (row.plain, row):

@@ -36,7 +36,7 @@ def main(folder: Path, images: Path | None = None) -> list[Path]:
                 )  # fmt: skip
                 plot.bar(range(len(rows)), rows[ratio])
                 plot.set_xticks(range(len(rows)), names, rotation=90, fontsize=7)
-            plot.axhline(1, color="grey", linewidth=0.8)
+            plot.axhline(1, color="gray", linewidth=0.8)
             plot.set_ylabel(label)
         plots[1].set_xlabel(axis)
         if axis in CURVES:

@@ -24,13 +24,13 @@ def package_folder() -> str | None:
 
 
 def load(folder: str) -> PreTrainedModel:
-    """The model in float32, with its head tied to its embeddings, as if it had never been quantised."""
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
-    config = copy.deepcopy(quantised.config)
+    """The model in float32, with its head tied to its embeddings, as if it had never been quantized."""
+    quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    config = copy.deepcopy(quantized.config)
     if hasattr(config, "quantization_config"):  # with it, it can neither be trained nor saved
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
+    model.load_state_dict(quantized.state_dict())
     model.tie_weights()
     return model
 

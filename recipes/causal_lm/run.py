@@ -146,7 +146,7 @@ def reduce_logits(logits: Any, labels: Tensor) -> Tensor:
 
 
 def of_tokens(found: EvalPrediction) -> dict[str, float]:
-    """Accuracy, NLL and calibration error of the labelled tokens."""
+    """Accuracy, NLL and calibration error of the labeled tokens."""
     reduced, labels = np.asarray(found.predictions)[:, :-1], np.asarray(found.label_ids)[:, 1:]
     counted = labels != IGNORED
     confidence, predicted, log_p = (reduced[..., k][counted] for k in range(3))

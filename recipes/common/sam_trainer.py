@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation (Foret et al. 2021) in a Trainer, by pytorch_optimizer's class around AdamW or SGD."""
+"""Sharpness-aware minimization (Foret et al. 2021) in a Trainer, by pytorch_optimizer's class around AdamW or SGD."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _StepsBack(SAMOptimizer):
 
 @contextlib.contextmanager
 def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation notes no running statistics: those of the worst point are not the model's."""
+    """Batch normalization notes no running statistics: those of the worst point are not the model's."""
     tracking: list[Any] = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
     try:
         for module in tracking:

@@ -4,7 +4,7 @@
 
 FOLDER holds train.parquet and test.parquet (columns text and label, the rows in their official order) and
 labels.json (the names of the 77 intents, at the index that is their label). The same input gives the same
-file, byte for byte. See hf_fam/cli/demo/ATTRIBUTION.md for the source and its licence.
+file, byte for byte. See hf_fam/cli/demo/ATTRIBUTION.md for the source and its license.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How the generalisation gap goes with each measure: Pearson and Kendall correlations with bootstrap intervals.
+"""How the generalization gap goes with each measure: Pearson and Kendall correlations with bootstrap intervals.
 
     python recipes/flatness_study/analysis.py recipes/flatness_study/results/runs.jsonl \\
         --output docs/generated/flatness_study --figure docs/img/flatness-study.png
@@ -20,9 +20,9 @@ from scipy import stats
 from hf_fam.measure.plotting import new_figure, save
 
 MEASURES = {
-    "kappa": "κ, features normalised",
-    "kappa_max": "κ_max, features normalised",
-    "layerwise": "layer-wise, features normalised",
+    "kappa": "κ, features normalized",
+    "kappa_max": "κ_max, features normalized",
+    "layerwise": "layer-wise, features normalized",
     "kappa_plain": "κ",
     "layerwise_plain": "layer-wise",
     "trace": "Tr H",
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts = [_heading(runs, used)]
     for title, when in (("As trained", "before"), ("After random rescaling of every neuron", "after")):
         parts.append(f"## {title}\n\n{table(used, when, options.resamples)}")
-    parts.append(f"## Within one optimiser, as trained\n\n{by_optimizer(used)}")
+    parts.append(f"## Within one optimizer, as trained\n\n{by_optimizer(used)}")
     in_accuracy = table(used, "before", options.resamples, accuracy_gap)
     parts.append(f"## The gap in accuracy instead, as trained\n\n{_ACCURACY}\n\n{in_accuracy}")
     (options.output / "correlations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -108,7 +108,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_optimizer(runs: list[dict[str, Any]]) -> str:
-    """Kendall's tau within the networks of each optimiser: a correlation over all may be one between optimisers."""
+    """Kendall's tau within the networks of each optimizer: a correlation over all may be one between optimizers."""
     names = sorted({run["optimizer"] for run in runs})
     lines = [f"| measure (Kendall) | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
     for name, title in MEASURES.items():

@@ -20,7 +20,7 @@ TOLERATED_DROP = 0.1
 
 
 def measured(model: LeNet5, data: Split) -> dict[str, float]:
-    """All measures, for one parametrisation of the network.
+    """All measures, for one parametrization of the network.
 
     fc2 is measured on its cached features: the network below it does not matter to its Hessian.
     """

@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Split:
-    """Images, standardised, and classes."""
+    """Images, standardized, and classes."""
 
     images: Tensor
     labels: Tensor
@@ -76,8 +76,8 @@ def read_cifar10(folder: Path, train_items: int) -> tuple[Split, Split]:
     mean, deviation = train[0].mean((0, 1, 2)), train[0].std((0, 1, 2))
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:
-        standardised = ((images - mean) / deviation).transpose(0, 3, 1, 2)
-        return Split(torch.from_numpy(np.ascontiguousarray(standardised)), torch.from_numpy(labels.astype(np.int64)))
+        standardized = ((images - mean) / deviation).transpose(0, 3, 1, 2)
+        return Split(torch.from_numpy(np.ascontiguousarray(standardized)), torch.from_numpy(labels.astype(np.int64)))
 
     return split(*train), split(*test)
 

@@ -30,7 +30,7 @@ from hf_fam.landscape.reparametrization import rescale_randomly
 
 GRID: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adam"),
-    "learning_rate": (0.3, 1.0, 3.0),  # in units of the optimiser's
+    "learning_rate": (0.3, 1.0, 3.0),  # in units of the optimizer's
     "batch_size": (32, 128, 512),
     "weight_decay": (0.0, 1.0),
     "seed": (0, 1, 2),

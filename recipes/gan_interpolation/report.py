@@ -136,7 +136,7 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
             difference = pooled(runs, method, measure) - pooled(runs, BASELINE, measure)
             error = 2 * difference.std(ddof=1) / len(difference) ** 0.5
             axes.errorbar(difference.mean(), k, xerr=error, fmt="o", color="tab:blue", capsize=3)
-        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.axvline(0, color="gray", linewidth=0.8)
         axes.set_yticks(range(len(methods)), methods)
         axes.set_title(QUALITY[measure], fontsize=9)
         axes.invert_yaxis() if measure == shown[0] else None

@@ -46,7 +46,7 @@ class WideResNetConfig(PreTrainedConfig):
 
 
 class BasicBlock(nn.Module):
-    """Convolution, normalisation, rectifier, twice; the rectifier comes after the sum."""
+    """Convolution, normalization, rectifier, twice; the rectifier comes after the sum."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class BasicBlock(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Normalisation, rectifier, convolution, twice, with dropout between."""
+    """Normalization, rectifier, convolution, twice, with dropout between."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Which strength, on relative flatness, the released FAM code's strength corresponds to.
 
-The released regulariser is not relative flatness (README.md): it adds up other entries of the same Hessian, divides by
+The released regularizer is not relative flatness (README.md): it adds up other entries of the same Hessian, divides by
 the number of features m, and has a gradient in the layer's weights alone, in which the Hessian counts as a constant.
 Its gradient is compared here with that of relative flatness, both in the weights of a random head on random features.
 They are about a factor m^2 apart.

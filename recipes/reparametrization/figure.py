@@ -28,8 +28,8 @@ from hf_fam.measure.plotting import new_figure, save
 LAYER = "2"  # the second of three
 SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 QUANTITIES = {
-    "kappa": "κ, features normalised",
-    "kappa_max": "κ_max, features normalised",
+    "kappa": "κ, features normalized",
+    "kappa_max": "κ_max, features normalized",
     "hessian_trace": "Tr H",
     "hessian_max_eigenvalue": "λ_max of H",
     "weight_norm": "‖W‖",

@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=kind)
     features = parts[TRAIN].features[label]
 
-    def prepare(batch: dict[str, list[Any]], labelled: bool) -> dict[str, Any]:
+    def prepare(batch: dict[str, list[Any]], labeled: bool) -> dict[str, Any]:
         encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=data.max_seq_length)
-        if labelled:
+        if labeled:
             values = batch[label]
             numbers = map(number, values) if regression else (class_number(names, features, v) for v in values)
             encoded["labels"] = list(numbers)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                     prepare,
                     batched=True,
                     remove_columns=part.column_names,
-                    fn_kwargs={"labelled": has_labels(part, label)},
+                    fn_kwargs={"labeled": has_labels(part, label)},
                 )
                 for k, part in parts.items()
             }

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def mean_over_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, each labelled word of a step counting the same, whatever micro-batch or process it is in.
+    """Cross-entropy, each labeled word of a step counting the same, whatever micro-batch or process it is in.
 
     The models' own loss is the mean over the words of a micro-batch (transformers issue 47688).
 

@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 def eight_gaussians(count: int, random: torch.Generator) -> Tensor:
-    """Standard deviation 0.014, centres on a circle of radius 1.41."""
+    """Standard deviation 0.014, centers on a circle of radius 1.41."""
     angles = torch.arange(8) * (math.pi / 4)
-    centres = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    centers = 2 * torch.stack([angles.cos(), angles.sin()], 1)
     chosen = torch.randint(8, (count,), generator=random)
-    return (centres[chosen] + 0.02 * torch.randn(count, 2, generator=random)) / 2**0.5
+    return (centers[chosen] + 0.02 * torch.randn(count, 2, generator=random)) / 2**0.5
 
 
 def twentyfive_gaussians(count: int, random: torch.Generator) -> Tensor:
-    """Standard deviation 0.018, centres on a grid from -1.41 to 1.41."""
-    centres = torch.cartesian_prod(*[torch.arange(-2.0, 3.0)] * 2)
+    """Standard deviation 0.018, centers on a grid from -1.41 to 1.41."""
+    centers = torch.cartesian_prod(*[torch.arange(-2.0, 3.0)] * 2)
     chosen = torch.randint(25, (count,), generator=random)
-    return (2 * centres[chosen] + 0.05 * torch.randn(count, 2, generator=random)) / 8**0.5
+    return (2 * centers[chosen] + 0.05 * torch.randn(count, 2, generator=random)) / 8**0.5
 
 
 def swiss_roll(count: int, random: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ def perceptron(inputs: int, width: int, outputs: int) -> nn.Module:
 
 
 def image_networks(latent_size: int, width: int) -> tuple[nn.Module, nn.Module]:
-    """Convolutions, for images of 28 x 28 pixels in [-1, 1]; the critic has no normalisation."""
+    """Convolutions, for images of 28 x 28 pixels in [-1, 1]; the critic has no normalization."""
     generator = nn.Sequential(
         nn.Linear(latent_size, 2 * width * 7 * 7, bias=False),
         nn.Unflatten(1, (2 * width, 7, 7)),

@@ -102,10 +102,10 @@ def test_images_in_folders(tmp_path: Path) -> None:
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
-    for name, colour in (("cat", "red"), ("dog", "blue")):
+    for name, color in (("cat", "red"), ("dog", "blue")):
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
         for k in range(4):
-            Image.new("RGB", (9, 7), colour).save(tmp_path / "data" / "train" / name / f"{k}.png")
+            Image.new("RGB", (9, 7), color).save(tmp_path / "data" / "train" / name / f"{k}.png")
     source = load_source(str(folder), str(tmp_path / "data"))
     assert source.columns == {"image": "image", "label": "label"}
     with pytest.raises(SourceError, match="--text-column x has no use: a ViTForImageClassification takes images"):
@@ -151,7 +151,7 @@ def test_every_local_source(model: Path, tmp_path: Path, kind: str) -> None:
 
 
 def prepared(folder: Path, **columns: list[Any]) -> str:
-    """Eight tokenised texts."""
+    """Eight tokenized texts."""
     tokens = [[5, 6, 7 + k % 2] for k in range(8)]
     datasets.Dataset.from_dict({"input_ids": tokens, **columns}).save_to_disk(folder)
     return str(folder)

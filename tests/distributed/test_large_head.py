@@ -1,4 +1,4 @@
-"""A large head's term is synchronised, although it writes into the gradient of W in the backward pass."""
+"""A large head's term is synchronized, although it writes into the gradient of W in the backward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Centred features: the same function, another kappa; a running mean that does not depend on how a step is cut."""
+"""Centered features: the same function, another kappa; a running mean that does not depend on how a step is cut."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def test_centred_kappa_is_that_of_centred_features(estimator: str) -> None:
     model, c = network(), x.mean(0)
     other = shifted(model, -c)
     torch.testing.assert_close(other(x - c), model(x))
-    centred = RelativeFlatness(model, "0", estimator, center=True)
-    with centred.capture():
+    centered = RelativeFlatness(model, "0", estimator, center=True)
+    with centered.capture():
         loss = F.cross_entropy(model(x), y)
-    centred(loss)  # shows the mean
-    value, gradient = kappa_and_gradient(model, centred, x, y)
+    centered(loss)  # shows the mean
+    value, gradient = kappa_and_gradient(model, centered, x, y)
     expected, reference = kappa_and_gradient(other, RelativeFlatness(other, "0", estimator), x - c, y)
     assert value == pytest.approx(expected, rel=1e-12)
     torch.testing.assert_close(gradient, reference)
-    uncentred, _ = kappa_and_gradient(model, RelativeFlatness(model, "0", estimator), x, y)
-    assert abs(uncentred - value) > 0.1 * abs(value)
+    uncentered, _ = kappa_and_gradient(model, RelativeFlatness(model, "0", estimator), x, y)
+    assert abs(uncentered - value) > 0.1 * abs(value)
 
 
 def test_closed_form_of_centred_features() -> None:
@@ -106,10 +106,10 @@ def test_gradient_reaches_what_is_below_a_centred_layer(estimator: str) -> None:
     body, tail = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid()).double(), network()
     model = nn.Sequential(body, tail)
     c = body(x).detach().mean(0)
-    centred = RelativeFlatness(model, "1.0", estimator, center=True)
+    centered = RelativeFlatness(model, "1.0", estimator, center=True)
     other = nn.Sequential(body, Shift(c), shifted(tail, -c))
     gradients = []
-    for net, flatness in ((model, centred), (other, RelativeFlatness(other, "2.0", estimator))):
+    for net, flatness in ((model, centered), (other, RelativeFlatness(other, "2.0", estimator))):
         with flatness.capture(strength=0.5):  # shows the mean, and that items are not coupled
             loss = F.cross_entropy(net(x), y)
         flatness(loss)
@@ -223,7 +223,7 @@ def frozen_below(head: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("model", "layer", "estimator", "centred"),
+    ("model", "layer", "estimator", "centered"),
     [
         (nn.Linear(5, 3), "auto", "auto", True),  # stored features
         (frozen_below(nn.Linear(5, 3)), "auto", "auto", True),
@@ -237,8 +237,8 @@ def frozen_below(head: nn.Module) -> nn.Module:
         (TiedHead(), "head", "auto", False),
     ],
 )
-def test_center_by_default(model: nn.Module, layer: str, estimator: str, centred: bool) -> None:
-    assert (RelativeFlatness(model, layer, estimator, center=None).mean is not None) == centred
+def test_center_by_default(model: nn.Module, layer: str, estimator: str, centered: bool) -> None:
+    assert (RelativeFlatness(model, layer, estimator, center=None).mean is not None) == centered
     assert RelativeFlatness(model, layer, estimator).mean is None
 
 

@@ -14,7 +14,7 @@ from hf_fam import RelativeFlatness
 from hf_fam.flatness.dense import dense_flatness
 from hf_fam.flatness.heads import (
     NoClosedForm,
-    recognise,
+    recognize,
     softmax_flatness,
     weights_from_gradient,
     weights_from_product,
@@ -156,7 +156,7 @@ def test_confident_logits_are_recognised_in_float32(scale: float, classes: int) 
     """A model that has converged must not lose its closed form to rounding."""
     for _ in range(5):
         z = (scale * torch.randn(64, classes)).requires_grad_()
-        assert recognise(F.cross_entropy(z, labels(64, classes=classes)), z).kind == "softmax"
+        assert recognize(F.cross_entropy(z, labels(64, classes=classes)), z).kind == "softmax"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -164,10 +164,10 @@ def test_confident_logits_are_recognised_in_float32(scale: float, classes: int) 
 def test_half_precision_is_recognised_and_focal_loss_still_is_not(dtype: torch.dtype, classes: int) -> None:
     y = labels(32, classes=classes)
     z = torch.randn(32, classes).to(dtype).requires_grad_()
-    assert recognise(F.cross_entropy(z, y), z).kind == "softmax"
-    assert recognise(F.cross_entropy(z.float(), y), z).kind == "softmax"
+    assert recognize(F.cross_entropy(z, y), z).kind == "softmax"
+    assert recognize(F.cross_entropy(z.float(), y), z).kind == "softmax"
     with pytest.raises(NoClosedForm):
-        recognise(focal(z.float(), y), z)
+        recognize(focal(z.float(), y), z)
 
 
 def test_a_layer_that_is_not_the_head_has_no_closed_form() -> None:
@@ -181,8 +181,8 @@ def test_a_layer_that_is_not_the_head_has_no_closed_form() -> None:
 
 def test_large_vocabulary_reads_the_weights_off_the_gradient() -> None:
     z = torch.randn(3, 5000, dtype=torch.float64, requires_grad=True)
-    assert recognise(F.cross_entropy(z, labels(3, classes=5000)), z).item_weights == "gradient"
-    assert recognise(F.cross_entropy(z, labels(3, classes=5000), label_smoothing=0.1), z).item_weights == "product"
+    assert recognize(F.cross_entropy(z, labels(3, classes=5000)), z).item_weights == "gradient"
+    assert recognize(F.cross_entropy(z, labels(3, classes=5000), label_smoothing=0.1), z).item_weights == "product"
 
 
 def test_a_loss_that_changes_later_is_noticed() -> None:
@@ -225,7 +225,7 @@ def test_a_batch_without_curvature_proves_nothing(outputs: int) -> None:
 def test_two_sure_classes_in_half_precision_stay_cross_entropy(gap: float) -> None:
     for _ in range(5):
         z = (gap * torch.randn(64, 2)).half().requires_grad_()
-        form = recognise(F.cross_entropy(z, z.argmax(-1)), z)
+        form = recognize(F.cross_entropy(z, z.argmax(-1)), z)
         assert form is not None and form.kind == "softmax"
         with pytest.raises(NoClosedForm):
-            recognise(focal(z.float(), z.argmax(-1)), z)
+            recognize(focal(z.float(), z.argmax(-1)), z)

@@ -152,7 +152,7 @@ def test_wrong_sharing_is_biased() -> None:
 
 @pytest.mark.parametrize("tail", TAILS)
 def test_gradients_by_finite_differences(tail: str) -> None:
-    """Autograd against autograd cannot see that fused normalisations have wrong third derivatives; this can."""
+    """Autograd against autograd cannot see that fused normalizations have wrong third derivatives; this can."""
     case = make(tail, 0)
     _, phi, *_ = captured(case)
     r = all_signs(phi.shape[-1])[5]

@@ -170,11 +170,11 @@ def test_a_head_that_feeds_itself() -> None:
 
 
 def test_fused_normalisation_between_two_calls_is_refused() -> None:
-    class Normalised(Repeated):
+    class Normalized(Repeated):
         def forward(self, x: Tensor) -> Tensor:
             return self.block(F.layer_norm(self.block(x), (3,)))
 
-    model = Normalised("rows").double()
+    model = Normalized("rows").double()
     flatness = RelativeFlatness(model, "block", "hessian")
     with flatness.capture():
         loss = model(torch.randn(4, 3, dtype=torch.float64)).square().sum()

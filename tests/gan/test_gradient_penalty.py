@@ -92,8 +92,8 @@ def test_zero_gradient_is_safe(side: str) -> None:
     (slope,) = torch.autograd.grad(value, scale, create_graph=True)
     (second,) = torch.autograd.grad(slope, scale)
     # g = (0, 10) with dg/dscale = (0, 5): the mean of the two samples' 2 (g - c) dg.
-    centre = 0 if side == "zero" else 1
-    assert slope.item() == pytest.approx((10 - centre) * 5)
+    center = 0 if side == "zero" else 1
+    assert slope.item() == pytest.approx((10 - center) * 5)
     assert second.item() == pytest.approx(25)
 
 
@@ -174,7 +174,7 @@ def test_attention_is_differentiated_twice() -> None:
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(5), nn.BatchNorm1d(5, track_running_stats=False).eval()])
 def test_batch_normalisation_is_refused(norm: nn.Module) -> None:
     critic = nn.Sequential(nn.Linear(3, 5), norm, nn.Linear(5, 1))
-    with pytest.raises(ValueError, match=r"'1' is batch normalisation .* depend on the other samples"):
+    with pytest.raises(ValueError, match=r"'1' is batch normalization .* depend on the other samples"):
         gradient_penalty(critic, torch.randn(4, 3))
 
 

@@ -34,7 +34,7 @@ def found(scorer: object, **settings: object) -> Interpolation:
 
 def test_the_four_known_numbers() -> None:
     path = found(density, degree=5, steps=300, learning_rate=1e-3)
-    middle = torch.tensor([[1 / 23, 0.0]]).double()  # the two points nearest to the centre
+    middle = torch.tensor([[1 / 23, 0.0]]).double()  # the two points nearest to the center
     assert path.linear.worst_score.item() == pytest.approx(density(middle).item(), rel=1e-6)
     assert path.linear.worst_score.item() == pytest.approx(-42.7, abs=0.1)
     assert path.worst_score.item() == pytest.approx(-2.8, abs=0.2)

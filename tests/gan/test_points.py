@@ -26,10 +26,10 @@ def test_local_points_stay_near_their_samples(around: str) -> None:
     torch.manual_seed(0)
     real, generated = 3 * torch.randn(2000, 4).double(), 10 + torch.randn(2000, 4).double()
     points = LocalPoints(around, radius=0.5)(real, generated)
-    centres = {"real": [real], "generated": [generated], "both": [real, generated]}[around]
-    assert len(points) == 2000 * len(centres)
-    for near, centre in zip(points.split(2000), centres, strict=True):
-        moved = (near - centre) / (0.5 * centre.std(correction=0))
+    centers = {"real": [real], "generated": [generated], "both": [real, generated]}[around]
+    assert len(points) == 2000 * len(centers)
+    for near, center in zip(points.split(2000), centers, strict=True):
+        moved = (near - center) / (0.5 * center.std(correction=0))
         assert 0.95 < moved.abs().max() <= 1
         # E[alpha^2] E[delta^2] = 1/9, and alpha is shared by a sample's dimensions: E[alpha^4] E[delta^2]^2 = 1/45.
         squares = moved.square()

@@ -51,7 +51,7 @@ def written_out(generator: nn.Module, critic: nn.Module, data: Tensor, steps: in
 
 
 def test_training_is_the_written_out_loop(tmp_path: Path) -> None:
-    """In float64; two torch optimisers there, one with two groups here."""
+    """In float64; two torch optimizers there, one with two groups here."""
     own, reference = ((tiny_generator().double(), tiny_critic().double()) for _ in range(2))
     data = points(48).double()
     estimates = written_out(*reference, data, steps=6, n_critic=2)
@@ -68,7 +68,7 @@ def test_training_is_the_written_out_loop(tmp_path: Path) -> None:
 
 
 def test_generator_steps_leave_the_critic_alone(tmp_path: Path) -> None:
-    """Weights, optimiser state, and the flags of frozen layers."""
+    """Weights, optimizer state, and the flags of frozen layers."""
     critic = tiny_critic()
     critic[0].weight.requires_grad_(False)
     before = critic[0].weight.clone()

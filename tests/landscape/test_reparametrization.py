@@ -25,7 +25,7 @@ from support.tiny import random_states, tiny_bert, tiny_llama
 
 
 class LeNet(nn.Module):
-    """Functional pooling and activations, a flattened image, batch normalisation if asked for."""
+    """Functional pooling and activations, a flattened image, batch normalization if asked for."""
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_rescaling_moves_the_hessian_and_not_kappa(norm: bool, neuron_wise: bool
         assert max(max(r, 1 / r) for r in moved) > 10
 
 
-def test_single_features_need_normalisation() -> None:
+def test_single_features_need_normalization() -> None:
     model, data = lenet(), images()
     options = {"loss_fn": loss_fn, "layers": "head"}
     (before,) = measure_relative_flatness(model, data, **options)
@@ -97,8 +97,8 @@ def test_single_features_need_normalisation() -> None:
 def test_folded_deviations_equal_normalised_measuring() -> None:
     for second, first in (("head", "fc2"), ("conv2", "conv1")):
         model, data = lenet(), images()
-        nn.init.ones_(model.fc2.bias)  # no dead units, which normalised measuring leaves out
-        (normalised,) = measure_relative_flatness(
+        nn.init.ones_(model.fc2.bias)  # no dead units, which normalized measuring leaves out
+        (normalized,) = measure_relative_flatness(
             model, data, second, loss_fn=loss_fn, normalize_features=True, batch_size=20
         )
         layer = FeatureLayer(model, second)
@@ -109,11 +109,11 @@ def test_folded_deviations_equal_normalised_measuring() -> None:
         layer.detach()
         fold_feature_deviations(model, first, second, deviation.result(lambda t: t), data.tensors[0])
         (folded,) = measure_relative_flatness(model, data, second, loss_fn=loss_fn, batch_size=20)
-        assert folded.kappa == pytest.approx(normalised.kappa, rel=1e-8)
-        assert folded.kappa_max == pytest.approx(normalised.kappa_max, rel=1e-6)
+        assert folded.kappa == pytest.approx(normalized.kappa, rel=1e-8)
+        assert folded.kappa_max == pytest.approx(normalized.kappa_max, rel=1e-6)
 
 
-def test_before_a_batch_normalisation() -> None:
+def test_before_a_batch_normalization() -> None:
     model, data = lenet(norm=True), images()
     before, norm = model(data.tensors[0]), model.conv2.weight.norm().item()
     scale_before_norm(model, "conv2", "norm", 50.0, data.tensors[0])
@@ -126,7 +126,7 @@ def test_before_a_batch_normalisation() -> None:
 
 
 def test_what_transformers_allow() -> None:
-    """Llama: a normalisation against all of its readers, up against down, values against outputs."""
+    """Llama: a normalization against all of its readers, up against down, values against outputs."""
     model = tiny_llama().double().eval()
     example = {"input_ids": torch.randint(3, 50, (2, 6))}
     before, block = model(**example).logits, "model.layers.0"
@@ -228,7 +228,7 @@ def test_refusals() -> None:
         ("0", "1", float("nan"), "factors must be 4 positive"),
     ],
 )
-def test_refusals_before_a_normalisation(layer: str, norm: str, factors: object, message: str) -> None:
+def test_refusals_before_a_normalization(layer: str, norm: str, factors: object, message: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
     with pytest.raises(ValueError, match=message):
         scale_before_norm(model, layer, norm, factors, torch.randn(5, 3))

@@ -264,7 +264,7 @@ def shared() -> nn.Module:
     return model
 
 
-def normalised() -> nn.Module:
+def normalized() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
 
 
@@ -282,7 +282,7 @@ def normalised() -> nn.Module:
         (lambda: nn.Linear(3, 3), {"layer": ""}, ValueError, "is not a module"),
         (Custom, {"layer": "nope"}, ValueError, "did you mean"),
         (shared, {"layer": "0"}, ValueError, "shares its weight"),
-        (normalised, {"layer": "0"}, TypeError, "parametrisation"),
+        (normalized, {"layer": "0"}, TypeError, "parametrization"),
         (lambda: nn.DataParallel(Custom()), {"layer": "fc1"}, ValueError, "model.module first"),
         (Custom, {"layer": "fc1", "next_layer": "fc2", "neuron": 4}, ValueError, "neurons 0 to 3"),
         (Custom, {"layer": "fc1", "next_layer": "fc2", "neuron": True}, ValueError, "neuron=True"),
@@ -316,12 +316,12 @@ def test_adapters_and_quantised_weights_are_refused() -> None:
     with pytest.warns(UserWarning, match="from_pretrained cannot load"):
         split_neuron(adapted.merge_and_unload(), "bert.encoder.layer.0.intermediate.dense", 0)
 
-    class Quantised(nn.Parameter):
+    class Quantized(nn.Parameter):
         pass
 
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    model[2].weight = Quantised(model[2].weight.detach())
-    with pytest.raises(TypeError, match="weight of layer '2' is a Quantised of torch.float32"):
+    model[2].weight = Quantized(model[2].weight.detach())
+    with pytest.raises(TypeError, match="weight of layer '2' is a Quantized of torch.float32"):
         split_neuron(model, "0", 0)
 
 

@@ -1,4 +1,4 @@
-"""Normalisations above the feature layer: the same values, and third derivatives that are right."""
+"""Normalizations above the feature layer: the same values, and third derivatives that are right."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_other_kinds_are_refused_by_name(layer: nn.Module, name: str) -> None:
 def test_unreadable_weights_are_refused() -> None:
     linear = nn.Linear(3, 2)
     linear.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"'0' has a quantised weight \(torch.int8\) that hf_fam does not know"):
+    with pytest.raises(TypeError, match=r"'0' has a quantized weight \(torch.int8\) that hf_fam does not know"):
         FeatureLayer(nn.Sequential(linear), "0")
 
 
@@ -291,9 +291,9 @@ def test_linear_maps_of_bitsandbytes() -> None:
 
 
 def test_parametrised_weights_are_those_of_the_forward_pass() -> None:
-    """Spectral normalisation takes a step of its power iteration whenever its weight is read in training."""
-    for parametrise in (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm):
-        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), parametrise(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
+    """Spectral normalization takes a step of its power iteration whenever its weight is read in training."""
+    for parametrize in (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm):
+        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), parametrize(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
         flatness = RelativeFlatness(model, "2", "hessian")
         inputs = torch.randn(6, 3)
         with flatness.capture():

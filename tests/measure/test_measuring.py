@@ -60,7 +60,7 @@ def test_equals_curvlinops(index: int) -> None:
 
 @pytest.mark.parametrize("tail", TAILS)
 def test_every_kind_of_tail_agrees_with_dense(tail: str) -> None:
-    """Coupled rows, several rows an item, normalisations in evaluation mode: within the probes' error."""
+    """Coupled rows, several rows an item, normalizations in evaluation mode: within the probes' error."""
     case = make(tail, secrets.randbits(32))
     case.model.eval()
     data = TensorDataset(case.inputs, torch.zeros(len(case.inputs)))
@@ -206,7 +206,7 @@ def test_trace_and_largest_eigenvalue_are_those_of_the_objective(index: int, alp
 
 
 def test_batches_do_not_matter_for_a_mean_over_tokens() -> None:
-    """Items with few labelled tokens count by these; unlike a mean of the batches' means."""
+    """Items with few labeled tokens count by these; unlike a mean of the batches' means."""
     model = llama().double()  # with its loss in float64: in float32 its rounding depends on the batch and the processor
     one, many = (measure_relative_flatness(model, texts(40), "head", batch_size=size)[0] for size in (40, 7))
     for name in ("kappa", "kappa_max", "layerwise", "standard_error", "loss"):

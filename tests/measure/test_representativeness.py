@@ -24,8 +24,8 @@ def by_hand(features: np.ndarray, delta: float, folds: int, seed: int) -> tuple[
     for fitted, held_out in KFold(folds, shuffle=True, random_state=seed).split(features):
         for i in held_out:
             kernels = [
-                norm.logpdf(features[i], centre, delta * np.linalg.norm(centre) / math.sqrt(len(centre))).sum()
-                for centre in features[fitted]
+                norm.logpdf(features[i], center, delta * np.linalg.norm(center) / math.sqrt(len(center))).sum()
+                for center in features[fitted]
             ]
             found[i] = logsumexp(kernels) - math.log(len(kernels))
     return found.mean(), found.std(ddof=1) / math.sqrt(len(found))

@@ -126,7 +126,7 @@ def test_saved_networks_load_again(tmp_path: Path, kind: str) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=elsewhere, check=True, timeout=120, cwd=tmp_path)
 
 
-def test_released_regulariser() -> None:
+def test_released_regularizer() -> None:
     """Against a literal reading of the script: slices of the full Hessian, their traces, products of weights."""
     weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     phi = torch.randn(7, 5, dtype=torch.float64)

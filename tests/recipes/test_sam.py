@@ -1,4 +1,4 @@
-"""The SAM of the recipes is SAM: by hand, with accumulation, with batch normalisation."""
+"""The SAM of the recipes is SAM: by hand, with accumulation, with batch normalization."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RHO, RATE = 0.3, 0.05
 
 
 class Net(nn.Module):
-    """A classifier in float64; its normalisation couples the rows of a batch."""
+    """A classifier in float64; its normalization couples the rows of a batch."""
 
-    def __init__(self, normalised: bool) -> None:
+    def __init__(self, normalized: bool) -> None:
         super().__init__()
-        norm = nn.BatchNorm1d(5) if normalised else nn.Identity()
+        norm = nn.BatchNorm1d(5) if normalized else nn.Identity()
         self.layers = nn.Sequential(nn.Linear(4, 5), norm, nn.Tanh(), nn.Linear(5, 3)).double()
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -79,10 +79,10 @@ def assert_same(one: nn.Module, other: nn.Module, tolerance: float) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda said, name=name: f"{name}: {said}")
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
-def test_by_hand(tmp_path: Path, optim: str, normalised: bool) -> None:
-    net, data = Net(normalised), rows(24)
+def test_by_hand(tmp_path: Path, optim: str, normalized: bool) -> None:
+    net, data = Net(normalized), rows(24)
     reference = copy.deepcopy(net)
     given: dict[str, Any] = {"optim": optim, "per_device_train_batch_size": 8}
     if optim == "sgd":

@@ -1,4 +1,4 @@
-"""The loss of the token classification recipe is the mean over the labelled words of a step."""
+"""The loss of the token classification recipe is the mean over the labeled words of a step."""
 
 from __future__ import annotations
 

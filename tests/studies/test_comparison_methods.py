@@ -90,7 +90,7 @@ def test_normalised_features_give_the_same_term_for_longer_features() -> None:
     model, (x, y) = network(), batch()
     model[0].bias.data.zero_()
     model[1] = nn.Identity()
-    uniform = {"q": "uniform", "features": "normalised"}
+    uniform = {"q": "uniform", "features": "normalized"}
     short, long = (mean_term("curvature_control", uniform, model, (s * x, y)) for s in (1, 10))
     assert short == pytest.approx(long, rel=1e-6)  # the same draws
 
@@ -249,8 +249,8 @@ def test_efficientnet_takes_the_weights_of_the_package() -> None:
     assert outputs.logits.shape == (2, 10) and outputs.loss > 0
     assert isinstance(model, EfficientNetLite0) and FeatureLayer(model, "head").name == "classifier"
     assert model.config.num_labels == 10  # the Trainer's label smoothing reads a config
-    grey = torch.randint(0, 255, (2, 1, 28, 28))
-    assert torch.equal(model(grey).logits, model(grey.repeat(1, 3, 1, 1)).logits)
+    gray = torch.randint(0, 255, (2, 1, 28, 28))
+    assert torch.equal(model(gray).logits, model(gray.repeat(1, 3, 1, 1)).logits)
 
 
 def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tensor]:
@@ -268,7 +268,7 @@ def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tenso
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, model.parameters(), strict=True)]
 
 
-@pytest.mark.parametrize("features", ["own", "centred"])
+@pytest.mark.parametrize("features", ["own", "centered"])
 def test_one_side_of_the_layer_gets_its_part_of_the_gradient(features: str) -> None:
     whole, tail, trunk = (gradients_by_parameter(reach, features) for reach in (None, "tail", "trunk"))
     for k, (g, above, below) in enumerate(zip(whole, tail, trunk, strict=True)):

@@ -77,8 +77,8 @@ def test_analysis(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "out" / "correlations.md").read_text()
     assert "11 of 12 networks" in text
-    assert "| κ, features normalised | +1.00 [+1.00, +1.00] |" in text and text.count("κ, features normalised") == 4
-    assert "| κ, features normalised | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
+    assert "| κ, features normalized | +1.00 [+1.00, +1.00] |" in text and text.count("κ, features normalized") == 4
+    assert "| κ, features normalized | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
     assert (tmp_path / "out" / "gap.png").stat().st_size > 10_000
     path.write_text(json.dumps(runs[-1]) + "\n")
     assert "at least 3 are needed" in command("analysis.py", str(path), "--output", str(tmp_path)).stderr

@@ -76,17 +76,17 @@ def test_refusals(tmp_path: Path, given: list[str], message: str) -> None:
         run.main([*SMALL, f"--output_dir={tmp_path}", "--report_to=none", *given])
 
 
-@pytest.mark.parametrize(("name", "centres"), [("eight_gaussians", 8), ("twentyfive_gaussians", 25)])
-def test_gaussians(name: str, centres: int) -> None:
+@pytest.mark.parametrize(("name", "centers"), [("eight_gaussians", 8), ("twentyfive_gaussians", 25)])
+def test_gaussians(name: str, centers: int) -> None:
     """So many well separated clumps, equally large within their error."""
     points, _ = toy(name, 5000, 0, 1)
     clumps = [points[:1]]
     for point in points[:500]:
         if min((c[0] - point).norm() for c in clumps) > 0.2:
             clumps.append(point[None])
-    counts = torch.cdist(points, torch.cat(clumps)).argmin(1).bincount(minlength=centres)
-    assert len(clumps) == centres
-    assert (counts - 5000 / centres).abs().max() < 4.5 * (5000 / centres) ** 0.5
+    counts = torch.cdist(points, torch.cat(clumps)).argmin(1).bincount(minlength=centers)
+    assert len(clumps) == centers
+    assert (counts - 5000 / centers).abs().max() < 4.5 * (5000 / centers) ** 0.5
 
 
 def test_swiss_roll() -> None:

@@ -85,9 +85,9 @@ CASES = {
     ),
     "hidden layer, Hessian, one matrix shared by the batch": Case(multiple_choice, choices, pooler("hessian", 5.0)),
     "hidden layer, perturbation": Case(bert, classified, pooler("perturbation", 0.5)),
-    "hidden layer, Gauss-Newton, centred": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_center": True}),
-    "hidden layer, perturbation, centred": Case(bert, classified, {**pooler("perturbation", 0.5), "fam_center": True}),
-    "head, closed form, centred": Case(bert, classified, {"fam_lambda": 200.0, "fam_center": True}),
+    "hidden layer, Gauss-Newton, centered": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_center": True}),
+    "hidden layer, perturbation, centered": Case(bert, classified, {**pooler("perturbation", 0.5), "fam_center": True}),
+    "head, closed form, centered": Case(bert, classified, {"fam_lambda": 200.0, "fam_center": True}),
     "hidden layer, capped ratio": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_max_grad_ratio": 0.02}),
 }
 

@@ -81,7 +81,7 @@ def complete_basis(monkeypatch: pytest.MonkeyPatch, features: int) -> None:
 
 @contextlib.contextmanager
 def in_double() -> Iterator[None]:
-    """Compute in float64 whatever a model wants to compute in float32, such as its normalisations and its loss."""
+    """Compute in float64 whatever a model wants to compute in float32, such as its normalizations and its loss."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -68,7 +68,7 @@ def wgan_trainer(
 
 
 def everything(trainer: WGANTrainer) -> dict[str, Tensor]:
-    """Weights of all networks and the state of the optimisers."""
+    """Weights of all networks and the state of the optimizers."""
     found = {name: t.detach().clone() for name, t in trainer.model.state_dict().items()}
     for number, values in trainer.optimizer.state_dict()["state"].items():
         found.update({f"optimizer.{number}.{name}": torch.as_tensor(value).clone() for name, value in values.items()})

@@ -15,12 +15,12 @@ ROWS = 24
 REAL = datasets.load_dataset
 
 
-def pictures(image: str, labels: dict[str, int], parts: tuple[str, ...], size: int, grey: bool = False) -> DatasetDict:
+def pictures(image: str, labels: dict[str, int], parts: tuple[str, ...], size: int, gray: bool = False) -> DatasetDict:
     """Random images; the first of the labels has all of its classes."""
     from PIL import Image as Pillow
 
     generator = np.random.default_rng(0)
-    shape = (size, size) if grey else (size, size, 3)
+    shape = (size, size) if gray else (size, size, 3)
     columns: dict[str, list[Any]] = {
         image: [Pillow.fromarray(generator.integers(0, 255, shape, dtype=np.uint8)) for _ in range(ROWS)]
     }

@@ -158,7 +158,7 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
 
 
 class GradientRecorder(TrainerCallback):
-    """Keeps the gradients of every optimiser step."""
+    """Keeps the gradients of every optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -168,7 +168,7 @@ class GradientRecorder(TrainerCallback):
 
 
 def gradients_of_first_step(output_dir: Path, model: nn.Module, **given: Any) -> dict[str, Tensor]:
-    """What the optimiser gets in the first step; the model stays as it is."""
+    """What the optimizer gets in the first step; the model stays as it is."""
     recorder = GradientRecorder()
     fam_trainer(output_dir, copy.deepcopy(model), callbacks=[recorder], max_grad_norm=0, max_steps=1, **given).train()
     return recorder.steps[0]

@@ -1,4 +1,4 @@
-"""Layers of every kind through FAMTrainer: GPT-2's, shared blocks, convolutions, adapters and quantised weights."""
+"""Layers of every kind through FAMTrainer: GPT-2's, shared blocks, convolutions, adapters and quantized weights."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_adapters_on_quantised_weights(bits: int, estimator: str, tmp_path: Path
     assert kappas[0] == pytest.approx(kappas[1], rel=0.1), "the same signs, nearly the same weight"
     setattr(model, f"is_loaded_in_{bits}bit", True)  # as transformers says it to PEFT
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["layer"], modules_to_save=["classifier"]))
-    assert type(model.base_model.model.layer).__name__ == type(layer).__name__, "PEFT's wrapper for this quantisation"
+    assert type(model.base_model.model.layer).__name__ == type(layer).__name__, "PEFT's wrapper for this quantization"
     trainer = fam_trainer(tmp_path, model, fam_layer="layer", fam_estimator=estimator, fam_lambda=0.1)
     trainer.train()
     assert torch.equal(layer.weight, codes)

@@ -123,7 +123,7 @@ def test_first_logged_loss_is_the_task_loss_bit_for_bit(tmp_path: Path, given: d
 
 
 def test_first_logged_loss_below_layer_norms_is_the_task_loss_to_rounding(tmp_path: Path) -> None:
-    """Normalisations above the layer are computed from elementary operations, hence another rounding."""
+    """Normalizations above the layer are computed from elementary operations, hence another rounding."""
     plain = Trainer(model=tiny_bert(), args=plain_arguments(tmp_path, max_steps=1), train_dataset=classified())
     plain.train()
     fam = fam_trainer(tmp_path, fam_lambda=1.0, max_steps=1, fam_layer="bert.encoder.layer.1.output.dense")
@@ -141,8 +141,8 @@ def test_probes_do_not_draw_from_the_random_states_of_training(tmp_path: Path) -
     assert ends[0] == ends[1]
 
 
-class Normalised(nn.Module):
-    """A classifier with batch normalisation, which every forward pass changes."""
+class Normalized(nn.Module):
+    """A classifier with batch normalization, which every forward pass changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("estimator", ["closed_form", "perturbation"])
 def test_first_look_leaves_running_statistics_alone(tmp_path: Path, estimator: str) -> None:
-    model = Normalised()
+    model = Normalized()
     trainer = fam_trainer(tmp_path, model, fam_lambda=0.1, fam_estimator=estimator, gradient_accumulation_steps=2)
     with pytest.warns(UserWarning, match="ignores num_items_in_batch"):
         trainer.train()

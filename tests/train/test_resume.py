@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "perturbation_of_a_block": {"fam_estimator": "perturbation", "fam_layer": "bert.encoder.layer.0.output.dense"},
     "every_second_step": {**REPRESENTATION, "fam_every_n_steps": 2},
     "warm_up": {**REPRESENTATION, "fam_warmup_steps": 0.9},
-    "centred": {**REPRESENTATION, "fam_center": True},
+    "centered": {**REPRESENTATION, "fam_center": True},
     "centred_every_second_step": {**REPRESENTATION, "fam_center": True, "fam_every_n_steps": 2},
     "centred_perturbation": {"fam_estimator": "perturbation", "fam_layer": "representation", "fam_center": True},
     "centred_and_capped": {**REPRESENTATION, "fam_center": True, "fam_max_grad_ratio": 0.001},
@@ -63,7 +63,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, setting: str) -> None:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     expected_logs, found_logs = (history(t)[:6] for t in (uninterrupted, resumed))
     assert found_logs == expected_logs
-    silent = setting.startswith("centred")  # in the first step, which shows the mean
+    silent = setting.startswith("centered")  # in the first step, which shows the mean
     assert len(logged(resumed, "fam_kappa")) == (3 if "every_second_step" in setting else 6) - silent
 
 
@@ -77,7 +77,7 @@ def test_cap_is_binding_where_it_is_resumed(tmp_path: Path) -> None:
 
 def test_mean_of_another_layer_is_not_taken_up(tmp_path: Path) -> None:
     """Both layers read 16 numbers, so nothing else would tell."""
-    run(tmp_path, SETTINGS["centred"])
+    run(tmp_path, SETTINGS["centered"])
     resumed = run(tmp_path, {"fam_layer": "head", "fam_center": True}, resume=True)
     assert len(logged(resumed, "fam_kappa")) == 3 + 2 - 1  # three of the first, then one step that shows the mean
 

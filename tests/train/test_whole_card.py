@@ -54,7 +54,7 @@ def trained(folder: Path, model: Any = None, **given: Any) -> FAMTrainer:
     return trainer
 
 
-def normalised(card: str) -> str:
+def normalized(card: str) -> str:
     """Without versions, and without the numbers that training gives."""
     card = re.sub(r"(?m)^- (Transformers|Pytorch|Datasets|Tokenizers|optimizer:) .*$", r"- \1 VERSION", card)
     card = re.sub(r"(?m)^(\| κ at the \w+ of training, as logged \|) [\d.e+-]+ \|$", r"\1 NUMBER |", card)
@@ -64,7 +64,7 @@ def normalised(card: str) -> str:
 def test_every_line(tmp_path: Path) -> None:
     trainer = trained(tmp_path)
     trainer.create_model_card(**SAID)
-    assert normalised((tmp_path / "README.md").read_text(encoding="utf-8")) == GOLDEN.read_text(encoding="utf-8")
+    assert normalized((tmp_path / "README.md").read_text(encoding="utf-8")) == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_numbers_are_those_of_the_log(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_evaluation_is_the_last_one(tmp_path: Path) -> None:
         (
             {"fam_center": True, "fam_warmup_steps": 8, "fam_every_n_steps": 2, "fam_lambda": 0.8},
             [
-                "| features | centred on their running mean |",
+                "| features | centered on their running mean |",
                 "| the term acts in | one of 2 steps, 2 times as strongly |",
                 "| strength λ | 0.8 |",
                 "| λ at the end of training, as logged (warm-up, cap) | 0.3 |",
@@ -109,7 +109,7 @@ def test_evaluation_is_the_last_one(tmp_path: Path) -> None:
         ),
         ({"fam_gradient": "weights_only"}, ["| gradient of κ | weights\\_only |"]),
     ],
-    ids=["centred", "weights_only"],
+    ids=["centered", "weights_only"],
 )
 def test_rows_tell_how_it_was_trained(tmp_path: Path, given: dict[str, Any], rows: list[str]) -> None:
     args = arguments(tmp_path, max_steps=4, **given)

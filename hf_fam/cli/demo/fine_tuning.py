@@ -177,7 +177,7 @@ def save(result: dict[str, Any], trainer: Any, settings: DemoSettings) -> None:
     """Write figure, results and the trained model with its tokenizer and card, and say where they are."""
     folder = settings.output_dir
     trainer.save_model(str(folder))
-    # Given here, the licence is not looked up on the Hub.
+    # Given here, the license is not looked up on the Hub.
     known = {"license": "apache-2.0", "finetuned_from": "sentence-transformers/all-MiniLM-L6-v2"}
     trainer.create_model_card(
         model_name=f"Intents of bank customers, fine-tuned with {type(trainer).__name__}",

@@ -30,7 +30,7 @@ DATA = "banking77_30_intents.csv"
 
 @dataclass(frozen=True)
 class Task:
-    """Banking77 with few examples, tokenised.
+    """Banking77 with few examples, tokenized.
 
     Attributes:
         names: the intents, at the index that is their label.

@@ -23,7 +23,7 @@ class Jury:
     def __init__(self, judge: Judge, real: Tensor, labels: Tensor) -> None:
         self.judge = judge
         self.real = self._features(real)
-        self.unit = self._distances(self.real, NEIGHBOUR + 1).mean()  # the first neighbour is the image itself
+        self.unit = self._distances(self.real, NEIGHBOUR + 1).mean()  # the first neighbor is the image itself
         self.accuracy = float((judge.logits(self.real).argmax(1) == labels).float().mean())
 
     @torch.no_grad()
@@ -39,6 +39,6 @@ class Jury:
     def _features(self, images: Tensor) -> Tensor:
         return torch.cat([self.judge.features(part) for part in images.split(500)])
 
-    def _distances(self, features: Tensor, neighbour: int) -> Tensor:
-        parts = [torch.cdist(part, self.real).kthvalue(neighbour, 1).values for part in features.split(500)]
+    def _distances(self, features: Tensor, neighbor: int) -> Tensor:
+        parts = [torch.cdist(part, self.real).kthvalue(neighbor, 1).values for part in features.split(500)]
         return torch.cat(parts)

@@ -26,11 +26,11 @@ class Generator(nn.Sequential):
 
 
 class Critic(nn.Module):
-    """From images to one number each; no normalisation, which would couple the images of a batch."""
+    """From images to one number each; no normalization, which would couple the images of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = trunk(16, normalised=False)
+        self.features = trunk(16, normalized=False)
         self.value = nn.Linear(128, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,21 +42,21 @@ class Judge(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.features = trunk(32, normalised=True)
+        self.features = trunk(32, normalized=True)
         self.logits = nn.Linear(128, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(self.features(images))
 
 
-def trunk(channels: int, normalised: bool) -> nn.Sequential:
+def trunk(channels: int, normalized: bool) -> nn.Sequential:
     """From images to 128 features."""
     return nn.Sequential(
         nn.Conv2d(1, channels, 4, stride=2, padding=1),
-        nn.BatchNorm2d(channels) if normalised else nn.Identity(),
+        nn.BatchNorm2d(channels) if normalized else nn.Identity(),
         nn.LeakyReLU(0.2),
         nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
-        nn.BatchNorm2d(2 * channels) if normalised else nn.Identity(),
+        nn.BatchNorm2d(2 * channels) if normalized else nn.Identity(),
         nn.LeakyReLU(0.2),
         nn.Flatten(),
         nn.Linear(2 * channels * 7 * 7, 128),

@@ -1,4 +1,4 @@
-"""The regularised-transport penalty and weight clipping."""
+"""The regularized-transport penalty and weight clipping."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_transport_penalty_of_half_precision_samples(inference: bool) -> None:
 def test_transport_penalty_refuses() -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(3, 4\)"):
         transport_penalty(nn.Linear(2, 1), torch.randn(3, 2), torch.randn(3, 4))
-    with pytest.raises(ValueError, match="batch normalisation"):
+    with pytest.raises(ValueError, match="batch normalization"):
         transport_penalty(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), torch.randn(3, 2), torch.randn(3, 2))
 
 

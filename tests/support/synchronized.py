@@ -31,7 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "accumulation": {"gradient_accumulation_steps": 2},
-    "accumulation, synchronised each time": {
+    "accumulation, synchronized each time": {
         "accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2, "sync_each_batch": True}}
     },
     "frozen": {},
@@ -61,7 +61,7 @@ def model_for(way: str) -> nn.Module:
 
 
 def steps(path: Path, way: str, term: dict[str, Any], batch: int, **given: Any) -> list[dict[str, Tensor]]:
-    """What the optimiser gets in two steps."""
+    """What the optimizer gets in two steps."""
     model, recorder = model_for(way), GradientRecorder()
     term = dict(term)
     if way == "LoRA" and "fam_layer" in term:

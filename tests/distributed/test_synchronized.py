@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from support.launch import ROOT, launch
-from support.synchronised import TERMS, WAYS, steps
+from support.synchronized import TERMS, WAYS, steps
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,8 +21,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each of two processes saw."""
-    folder = tmp_path_factory.mktemp("synchronised")
-    launch(ROOT / "tests" / "support" / "synchronised.py", str(folder))
+    folder = tmp_path_factory.mktemp("synchronized")
+    launch(ROOT / "tests" / "support" / "synchronized.py", str(folder))
     found = [torch.load(folder / f"{k}.pt") for k in (0, 1)]
     assert [f["processes"] for f in found] == [2, 2]
     return found
