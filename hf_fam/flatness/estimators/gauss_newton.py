@@ -2,23 +2,83 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
-from .batch import Batch
-from .probes import RandomProbes
+from ...calculus.autograd_graph import is_product
+from ...calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
+from ...layer.feature_layer import FeatureLayer
+from ..batch import Batch
+from ..coupling import calls_are_nested
+from .base import Choice
+from .random_probes import RandomProbes
 
 
 class GaussNewtonProbes(RandomProbes):
-    """Mean of `gauss_newton_probe` over random directions: never negative where the loss is convex."""
+    """Random probes of kappa with the Gauss-Newton matrix, which is never negative for a convex loss."""
+
+    name = "gauss_newton"
+    default_strength = 0.001
+    needs_logits = True
+
+    def __init__(self, choice: Choice) -> None:
+        if choice.head is None:
+            raise ValueError(
+                f'estimator="{self.name}" needs the layer into the logits, and none was found: use "hessian".'
+            )
+        super().__init__(choice)
+
+    @classmethod
+    def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
+        """Take the layers below the head."""
+        return head is not None and head is not layer
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse a batch whose logits are not what the Gauss-Newton matrix is built on."""
+        assert self.choice.head is not None
+        _check_logits(batch, self.layer, self.choice.head)
 
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
         """See `gauss_newton_probe`."""
         return gauss_newton_probe(
             batch.loss, batch.pre_activations, batch.logits, directions, weights_only=batch.weights_only
+        )
+
+
+def _check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None:
+    """Refuse what is no layer into the logits, on which the Gauss-Newton matrix is built.
+
+    Args:
+        batch: after its forward pass.
+        layer: the feature layer.
+        head: what was taken for the layer into the logits.
+
+    Raises:
+        ValueError: names the head and the remedy.
+    """
+    problem = None
+    if not batch.logits:
+        problem = "was not called in the forward pass"
+    elif calls_are_nested(batch.logits, batch.logits):
+        problem = "is called several times, one call feeding the next"
+    elif not batch.graph.leads_to(batch.logits):
+        problem = "does not lead to the loss"
+    elif any(map(is_product, batch.graph.above(batch.logits))):
+        problem = "has further layers, or products, above it"
+    if problem:
+        raise ValueError(
+            f"estimator=\"gauss_newton\" takes '{head.name}' for the layer into the logits, but it "
+            f'{problem}: use "hessian", or call the layer into the logits "head" or "classifier".'
+        )
+    if batch.graph.passes_by(batch.logits):
+        warnings.warn(
+            f"Part of the loss depends on layer '{layer.name}' without passing through "
+            f"'{head.name}' (the auxiliary loss of a router, a second head): estimator=\"gauss_newton\" "
+            f'leaves the curvature of that part out; "hessian" has all of it.',
+            stacklevel=5,
         )
 
 

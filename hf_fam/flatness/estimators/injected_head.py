@@ -14,56 +14,101 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import wide
-from ..layer.linear_map import LinearMap
-from .batch import Batch, Seeds
-from .head_sampling import HeadSampling, thin
-from .softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
+from ...calculus.derivatives import wide
+from ...layer.linear_map import LinearMap
+from ..batch import Batch, Seeds
+from ..head_loss import NoClosedForm
+from ..loss_graph import is_cross_entropy
+from ..row_signs import row_signs
+from ..softmax_head import ClassVectors, WeightGradient, chunks_of, of_logits, take, through_sketch
+from ..strength import is_strength
+from .base import ActsIn, Estimator, Operations
 
 
-class HeadInjection:
-    """kappa of a head under softmax cross-entropy with hard labels, acting in the backward pass.
+class InjectedHead(Estimator):
+    """kappa of a large head under cross-entropy with hard labels, acting in the backward pass.
+
+    Where lambda is not known in the forward pass, or the graph does not show such a loss, the estimator that acts in
+    the loss serves instead.
 
     Args:
-        sampling: what is drawn at random.
-        weights_only: let the gradient reach W alone.
+        in_loss: the head's estimator that acts in the loss.
+        row_probes: P, the number of row probes; 0 for the exact form.
     """
 
-    def __init__(self, sampling: HeadSampling, weights_only: bool = False) -> None:
-        self.sampling, self.weights_only = sampling, weights_only
+    acts_in = ActsIn.BACKWARD_PASS
+    can_center = False
+
+    def __init__(self, in_loss: Estimator, row_probes: int) -> None:
+        super().__init__(in_loss.choice)
+        self.name = in_loss.name
+        self.default_strength = in_loss.default_strength
+        self.probes, self.tail_derivatives = in_loss.probes, 0
+        self._in_loss, self._row_probes = in_loss, row_probes
+        self._may_act, self._acts = True, False
         self._strength = 0.0
         self._seeds = Seeds()
-        self._current: list[Injected] = []
+        self._calls: list[InjectedCall] = []
 
-    def begin(self, strength: float, seeds: Seeds) -> None:
-        """Set strength and seeds of the next forward pass."""
+    def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
+        """Put the term behind the head's output in the next forward pass, if lambda is given.
+
+        Raises:
+            ValueError: lambda is negative or not finite.
+        """
         self.forget()
-        self._strength, self._seeds = strength, seeds
+        self.layer.perturb = None
+        if strength is not None and not is_strength(strength):
+            raise ValueError(f"strength={strength!r}: give a finite lambda of at least 0.")
+        self._acts = self._may_act and strength is not None
+        if self._acts:
+            assert strength is not None
+            self._strength, self._seeds = strength, next_seeds()
+            self.layer.perturb = self.inject
+
+    def relative_cost(self, operations: Operations) -> float | None:
+        """Return that of the estimator in the loss."""
+        return self._in_loss.relative_cost(operations)
 
     def forget(self) -> None:
-        """Let go of the last forward pass, for which no backward pass will come."""
-        for injected in self._current:
-            injected.remove_hook()
-        self._current = []
+        """Remove the hooks of the last forward pass."""
+        for call in self._calls:
+            call.remove_hook()
+        self._calls = []
+
+    def for_batch(self, batch: Batch) -> Estimator:
+        """Return itself for one call under cross-entropy; from the first other batch on the one in the loss."""
+        if not self._acts:
+            return self._in_loss
+        calls = batch.pre_activations
+        if len(calls) == 1 and is_cross_entropy(batch.loss, calls[0], batch.graph):
+            return self
+        for call in self._calls:
+            call.is_canceled = True
+        self.forget()
+        self._may_act, self._acts, self.layer.perturb = False, False, None
+        self._in_loss.tail_derivatives = 2  # whose form has to be found by a product
+        return self._in_loss
+
+    def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
+        """Return what replaces the estimator in the loss."""
+        return self._in_loss.replacement(error, batch)
 
     def inject(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
-        """The head's output, with the term behind it."""
+        """Return the head's output, with the term behind it."""
         features, logits, weight = linear_map.feature_rows(features), linear_map.rows(output), linear_map.weight
         device, m = logits.device, features.shape[-1]
         strength = torch.full((), self._strength, dtype=wide(logits.dtype), device=device, requires_grad=True)
-        signs, keys = self.sampling.draw(logits.shape, m, device, self._seeds)
-        injected = Injected(strength)
-        self._current.append(injected)
+        signs = row_signs(self._row_probes, m, device, self._seeds)
+        call = InjectedCall(strength)
+        self._calls.append(call)
         if weight.is_leaf and weight.requires_grad:
-            injected.weight_hook = weight.register_hook(injected.add_to_weight_gradient)
-        fraction = self.sampling.token_fraction
-        injected_logits = InjectFlatness.apply(
-            logits, features, weight, strength, signs, keys, fraction, self.weights_only, injected
-        )
+            call.weight_hook = weight.register_hook(call.add_to_weight_gradient)
+        injected_logits = InjectFlatness.apply(logits, features, weight, strength, signs, self.weights_only, call)
         return linear_map.outputs(injected_logits)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Zero for now; the backward pass fills in kappa, in the units of the loss."""
+        """Return zero for now; the backward pass fills in kappa, in the units of the loss."""
         kappa, scale = batch.loss.new_zeros(()), batch.loss.new_ones(())
 
         def remember_scale(gradient: Tensor) -> None:  # of gradient accumulation, of mixed precision
@@ -73,35 +118,33 @@ class HeadInjection:
             kappa.add_(gradient.detach() / scale)
 
         batch.loss.register_hook(remember_scale)
-        for injected in self._current:
-            injected.strength.register_hook(fill)
+        for call in self._calls:
+            call.strength.register_hook(fill)
         return kappa
 
-    def gradient_squares(self, like: Tensor) -> Tensor:
-        """Zeros for now, shape ``(2,)``; the backward pass fills in ``||d kappa||^2`` and ``||d loss||^2`` at z."""
-        (injected,) = self._current
-        injected.squares = like.new_zeros(2)
-        return injected.squares
-
-    def cancel(self) -> None:
-        """Leave the backward pass of the last forward pass as it is without us."""
-        for injected in self._current:
-            injected.canceled = True
-        self.forget()
+    def gradient_squares(self, loss: Tensor, kappa: Tensor, reference: Tensor) -> Tensor | None:
+        """Return zeros for now; the backward pass fills in ``||d kappa||^2`` and ``||d loss||^2`` by the logits."""
+        if not self._acts:
+            return self._in_loss.gradient_squares(loss, kappa, reference)
+        if self.weights_only:
+            return None
+        (call,) = self._calls
+        call.squares = kappa.new_zeros(2)
+        return call.squares
 
 
-class Injected:
+class InjectedCall:
     """One call of the head.
 
     Attributes:
         strength: lambda, a leaf; its gradient is kappa times the scale of the loss.
-        canceled: the backward pass adds nothing.
+        is_canceled: the backward pass adds nothing.
         squares: where to put the squared norms of the gradients, if they are asked for.
     """
 
     def __init__(self, strength: Tensor) -> None:
         self.strength = strength
-        self.canceled = False
+        self.is_canceled = False
         self.squares: Tensor | None = None
         self.weight_hook: torch.utils.hooks.RemovableHandle | None = None
         self.weight_term: Callable[[Tensor], None] | None = None
@@ -127,8 +170,7 @@ class InjectFlatness(torch.autograd.Function):
     """The identity on logits; its backward adds the gradient of lambda kappa.
 
     Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength (a scalar leaf whose
-    gradient becomes kappa), signs and keys (see `HeadSampling`), token_fraction, weights_only, and an `Injected` or
-    None.
+    gradient becomes kappa), signs (see `row_signs`), weights_only, and an `InjectedCall` or None.
     """
 
     @staticmethod
@@ -139,44 +181,41 @@ class InjectFlatness(torch.autograd.Function):
         weight: Tensor,
         strength: Tensor,
         signs: Tensor | None,
-        keys: Tensor | None,
-        fraction: float,
         weights_only: bool,
-        injected: Injected | None,
+        call: InjectedCall | None,
     ) -> Tensor:
         """The logits as they are; keeps two numbers a row."""
         top, rest = confidence(logits.reshape(-1, logits.shape[-1]))
-        ctx.save_for_backward(features, weight, strength, signs, keys, top, rest)
-        ctx.fraction, ctx.weights_only, ctx.injected = fraction, weights_only, injected
+        ctx.save_for_backward(features, weight, strength, signs, top, rest)
+        ctx.weights_only, ctx.call = weights_only, call
         return logits.view_as(logits)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the loss, with those of the term."""
-        if ctx.injected is not None and ctx.injected.canceled:
-            return (gradient, *[None] * 8)
+        if ctx.call is not None and ctx.call.is_canceled:
+            return (gradient, *[None] * 6)
         with torch.autocast(gradient.device.type, enabled=False):
-            return (*_add_term(ctx, gradient), *[None] * 5)
+            return (*_add_term(ctx, gradient), *[None] * 3)
 
 
 def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of logits, features, weight and strength."""
-    features, weight, strength, signs, keys, top, rest = ctx.saved_tensors
+    features, weight, strength, signs, top, rest = ctx.saved_tensors
     to_phi, to_w = ctx.needs_input_grad[1] and not ctx.weights_only, ctx.needs_input_grad[2]
     g, phi, dtype = gradient.reshape(-1, gradient.shape[-1]), features.reshape(-1, features.shape[-1]), rest.dtype
     c, label = hard_label_weights(g, top, rest)
-    drawn = thin(c, keys, ctx.fraction)
     vectors = ClassVectors.of(weight, signs, dtype)
     of_z = g if ctx.weights_only else g.clone()
     of_phi = torch.zeros_like(phi) if to_phi else None
-    later = ctx.injected is not None and ctx.injected.weight_hook is not None  # when W has its gradient from the loss
+    later = ctx.call is not None and ctx.call.weight_hook is not None  # when W has its gradient from the loss
     at_once = to_w and not (later and signs is None)
     of_w = WeightGradient(vectors.rows, vectors.center, strength) if at_once else None
     means: list[Tensor] = []
-    amounts = drawn * phi.to(dtype).square().sum(-1)
+    amounts = c * phi.to(dtype).square().sum(-1)
     kappa = squares = rest.new_zeros(())
-    some = None if torch.compiler.is_compiling() else drawn.nonzero().squeeze(1)
+    some = None if torch.compiler.is_compiling() else c.nonzero().squeeze(1)
     for rows in chunks_of(some, *g.shape):
         p = probabilities(take(g, rows), take(c, rows), take(label, rows))
         mean = vectors.mean(p)
@@ -184,7 +223,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         amount = take(amounts, rows)
         kappa = kappa + amount @ variance
         if of_phi is not None:
-            scale = 2 * strength * take(drawn, rows) * variance
+            scale = 2 * strength * take(c, rows) * variance
             of_phi[rows] = (scale.unsqueeze(-1) * take(phi, rows)).to(phi.dtype)
         added, weighted = of_logits(p, amount, vectors, mean, variance)
         if of_w is not None:
@@ -195,16 +234,16 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             squares = squares + torch.linalg.vector_norm(added).square()
             of_z[rows] += added.mul_(strength).to(of_z.dtype)
         del p, added, weighted  # before the next chunk needs the room
-    if ctx.injected is not None and ctx.injected.squares is not None:
+    if ctx.call is not None and ctx.call.squares is not None:
         of_loss = torch.linalg.vector_norm(g, dtype=dtype).square()
-        ctx.injected.squares.copy_(torch.stack([squares, of_loss]))
-    found = None if of_w is None else of_w.finish()
+        ctx.call.squares.copy_(torch.stack([squares, of_loss]))
+    total_of_w = None if of_w is None else of_w.finish()
     if later and to_w:
         center = vectors.center
 
         def add_to(total: Tensor) -> None:
-            if found is not None and signs is not None:
-                through_sketch(found, signs, total)
+            if total_of_w is not None and signs is not None:
+                through_sketch(total_of_w, signs, total)
                 return
             term = WeightGradient(weight.detach(), center, strength, total)
             for rows, mean in zip(chunks_of(some, *g.shape), means, strict=True):
@@ -212,10 +251,10 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
                 term.add(p.mul_(take(amounts, rows).unsqueeze(-1)), mean)
             term.finish()
 
-        ctx.injected.weight_term = add_to
+        ctx.call.weight_term = add_to
         of_weight = None
     else:
-        of_weight = found if found is None or signs is None else through_sketch(found, signs)
+        of_weight = total_of_w if total_of_w is None or signs is None else through_sketch(total_of_w, signs)
     return (
         of_z.view_as(gradient),
         None if of_phi is None else of_phi.view_as(features),

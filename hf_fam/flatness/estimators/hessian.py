@@ -6,13 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..calculus.derivatives import gradients, inner, quadratic_form, range_scale, vector_products
-from .batch import Batch
-from .probes import RandomProbes
+from ...calculus.derivatives import gradients, inner, quadratic_form, range_scale, vector_products
+from ...layer.feature_layer import FeatureLayer
+from ..batch import Batch
+from .random_probes import RandomProbes
 
 
 class HessianProbes(RandomProbes):
-    """Mean of `hessian_probe` over random directions: unbiased for the exact kappa, which can be negative."""
+    """Random probes of the exact kappa, which can be negative; for any layer and loss."""
+
+    name = "hessian"
+    default_strength = 0.001
+
+    @classmethod
+    def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
+        """Take layers of a model without a known head."""
+        return head is None
 
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
         """See `hessian_probe`.

@@ -6,20 +6,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..calculus.derivatives import gradients, vector_products, wide
-from .batch import Batch
+from ...calculus.derivatives import gradients, vector_products, wide
+from ...layer.feature_layer import FeatureLayer
+from ...layer.finding import unwrap
+from ..batch import Batch
+from .base import Choice, Estimator
 
 MAX_WEIGHTS = 10_000
 
 
-def dense_kappa(batch: Batch) -> Tensor:
-    """kappa of the batch by `dense_flatness`, in the graph."""
-    layer = batch.linear_map
-    return dense_flatness(
-        batch.loss, layer.stored(), weights_only=batch.weights_only, matrix=layer.matrix, groups=layer.groups
-    ).kappa
+class Dense(Estimator):
+    """The definition itself, from the full Hessian: a reference for small layers."""
+
+    name = "dense"
+    default_strength = 0.001
+    can_center = False
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice)
+        _refuse_tied_weight(unwrap(choice.model), choice.layer)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return kappa of the batch by `dense_flatness`, in the graph."""
+        layer = batch.linear_map
+        return dense_flatness(
+            batch.loss, layer.stored(), weights_only=batch.weights_only, matrix=layer.matrix, groups=layer.groups
+        ).kappa
+
+
+def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
+    """Refuse a shared parameter: its Hessian is that of all its uses, and kappa is that of one layer."""
+    own = {id(p) for p in layer.module.parameters(recurse=False)}
+    for name, module in model.named_modules():
+        if module is not layer.module and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise ValueError(
+                f"estimator=\"dense\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
+                f'\'{name}\': use "closed_form", "hessian" or "gauss_newton".'
+            )
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
-from .batch import Batch, RecheckSchedule
-from .head_sampling import HeadSampling, thin
+from .batch import Batch
 from .loss_graph import is_cross_entropy
-from .softmax_head import chunks_of, softmax_flatness
-
-# Above this many classes a second-order pass over the logits is felt: c is read off the gradient instead, and a loss
-# whose graph shows cross-entropy is not differentiated twice to prove it.
-LARGE_VOCABULARY = 4096
+from .softmax_head import chunks_of
+from .vocabulary import is_large
 
 # How far, relative to its size, a Hessian-vector product may be from the assumed one.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -40,54 +37,14 @@ class NoClosedForm(ValueError):
     """The loss, as a function of the logits, has none of the closed forms; the message says why."""
 
 
-class ClosedForm:
-    """kappa of the head; the form of the loss is proven at the first batch, and again now and then.
-
-    Args:
-        sampling: row probes and token sampling for softmax cross-entropy; by default neither, and kappa is exact.
-    """
-
-    def __init__(self, sampling: HeadSampling | None = None) -> None:
-        self._sampling = sampling or HeadSampling()
-        self._form: HeadLoss | None = None
-        self._schedule = RecheckSchedule()
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """kappa of the batch, in the graph.
-
-        Raises:
-            NoClosedForm: none of the forms holds.
-        """
-        if self._schedule.due() or self._form is None:
-            self._form = recognise_calls(batch) or self._form
-        # Where the loss has no curvature at all, each form gives 0, and the next batch is looked at again.
-        form = self._form or HeadLoss("elementwise")
-        calls = zip(batch.perturbed, batch.pre_activations, strict=True)
-        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
-        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
-
-    def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
-        scale = range_scale(batch.loss, [z])
-        (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights == "product")
-        if form.kind == "elementwise":
-            curvature = elementwise_curvature(first, z)
-            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
-        by_gradient = form.item_weights == "gradient"
-        c = _weights_in_chunks(first, z.detach()) if by_gradient else weights_from_product(first, z)
-        del first
-        signs, keys = self._sampling.draw(z.shape, phi.shape[-1], phi.device, batch.seeds)
-        c = thin(c.flatten() / scale, keys, self._sampling.token_fraction)
-        return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
-
-
-def recognise_calls(batch: Batch) -> HeadLoss | None:
+def recognize_calls(batch: Batch) -> HeadLoss | None:
     """Prove the form of the loss for all calls of the head, see `recognize`; calls that show nothing do not count.
 
     Raises:
         NoClosedForm: there is none, or not one for all.
     """
     _refuse_coupled_groups_or_calls(batch)
-    forms = {recognize(batch.loss, z) for z in batch.pre_activations} - {None}
+    forms = {recognize(batch.loss, z, batch.graph) for z in batch.pre_activations} - {None}
     if len(forms) > 1:
         raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
     return forms.pop() if forms else None
@@ -126,7 +83,7 @@ class HeadLoss:
     item_weights: Literal["product", "gradient"] = "product"
 
 
-def recognize(loss: Tensor, logits: Tensor) -> HeadLoss | None:
+def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> HeadLoss | None:
     """Prove the form of a loss by one Hessian-vector product with a random vector.
 
     The gradient alone does not prove it: focal loss has the gradient's direction of cross-entropy.
@@ -134,6 +91,7 @@ def recognize(loss: Tensor, logits: Tensor) -> HeadLoss | None:
     Args:
         loss: scalar, in the graph.
         logits: z, shape ``(..., C)``.
+        graph: what lies between them, where it was walked already.
 
     Returns:
         None where the loss has no curvature, as without labels or far from Huber's targets: that proves nothing.
@@ -150,7 +108,7 @@ def recognize(loss: Tensor, logits: Tensor) -> HeadLoss | None:
         'elementwise'
     """
     classes = logits.shape[-1]
-    if classes > LARGE_VOCABULARY and is_cross_entropy(loss, logits):
+    if is_large(classes) and is_cross_entropy(loss, logits, graph):
         return HeadLoss("softmax", "gradient")
     (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
     generator = torch.Generator(logits.device).manual_seed(0)
@@ -171,7 +129,7 @@ def recognize(loss: Tensor, logits: Tensor) -> HeadLoss | None:
     def softmax_product(c: Tensor) -> Tensor:
         return c.unsqueeze(-1) * p * (vector - (p * vector).sum(-1, keepdim=True))
 
-    if classes > LARGE_VOCABULARY and agrees(softmax_product(weights_from_gradient(first, p))):
+    if is_large(classes) and agrees(softmax_product(weights_from_gradient(first, p))):
         return HeadLoss("softmax", "gradient")
     if classes > 1 and agrees(softmax_product(weights_from_product(first, logits))):
         # Any loss of the difference of two logits has this Hessian; cross-entropy alone has a constant c.
@@ -250,7 +208,8 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
     return _safe_ratio((g * positive).sum(-1), (p.detach() * positive).sum(-1))
 
 
-def _weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
+def weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
+    """Return `weights_from_gradient`, with the probabilities of a part of the rows at a time."""
     g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
     rows = chunks_of(None, *z.shape)
     found = [weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows]
