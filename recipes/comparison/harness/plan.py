@@ -26,6 +26,10 @@ from .methods import METHODS
 from .regimes import REGIMES
 from .tasks import Task
 
+# The plans that decide a claim of the documentation, and the others.
+PLANS = Path(__file__).parents[1] / "plans"
+FOLDERS = (PLANS, PLANS / "archive")
+
 # Which tasks a regime can read: those here, or all that no regime here reads.
 IMAGES = {
     "small_cnn": ("fashion_mnist",),
@@ -66,6 +70,19 @@ def key(record: dict[str, Any]) -> str:
     """What makes a run the same as another; the plan that asks for it does not."""
     fields = ("task", "regime", "settings", "method", "configuration", "seed")
     return json.dumps([record[f] for f in fields], sort_keys=True)
+
+
+def find_plan(name: str) -> Path:
+    """Return the file of a plan, by its name or its path.
+
+    Raises:
+        FileNotFoundError: there is no such plan.
+    """
+    places = [Path(name)] if name.endswith(".yaml") else [folder / f"{name}.yaml" for folder in FOLDERS]
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"there is no plan {name}")
 
 
 def read_plan(path: Path) -> list[Run]:

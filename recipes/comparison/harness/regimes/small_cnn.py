@@ -40,7 +40,7 @@ def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path
     return train(model, inputs, torch.from_numpy(split.train.labels), settings, method)
 
 
-# Mean and deviation by the number of channels: FashionMNIST as published, CIFAR-10 over all pixels and colours.
+# Mean and deviation by the number of channels: FashionMNIST as published, CIFAR-10 over all pixels and colors.
 STATISTICS = {1: (0.286, 0.353), 3: (0.473, 0.251)}
 
 
