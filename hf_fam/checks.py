@@ -55,7 +55,7 @@ def centers_by_default(model: nn.Module, head: FeatureLayer, estimator: str) -> 
     The mean is taken where nothing but a linear layer with a bias is trained: its function does not change, and kappa
     does not count what all items share. On stored mean features 0.003 is then as harmless as without it (text 0.1
     points worse, FashionMNIST 0.4 better), and on the pooler of a frozen BERT it costs 1.3 points less
-    (docs/results.md).
+    (recipes/comparison/tables).
     """
     return has_bias(head.module) and head.is_trained_alone(model) and can_center(head, estimator)
 

@@ -52,7 +52,7 @@ def default_lambda(estimator: str, out_features: int, *, head: bool = False) -> 
     tasks +0.70 [-0.76], where dropout is level); 0.003 with LoRA and wrong labels (+3.10 and +1.08); 0.03 cost 3.4
     points of Banking77 in full fine-tuning. Their defaults come from four small tasks at one rate, five seeds, by a
     rule that looks at the worst task first: `gauss_newton` +0.37, `hessian` +0.39, `perturbation` (0.003) +1.38;
-    `dense` was not run. Sources: docs/results.md; docs/choosing.md.
+    `dense` was not run. Sources: recipes/comparison/tables; docs/choosing.md.
 
     Args:
         estimator: its name.
