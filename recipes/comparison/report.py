@@ -135,8 +135,8 @@ def in_brief(records: list[Record]) -> str:
         "Every configuration that was decided on beforehand, against plain training, over all tasks and seeds of each "
         "kind of training: metric in points, NLL in nats, two-sided paired t tests. *Bound*: lower end of the "
         "one-sided 95 % interval of the task where it is lowest. **Harmless**: every bound is above -0.5 points. "
-        f"**Better** than plain: harmless, and the metric is higher at p < {LEVEL:g}. Better or worse than a rival: the "
-        "metric differs at that level. The [full tables](#the-full-tables) list the rivals. They also have stored "
+        f"**Better** than plain: harmless, and the metric is higher at p < {LEVEL:g}. Better or worse than a rival: "
+        "the metric differs at that level. The [full tables](#the-full-tables) list the rivals. They also have stored "
         "text features with a learning rate for each method, which other pages report first.\n",
         "| trained | FAM | pairs | metric | t | NLL | t | bound | verdict | better than | worse than |",
         "| --- | --- |" + " ---: |" * 6 + " --- | --- | --- |",
