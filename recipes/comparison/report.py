@@ -181,7 +181,7 @@ def confirmations(records: list[Record]) -> Iterable[str]:
 
 
 def comparison_name(record: Record) -> str:
-    """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
+    """Return the name of the comparison that a run belongs to: regime, trained part, learning rate.
 
     Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
     had a confirmation of its own, some of them at two rates.

@@ -396,7 +396,7 @@ def test_choice_is_made_on_validation() -> None:
         ),
     ],
 )
-def test_what_is_tested_together(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
+def test_runs_of_one_comparison_have_one_name(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
     assert report.comparison_name({"regime": regime, "task": task, "settings": settings}) == name
 
 

@@ -120,6 +120,6 @@ def readable(regime: str, task: Task) -> bool:
 
 
 def grid(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every point of a method's grid, on top of what it always gets."""
+    """Return every point of a method's grid, with its fixed options."""
     names, values = entry.get("grid", {}).keys(), entry.get("grid", {}).values()
     return [{**entry.get("with", {}), **dict(zip(names, point, strict=True))} for point in itertools.product(*values)]

@@ -1,4 +1,4 @@
-"""A small convolutional network from scratch on grey images of 28 x 28 pixels."""
+"""A small convolutional network from scratch on gray images of 28 x 28 pixels."""
 
 from __future__ import annotations
 
