@@ -41,7 +41,7 @@ class CurvatureControl(Penalty):
         features: str = "own",
     ) -> None:  # fmt: skip
         if q not in ("own", "detached", "uniform", "tempered") or features not in FEATURES:
-            raise ValueError(f"q={q!r}, features={features!r}: see the docstring for what can be given.")
+            raise ValueError(f"q={q!r}, features={features!r}: the docstring lists the values.")
         self._strength, self._name, self._q, self._temperature = strength, layer, q, temperature
         self._features = features
 
