@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
 from hf_fam.flatness.directions import draw
-from hf_fam.flatness.gauss_newton_probe import push_forward
+from hf_fam.flatness.estimators.gauss_newton import push_forward
 from hf_fam.layer.exact_norms import ExactNorms
 from hf_fam.layer.feature_layer import FeatureLayer
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.flatness.dense import dense_flatness
-from hf_fam.flatness.heads import (
+from hf_fam.flatness.estimators.dense import dense_flatness
+from hf_fam.flatness.head_loss import (
     NoClosedForm,
     recognize,
     softmax_flatness,
@@ -152,7 +152,7 @@ def test_any_other_loss_falls_back_to_probes_and_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
 @pytest.mark.parametrize("classes", [2, 3, 77])
-def test_confident_logits_are_recognised_in_float32(scale: float, classes: int) -> None:
+def test_confident_logits_are_recognized_in_float32(scale: float, classes: int) -> None:
     """A model that has converged must not lose its closed form to rounding."""
     for _ in range(5):
         z = (scale * torch.randn(64, classes)).requires_grad_()
@@ -161,7 +161,7 @@ def test_confident_logits_are_recognised_in_float32(scale: float, classes: int) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [2, 3, 77])
-def test_half_precision_is_recognised_and_focal_loss_still_is_not(dtype: torch.dtype, classes: int) -> None:
+def test_half_precision_is_recognized_and_focal_loss_still_is_not(dtype: torch.dtype, classes: int) -> None:
     y = labels(32, classes=classes)
     z = torch.randn(32, classes).to(dtype).requires_grad_()
     assert recognize(F.cross_entropy(z, y), z).kind == "softmax"
