@@ -50,8 +50,9 @@ docs: $(DOCS)  ## build the site into site/
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
 
-support-table: $(TEST)  ## run the cases of tests/families and write the table of supported models
+support-table: $(TEST)  ## write the tables of supported models and of estimators
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
+	$(BIN)/python -m hf_fam.flatness.estimators.table > docs/generated/estimators.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist

@@ -69,6 +69,7 @@ class RelativeFlatness:
         mean: the features' running mean, or None without ``center``.
         at_head: whether the layer is the one into the logits, as far as the model tells.
         method: the `Estimator` in use, with its traits; another one if the loss has no closed form.
+        watch: the hooks that a forward pass is captured with, and what they captured.
         default_strength: lambda where none is given, by the estimator that was chosen at first.
         ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
             ``mean.end_step`` when all micro-batches of a step are over.
@@ -125,7 +126,7 @@ class RelativeFlatness:
         self.ends_steps = True
         # The closed form needs no derivative of a tail, weights_only no third one.
         self._exact_norms = self.method.tail_derivatives == 3 and not self.at_head
-        self._watch = ForwardWatch(
+        self.watch = ForwardWatch(
             model,
             self.layer,
             head if self.method.needs_logits else None,
@@ -208,7 +209,7 @@ class RelativeFlatness:
         if self.mean is not None and self.mean.value is None and strength is not None:
             strength = min(strength, 0.0)  # the first batch only shows the mean
         self.method.begin(strength, self._next_seeds, None if self.mean is None else self.mean.value)
-        with self._watch.capture():
+        with self.watch.capture():
             yield
 
     def __call__(self, loss: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class RelativeFlatness:
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
-        self._watch.detach()
+        self.watch.detach()
         self.method.forget()
         self._reference = None
 
@@ -301,7 +302,7 @@ class RelativeFlatness:
             self.method.adapt_to_sharding()
 
     def _batch(self, loss: Tensor) -> Batch:
-        captures, heads = self._watch.take()
+        captures, heads = self.watch.take()
         check_captures(loss, self.layer, self.method.choice.head, captures, heads)
         assert captures
         first = captures[0]

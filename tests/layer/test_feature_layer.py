@@ -298,7 +298,7 @@ def test_parametrised_weights_are_those_of_the_forward_pass() -> None:
         inputs = torch.randn(6, 3)
         with flatness.capture():
             loss = F.cross_entropy(model(inputs), torch.arange(6) % 2)
-        capture = flatness._captures[0]  # type: ignore[index]
+        capture = flatness.watch.captures[0]  # type: ignore[index]
         buffers = [b.clone() for b in model.buffers()]
         weight = flatness.layer.weight
         torch.testing.assert_close(capture.features @ weight.T + model[2].bias, capture.pre_activations)

@@ -63,11 +63,11 @@ def check_probes(case: LayerCase, estimator: str, **kwargs: Any) -> RelativeFlat
     case.use_substitute()
     flatness = RelativeFlatness(case.model, case.name, estimator, **kwargs)
     directions = basis(flatness.layer.linear_map, Coupling(case.coupling))
-    flatness.probes = flatness._estimate.probes = len(directions)  # type: ignore[union-attr]
+    flatness.method.probes = len(directions)  # type: ignore[union-attr]
     with flatness.capture():
         logits, loss = case.run()
     kappa = flatness(loss) * len(directions)
-    assert flatness._estimate.coupling.found == case.coupling  # type: ignore[union-attr]
+    assert flatness.method.coupling.found == case.coupling  # type: ignore[union-attr]
     assert case.substitute is not None
     if estimator == "hessian":
         true = hessian_reference(loss, case.substitute, case.groups)
@@ -188,7 +188,7 @@ def test_weights_only_of_a_grouped_convolution(estimator: str) -> None:
     case = convolution_case(2, "tanh", 0, groups=2)
     flatness = RelativeFlatness(case.model, case.name, estimator, gradient="weights_only")
     directions = basis(flatness.layer.linear_map, Coupling(case.coupling))
-    flatness._estimate.probes = len(directions)  # type: ignore[union-attr]
+    flatness.method.probes = len(directions)  # type: ignore[union-attr]
     with flatness.capture():
         logits, loss = case.run()
     kappa = flatness(loss) * len(directions)
@@ -269,7 +269,7 @@ def test_coupling_is_found_in_half_precision(how: str) -> None:
     with flatness.capture(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         loss = F.cross_entropy(model(inputs).float(), torch.tensor([0, 1, 2, 0]))
     (loss + flatness(loss)).backward()
-    assert flatness._estimate.coupling.found == "items"  # type: ignore[union-attr]
+    assert flatness.method.coupling.found == "items"  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
