@@ -45,7 +45,7 @@ def test_closed_form_within_one_percent(half: torch.dtype, autocast: bool, sprea
     model, inputs, labels = language_head(spread, confident)
     if not autocast:
         model, inputs = model.to(half), inputs.to(half)
-    flatness = RelativeFlatness(model)
+    flatness = RelativeFlatness(model, estimator="closed_form")
     with torch.autocast("cpu", dtype=half, enabled=autocast):
         with flatness.capture():
             logits = model(inputs)
