@@ -3,18 +3,9 @@
 The model is built on torch's meta device and called once with inputs that have shapes and no values: call order,
 shapes and FLOPs without weights, data or a wait.
 
-Cost of the term relative to a plain training step, which is taken to be three forward passes:
-
-    closed form   CLOSED_FORM_FACTOR * head / (3 * forward)
-    row probes    CLOSED_FORM_FACTOR * head * (P + ELEMENTWISE) / m / (3 * forward)
-    probes        (PROBE_FACTOR * tail + DIRECTION_FACTOR * layer) / (3 * forward)
-
-all in FLOPs of a forward pass: ``head`` and ``layer`` are those of the layer itself, ``tail`` those of everything that
-is called after it. An estimate, for one probe: normalization, activation functions and memory traffic count only in
-the factors. These were fitted to steps with and without the term, taken in turns on a CPU with eager attention: seven
-layers of a 6-layer BERT of width 384 (16 texts of 64 tokens, Gauss-Newton probes; measured and estimated cost agree
-within a fifth), and the head of SmolLM2-135M (recipes/benchmarks/scaling.py, rows ``causal``). A head of up to 4096
-classes, whose loss is differentiated twice, costs ``SMALL_HEAD_FACTOR`` instead of ``CLOSED_FORM_FACTOR``.
+The cost of the term is relative to a plain training step, which is taken to be three forward passes. Each estimator
+says its own (`Estimator.relative_cost`), from the FLOPs of the layer, of the tail above it and of the whole model.
+Normalizations, activation functions and memory traffic count only in factors that were fitted on a CPU.
 """
 
 from __future__ import annotations
@@ -36,18 +27,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .._compat import model_from_config
-from ..flatness.estimators import CLOSED_FORM, ROW_PROBES, ROW_PROBES_BY_DEFAULT
-from ..flatness.heads import LARGE_VOCABULARY
+from ..flatness.estimators import Operations
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from ..layer.kinds import linear_map_of
 from ..measure.model_config import ModelConfigError, class_name, first_line, load_config
-
-SMALL_HEAD_FACTOR = 4.0
-CLOSED_FORM_FACTOR = 3.0
-ELEMENTWISE = 32  # what is done to single logits, in features whose products take as long
-PROBE_FACTOR = 4.5
-DIRECTION_FACTOR = 3.0
 
 # Why a layer cannot be chosen.
 NOT_CALLED, UNSUPPORTED = "not called", "unsupported"
@@ -284,18 +268,15 @@ def _row(model: nn.Module, name: str, module: nn.Module, role: str | None, trace
     if call is not None:
         row = replace(row, rows=call.rows, times=call.times)
     try:
-        estimator = RelativeFlatness(model, module).estimator
+        estimator = RelativeFlatness(model, module).method
     except TypeError:  # what FeatureLayer raises for a kind of layer that it does not support
         return replace(row, why_not=UNSUPPORTED)
-    row = replace(row, estimator=estimator)
+    row = replace(row, estimator=estimator.name)
     if trace is None or call is None:
         return row
-    if estimator in (CLOSED_FORM, ROW_PROBES):
-        factor = CLOSED_FORM_FACTOR if outputs > LARGE_VOCABULARY else SMALL_HEAD_FACTOR
-        share = min(1.0, (ROW_PROBES_BY_DEFAULT + ELEMENTWISE) / features) if estimator == ROW_PROBES else 1.0
-        return replace(row, cost=factor * share * call.flops / (3 * trace.flops))
-    work = PROBE_FACTOR * call.tail + DIRECTION_FACTOR * call.flops
-    return replace(row, cost=work / (3 * trace.flops), needs_eager=call.below_attention)
+    cost = estimator.relative_cost(Operations(trace.flops, call.flops, call.tail, outputs, features))
+    differentiated_twice = estimator.tail_derivatives > 1
+    return replace(row, cost=cost, needs_eager=differentiated_twice and call.below_attention)
 
 
 def _roles(model: nn.Module) -> dict[str, str]:

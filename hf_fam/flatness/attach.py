@@ -22,9 +22,9 @@ from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, REPRESENTATION, unwrap
 from ..layer.fused_head import UnfusedHead
 from .batch import Seeds
+from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
-from .head_injection import InjectFlatness
-from .head_sampling import HeadSampling, check_token_fraction
+from .row_signs import row_signs, unnumbered_row_signs
 from .strength import is_strength
 
 # In so many backward passes the gradient of the loss is looked at.
@@ -37,7 +37,6 @@ def attach(
     layer: str | nn.Module = AUTO,
     *,
     row_probes: int = 0,
-    token_fraction: float = 1.0,
 ) -> AttachedFlatness:
     """Train the head's relative flatness from now on, in whatever loop the model is trained.
 
@@ -54,14 +53,13 @@ def attach(
         layer: the layer into the logits, see `RelativeFlatness`.
         row_probes: 0 for the exact kappa; for large vocabularies a number of row probes, such as 16, which costs next
             to nothing. In a compiled model they are drawn from torch's global random state.
-        token_fraction: part of the rows with a label that is looked at, drawn anew every time.
 
     Returns:
         A handle with the last kappa and ``detach()``.
 
     Raises:
         ValueError: a negative strength, no such layer, a head with a single output, or one that has the term already; a
-            number of probes below 0, or a fraction out of range.
+            number of probes below 0.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -77,9 +75,7 @@ def attach(
     """
     if isinstance(row_probes, bool) or not isinstance(row_probes, int) or row_probes < 0:
         raise ValueError(f"row_probes={row_probes!r}: give a whole number of at least 0 (0: exact).")
-    check_token_fraction("token_fraction", token_fraction)
-    sampling = HeadSampling(row_probes, float(token_fraction))
-    return AttachedFlatness(model, strength, layer, sampling)
+    return AttachedFlatness(model, strength, layer, row_probes)
 
 
 class AttachedFlatness:
@@ -94,9 +90,9 @@ class AttachedFlatness:
         model: nn.Module,
         strength: float,
         layer: str | nn.Module = AUTO,
-        sampling: HeadSampling | None = None,
+        row_probes: int = 0,
     ) -> None:
-        self._sampling, self._calls = sampling or HeadSampling(), 0
+        self._row_probes, self._calls = row_probes, 0
         if isinstance(layer, str) and layer == REPRESENTATION:
             raise ValueError(
                 f'layer="{REPRESENTATION}" makes no logits, and attach is for softmax cross-entropy over the '
@@ -179,14 +175,12 @@ class AttachedFlatness:
         logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
         m, device = features.shape[-1], output.device
         if torch.compiler.is_compiling():
-            signs, keys = self._sampling.draw_freely(logits[..., 0].numel(), m, device)
+            signs = unnumbered_row_signs(self._row_probes, m, device)
         else:
             self._calls += 1
-            signs, keys = self._sampling.draw(logits.shape, m, device, Seeds((self._calls,)))
-        fraction, weight = self._sampling.token_fraction, linear_map.weight
-        injected: Tensor = InjectFlatness.apply(
-            logits, features, weight, self._strength, signs, keys, fraction, False, None
-        )
+            signs = row_signs(self._row_probes, m, device, Seeds((self._calls,)))
+        weight = linear_map.weight
+        injected: Tensor = InjectFlatness.apply(logits, features, weight, self._strength, signs, False, None)
         if not torch.compiler.is_compiling() and self._looks and injected.requires_grad:
             injected.register_hook(functools.partial(self._look, logits.detach()))
         return linear_map.outputs(injected)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..calculus.autograd_graph import TailGraph
 from ..calculus.signs import key, subkeys
 from ..layer.linear_map import LinearMap
 
@@ -55,6 +56,7 @@ class Batch:
         seeds: where random signs come from.
         weights_only: let the gradient reach W alone.
         center: what is taken off the features where they are perturbed, shape ``(m,)``, or None.
+        graph: what lies between the layer and the loss; walked when it is asked for first.
     """
 
     loss: Tensor
@@ -65,6 +67,11 @@ class Batch:
     seeds: Seeds = field(default_factory=Seeds)
     weights_only: bool = False
     center: Tensor | None = None
+
+    @cached_property
+    def graph(self) -> TailGraph:
+        """What lies between the layer and the loss, with the logits marked."""
+        return TailGraph(self.loss, self.pre_activations, self.logits)
 
     @property
     def perturbed(self) -> Sequence[Tensor]:
@@ -77,15 +84,8 @@ class Batch:
         return self.linear_map.weight
 
 
-class Estimator(Protocol):
-    """Relative flatness of a batch, as a scalar in the graph and in the units of the loss."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Estimate kappa."""
-
-
 class RecheckSchedule:
-    """Whether what was found out about the loss is to be found out again: at the first batch, then now and then."""
+    """Whether the form of the loss is examined again: at the first batch, then at every hundredth."""
 
     EVERY = 100
 
@@ -93,6 +93,6 @@ class RecheckSchedule:
         self._calls = 0
 
     def due(self) -> bool:
-        """Count one call and say whether it is a checking one."""
+        """Count one call; return whether the loss is examined at it."""
         self._calls += 1
         return self._calls % self.EVERY == 1

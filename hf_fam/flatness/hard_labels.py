@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import wide
-from .heads import weights_from_gradient
+from .head_loss import weights_from_gradient
 
 # How far, relative to its size, the gradient may be from the one that is expected.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

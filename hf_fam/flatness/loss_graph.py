@@ -1,11 +1,11 @@
-"""Whether a loss is softmax cross-entropy, read off its autograd graph: nothing is computed."""
+"""Tell from the autograd graph alone whether a loss is softmax cross-entropy: nothing is computed."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..calculus.autograd_graph import between
+from ..calculus.autograd_graph import TailGraph
 from ..calculus.torch_internals import saved
 
 # Nodes that only pick, order or convert entries, and nodes that are linear in the one input that leads to the logits.
@@ -14,7 +14,7 @@ _SHAPES = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Select", "Index", "To
 _LINEAR = _SHAPES | {"Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub"}
 
 
-def is_cross_entropy(loss: Tensor, logits: Tensor) -> bool:
+def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> bool:
     """Whether the graph itself shows softmax cross-entropy with hard labels and weights that do not depend on z.
 
     That is one chain of nodes: shapes, ``log_softmax`` over the classes, ``nll_loss``, and what is linear. Other terms
@@ -23,6 +23,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor) -> bool:
     Args:
         loss: scalar, in the graph.
         logits: z, shape ``(..., C)``, in the graph and no leaf.
+        graph: what lies between them, where it was walked already.
 
     Examples:
         >>> import torch
@@ -36,7 +37,8 @@ def is_cross_entropy(loss: Tensor, logits: Tensor) -> bool:
     below: Node = logits.grad_fn
     expected = _SHAPES
     seen_softmax = False
-    for node in between(loss, [logits]):
+    graph = graph or TailGraph(loss, [logits])
+    for node in graph.above([logits]):
         inputs = [child for child, _ in node.next_functions]
         name = type(node).__name__.partition("Backward")[0]
         if inputs.count(below) != 1 or (name == "Div" and inputs[0] is not below):

@@ -4,57 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from ..calculus.derivatives import SecondDerivativeError, gradients, range_scale, refuse_once_differentiable, wide
+from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
 from ..layer.compilation import is_compiled
-from ..layer.exact_norms import ExactNorms, refuse_fused_norms
-from ..layer.feature_layer import Capture, FeatureLayer
+from ..layer.exact_norms import refuse_fused_norms
+from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
-from ..layer.fused_head import UnfusedHead
+from ..layer.forward_watch import ForwardWatch
+from ..layer.kinds import has_bias
 from ..layer.sharding import is_sharded, refuse_what_sharding_breaks
 from .batch import Batch, RecheckSchedule, Seeds
-from .checks import (
-    centers_by_default,
-    check_captures,
-    check_logits,
-    check_reaches_loss,
-    explain,
-    reaches_loss,
-    refuse_compiled_loss,
-    refuse_to_center,
-    refuse_without_closed_form,
-)
+from .checks import check_captures, check_reaches_loss, explain, refuse_compiled_loss
 from .estimators import (
-    DENSE,
-    ESTIMATORS,
     FULL,
-    GAUSS_NEWTON,
     GRADIENTS,
-    HEAD_ESTIMATORS,
-    HESSIAN,
-    PERTURBATION,
-    ROW_PROBES,
-    ROW_PROBES_BY_DEFAULT,
-    TAIL_PROBES,
     WEIGHTS_ONLY,
+    ActsIn,
+    Choice,
+    Estimator,
+    NoClosedForm,
     check_choice,
-    choose_estimator,
+    default_lambda,
+    estimator_names,
     make_estimator,
-    refuse_tied_weight,
 )
 from .feature_mean import FeatureMean
-from .head_injection import HeadInjection
-from .head_sampling import HeadSampling, check_token_fraction
-from .heads import LARGE_VOCABULARY, NoClosedForm
-from .hessian_probe import HessianProbes
-from .loss_graph import is_cross_entropy
-from .perturbation import FeaturePerturbation
 
 
 class RelativeFlatness:
@@ -78,8 +57,6 @@ class RelativeFlatness:
             the training is untouched.
         gradient: ``"full"``, or ``"weights_only"``: the gradient reaches W alone (what the papers' released code
             effectively computes; for comparison).
-        token_fraction: for ``"closed_form"`` and ``"row_probes"`` under softmax cross-entropy: the part of the rows
-            with a label that is looked at, drawn anew every time, above 0 and at most 1. Unbiased.
         center: perturb the features around their running mean (`FeatureMean`) instead of around 0. The layer's bias
             takes up a shift of the features, so the function is the same; kappa then does not count what all items
             share, which in BERT's first token is most of ``||phi||^2``. The first batch only shows the mean: its kappa
@@ -91,14 +68,14 @@ class RelativeFlatness:
         layer: the `FeatureLayer`.
         mean: the features' running mean, or None without ``center``.
         at_head: whether the layer is the one into the logits, as far as the model tells.
-        estimator: name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form.
+        method: the `Estimator` in use, with its traits; another one if the loss has no closed form.
+        default_strength: lambda where none is given, by the estimator that was chosen at first.
         ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
             ``mean.end_step`` when all micro-batches of a step are over.
 
     Raises:
         ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``center`` for a
-            layer or an estimator that has none; ``probes`` below 1; ``token_fraction`` out of range or for another
-            estimator; a model in ``torch.nn.DataParallel``.
+            layer or an estimator that has none; ``probes`` below 1; a model in ``torch.nn.DataParallel``.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -122,69 +99,66 @@ class RelativeFlatness:
         generator: torch.Generator | None = None,
         *,
         gradient: str = FULL,
-        token_fraction: float = 1.0,
         center: bool | None = False,
     ) -> None:
-        check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("estimator", estimator, estimator_names())
         check_choice("gradient", gradient, GRADIENTS)
         if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
             raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None.")
-        check_token_fraction("token_fraction", token_fraction)
-        self._model, self._asked, self._center = model, layer, center
-        self._unfused = UnfusedHead(unwrap(model))
+        self._model, self._layer_argument, self._center_argument = model, layer, center
         self.layer = FeatureLayer(model, layer)
-        self._taken_for_head = layer in (AUTO, HEAD)
-        self._looked_at: type | None = None
-        self._sharded = False
         self._head_module = find_head(unwrap(model))[1]
-        self._head = _head(model, self.layer, self._head_module)
-        self.at_head = self._head is self.layer
-        self.layer.copies |= self._head is not self.layer  # cheap, as the logits of a large vocabulary are not
-        self.estimator = choose_estimator(estimator, self.layer, self._head)
-        if gradient == WEIGHTS_ONLY and self.estimator == PERTURBATION:
-            raise ValueError(
-                f'gradient="{WEIGHTS_ONLY}" is not possible with estimator="{PERTURBATION}", which perturbs the loss '
-                f'itself: use "{HESSIAN}" or "{GAUSS_NEWTON}".'
-            )
-        if token_fraction != 1 and self.estimator not in HEAD_ESTIMATORS:
-            raise ValueError(
-                f'token_fraction={token_fraction!r} is for the layer into the logits, and estimator="{self.estimator}" '
-                f"was chosen for '{self.layer.name}': leave it at 1."
-            )
-        self.probes = probes or (ROW_PROBES_BY_DEFAULT if self.estimator == ROW_PROBES else TAIL_PROBES)
-        self._chosen = self.estimator  # another takes over where the loss has no closed form
+        head = _head(model, self.layer, self._head_module)
+        self.at_head = head is self.layer
+        self.layer.copies |= not self.at_head  # cheap, as the logits of a large vocabulary are not
+        self.method = make_estimator(
+            estimator,
+            Choice(model, self.layer, head, probes, gradient == WEIGHTS_ONLY, is_head_by_default=layer in (AUTO, HEAD)),
+        )
+        self._chosen = self.method
+        self.default_strength = default_lambda(self.method.name, self.layer.out_features, at_head=self.at_head)
         if center is None:
             center = self.centers_by_default
         if center:
-            refuse_to_center(self.layer, self.estimator)
+            self.method.refuse_to_center()
         self.mean = FeatureMean() if center else None
         self.ends_steps = True
-        if self.estimator == DENSE:
-            refuse_tied_weight(unwrap(model), self.layer)
-        self._weights_only = gradient == WEIGHTS_ONLY
-        sampling = HeadSampling(self.probes if self.estimator == ROW_PROBES else 0, float(token_fraction))
-        self._estimate = make_estimator(self.estimator, self.probes, sampling)
-        # Where the logits are many, the term acts in the backward pass, if lambda is known by then.
-        large = self.layer.out_features > LARGE_VOCABULARY and self.layer.linear_map.groups == 1
-        acts_there = large and self.estimator in HEAD_ESTIMATORS
-        self._injection = HeadInjection(sampling, self._weights_only) if acts_there else None
-        self._injected = False
         # The closed form needs no derivative of a tail, weights_only no third one.
-        third_order = self.estimator in (HESSIAN, GAUSS_NEWTON, DENSE) and not self._weights_only
-        self._norms = ExactNorms(unwrap(model), self.layer) if third_order and self._head is not self.layer else None
+        self._exact_norms = self.method.tail_derivatives == 3 and not self.at_head
+        self._watch = ForwardWatch(
+            model,
+            self.layer,
+            head if self.method.needs_logits else None,
+            exact_norms=self._exact_norms,
+            unfuse_head=self.at_head or self.method.tail_derivatives > 0,
+        )
+        self._model_class: type | None = None
+        self._is_sharded = False
         self._schedule = RecheckSchedule()
-        self._reached = False  # the loss has been seen to depend on the layer
+        self._has_reached_loss = False
         self._generator = generator
         self._seeds = Seeds()
         self._count = 0
-        self._captures: list[Capture] | None = None
-        self._head_captures: list[Capture] | None = None
         self._reference: Tensor | None = None
 
     @property
+    def estimator(self) -> str:
+        """Name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form."""
+        return self.method.name
+
+    @property
+    def probes(self) -> int:
+        """How many random probes are averaged, where there are any."""
+        return self.method.probes
+
+    @property
     def centers_by_default(self) -> bool:
-        """What ``center=None`` means for the model as it is now."""
-        return self.at_head and centers_by_default(self._model, self.layer, self._chosen)
+        """What ``center=None`` means for the model as it is now: True if only a head with a bias is trained.
+
+        Its bias takes up the mean of the features, so its function does not change.
+        """
+        alone = self.at_head and has_bias(self.layer.module) and self.layer.is_trained_alone(self._model)
+        return alone and self._chosen.centers()
 
     @property
     def is_outdated(self) -> bool:
@@ -194,11 +168,11 @@ class RelativeFlatness:
         """
         model = unwrap(self._model)
         if (
-            resolve_layer(model, self._asked)[1] is not self.layer.module
+            resolve_layer(model, self._layer_argument)[1] is not self.layer.module
             or find_head(model)[1] is not self._head_module
         ):
             return True
-        return self._center is None and self.centers_by_default != (self.mean is not None)
+        return self._center_argument is None and self.centers_by_default != (self.mean is not None)
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
@@ -230,28 +204,15 @@ class RelativeFlatness:
         self._reference = None  # with it goes the graph of a pass that was never differentiated
         if self.mean is not None and self.ends_steps:
             self.mean.end_step()
-        module = unwrap(self._model)
-        if type(module) is not self._looked_at:  # fully_shard gives a model another class
-            self._looked_at, self._sharded = type(module), is_sharded(module)
-        if self._sharded:
-            self._adapt_to_sharding()
-        if isinstance(self._estimate, FeaturePerturbation):
-            self._begin_perturbation(strength)
-        self._begin_injection(strength)
-        if self._norms is not None:
-            self._norms.attach()
-        with contextlib.ExitStack() as stack:
-            self._captures = stack.enter_context(self.layer.capture())
-            self._head_captures = self._captures
-            if self.estimator == GAUSS_NEWTON and self._head is not None and self._head is not self.layer:
-                self._head_captures = stack.enter_context(self._head.capture())
-            if self.estimator != PERTURBATION or self._head is self.layer:
-                self._unfused.attach()
-                stack.callback(self._unfused.detach)
+        self._look_for_sharding()
+        if self.mean is not None and self.mean.value is None and strength is not None:
+            strength = min(strength, 0.0)  # the first batch only shows the mean
+        self.method.begin(strength, self._next_seeds, None if self.mean is None else self.mean.value)
+        with self._watch.capture():
             yield
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """kappa of the batch that was captured last, a scalar in the graph and in the units of ``loss``.
+        """Return kappa of the batch that was captured last, a scalar in the graph and in the units of ``loss``.
 
         With ``"perturbation"``, and for a large head that was captured with a strength, the term acts without being
         added: the result is zero, and once the backward pass is over it holds kappa.
@@ -265,15 +226,15 @@ class RelativeFlatness:
                 derivative.
         """
         batch = self._batch(loss)
-        looking = self._schedule.due()
-        kappa = self._estimated(batch, looking)
+        is_examined = self._schedule.due()
+        kappa = self._estimated(batch, is_examined)
         if self.mean is not None:
             kappa = kappa if self.mean.value is not None else kappa.detach()
             self.mean.note(batch.features)
         # A loss of 0 or NaN, of a batch without labels, says nothing.
         value = loss.detach()
-        vanishes = looking and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
-        if vanishes and reaches_loss(batch):
+        vanishes = is_examined and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
+        if vanishes and batch.graph.is_reached:
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
                 "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",
@@ -282,7 +243,7 @@ class RelativeFlatness:
         return kappa
 
     def gradient_squares(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
-        """``||d kappa||^2`` and ``||d loss||^2`` at the features of the batch that kappa was just taken of.
+        """Return ``||d kappa||^2`` and ``||d loss||^2`` at the features of the batch that kappa was just taken of.
 
         Squares, because those of micro-batches and processes add up to those of the whole batch. Taken at phi, or at z
         where nothing below the layer is trainable. Where the term of a large head acts in the backward pass, they are
@@ -296,98 +257,52 @@ class RelativeFlatness:
             Shape ``(2,)``, in float32 at least.
         """
         reference, self._reference = self._reference, None
-        if self._injected and self._injection is not None and not self._weights_only:
-            return self._injection.gradient_squares(kappa)
-        if reference is None or not kappa.requires_grad:
-            return None
-        return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
+        return None if reference is None else self.method.gradient_squares(loss, kappa, reference)
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
-        for layer in (self.layer, self._head):
-            if layer is not None:
-                layer.detach()
-                layer.perturb = None
-        if self._norms is not None:
-            self._norms.detach()
-        if self._injection is not None:
-            self._injection.forget()
-        self._captures = self._head_captures = self._reference = None
+        self._watch.detach()
+        self.method.forget()
+        self._reference = None
 
-    def _estimated(self, batch: Batch, looking: bool) -> Tensor:
+    def _estimated(self, batch: Batch, is_examined: bool) -> Tensor:
+        method = self.method.for_batch(batch)
         try:
-            if self._injected and self._injection is not None:
-                if len(batch.pre_activations) == 1 and is_cross_entropy(batch.loss, batch.pre_activations[0]):
-                    return self._injection(batch)
-                self._injection.cancel()
-                self._injected, self._injection, self.layer.perturb = False, None, None  # from now on in the loss
-            if looking and self.estimator != PERTURBATION:  # whose loss backward() alone may be able to differentiate
-                self._check_graph(batch)
+            if is_examined and method.tail_derivatives > 0:
+                self._examine(batch, method)
             with torch.autocast(batch.loss.device.type, enabled=False):
-                return self._estimate(batch)
+                return method(batch)
         except NoClosedForm as error:
-            refuse_without_closed_form(error, batch, self.layer, self._head, self.estimator, self._taken_for_head)
-            warnings.warn(
-                f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
-                f'instead (estimator="{HESSIAN}" says so from the start).',
-                stacklevel=3,
-            )
-            self.probes = TAIL_PROBES if self.estimator == ROW_PROBES else self.probes
-            self.estimator, self._estimate = HESSIAN, HessianProbes(self.probes)
-            return self._estimated(batch, looking)
+            self.method = self.method.replacement(error, batch)
+            return self._estimated(batch, is_examined)
         except SecondDerivativeError as error:
             raise SecondDerivativeError(explain(error, self.layer, self.estimator)) from error
 
-    def _check_graph(self, batch: Batch) -> None:
-        if self._reached and not reaches_loss(batch):
+    def _examine(self, batch: Batch, method: Estimator) -> None:
+        """Refuse a loss, by its graph, whose derivatives would be missing or wrong."""
+        if self._has_reached_loss and not batch.graph.is_reached:
             return  # the batch of another task, whose loss has no curvature here
         check_reaches_loss(batch, self.layer, is_compiled(self._model))
-        self._reached = True
+        self._has_reached_loss = True
         refuse_compiled_loss(batch)
-        if self.estimator == GAUSS_NEWTON and self._head is not None:
-            check_logits(batch, self.layer, self._head)
-        if self._injection is None:
+        method.check_batch(batch)
+        if method.tail_derivatives > 1:
             refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
-        if self._norms is not None:
-            refuse_fused_norms(batch.loss, batch.pre_activations)
+        if self._exact_norms:
+            refuse_fused_norms(batch.graph)
 
-    def _begin_perturbation(self, strength: float | None) -> None:
-        assert isinstance(self._estimate, FeaturePerturbation)
-        if strength is None or not math.isfinite(strength) or strength < 0:
-            raise ValueError(
-                f'strength={strength!r}: estimator="{PERTURBATION}" acts in the forward pass, so write '
-                "capture(strength=0.003), with a lambda that is not negative."
-            )
-        if self.mean is not None:
-            strength = 0.0 if self.mean.value is None else strength
-            self._estimate.center = self.mean.value
-        self._estimate.begin(strength, self._next_seeds())
-        self.layer.perturb = self._estimate.perturb
-
-    def _begin_injection(self, strength: float | None) -> None:
-        self._injected = False
-        if self._injection is None:
-            return
-        self.layer.perturb = None
-        if strength is None:
-            return
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength={strength!r}: give a finite lambda of at least 0.")
-        self._injected = True
-        injection, layer = self._injection, self.layer
-        injection.begin(strength, self._next_seeds())
-        layer.perturb = injection.inject
-
-    def _adapt_to_sharding(self) -> None:
-        perturbation = isinstance(self._estimate, FeaturePerturbation)
-        refuse_what_sharding_breaks(unwrap(self._model), self.layer, self.estimator, first_order=perturbation)
-        if isinstance(self._estimate, FeaturePerturbation):
-            self._estimate.assume_coupled()
+    def _look_for_sharding(self) -> None:
+        model = unwrap(self._model)
+        if type(model) is not self._model_class:  # fully_shard gives a model another class
+            self._model_class, self._is_sharded = type(model), is_sharded(model)
+        if self._is_sharded:
+            first_order = self.method.acts_in is ActsIn.FORWARD_PASS
+            refuse_what_sharding_breaks(model, self.layer, self.estimator, first_order=first_order)
+            self.method.adapt_to_sharding()
 
     def _batch(self, loss: Tensor) -> Batch:
-        captures, self._captures = self._captures, None
-        heads, self._head_captures = self._head_captures, None
-        check_captures(loss, self.layer, self._head, captures, heads or [])
+        captures, heads = self._watch.take()
+        check_captures(loss, self.layer, self.method.choice.head, captures, heads)
         assert captures
         first = captures[0]
         self._reference = first.features if first.features.requires_grad else first.pre_activations
@@ -396,9 +311,9 @@ class RelativeFlatness:
             features=[c.features for c in captures],
             pre_activations=[c.pre_activations for c in captures],
             linear_map=self.layer.linear_map,
-            logits=[c.pre_activations for c in heads or []],
+            logits=[c.pre_activations for c in heads],
             seeds=self._next_seeds(),
-            weights_only=self._weights_only,
+            weights_only=self.method.weights_only,
             center=None if self.mean is None else self.mean.of([c.features for c in captures]),
         )
 
@@ -408,12 +323,6 @@ class RelativeFlatness:
             return Seeds((drawn,))
         self._count += 1
         return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._count))
-
-
-def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:
-    scale = range_scale(output, [reference])
-    (gradient,) = gradients(output, [reference], scale, create_graph=False)
-    return torch.linalg.vector_norm(gradient.to(wide(gradient.dtype))) / scale
 
 
 def _head(model: nn.Module, layer: FeatureLayer, module: nn.Module) -> FeatureLayer | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..calculus.derivatives import gradients, range_scale, vector_products, wide
 from .batch import Batch
-from .gauss_newton_probe import push_forward
-from .heads import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
+from .estimators.gauss_newton import push_forward
+from .head_loss import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
 
 # Up to this many classes probabilities are taken in float64, so that 1 - p of a confident model is right.
@@ -40,23 +40,23 @@ class RowValues:
 
 
 def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
-    """Exact contributions of the rows of a head, see `flatness.heads`.
+    """Exact contributions of the rows of a head, see `flatness.head_loss`.
 
     With h_is = c_i p_is (1 - p_is) for softmax cross-entropy: ``Tr H = sum_i ||phi_i||^2 sum_s h_is``.
 
     Args:
         batch: its loss was recognized as ``form``.
-        form: what `flatness.heads.recognise_calls` returned.
+        form: what `flatness.head_loss.recognize_calls` returned.
 
     Examples:
         >>> import torch
-        >>> from hf_fam.flatness.heads import recognise_calls
+        >>> from hf_fam.flatness.head_loss import recognize_calls
         >>> from hf_fam.layer.linear_map import RowMap
         >>> W, phi = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[2.0, 0.0]])
         >>> z = (0 * phi @ W.T).requires_grad_()
         >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0]))
         >>> batch = Batch(loss, [phi], [z], RowMap(2, 2, lambda: W))
-        >>> rows = closed_form_rows(batch, recognise_calls(batch))
+        >>> rows = closed_form_rows(batch, recognize_calls(batch))
         >>> rows.kappa[0], rows.trace[0]  # 4 * Var(+-1) and 4 * (1/4 + 1/4)
         (tensor([4.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..calculus.autograd_graph import between
+from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import wide
 from ..calculus.torch_internals import BatchOrInstanceNorm, saved
 from .feature_layer import FeatureLayer
@@ -170,17 +170,16 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor)
     return x if torch.is_autocast_enabled(like.device.type) else x.to(like.dtype)
 
 
-def refuse_fused_norms(loss: Tensor, pre_activations: Sequence[Tensor]) -> None:
-    """Look through the graph between z and the loss for a fused normalization that the hooks did not reach.
+def refuse_fused_norms(graph: TailGraph) -> None:
+    """Refuse a fused normalization that the hooks did not reach.
 
     Args:
-        loss: scalar, in the graph.
-        pre_activations: z of every call of the layer.
+        graph: what lies between the layer and the loss.
 
     Raises:
         WrongThirdDerivativeError: names the operation and the remedy.
     """
-    for node in between(loss, pre_activations):
+    for node in graph.nodes:
         frozen = saved(node, "training", True) is False
         if node.name().startswith(_FUSED_NODES) and not frozen:
             raise WrongThirdDerivativeError(

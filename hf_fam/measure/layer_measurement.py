@@ -14,7 +14,7 @@ from ..calculus.derivatives import gradients, range_scale, refuse_once_different
 from ..flatness.batch import Batch, Seeds
 from ..flatness.coupling import Coupling, CouplingFinder
 from ..flatness.directions import draw, draw_for_trace
-from ..flatness.heads import HeadLoss, NoClosedForm, recognise_calls
+from ..flatness.head_loss import HeadLoss, NoClosedForm, recognize_calls
 from ..flatness.row_blocks import RowBlocks
 from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
 from ..layer.feature_layer import Capture, FeatureLayer
@@ -72,7 +72,7 @@ class LayerMeasurement:
         batch = self._batch(loss, captures, logits, 0)
         if self.head and self.estimator == "auto":
             with contextlib.suppress(NoClosedForm):
-                self.form = recognise_calls(batch)
+                self.form = recognize_calls(batch)
             if self.form is not None:
                 self.estimator, self.probes, self.exact = "closed_form", 0, True
                 return

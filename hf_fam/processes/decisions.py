@@ -33,6 +33,20 @@ def summed(numbers: list[float], accelerator: Any) -> list[float]:
     return total
 
 
+def mean_over_processes(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the mean of a tensor over all processes, for code without an ``Accelerator``.
+
+    Args:
+        tensor: of one shape in every process.
+        device: of the process group's tensors.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor
+    total = tensor.to(device)
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 def agree(verdict: int, accelerator: Any) -> int:
     """The largest verdict of all processes; each has to ask."""
     if accelerator.num_processes == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..flatness.attach import AttachedFlatness, attach, has_term
-from ..flatness.estimators import CLOSED_FORM
-from ..flatness.perturbation import delta_of
-from ..flatness.strength import default_lambda, is_strength
+from ..flatness.estimators import ClosedForm, default_lambda
 from ..layer.finding import AUTO
+from ..processes.decisions import mean_over_processes
+from .flat_training import FlatTraining
 from .requirements import refuse_split_models
-from .strength import Strength, warmup_steps
+from .training_args import FAMArguments
 
 # What callbacks have attached, and the state of the training: one that was broken off leaves it on the model.
 _ATTACHED: weakref.WeakKeyDictionary[AttachedFlatness, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -61,18 +62,21 @@ class FAMCallback(TrainerCallback):
     def __init__(
         self, fam_lambda: float | None = None, fam_layer: str | nn.Module = AUTO, fam_warmup_steps: float = 0.0
     ) -> None:
-        self.fam_lambda = fam_lambda
-        if fam_lambda is not None and not is_strength(fam_lambda):
-            raise ValueError(f"fam_lambda={fam_lambda!r}: give a finite strength of at least 0, or None.")
-        if not is_strength(fam_warmup_steps):
-            raise ValueError(f"fam_warmup_steps={fam_warmup_steps!r}: give steps, or a fraction below 1.")
+        # A module is kept beside the arguments, in which it would be a name.
         self.fam_layer = fam_layer
-        self.fam_warmup_steps = fam_warmup_steps
+        self._fam = FlatTraining(FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps))
         self._attached: AttachedFlatness | None = None
-        self._strength = 0.0
         self._last: Tensor | None = None
-        self._kappas: list[Tensor] = []
-        self._strengths: list[float] = []
+
+    @property
+    def fam_lambda(self) -> float | None:
+        """The strength that was given; None for the default."""
+        return self._fam.arguments.fam_lambda
+
+    @property
+    def fam_warmup_steps(self) -> float:
+        """Steps over which lambda rises; below 1 a fraction of the training."""
+        return self._fam.arguments.fam_warmup_steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach the term to the head; what cannot work is refused before anything is trained."""
@@ -85,19 +89,17 @@ class FAMCallback(TrainerCallback):
                 model = layer
             detach_left_behind(model, state)
             self._attached = attach(model, 0.0, layer)
-            by_default = default_lambda(CLOSED_FORM, self._attached.layer.out_features)
-            self._strength = by_default if self.fam_lambda is None else self.fam_lambda
-            self._attached.strength = self._strength
+            self._fam.default_strength = default_lambda(ClosedForm.name, self._attached.layer.out_features)
+            self._attached.strength = self._fam.strength
             _ATTACHED[self._attached] = weakref.ref(state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set lambda of the step."""
         if self._attached is not None:
-            warm = warmup_steps(self.fam_warmup_steps, state.max_steps)
-            self._attached.strength = Strength(self._strength, warm).at(state.global_step)
+            self._attached.strength = self._fam.strength_at(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Note kappa of the step."""
+        """Add kappa of the step to the log."""
         if self._attached is None:
             return
         kappa = self._attached.take_kappa()
@@ -108,27 +110,17 @@ class FAMCallback(TrainerCallback):
             kappa = torch.zeros_like(self._last)
         self._last = kappa
         scaler = getattr(optimizer, "scaler", None)
-        self._kappas.append(kappa if scaler is None else kappa / scaler.get_scale())
-        self._strengths.append(self._attached.strength)
+        kappa = kappa if scaler is None else kappa / scaler.get_scale()
+        self._fam.log.add(state.global_step, kappa, kappa, 1.0, self._attached.strength, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Put the term beside the training loss."""
-        if self._attached is None or not logs or "loss" not in logs or not self._kappas:
+        if self._attached is None or not logs or "loss" not in logs:
             return
-        kappa = torch.stack(self._kappas)
-        strength = kappa.new_tensor(self._strengths)
-        self._kappas, self._strengths = [], []
-        counted = kappa.isfinite()  # steps that a gradient scaler skipped do not count
-        means = torch.stack([x[counted].mean() for x in (kappa, kappa * strength, strength)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            means = means.to(args.device)
-            torch.distributed.all_reduce(means)
-            means = means / torch.distributed.get_world_size()
-        found = dict(zip(("fam_kappa", "fam_term", "fam_lambda"), means.tolist(), strict=True))
-        found["fam_delta"] = delta_of(found["fam_lambda"], self._attached.layer.in_features)
-        found = {name: float(f"{value:.7g}") for name, value in found.items()}
-        logs.update(found)
-        state.log_history[-1].update(found)
+        mean = functools.partial(mean_over_processes, device=args.device)
+        means = self._fam.log.drain(self._attached.layer.in_features, mean, finite_only=True)
+        logs.update(means)  # for the callbacks that come after this one
+        state.log_history[-1].update(means)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the model as it was."""
@@ -137,7 +129,8 @@ class FAMCallback(TrainerCallback):
     def _detach(self) -> None:
         if self._attached is not None:
             self._attached.detach()
-        self._attached, self._last, self._kappas, self._strengths = None, None, [], []
+        self._attached, self._last = None, None
+        self._fam.forget_training()
 
 
 def refuse_second_term(trainer: Any, model: nn.Module | None) -> None:

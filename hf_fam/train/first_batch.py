@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._compat import averages_micro_batches, prepared_inputs, restore_logged_quantities
 from ..layer.preserved import preserve_state
 from ..processes.decisions import agree
 
@@ -22,24 +21,9 @@ _ROUNDING = 0.02
 _CANNOT_TELL, _IGNORES, _HONOURS = range(3)
 
 
-# Where TRL's and sentence-transformers' trainers note, in compute_loss, what they log.
-_NOTES = ("_metrics", "_total_train_tokens", "accum_loss_components")
-
-
 def copied(inputs: Any) -> Any:
     """A batch that compute_loss may take items out of (``inputs.pop("labels")``) without loss."""
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
-
-
-@contextlib.contextmanager
-def unnoted(trainer: Any) -> Iterator[None]:
-    """Undo what a trainer's compute_loss notes for its log inside the block."""
-    notes = {name: copy.deepcopy(getattr(trainer, name)) for name in _NOTES if hasattr(trainer, name)}
-    try:
-        yield
-    finally:
-        for name, value in notes.items():
-            setattr(trainer, name, value)
 
 
 def correct_loss_scaling(
@@ -65,13 +49,13 @@ def correct_loss_scaling(
         Whether a batch could tell, of this process or another; a loss of zero or NaN (no labels, say) cannot.
     """
     parts = trainer.args.gradient_accumulation_steps * trainer.args.world_size
-    if parts == 1 or num_items_in_batch is None or getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
+    if parts == 1 or num_items_in_batch is None or averages_micro_batches(trainer) is not None:
         return True
-    inputs = trainer._prepare_inputs(inputs)
+    inputs = prepared_inputs(trainer, inputs)
     losses = []
     for k in (1, 2):
         # Each from the same random state, so that dropout and mixtures drawn in compute_loss are alike in both.
-        with preserve_state(model), unnoted(trainer), torch.no_grad():
+        with preserve_state(model), restore_logged_quantities(trainer), torch.no_grad():
             losses.append(compute_loss(copied(inputs), num_items_in_batch=num_items_in_batch * k).float())
     if not all(loss.isfinite() and loss != 0 for loss in losses):
         verdict = _CANNOT_TELL

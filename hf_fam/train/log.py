@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..flatness.strength import delta_of
+
 LARGEST_RATIO = 1e30
 
 
@@ -41,7 +43,7 @@ def problem_of_weights(model: nn.Module, step: int, strength: float) -> str | No
 def _cause_and_remedy(strength: float) -> str:
     return (
         f"most likely the training diverged (learning rate too large, or fam_lambda={strength:g} too strong), or half "
-        "precision overflowed. Lower them, or add fam_warmup_steps or fam_max_grad_ratio; the last checkpoint is "
+        "precision overflowed. Lower them, or add fam_warmup_steps; the last checkpoint is "
         "usable (resume_from_checkpoint=True)."
     )
 
@@ -98,21 +100,27 @@ class FlatnessLog:
         name, value = ("the loss", entry.loss) if entry.kappa.isfinite() else ("relative flatness", entry.kappa)
         return f"{name} is {value.item()} at step {entry.step}: {_cause_and_remedy(entry.strength)}"
 
-    def drain(self, in_features: int, mean_over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means since the last call, under the names that are logged; empty if there was nothing.
+    def drain(
+        self, in_features: int, mean_over_processes: Callable[[Tensor], Tensor], *, finite_only: bool = False
+    ) -> dict[str, float]:
+        """Return the means since the last call, under the names that are logged; empty if there was nothing.
 
         ``fam_grad_ratio`` is the ratio of root mean squares, over what was measured.
 
         Args:
             in_features: m, for ``fam_delta = sqrt(2 m lambda)``.
             mean_over_processes: averages a tensor over all processes.
+            finite_only: leave out steps whose kappa is not finite, which a gradient scaler skipped.
         """
         entries, self._entries, self._checked = self._entries, [], 0
         if not entries:
             return {}
-        steps = len({e.step for e in entries})
         dtype = torch.promote_types(entries[0].kappa.dtype, torch.float32)
         kappa = torch.stack([e.kappa.to(dtype) * e.share for e in entries])
+        if finite_only:
+            kept = kappa.isfinite()
+            entries, kappa = [e for e, keep in zip(entries, kept.tolist(), strict=True) if keep], kappa[kept]
+        steps = len({e.step for e in entries})
         strength = kappa.new_tensor([e.strength for e in entries])
         squares = kappa.new_zeros(2)
         for e in entries:
@@ -124,15 +132,12 @@ class FlatnessLog:
         logs = dict(zip(["fam_kappa", "fam_term", "fam_lambda"], values, strict=True))
         if of_term or of_loss:
             logs["fam_grad_ratio"] = ratio_of_norms(of_term, of_loss)
-        logs["fam_delta"] = (2 * in_features * logs["fam_lambda"]) ** 0.5
+        logs["fam_delta"] = delta_of(logs["fam_lambda"], in_features)
         return {name: float(f"{x:.7g}") for name, x in logs.items()}
 
 
 def ratio_of_norms(square: float, other_square: float) -> float:
-    """The ratio of two norms by their squares, cut off at 1e30.
-
-    A loss without any gradient has an infinite ratio; cut off, so that a capped lambda does not become 0 and stay so.
-    """
+    """Return the ratio of two norms from their squares, at most 1e30, as where the loss has no gradient."""
     if square > 0 and other_square < square * LARGEST_RATIO**-2:
         return LARGEST_RATIO
     return (square / other_square) ** 0.5 if other_square else 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..flatness.perturbation import delta_of
+from ..flatness.strength import delta_of
 
 TAGS = ("hf_fam", "relative-flatness")
 
@@ -64,25 +64,22 @@ class FlatnessSummary:
         layer: dotted name of the feature layer.
         in_features: m, its number of features.
         estimator: name of the estimator that was in use at the end.
-        gradient: ``"full"`` or ``"weights_only"``.
         strength: lambda.
         kappa: relative flatness as it was logged last, or None if it never was.
         kappa_before: as it was logged first, or None.
         base_model: name of the model that was fine-tuned, or None if there was none.
         step_time_ratio: seconds a step over those of plain training, if they were measured.
         centered: whether features were taken around their running mean.
-        last_strength: lambda as it was logged last, or None: warm-up or a cap may have kept it lower.
-        every_n_steps: the term acted in every n-th step, n times as strongly.
+        last_strength: lambda as it was logged last, or None: warm-up may have kept it lower.
 
     Examples:
-        >>> FlatnessSummary("classifier", 400, "closed_form", "full", strength=0.005, kappa=None).delta
+        >>> FlatnessSummary("classifier", 400, "closed_form", strength=0.005, kappa=None).delta
         2.0
     """
 
     layer: str
     in_features: int
     estimator: str
-    gradient: str
     strength: float
     kappa: float | None
     kappa_before: float | None = None
@@ -90,7 +87,6 @@ class FlatnessSummary:
     step_time_ratio: float | None = None
     centered: bool = False
     last_strength: float | None = None
-    every_n_steps: int = 1
 
     @property
     def delta(self) -> float:
@@ -101,10 +97,6 @@ class FlatnessSummary:
         last = self.last_strength
         return None if last is None or math.isclose(last, self.strength, rel_tol=1e-3) else f"{last:.4g}"
 
-    def _one_step_of(self) -> str | None:
-        n = self.every_n_steps
-        return f"one of {n} steps, {n} times as strongly" if n > 1 else None
-
     def to_markdown(self) -> str:
         """The section of the card; names are escaped, so that none can change its structure."""
         rows = {
@@ -112,10 +104,8 @@ class FlatnessSummary:
             "layer": self.layer,
             "features": "centered on their running mean" if self.centered else None,
             "estimator of κ": self.estimator,
-            "gradient of κ": self.gradient,
             "strength λ": f"{self.strength:.4g}",
-            "λ at the end of training, as logged (warm-up, cap)": self._lower_at_the_end(),
-            "the term acts in": self._one_step_of(),
+            "λ at the end of training, as logged (warm-up)": self._lower_at_the_end(),
             f"δ = √(2 m λ), m = {self.in_features} features": f"{self.delta:.4g}",
             "κ at the start of training, as logged": _number(self.kappa_before),
             "κ at the end of training, as logged": _number(self.kappa),

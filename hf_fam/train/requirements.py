@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..flatness.estimators import PERTURBATION
+from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..processes.decisions import refuse_lonely_processes
 
@@ -53,18 +53,17 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     Raises:
         ValueError: names the setting and the remedy.
     """
-    in_graph = flatness.estimator != PERTURBATION
     refuse_split_models(args)
     if getattr(args, "ddp_static_graph", None):
         raise ValueError(
             "ddp_static_graph=True leaves gradients unsynchronized, without an error, when the loss is differentiated "
             "more than once, or a first batch is looked at: set it to False."
         )
-    if args.torch_compile and in_graph:
+    if args.torch_compile and flatness.method.acts_in is not ActsIn.FORWARD_PASS:
         raise ValueError(
             f"torch_compile=True compiles the whole model, which cannot be differentiated twice, and fam_estimator="
             f'"{flatness.estimator}" needs that: for the head use Trainer with callbacks=[FAMCallback(fam_lambda=...)] '
-            f'(or hf_fam.attach), which work in compiled models; or fam_estimator="{PERTURBATION}"; or set '
+            f'(or hf_fam.attach), which work in compiled models; or fam_estimator="perturbation"; or set '
             "torch_compile=False and compile the backbone alone (model.base_model.compile())."
         )
     liger = getattr(args, "liger_kernel_config", None) or {}

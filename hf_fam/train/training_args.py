@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from ..flatness.estimators import (
-    ESTIMATORS,
-    FULL,
-    GRADIENTS,
-    HEAD_ESTIMATORS,
-    PERTURBATION,
-    WEIGHTS_ONLY,
-    WITHOUT_PROBES,
-    check_choice,
-)
-from ..flatness.head_sampling import check_token_fraction
+from ..flatness.estimators import check_choice, estimator_called, estimator_names
 from ..layer.finding import AUTO
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
+
+# Fields that do not exist, and what to do instead.
+_REMOVED = {
+    "fam_max_grad_ratio": "lower fam_lambda, or let it rise with fam_warmup_steps",
+    "fam_every_n_steps": "leave it out, the term acts in every step",
+    "fam_token_fraction": 'leave it out, fam_estimator="row_probes" is cheap for large vocabularies',
+    "fam_gradient": 'leave it out, RelativeFlatness(gradient="weights_only") has it for comparison',
+}
+
+
+def refuse_removed_fields(names: Iterable[str]) -> None:
+    """Refuse arguments that hf_fam once had.
+
+    Args:
+        names: of the arguments that are given.
+
+    Raises:
+        ValueError: one of them does not exist; the message says what to use.
+    """
+    for name in names:
+        if name in _REMOVED:
+            raise ValueError(f"{name} is not an argument of hf_fam: {_REMOVED[name]}.")
 
 
 @dataclass
@@ -33,40 +46,23 @@ class FAMArguments:
     A plain dataclass: ``HfArgumentParser`` reads it alone (hand it to ``FAMTrainer(..., fam_args=...)``) or as a base
     of any ``TrainingArguments`` subclass.
 
-    **What is flattened**
-
     Args:
-        fam_layer: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module name.
+        fam_layer: the layer to flatten: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module
+            name.
+        fam_lambda: strength lambda, at least 0. None takes the default of the estimator (docs/choosing.md); 0 is plain
+            training, bit for bit.
         fam_estimator: ``"auto"``, ``"closed_form"``, ``"row_probes"``, ``"hessian"``, ``"gauss_newton"``,
             ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
         fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"`` (1 by default) and
             ``"row_probes"`` (16 by default).
-        fam_token_fraction: for ``"closed_form"`` and ``"row_probes"``: the part of the labeled tokens (or items) that
-            the term looks at, drawn anew for every batch, above 0 and at most 1 (all).
         fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
-            `RelativeFlatness`. For layers on a frozen trunk. None: where a linear head with a bias is all that is
-            trained, and the estimator can (not above 4096 classes); looked at when a training starts. False: the
-            papers' definition everywhere.
-        fam_gradient: ``"full"``, or ``"weights_only"``: term I of the paper's Lemma 1 alone, for comparison.
-
-    **How strongly**
-
-        fam_lambda: strength lambda, at least 0; None takes the documented default
-            (``hf_fam.flatness.strength.default_lambda``). 0 is plain training, bit for bit.
+            `RelativeFlatness`. None centers them if a linear head with a bias is all that is trained and the estimator
+            can (up to 4096 classes); this is looked up when a training starts. False is the papers' definition.
         fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
-        fam_every_n_steps: apply the term every n-th step only, n times as strongly (unbiased).
-        fam_max_grad_ratio: upper limit for the term's gradient norm over the loss's, at the features, by the ratio
-            of the whole batch of the step before; the first step (with centered features the second) only measures it.
-            It lowers lambda and never raises it. Where nothing below the layer is trained, and at heads of more than
-            4096 classes, it is the ratio at the layer's *outputs*, which does not count how the term acts on the
-            weight. None: no limit.
-
-    **How the loss is scaled**
-
         fam_loss_scaling: many classification models accept ``num_items_in_batch`` and ignore it, so that the stock
             Trainer multiplies their gradients by the number of accumulation steps and of processes (transformers
             issue 47688). ``"corrected"`` finds such models at the first step and divides that out, with one warning;
-            ``"stock"`` leaves it; ``"auto"`` corrects where FAM acts (lambda > 0) and leaves plain training as it is.
+            ``"stock"`` leaves it; ``"auto"`` corrects if lambda is above 0, and leaves plain training as it is.
 
     Raises:
         ValueError: a value is out of range; the message names the argument.
@@ -79,40 +75,30 @@ class FAMArguments:
     """
 
     fam_layer: str = field(
-        default=AUTO, metadata={"help": "Feature layer: auto (the head), head, representation, or a dotted name."}
+        default=AUTO,
+        metadata={"help": "Layer to flatten: auto (the head), head, representation, or a dotted module name."},
+    )
+    fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
+        default=None, metadata={"help": "Strength lambda. Defaults to that of the estimator; 0 is plain training."}
     )
     fam_estimator: str = field(
         default=AUTO,
         metadata={"help": "auto, closed_form, row_probes, hessian, gauss_newton, perturbation or dense."},
     )
     fam_probes: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Random probes a step; unset: 1 (hessian, gauss_newton) or 16 (row_probes)."}
-    )
-    fam_token_fraction: float = field(
-        default=1.0, metadata={"help": "Part of the labeled tokens that closed_form and row_probes look at."}
+        default=None,
+        metadata={"help": "Random probes a step. Defaults to 1 (hessian, gauss_newton) or 16 (row_probes)."},
     )
     fam_center: Optional[bool] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "Perturb the features around their running mean; unset: where the head alone is trained.",
+            "help": "Perturb the features around their running mean. Defaults to true if only the head is trained.",
             "nargs": "?",
             "const": True,  # the bare flag, which HfArgumentParser gives to plain bool alone
         },
     )
-    fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
-        default=None, metadata={"help": "Strength lambda; unset: the estimator's default; 0: plain training."}
-    )
     fam_warmup_steps: float = field(
         default=0.0, metadata={"help": "Steps over which lambda rises linearly; below 1 a fraction of the training."}
-    )
-    fam_every_n_steps: int = field(
-        default=1, metadata={"help": "Apply the term every n-th step only, n times as strongly."}
-    )
-    fam_max_grad_ratio: Optional[float] = field(  # noqa: UP045
-        default=None, metadata={"help": "Upper limit for the term's gradient norm over the loss's, at the features."}
-    )
-    fam_gradient: str = field(
-        default=FULL, metadata={"help": "full, or weights_only (what the papers' released code effectively computes)."}
     )
     fam_loss_scaling: str = field(
         default=AUTO,
@@ -122,12 +108,16 @@ class FAMArguments:
         },
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> FAMArguments:
+        """Refuse removed fields before the dataclass finds them unexpected."""
+        refuse_removed_fields(kwargs)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Validate, then let the Trainer's arguments do the same."""
-        for name in ("fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio", "fam_token_fraction"):
+        for name in ("fam_lambda", "fam_warmup_steps"):
             _make_float(self, name)
-        for name in ("fam_probes", "fam_every_n_steps"):
-            _make_whole(self, name)
+        _make_whole(self, "fam_probes")
         self.validate_fam()
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
@@ -146,8 +136,7 @@ class FAMArguments:
             )
         if self.fam_center is not None and not isinstance(self.fam_center, bool):
             raise ValueError(f"fam_center={self.fam_center!r}: give True, False or None.")
-        check_choice("fam_estimator", self.fam_estimator, ESTIMATORS)
-        check_choice("fam_gradient", self.fam_gradient, GRADIENTS)
+        check_choice("fam_estimator", self.fam_estimator, estimator_names())
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
         if self.fam_lambda is not None and not (math.isfinite(self.fam_lambda) and self.fam_lambda >= 0):
             raise ValueError(
@@ -156,33 +145,13 @@ class FAMArguments:
             )
         if self.fam_probes is not None and self.fam_probes < 1:
             raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None.")
-        if self.fam_probes is not None and self.fam_estimator in WITHOUT_PROBES:
+        has_probes = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).default_probes is not None
+        if self.fam_probes is not None and not has_probes:
             raise ValueError(
                 f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes; leave it at None.'
             )
-        check_token_fraction("fam_token_fraction", self.fam_token_fraction)
-        if self.fam_token_fraction != 1 and self.fam_estimator not in (AUTO, *HEAD_ESTIMATORS):
-            raise ValueError(
-                f"fam_token_fraction={self.fam_token_fraction!r} is for the layer into the logits "
-                f'(fam_estimator={", ".join(map(repr, HEAD_ESTIMATORS))}), not for "{self.fam_estimator}": '
-                "leave it at 1."
-            )
         if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
             raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")
-        if self.fam_every_n_steps < 1 or self.fam_every_n_steps != int(self.fam_every_n_steps):
-            raise ValueError(f"fam_every_n_steps={self.fam_every_n_steps!r}: give a whole number of at least 1.")
-        if self.fam_max_grad_ratio is not None and not self.fam_max_grad_ratio > 0:
-            raise ValueError(f"fam_max_grad_ratio={self.fam_max_grad_ratio!r}: give a positive ratio, or None.")
-        if self.fam_max_grad_ratio is not None and self.fam_estimator == PERTURBATION:
-            raise ValueError(
-                f'fam_max_grad_ratio={self.fam_max_grad_ratio!r} cannot cap fam_estimator="{PERTURBATION}", whose '
-                "term has no gradient of its own to measure: leave it at None, and lower fam_lambda."
-            )
-        if self.fam_max_grad_ratio is not None and self.fam_gradient == WEIGHTS_ONLY:
-            raise ValueError(
-                f'fam_max_grad_ratio={self.fam_max_grad_ratio!r} cannot cap fam_gradient="{WEIGHTS_ONLY}", whose term '
-                "has no gradient at the features: leave it at None, and lower fam_lambda."
-            )
 
 
 def _may_be_none(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""Write docs/results.md and its figures from the results of all plans.
+"""Write docs/results.md and the full tables from the results of all plans.
 
-python recipes/comparison/report.py [--results FILE ...] [--output docs/results.md] [--images docs/img]
+python recipes/comparison/report.py                            # all of it
+python recipes/comparison/report.py --plans confirm_linear     # print the page and the tables of these plans alone
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
-import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -23,20 +22,27 @@ from harness.plan import IMAGES
 from harness.questions import answers, read_questions
 from harness.regimes import REGIMES
 from harness.results import read_results
-from harness.summary import Choice, OneForAll, Record, Row, choose, family, group, nll, one_for_all, rows, score, tuned
+from harness.summary import Choice, OneForAll, Record, Row, choose, group, nll, one_for_all, rows, score
 from harness.verdict import LEVEL, Verdict, judge
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
-FINDINGS = HERE / "findings.md"  # written by hand, from the tables below it
+PAGE = HERE.parents[1] / "docs" / "results.md"
+FINDINGS = HERE / "findings.md"  # written by hand, from the tables
 
-# Plans whose runs are compared across rates, by questions.yaml, and not at equal settings.
+# Plans whose runs are compared across learning rates, by questions.yaml, and not at equal settings.
 OWN_RATES = ("confirm_mlp", "confirm_linear_own", "confirm_heads_own")
 
-HEADER = """\
+PAGE_HEADER = """\
 # Results
 
-Made by `python recipes/comparison/report.py` from the JSON lines in `recipes/comparison/results`; do not edit.
+The findings of the study in `recipes/comparison`. Made by `python recipes/comparison/report.py`; do not edit. The
+numbers that other pages report are in the [full tables](#the-full-tables).
+"""
+
+TABLES_HEADER = """\
+# The full tables
+
+Made by `python recipes/comparison/report.py` from the results in `recipes/comparison/results`; do not edit.
 `recipes/comparison/README.md` tells how to repeat or extend them.
 
 Every method is tried with a grid of configurations; the one with the best mean metric on the validation part (ties:
@@ -46,50 +52,96 @@ and of the Wilcoxon signed-rank test over seeds, not corrected for the number of
 fall below .06. NLL is in nats, smaller is better; *scaled*: after a temperature fitted on the validation part. *Cost*
 is processor time of training, relative to plain training. The metric is accuracy, for CoLA the Matthews correlation,
 times 100.
+
+| file | runs |
+| --- | --- |
+"""
+
+WHERE_THE_TABLES_ARE = """\
+## The full tables
+
+In a checkout, `recipes/comparison/tables` has every comparison and every configuration. `questions.md` goes question by
+question. Each kind of training has a file, with the tests against every rival. `README.md` there says how to read them.
+
+```bash
+python recipes/comparison/report.py             # writes this page and the tables
+python recipes/comparison/show.py base_mlp      # every configuration of a plan, on validation and on test
+```
 """
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, nargs="+", help="all, if not given")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of results")
+    parser.add_argument(
+        "--plans", nargs="+", default=[], help="print the results of these plans instead of writing all"
+    )
     parser.add_argument("--questions", type=Path, help="questions.yaml beside this file, if all results are read")
-    parser.add_argument("--output", type=Path, default=DOCS / "results.md")
-    parser.add_argument("--images", type=Path, default=DOCS / "img")
+    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--tables", type=Path, default=HERE / "tables", help="folder for the full tables")
     options = parser.parse_args(arguments)
-    if options.results is None:
-        options.results, options.questions = sorted((HERE / "results").glob("*.jsonl")), HERE / "questions.yaml"
-    records = read_results(options.results)
+    records = read_results(options.results, options.plans)
     if not records:
         parser.error("no results yet: start with run.py")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.images.mkdir(parents=True, exist_ok=True)
-    confirmed = [r for r in records if not r["exploratory"] and not r["plan"].startswith(OWN_RATES)]
-    findings = [FINDINGS.read_text(encoding="utf-8")] if options.questions else []
-    sections = [HEADER, *findings, *([in_brief(confirmed)] if confirmed else []), *confirmations(confirmed)]
-    if options.questions:
-        sections.append(asked(records, options.questions))
-        sections += carried_over(records)
-    for (_, settings, _), members in sorted(group(records, regime).items(), key=lambda found: found[0][2]):
-        sections += section(settings, members, options)
-    sections.append(provenance(records))
-    options.output.write_text("\n".join(sections), encoding="utf-8")
-    print(f"{options.output}: {len(records)} runs")
+    complete = not options.plans and options.results.resolve() == (HERE / "results").resolve()
+    questions = options.questions or (HERE / "questions.yaml" if complete else None)
+    texts = {options.output: page(records, complete)}
+    texts |= {options.tables / name: text for name, text in tables(records, questions).items()}
+    if options.plans:
+        print("\n".join(texts.values()))
+        return
+    for file, text in texts.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    print(f"{options.output}, {options.tables}: {len(records)} runs")
+
+
+def page(records: list[Record], complete: bool) -> str:
+    """Return the page of the site: the findings, if these are all results, and the verdicts."""
+    confirmed = decided_beforehand(records)
+    findings = [FINDINGS.read_text(encoding="utf-8")] if complete else []
+    brief = [in_brief(confirmed)] if confirmed else []
+    return "\n".join([PAGE_HEADER, *findings, *brief, WHERE_THE_TABLES_ARE])
+
+
+def tables(records: list[Record], questions: Path | None) -> dict[str, str]:
+    """Return the full tables by file name: a file a regime, the questions, if any, and an index."""
+    texts, index = {}, [TABLES_HEADER.rstrip()]
+    if questions:
+        texts["questions.md"] = "\n".join([question_tables(records, questions), *carried_over(records)])
+        index.append("| [questions.md](questions.md) | one configuration against another, question by question |")
+    for regime, members in sorted(group(records, lambda r: r["regime"]).items()):
+        sections = [
+            f"# {regime}\n\n[How to read these tables](README.md).\n",
+            *confirmations(decided_beforehand(members)),
+        ]
+        for (settings, _), some in sorted(group(members, section_key).items(), key=lambda item: item[0][1]):
+            sections += section(settings, some)
+        texts[f"{regime}.md"] = "\n".join(sections)
+        index.append(f"| [{regime}.md]({regime}.md) | {len(members)} |")
+    texts["README.md"] = "\n".join([*index, "", provenance(records)])
+    return texts
+
+
+def decided_beforehand(records: list[Record]) -> list[Record]:
+    """Return the runs of confirmations at equal settings, which the rules in README.md judge."""
+    return [r for r in records if not r["exploratory"] and not r["plan"].startswith(OWN_RATES)]
 
 
 def in_brief(records: list[Record]) -> str:
     """What the rules say of every configuration that was confirmed, or not, in one table."""
     lines = [
         "## In brief\n",
-        "What was decided beforehand, over all tasks and seeds of each kind of training: metric in points and NLL in "
-        "nats against plain training, with two-sided paired t tests. *Bound*: lower end of the one-sided 95 % interval "
-        "of the task where it is lowest. **Harmless**: every bound is above -0.5 points. **Better** than plain: "
-        f"harmless, and the metric is higher at p < {LEVEL:g}; better or worse than a rival: the metric differs at "
-        "that level. Which rivals took part stands below. Stored text features at rates of their own, which the "
-        "documents report first, are under [Question by question](#question-by-question).\n",
+        "Every configuration that was decided on beforehand, against plain training, over all tasks and seeds of each "
+        "kind of training: metric in points, NLL in nats, two-sided paired t tests. *Bound*: lower end of the "
+        "one-sided 95 % interval of the task where it is lowest. **Harmless**: every bound is above -0.5 points. "
+        f"**Better** than plain: harmless, and the metric is higher at p < {LEVEL:g}. Better or worse than a rival: "
+        "the metric differs at that level. The [full tables](#the-full-tables) list the rivals. They also have stored "
+        "text features with a learning rate for each method, which other pages report first.\n",
         "| trained | FAM | pairs | metric | t | NLL | t | bound | verdict | better than | worse than |",
         "| --- | --- |" + " ---: |" * 6 + " --- | --- | --- |",
     ]
-    for name, members in sorted(group(records, trained).items()):
+    for name, members in sorted(group(records, comparison_name).items()):
         if any("diverged" in r for r in members):
             lines.append(f"| {name} | runs diverged: no verdict" + " |" * 10)
             continue
@@ -107,9 +159,9 @@ def brief(verdict: Verdict) -> list[str]:
     return [
         verdict.champion,
         str(plain.metric.pairs),
-        *tests(plain.metric, 100, 2)[:2],
-        *tests(plain.nll, 1, 3)[:2],
-        "; ".join([bound, *(f"{task}: one seed, not judged" for task in verdict.unjudged)]),
+        *test_cells(plain.metric, 100, 2)[:2],
+        *test_cells(plain.nll, 1, 3)[:2],
+        "; ".join([bound, *(f"{task}: one seed, not judged" for task in verdict.tasks_with_one_seed)]),
         " and ".join(words) or "neither",
         *("; ".join(names) for names in (verdict.better, verdict.worse)),
     ]
@@ -117,7 +169,7 @@ def brief(verdict: Verdict) -> list[str]:
 
 def confirmations(records: list[Record]) -> Iterable[str]:
     """The paired tests that the rules in README.md name, a section a regime and setting of FAM."""
-    for name, members in sorted(group(records, trained).items()):
+    for name, members in sorted(group(records, comparison_name).items()):
         champions = sorted({title(r) for r in members if r["method"] == "fam"})
         diverged = sorted({title(r) for r in members if "diverged" in r})
         if diverged:
@@ -128,8 +180,8 @@ def confirmations(records: list[Record]) -> Iterable[str]:
             yield f"## Decided beforehand: {name}, {champion}\n\n{duel_table(members, champion)}"
 
 
-def trained(record: Record) -> str:
-    """Runs that are tested together: the regime and, where not all is trained, what is and at which learning rate.
+def comparison_name(record: Record) -> str:
+    """Return the name of the comparison that a run belongs to: regime, trained part, learning rate.
 
     Where all of a text model is trained, or the head alone, every task has its own tuned rate. Each data set of images
     had a confirmation of its own, some of them at two rates.
@@ -156,31 +208,33 @@ def duel_table(records: list[Record], champion: str) -> str:
         "| --- |" + " ---: |" * 10,
     ]
     for duel in sorted(duels(records, champion), key=lambda d: d.metric.mean):
-        cells = [duel.rival, str(duel.metric.pairs), *tests(duel.metric, 100, 2)]
-        lines.append("| " + " | ".join([*cells, *tests(duel.nll, 1, 3), *tests(duel.nll_scaled, 1, 3)]) + " |")
+        cells = [duel.rival, str(duel.metric.pairs), *test_cells(duel.metric, 100, 2)]
+        lines.append(
+            "| " + " | ".join([*cells, *test_cells(duel.nll, 1, 3), *test_cells(duel.nll_scaled, 1, 3)]) + " |"
+        )
     lines += [
         "",
         "| task | seeds | metric against plain | lower end of its one-sided 95 % interval |",
         "| --- |" + " ---: |" * 3,
     ]
-    for task, found in by_task(records, champion, "plain").items():
-        lines.append(f"| {task} | {found.pairs} | {signed(100 * found.mean, 2)} | {signed(100 * found.low, 2)} |")
+    for task, against in by_task(records, champion, "plain").items():
+        lines.append(f"| {task} | {against.pairs} | {signed(100 * against.mean, 2)} | {signed(100 * against.low, 2)} |")
     return "\n".join(lines) + "\n"
 
 
-def asked(records: list[Record], file: Path) -> str:
-    """A table a question."""
+def question_tables(records: list[Record], file: Path) -> str:
+    """Return a table a question."""
     lines = [
-        "## Question by question\n",
+        "# Question by question\n",
         "What one configuration changes against another with the same data, weights and batches, over all tasks and "
         "seeds that both have: metric in points, NLL in nats (less is better), *t*: two-sided paired t test, not "
         "corrected for their number; *bound*: lower end of the one-sided 95 % interval of the task where it is lowest. "
         "Most of these runs are exploratory: `questions.yaml` names them.\n",
     ]
     for question in read_questions(file):
-        settings = "".join(f", {name} {shown(value)}" for name, value in question.settings.items())
+        settings = "".join(f", {name} {formatted(value)}" for name, value in question.settings.items())
         lines += [
-            f"### {question.question}\n",
+            f"## {question.question}\n",
             f"{question.regime}{settings}; {', '.join(question.tasks) or 'all tasks'}.\n",
             "| | against | tasks | pairs | metric | t | bound | NLL | t | NLL scaled | t |",
             "| --- | --- |" + " ---: |" * 9,
@@ -189,9 +243,11 @@ def asked(records: list[Record], file: Path) -> str:
             duel = answer.duel
             cells = [answer.of, duel.rival, str(len(answer.tasks)), str(duel.metric.pairs)]
             low = "" if answer.worst is None else f"{signed(100 * answer.tasks[answer.worst].low, 2)} ({answer.worst})"
-            cells += [*tests(duel.metric, 100, 2)[:2], low]
+            cells += [*test_cells(duel.metric, 100, 2)[:2], low]
             lines.append(
-                "| " + " | ".join([*cells, *tests(duel.nll, 1, 3)[:2], *tests(duel.nll_scaled, 1, 3)[:2]]) + " |"
+                "| "
+                + " | ".join([*cells, *test_cells(duel.nll, 1, 3)[:2], *test_cells(duel.nll_scaled, 1, 3)[:2]])
+                + " |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -199,12 +255,12 @@ def asked(records: list[Record], file: Path) -> str:
 
 def carried_over(records: list[Record]) -> Iterable[str]:
     """Whether the best strength of a layer serves another as lambda or as delta; nothing if that was not run."""
-    found = places(records)
-    everywhere = list(carry(found))
+    layers = places(records)
+    everywhere = list(carry(layers))
     if not everywhere:
         return
     yield (
-        "### Does a strength carry over to layers of another size?\n\n"
+        "\n## Does a strength carry over to layers of another size?\n\n"
         f"As λ, or as δ = √(2mλ)? {everywhere[0].target.regime}; the λ that is best on validation at one layer, taken "
         "to every other one of the same task and another m, as it is or as the λ of the same δ. Metric in points and "
         "NLL in nats on test; a pair is a task and a seed, the mean over all that was carried there. Exploratory; the "
@@ -219,7 +275,13 @@ def carried_over(records: list[Record]) -> Iterable[str]:
     }
     for name, cases in ((name, cases) for name, cases in views.items() if cases):
         metric, likelihood = compared(cases, "delta", "lambda")
-        cells = [name, str(len(cases)), str(metric.pairs), *tests(metric, 100, 2)[:2], *tests(likelihood, 1, 3)[:2]]
+        cells = [
+            name,
+            str(len(cases)),
+            str(metric.pairs),
+            *test_cells(metric, 100, 2)[:2],
+            *test_cells(likelihood, 1, 3)[:2],
+        ]
         for way in ("lambda", "delta", "own"):
             change, nats = compared(cases, way, "plain")
             cells.append(f"{signed(100 * change.mean, 2)} / {signed(nats.mean, 3)}")
@@ -228,14 +290,14 @@ def carried_over(records: list[Record]) -> Iterable[str]:
         "\nThe λ that is best on validation at each layer (0, 2: the hidden ones, Gauss-Newton probes), its δ, and "
         "what it changes on test:\n\n| task | layer | width | m | λ | δ | metric | NLL |\n| --- | --- |" + " ---: |" * 6
     )
-    for place in found:
+    for place in layers:
         metric, likelihood = place.gain
         cells = [place.task, place.layer, str(place.width), str(place.m), f"{place.best:g}"]
         cells += [f"{math.sqrt(2 * place.m * place.best):.2g}", signed(100 * metric, 2), signed(likelihood, 3)]
         yield "| " + " | ".join(cells) + " |"
     spreads = ", ".join(
         f"{task} {decades(p.best for p in members):.2f} and {decades(p.best * p.m for p in members):.2f}"
-        for task, members in ((t, list(some)) for t, some in itertools.groupby(found, lambda place: place.task))
+        for task, members in ((t, list(some)) for t, some in itertools.groupby(layers, lambda place: place.task))
     )
     yield f"\nStandard deviation of the best λ and of the best δ² in decades: {spreads}.\n"
 
@@ -245,33 +307,29 @@ def decades(values: Iterable[float]) -> float:
     return statistics.stdev(math.log10(value) for value in values)
 
 
-def regime(record: Record) -> tuple[str, str, bool]:
-    """What stands in one section; what was decided beforehand is not mixed with what looked around."""
-    settings = ", ".join(f"{k} {shown(v)}" for k, v in record["settings"].items())
-    return record["regime"], settings, record["exploratory"]
+def section_key(record: Record) -> tuple[str, bool]:
+    """Return the settings, and whether the run is exploratory: runs that agree in both share a section."""
+    settings = ", ".join(f"{k} {formatted(v)}" for k, v in record["settings"].items())
+    return settings, record["exploratory"]
 
 
-def differences(record: Record) -> str:
+def changed_settings(record: Record) -> str:
     """The settings that are not the regime's own, to tell figures apart."""
     own = asdict(REGIMES[record["regime"]].Settings())
-    return "-".join(f"{k}-{shown(v)}" for k, v in record["settings"].items() if own.get(k) != v)
+    return "-".join(f"{k}-{formatted(v)}" for k, v in record["settings"].items() if own.get(k) != v)
 
 
-def shown(value: Any) -> str:
+def formatted(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def section(settings: str, records: list[Record], options: argparse.Namespace) -> Iterable[str]:
+def section(settings: str, records: list[Record]) -> Iterable[str]:
     confirmed = "" if records[0]["exploratory"] else "confirmation"
-    name = " ".join(filter(None, [records[0]["regime"], differences(records[0]), confirmed]))
-    figure = options.images / f"results-{slug(name)}.png"
+    name = " ".join(filter(None, [records[0]["regime"], changed_settings(records[0]), confirmed]))
     yield f"## {name}\n\nSettings: {settings}.\n"
     if any(r["exploratory"] for r in records):
         share = sum(r["exploratory"] for r in records)
         yield f"**Exploratory**: {share} of these {len(records)} runs looked around and decided nothing beforehand.\n"
-    if plot(records, figure):
-        link = Path(os.path.relpath(figure.resolve(), options.output.resolve().parent)).as_posix()
-        yield f"![Change from plain training by strength]({link})\n"
     for task, members in sorted(group(records, lambda r: r["task"]).items()):
         yield f"### {name}: {task}\n\n{task_table(rows(members), members[0]['metric'])}"
     candidates = one_for_all(records)
@@ -292,8 +350,8 @@ def task_table(table: list[Row], metric: str) -> str:
             continue
         tried = f"{row.tried}" + (f" ({row.diverged} runs diverged)" if row.diverged else "")
         cells = [row.family, row.chosen, tried, str(len(row.records))]
-        cells += [plus_minus(*(100 * v for v in row.mean(score)), digits=1), *tests(row.metric, 100, 1)]
-        cells += [plus_minus(*row.mean(nll), digits=3), *tests(row.nll, 1, 3)]
+        cells += [plus_minus(*(100 * v for v in row.mean(score)), digits=1), *test_cells(row.metric, 100, 1)]
+        cells += [plus_minus(*row.mean(nll), digits=3), *test_cells(row.nll, 1, 3)]
         cells += [number(row.mean(value)[0], 3) for value in (scaled, ece, lambda r: r["train_loss"])]
         lines.append("| " + " | ".join([*cells, number(row.cost, 2)]) + " |")
     return "\n".join(lines) + "\n"
@@ -317,57 +375,9 @@ def one_table(candidates: list[OneForAll], chosen: dict[str, Choice]) -> str:
             m, v = c.by_task.get(task, (math.nan, math.nan))
             cells.append(f"{signed(100 * m, 1)} / {signed(v, 3)}")
         cells.append(f"{c.diverged} diverged" if c.diverged else signed(100 * c.worst, 1))
-        cells += [*tests(c.metric, 100, 1)[:2], *tests(c.nll, 1, 3)[:2]]
+        cells += [*test_cells(c.metric, 100, 1)[:2], *test_cells(c.nll, 1, 3)[:2]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plot(records: list[Record], file: Path) -> bool:
-    """Change of metric and NLL over the one number that a method is tuned by; False if there is nothing to show."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    tasks = sorted({r["task"] for r in records})
-    figure, axes = plt.subplots(2, len(tasks), figsize=(3.4 * len(tasks) + 1.5, 5), squeeze=False, sharex="col")
-    shown: dict[str, Any] = {}
-    for column, task in enumerate(tasks):
-        here = [r for r in records if r["task"] == task and "diverged" not in r]
-        plain = {r["seed"]: r for r in here if family(r) == "plain"}
-        for name, members in sorted(group(here, family).items()):
-            points = []
-            for at in group(members, tuned).values():
-                numbers = [v for v in at[0]["configuration"].values() if not isinstance(v, (str, bool))]
-                pairs = [(r, plain[r["seed"]]) for r in at if r["seed"] in plain]
-                if len(numbers) == 1 and pairs and numbers[0] > 0:
-                    changes = [
-                        sum(scale * (value(r) - value(p)) for r, p in pairs) / len(pairs)
-                        for value, scale in ((score, 100), (nll, 1))
-                    ]
-                    points.append((numbers[0], *changes))
-            if not points:
-                continue
-            x, *changes = zip(*sorted(points), strict=True)
-            colour = f"C{len(shown) % 10}" if name not in shown else shown[name].get_color()
-            for row, y in enumerate(changes):
-                (drawn,) = axes[row, column].plot(x, y, "o-", color=colour, label=name, markersize=4)
-            shown.setdefault(name, drawn)
-        for row, label in enumerate(("change of metric (points)", "change of NLL")):
-            axis = axes[row, column]
-            axis.axhline(0, color="grey", linewidth=0.8)
-            axis.set_xscale("log")
-            axis.grid(alpha=0.3)
-            if column == 0:
-                axis.set_ylabel(label)
-        axes[0, column].set_title(task, fontsize=9)
-        axes[1, column].set_xlabel("strength")
-    if shown:
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=8)
-        figure.set_layout_engine("constrained")
-        figure.savefig(file, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return bool(shown)
 
 
 def provenance(records: list[Record]) -> str:
@@ -387,7 +397,7 @@ def ece(record: Record) -> float:
     return record["test"]["ece"]
 
 
-def tests(difference: Difference | None, scale: float, digits: int) -> list[str]:
+def test_cells(difference: Difference | None, scale: float, digits: int) -> list[str]:
     if difference is None:
         return ["", "", ""]
     p_values = (p_value(difference.t), p_value(difference.wilcoxon))
@@ -408,10 +418,6 @@ def signed(value: float, digits: int) -> str:
 
 def plus_minus(mean: float, deviation: float, digits: int) -> str:
     return number(mean, digits) + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
-
-
-def slug(*words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from harness.confirmation import title
-from harness.plan import key, read_plan
+from harness.plan import find_plan, key, read_plan
 from harness.results import read_results
 from harness.summary import Record, at_its_settings, group, nll, score
 
@@ -21,17 +21,18 @@ HERE = Path(__file__).parent
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plans", nargs="+", help="names of files in plans, without .yaml, or paths")
+    parser.add_argument("plans", nargs="+", help="names of files in plans or plans/archive, without .yaml, or paths")
     parser.add_argument("--seeds", type=int, nargs="+", help="all, if not given")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of JSON lines")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of results")
     options = parser.parse_args(arguments)
     wanted = {}
     for plan in options.plans:
-        file = Path(plan) if plan.endswith(".yaml") else HERE / "plans" / f"{plan}.yaml"
-        if not file.exists():
-            parser.error(f"there is no plan {file}")
+        try:
+            file = find_plan(plan)
+        except FileNotFoundError as error:
+            parser.error(str(error))
         wanted |= {key(run.describe()): run for run in read_plan(file)}
-    records = [r for r in read_results(options.results.glob("*.jsonl")) if key(r) in wanted]
+    records = [r for r in read_results(options.results) if key(r) in wanted]
     if options.seeds:
         records = [r for r in records if r["seed"] in options.seeds]
     if not records:
@@ -46,7 +47,7 @@ def listing(records: list[Record]) -> Iterator[str]:
     for record in records:
         for name, value in record["settings"].items():
             values.setdefault(name, set()).add(str(value))
-    several = sorted(name for name, found in values.items() if len(found) > 1)
+    several = sorted(name for name, variants in values.items() if len(variants) > 1)
     for task, members in sorted(group(records, lambda r: r["task"]).items()):
         yield f"\n{task} ({members[0]['metric']} x 100)"
         yield f"{'':78} {'seeds':>5} {'validation':>12} {'NLL':>16} {'test':>12} {'NLL':>16}"
@@ -60,7 +61,7 @@ def listing(records: list[Record]) -> Iterator[str]:
 
 
 def configuration(record: Record, several: list[str]) -> tuple[Any, ...]:
-    """Method, what that is given, and those settings that are not the same everywhere."""
+    """Return the method with its configuration, and the settings in which the runs differ."""
     return (title(record), *(record["settings"].get(name) for name in several))
 
 

@@ -25,7 +25,7 @@ from harness.execute import evaluate
 from harness.methods import Method, make
 from harness.paired import compare
 from harness.regimes import REGIMES
-from harness.results import append_result, read_results
+from harness.results import append_line, read_lines
 from numpy.typing import NDArray
 from run import quiet
 from torch import Tensor, nn
@@ -64,8 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "generated" / "why.md")
     parser.add_argument("--cache", type=Path, default=Path("out/comparison"), help="folder for frozen embeddings")
     options = parser.parse_args(arguments)
-    present = [options.results] if options.results.exists() else []
-    done = {key(r) for r in read_results(present, key)}
+    done = {key(r) for r in read_runs(options.results)}
     wanted = [
         (t, m, s) for s in options.seeds for t in TRUNKS for m in METHODS if useful(t, m) and (t, m, s) not in done
     ]
@@ -75,10 +74,18 @@ def main(arguments: list[str] | None = None) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(options.jobs, 1), context, initializer=quiet, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(look, *run, options.data, options.cache) for run in wanted]):
-            append_result(options.results, future.result())
+            append_line(options.results, future.result())
             print(future.result(), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page(read_results([options.results], key)), encoding="utf-8")
+    options.output.write_text(page(read_runs(options.results)), encoding="utf-8")
+
+
+def read_runs(file: Path) -> list[dict[str, Any]]:
+    """Return one record a run."""
+    records: dict[Any, dict[str, Any]] = {}
+    for record in read_lines(file) if file.exists() else ():
+        records.setdefault(key(record), record)
+    return list(records.values())
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -91,7 +98,7 @@ def useful(trunk: str, method: str) -> bool:
 
 
 def look(trunk: str, method: str, seed: int, data: Path, cache: Path) -> dict[str, Any]:
-    """One training, and what the model has become."""
+    """Train once, and measure the trained model."""
     noisy, clean = (tasks.load(tasks.Task(**TASK, noise=noise), data, seed) for noise in (NOISE, 0.0))
     regime, settings = TRUNKS[trunk]
     watched = Watched(make(*METHODS[method]))
@@ -99,30 +106,30 @@ def look(trunk: str, method: str, seed: int, data: Path, cache: Path) -> dict[st
     outcome = REGIMES[regime].run(noisy, chosen, watched, seed, cache)
     scores = evaluate(outcome, noisy)
     features, kappa = look_at_layer(watched.model, watched.batches(noisy, chosen, cache), seed)
-    given, true = noisy.train.labels, clean.train.labels
-    wrong = given != true
+    labels, true = noisy.train.labels, clean.train.labels
+    wrong = labels != true
     return {
         "trunk": trunk, "method": method, "seed": seed, "accuracy": scores["test"]["accuracy"],
         "nll": scores["test"]["nll"], "train_loss": scores["train_loss"], "kappa": kappa,
-        "wrong_learned": float((outcome.logits["train"].argmax(-1) == given)[wrong].mean()),
-        "wrong_moved": float(nearer(features, given, true)[wrong].mean()),
+        "wrong_learned": float((outcome.logits["train"].argmax(-1) == labels)[wrong].mean()),
+        "wrong_moved": float(nearer(features, labels, true)[wrong].mean()),
         "shared": float(np.square(features.mean(0)).sum() / np.square(features).sum(-1).mean()),
     }  # fmt: skip
 
 
-def nearer(features: NDArray[np.floating], given: NDArray[np.int64], true: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the features of an item lie nearer to the centre of its given class than to that of its true one.
+def nearer(features: NDArray[np.floating], labels: NDArray[np.int64], true: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the features of an item lie nearer to the center of its labelled class than to that of its true one.
 
-    Centres are those of the items whose label is right.
+    Centers are those of the items whose label is right.
     """
-    centres = np.stack([features[(given == c) & (true == c)].mean(0) for c in range(true.max() + 1)])
-    distances = np.linalg.norm(features[:, None] - centres, axis=-1)
-    rows = np.arange(len(given))
-    return distances[rows, given] < distances[rows, true]
+    centers = np.stack([features[(labels == c) & (true == c)].mean(0) for c in range(true.max() + 1)])
+    distances = np.linalg.norm(features[:, None] - centers, axis=-1)
+    rows = np.arange(len(labels))
+    return distances[rows, labels] < distances[rows, true]
 
 
 class Watched:
-    """A method that remembers the model that it was given, and its Trainer."""
+    """A method that keeps the model that it trains, and its Trainer."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
@@ -168,8 +175,8 @@ def look_at_layer(
         kappas.append(float(flatness(loss).detach()) * len(features[-1]))
     hook.remove()
     flatness.detach()
-    found = torch.cat(features)
-    return found.numpy(), sum(kappas) / len(found)
+    rows = torch.cat(features)
+    return rows.numpy(), sum(kappas) / len(rows)
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -192,9 +199,9 @@ def page(records: list[dict[str, Any]]) -> str:
             both = [s for s in runs if s in of["plain"]]
             change, p = "", ""
             if method != "plain" and both:
-                found = compare(*([run[s]["accuracy"] for s in both] for run in (runs, of["plain"])))
-                change = f"{100 * found.mean:+.1f}"
-                p = f"{found.t:.3f}" if len(both) > 1 else ""
+                difference = compare(*([run[s]["accuracy"] for s in both] for run in (runs, of["plain"])))
+                change = f"{100 * difference.mean:+.1f}"
+                p = f"{difference.t:.3f}" if len(both) > 1 else ""
             lines.append(
                 f"| {trunk} | {method} | {len(runs)} | {100 * mean('accuracy'):.1f} | {change} | {p} | "
                 f"{mean('nll'):.3f} | {100 * mean('wrong_learned'):.0f} % | {100 * mean('wrong_moved'):.0f} % | "

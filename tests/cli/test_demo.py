@@ -32,7 +32,7 @@ from hf_fam.cli.demo.report import compare, format_table, interpret, kappa_at_lo
 from hf_fam.cli.demo.task import Task, packaged_model, read_rows
 from hf_fam.cli.demo.timing import interleaved_step_seconds
 from hf_fam.cli.main import main
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from support.tiny import assert_same_weights
 
 

@@ -110,9 +110,7 @@ def test_strength_can_be_changed_and_is_checked() -> None:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every head counts as large, and chunks hold three rows of 30 classes."""
-    monkeypatch.setattr("hf_fam.flatness.relative_flatness.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.estimators.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
     monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 100)
 
 

@@ -8,7 +8,7 @@ from curvlinops import HessianLinearOperator
 from torch import nn
 from torch.nn import functional as F
 
-from hf_fam.flatness.dense import MAX_WEIGHTS, dense_flatness, weight_hessian
+from hf_fam.flatness.estimators.dense import MAX_WEIGHTS, dense_flatness, weight_hessian
 from support.tails import make
 
 

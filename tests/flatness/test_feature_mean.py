@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import FAMTrainer, RelativeFlatness
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.feature_mean import MEMORY, FeatureMean
 from support.tiny import fam_trainer, logged, tiny_bert
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.flatness.dense import dense_flatness, weight_hessian
+from hf_fam.flatness.estimators.dense import dense_flatness, weight_hessian
 from support.relu import relu_network, rescale_layer, rescale_neurons
 
 INPUTS, LABELS = torch.randn(12, 3, dtype=torch.float64), torch.randint(0, 3, (12,))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.flatness import perturbation
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators import perturbation
+from hf_fam.flatness.estimators.dense import dense_flatness
 from support.gradients import assert_same_gradients
 
 FIXED = torch.Generator().manual_seed(0)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness, attach
 from hf_fam.flatness.directions import draw
-from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
-from hf_fam.flatness.heads import softmax_flatness
-from hf_fam.flatness.hessian_probe import hessian_probe
+from hf_fam.flatness.estimators.gauss_newton import gauss_newton_probe
+from hf_fam.flatness.head_loss import softmax_flatness
+from hf_fam.flatness.estimators.hessian import hessian_probe
 from hf_fam.layer.kinds import linear_map_of
 from support.tiny import fam_trainer, logged, tiny_bert
 
@@ -64,7 +64,7 @@ def test_item_weights_from_the_gradient_within_one_percent(
     half: torch.dtype, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of large vocabularies."""
-    monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 100)
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 100)
     test_closed_form_within_one_percent(half, True, spread, False)
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_fam.flatness.coupling import Coupling, find_coupling
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
-from hf_fam.flatness.gauss_newton_probe import gauss_newton_probe
-from hf_fam.flatness.hessian_probe import hessian_probe
+from hf_fam.flatness.estimators.gauss_newton import gauss_newton_probe
+from hf_fam.flatness.estimators.hessian import hessian_probe
 from hf_fam.layer.exact_norms import ExactNorms
 from hf_fam.layer.feature_layer import FeatureLayer
 from support.gradients import assert_gradient_by_finite_differences, assert_same_gradients

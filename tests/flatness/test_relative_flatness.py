@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.calculus.derivatives import SecondDerivativeError
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
-from hf_fam.flatness.hessian_probe import hessian_probe
+from hf_fam.flatness.estimators.hessian import hessian_probe
 from support.tails import TAILS, make
 
 

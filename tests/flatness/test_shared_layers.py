@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.coupling import Coupling
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
 from support.gradients import assert_gradient_by_finite_differences, assert_same_gradients
 from support.layers import LayerCase, gauss_newton_reference, hessian_reference
@@ -102,7 +102,7 @@ def summed_over_the_basis(case: LayerCase, flatness: RelativeFlatness, monkeypat
         shape = linear_map.vector_shape(features[0], an_item=coupling is Coupling.ITEMS)
         return [direction(phi, linear_map, r, a.expand(shape)) for phi in features]
 
-    monkeypatch.setattr("hf_fam.flatness.probes.draw", draw)
+    monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
     flatness._estimate.probes = len(pairs)  # type: ignore[union-attr]
     with flatness.capture():
         case.logits, task_loss = case.run()  # type: ignore[attr-defined]

@@ -55,8 +55,8 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
         shape = linear_map.vector_shape(features[0], an_item=coupling is Coupling.ITEMS)
         return [direction(phi, linear_map, r, a if a is None else a.expand(shape)) for phi in features]
 
-    monkeypatch.setattr("hf_fam.flatness.probes.draw", draw)
-    monkeypatch.setattr("hf_fam.flatness.perturbation.draw", draw)
+    monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
+    monkeypatch.setattr("hf_fam.flatness.estimators.perturbation.draw", draw)
 
 
 def check_probes(case: LayerCase, estimator: str, **kwargs: Any) -> RelativeFlatness:
@@ -232,7 +232,7 @@ def test_perturbation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sign, r, a = chosen[-1]
         return [sign * direction(phi, linear_map, r, a) for phi in features]
 
-    monkeypatch.setattr("hf_fam.flatness.perturbation.draw", draw)
+    monkeypatch.setattr("hf_fam.flatness.estimators.perturbation.draw", draw)
     total = torch.zeros((), dtype=torch.float64)
     for r, a in basis(flatness.layer.linear_map, Coupling.BATCH):
         for sign in (1, -1):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_fam import measure_relative_flatness
-from hf_fam.flatness.dense import dense_flatness, weight_hessian
+from hf_fam.flatness.estimators.dense import dense_flatness, weight_hessian
 from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points, reference
 from support.tails import TAILS, make

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from transformers.pytorch_utils import Conv1D
 
 from hf_fam import measure_relative_flatness
-from hf_fam.flatness.dense import dense_flatness
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.layer.feature_layer import FeatureLayer
 
 EVERYTHING = ("trace", "max_eigenvalue", "layerwise")

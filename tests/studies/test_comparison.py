@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -29,10 +31,10 @@ from harness.carrying import carry, compared, places  # noqa: E402
 from harness.confirmation import by_task, duels, title  # noqa: E402
 from harness.methods import METHODS, make  # noqa: E402
 from harness.paired import compare  # noqa: E402
-from harness.plan import key, read_plan  # noqa: E402
+from harness.plan import FOLDERS, find_plan, key, read_plan  # noqa: E402
 from harness.questions import answers, read_questions  # noqa: E402
 from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
-from harness.results import append_result, read_results  # noqa: E402
+from harness.results import append_result, merge_journals, read_records, read_results, read_table, write_table  # noqa: E402
 from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
 from harness.summary import Choice, choose, one_for_all, rows  # noqa: E402
 from harness.verdict import judge  # noqa: E402
@@ -88,10 +90,12 @@ def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(tasks.READERS, name, lambda data: (examples(200, 3, 0), examples(90, 3, 1)))
 
 
-def carry_out(folder: Path, plan: str = PLAN) -> list[str]:
+def carry_out(folder: Path, plan: str = PLAN) -> list[dict[str, Any]]:
+    """Run a plan; return its records without the plan's name."""
     (folder / "small.yaml").write_text(plan, encoding="utf-8")
     run.main(["--plan", str(folder / "small.yaml"), "--data", str(folder), "--results", str(folder / "results")])
-    return (folder / "results" / "small.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [file.suffix for file in (folder / "results").iterdir()] == [".parquet"]
+    return [{k: v for k, v in r.items() if k != "plan"} for r in read_records(folder / "results")]
 
 
 def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
@@ -109,19 +113,152 @@ def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
 def test_finished_runs_are_skipped_and_interrupted_ones_done_again(
     synthetic: None, tmp_path: Path, capsys: Any
 ) -> None:
-    lines = carry_out(tmp_path)
-    assert len(lines) == 3 * 2 * 3
-    record = json.loads(lines[0])
+    records = carry_out(tmp_path)
+    assert len(records) == 3 * 2 * 3
+    record = records[0]
     assert {"accuracy", "nll", "nll_scaled", "ece"} <= set(record["test"]) and record["exploratory"] is True
     assert {"train_loss", "seconds", "steps", "revision", "versions", "temperature"} <= set(record)
-    assert carry_out(tmp_path) == lines and "18 runs, 0 to do" in capsys.readouterr().out
-    # Cut short in the middle of the last line, as a power failure does.
-    (tmp_path / "results" / "small.jsonl").write_text("\n".join(lines)[:-40], encoding="utf-8")
+    assert carry_out(tmp_path) == records and "18 runs, 0 to do" in capsys.readouterr().out
+    # Killed under way: no table, and a journal that is cut short in the middle of the last line.
+    (tmp_path / "results" / "frozen_mlp.parquet").unlink()
+    journal = "\n".join(map(json.dumps, records))[:-40]
+    (tmp_path / "results" / "small.jsonl").write_text(journal, encoding="utf-8")
+    assert len(read_results(tmp_path / "results")) == 17
     repaired = carry_out(tmp_path)
-    assert "18 runs, 1 to do" in capsys.readouterr().out
-    last, first = json.loads(repaired[-1]), json.loads(lines[-1])
+    assert "18 runs, 1 to do" in capsys.readouterr().out and repaired[:-1] == records[:-1]
+    last, first = repaired[-1], records[-1]
     assert last["test"] == first["test"] and last["train_loss"] == first["train_loss"]
-    assert len(read_results([tmp_path / "results" / "small.jsonl"])) == 18
+    assert len(read_results(tmp_path / "results")) == 18
+
+
+def test_an_interrupted_plan_keeps_its_finished_runs(
+    synthetic: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    started: list[Any] = []
+
+    def interrupted(wanted: Any, *rest: Any) -> dict[str, Any]:
+        started.append(wanted)
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return execute(wanted, *rest)
+
+    execute = run.execute
+    monkeypatch.setattr(run, "execute", interrupted)
+    assert len(carry_out(tmp_path)) == 2 and "finished runs are kept" in capsys.readouterr().out
+    assert len(carry_out(tmp_path)) == 18 and "18 runs, 16 to do" in capsys.readouterr().out
+
+
+def sample(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Records as the harness makes them, of two regimes, one of which diverged."""
+    versions = {"torch": "2.13.0", "python": "3.12"}
+    records = []
+    for seed in range(start, start + count):
+        record = {
+            "task": "t", "metric": "mcc", "regime": ("small_cnn", "finetune")[seed % 2],
+            "settings": {"width": 8, "rate": 1e-05}, "method": "fam",
+            "configuration": {"layer": "head", "strength": 0.1 + seed}, "seed": seed, "exploratory": seed > 1,
+        }  # fmt: skip
+        if seed == start + 1:
+            record["diverged"] = "loss is nan"
+        else:
+            scores = {"mcc": -0.1 / 3, "nll": 1.0, "ece": 0.0}
+            record |= {"train_loss": 1e-300, "validation": scores, "test": {**scores, "nll": 1 / 7}, "steps": 2**40}
+        records.append({**record, "revision": "ab+", "versions": versions})
+    return records
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    written = sample(7)
+    for record in written[:4]:
+        append_result(tmp_path, "one", record)
+    merge_journals(tmp_path)
+    for record in written[4:]:
+        append_result(tmp_path, "two", record)
+    before = read_records(tmp_path)
+    merge_journals(tmp_path)
+    after = read_records(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"small_cnn.parquet", "finetune.parquet"}
+
+    def text(records: list[dict[str, Any]], **plan: str) -> list[str]:
+        return sorted(json.dumps({**r, **plan}, sort_keys=True) for r in records)
+
+    assert text(before) == text(after) == sorted([*text(written[:4], plan="one"), *text(written[4:], plan="two")])
+    assert [r["seed"] for r in read_results(tmp_path, ["two"])] == [5, 4, 6]
+    with pytest.raises(ValueError, match="unchanged"):
+        write_table(tmp_path / "finetune.parquet", [{**written[0], "plan": "one", "steps": None}])
+    assert read_records(tmp_path) == after
+
+
+@pytest.mark.parametrize("moment", ["before the table is replaced", "after it", "between two tables"])
+def test_no_run_is_lost_or_doubled_when_a_merge_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    for number, record in enumerate(sample(6)):
+        append_result(tmp_path, "plan", record)
+        if number == 3:
+            merge_journals(tmp_path)
+    expected = {key(r): r for r in read_records(tmp_path)}
+    calls: list[int] = []
+
+    def killed(*arguments: Any) -> None:
+        calls.append(1)
+        if moment == "between two tables" and len(calls) == 1:
+            return replace_file(*arguments)
+        raise SystemExit
+
+    replace_file = os.replace
+    with monkeypatch.context() as patched:
+        if moment == "after it":
+            patched.setattr(Path, "unlink", killed)
+        else:
+            patched.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            merge_journals(tmp_path)
+    assert {key(r): r for r in read_results(tmp_path)} == expected
+    merge_journals(tmp_path)
+    assert len(read_records(tmp_path)) == 6 and {key(r): r for r in read_records(tmp_path)} == expected
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def append_and_merge(folder: Path, number: int) -> None:
+    for record in sample(12, 100 * number):
+        append_result(folder, f"plan{number % 2}", record)
+        if record["seed"] % 3 == 0:
+            merge_journals(folder)
+
+
+def test_several_processes_write_results_at_the_same_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=append_and_merge, args=(tmp_path, number)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    merge_journals(tmp_path)
+    seeds = sorted(r["seed"] for r in read_records(tmp_path))
+    assert seeds == [100 * number + k for number in range(3) for k in range(12)]
+
+
+@pytest.mark.skipif(not (FOLDER / "results").exists(), reason="a source distribution has no results")
+def test_the_results_of_the_study_are_complete(tmp_path: Path) -> None:
+    records = read_records(FOLDER / "results")
+    assert len(records) >= 14_398
+    smallest = min((FOLDER / "results").glob("*.parquet"), key=lambda file: file.stat().st_size)
+    write_table(tmp_path / smallest.name, read_table(smallest))
+    assert read_table(tmp_path / smallest.name) == read_table(smallest)
+    # Results of an option that was removed.
+    assert len([r for r in records if "cap" in r["configuration"]]) == 7
+
+
+@pytest.mark.skipif(not FOLDERS[0].exists(), reason="a source distribution has no plans")
+def test_every_plan_can_be_read_and_has_a_name_of_its_own() -> None:
+    files = [file for folder in FOLDERS for file in folder.glob("*.yaml")]
+    assert len({file.name for file in files}) == len(files) > 130
+    plans = {file.stem: read_plan(file) for file in files}
+    assert all(plans.values()) and all(find_plan(name).stem == name for name in plans)
+    with pytest.raises(FileNotFoundError, match="no plan nothing"):
+        find_plan("nothing")
 
 
 def test_the_plan_is_no_part_of_a_run(synthetic: None, tmp_path: Path, capsys: Any) -> None:
@@ -136,18 +273,32 @@ def test_the_plan_is_no_part_of_a_run(synthetic: None, tmp_path: Path, capsys: A
 
 def test_report_renders(synthetic: None, tmp_path: Path) -> None:
     carry_out(tmp_path)
-    page, images = tmp_path / "docs" / "results.md", tmp_path / "docs" / "img"
-    results = tmp_path / "results" / "small.jsonl"
-    append_result(results, {**json.loads(results.read_text().splitlines()[1]), "seed": 7, "diverged": "loss is nan"})
-    report.main(["--results", str(results), "--output", str(page), "--images", str(images)])
-    text = page.read_text(encoding="utf-8")
+    page, tables = tmp_path / "docs" / "results.md", tmp_path / "tables"
+    results = tmp_path / "results"
+    append_result(results, "small", {**read_results(results)[1], "seed": 7, "diverged": "loss is nan"})
+    report.main(["--results", str(results), "--output", str(page), "--tables", str(tables)])
+    assert {file.name for file in tables.iterdir()} == {"README.md", "frozen_mlp.md"}
+    assert "[frozen_mlp.md](frozen_mlp.md) | 19 |" in (tables / "README.md").read_text(encoding="utf-8")
+    assert "## The full tables" in page.read_text(encoding="utf-8")
+    text = (tables / "frozen_mlp.md").read_text(encoding="utf-8")
     assert "### frozen_mlp epochs-3-width-8: banking77-5-shot" in text and "one configuration for all tasks" in text
     assert "(1 runs diverged)" in text and "| mcc |" in text and "Exploratory" in text
-    (image,) = images.iterdir()
-    assert f"](img/{image.name})" in text and str(tmp_path) not in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    by_columns = {line.count("|") for line in tables}
+    assert str(tmp_path) not in text
+    by_columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert by_columns == {17, 10}
+
+
+def test_report_prints_the_results_of_one_plan(synthetic: None, tmp_path: Path, capsys: Any) -> None:
+    records = carry_out(tmp_path)
+    results = tmp_path / "results"
+    for record in records[:2]:
+        append_result(results, "other", {**record, "seed": 9})
+    files = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    report.main(["--results", str(results), "--plans", "other"])
+    text = capsys.readouterr().out
+    assert "2 runs; revisions" in text and "### frozen_mlp epochs-3-width-8: banking77-5-shot" in text
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_show_lists_every_configuration(synthetic: None, tmp_path: Path, capsys: Any) -> None:
@@ -160,7 +311,7 @@ def test_show_lists_every_configuration(synthetic: None, tmp_path: Path, capsys:
     capsys.readouterr()
     show.main([str(tmp_path / "small.yaml"), "--results", str(tmp_path / "results"), "--seeds", "0", "2"])
     text = capsys.readouterr().out
-    records = [r for r in read_results([tmp_path / "results" / "small.jsonl"]) if r["method"] == "tuned"]
+    records = [r for r in read_results(tmp_path / "results") if r["method"] == "tuned"]
     assert len(records) == 6 and text.count("\nplain") == 2 and "fam" not in text
     cola = [r["validation"]["nll"] for r in records if r["task"].startswith("cola") and r["seed"] != 1]
     assert f"{np.mean(cola):.3f} ± {np.std(cola, ddof=1):.3f}" in text
@@ -245,8 +396,8 @@ def test_choice_is_made_on_validation() -> None:
         ),
     ],
 )
-def test_what_is_tested_together(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
-    assert report.trained({"regime": regime, "task": task, "settings": settings}) == name
+def test_runs_of_one_comparison_have_one_name(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
+    assert report.comparison_name({"regime": regime, "task": task, "settings": settings}) == name
 
 
 def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: None, tmp_path: Path) -> None:
@@ -255,8 +406,8 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     decided += "  - {method: dropout, grid: {rate: [0.5]}}\n"
     decided = decided.replace("{epochs: 3, width: 8}", "[{epochs: 3, width: 8}, {epochs: 4, width: 8}]")
     carry_out(tmp_path, decided)
-    results = tmp_path / "results" / "small.jsonl"
-    records = read_results([results])
+    results = tmp_path / "results"
+    records = read_results(results)
     assert len(records) == 3 * 2 * 2 * 3
     fam = "fam representation hessian strength 0.3"
     found = {d.rival: d for d in duels(records, fam)}
@@ -266,9 +417,9 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     by_hand = compare([a["test"]["nll"] for a, _ in pairs], [b["test"]["nll"] for _, b in pairs])
     assert found["plain"].nll == by_hand and by_hand.pairs == 12 and by_hand.mean != 0
     assert {k: d.pairs for k, d in by_task(records, fam, "plain").items()} == {r["task"]: 6 for r in records}
-    page = tmp_path / "results.md"
-    report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
-    assert f"## Decided beforehand: frozen_mlp, learning rate not tuned, {fam}" in page.read_text(encoding="utf-8")
+    page, table = tmp_path / "results.md", tmp_path / "tables" / "frozen_mlp.md"
+    report.main(["--results", str(results), "--output", str(page), "--tables", str(table.parent)])
+    assert f"## Decided beforehand: frozen_mlp, learning rate not tuned, {fam}" in table.read_text(encoding="utf-8")
     questions = tmp_path / "questions.yaml"
     questions.write_text(
         f"- {{question: 'Better?', regime: frozen_mlp, of: [{fam}], against: [plain, dropout rate 0.5], seeds: [1, 2], "
@@ -282,10 +433,8 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     lows = {task: found.low for task, found in against_plain.tasks.items()}
     assert against_plain.worst is not None and lows[against_plain.worst] == min(lows.values())
     assert against_dropout.duel.rival == "dropout rate 0.5"
-    table = report.asked(records, questions)
-    assert (
-        "### Better?" in table and "frozen_mlp, epochs 3; all tasks" in table and f"| {fam} | plain | 2 | 4 |" in table
-    )
+    text = report.question_tables(records, questions)
+    assert "## Better?" in text and "frozen_mlp, epochs 3; all tasks" in text and f"| {fam} | plain | 2 | 4 |" in text
     with pytest.raises(ValueError, match="Better.*dropout rate 0.7"):
         answers(replace(question, against=["dropout rate 0.7"]), records)
 
@@ -298,10 +447,11 @@ def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: N
     rates = {fam: dict.fromkeys(tasks, 0.2), "plain": dict.fromkeys(tasks, 0.5)}
     (own_rates,) = answers(replace(question, against=["plain"], rates=rates), moved)
     assert own_rates.duel.nll == by_hand
-    append_result(results, {**records[0], "seed": 7, "diverged": "loss is nan"})
-    report.main(["--results", str(results), "--output", str(page), "--images", str(tmp_path / "img")])
+    append_result(results, "small", {**records[0], "seed": 7, "diverged": "loss is nan"})
+    report.main(["--results", str(results), "--output", str(page), "--tables", str(table.parent)])
     text = page.read_text(encoding="utf-8")
-    assert "pairs are missing" in text and "| frozen_mlp, learning rate not tuned | runs diverged: no verdict |" in text
+    assert "pairs are missing" in table.read_text(encoding="utf-8")
+    assert "| frozen_mlp, learning rate not tuned | runs diverged: no verdict |" in text
 
 
 @pytest.mark.parametrize(

@@ -258,8 +258,10 @@ def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tenso
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4)).double()
     x, y = torch.randn(7, 5).double(), torch.randint(0, 4, (7,))
-    given = {"strength": 1.0, "layer": "2", "estimator": "gauss_newton", "features": features}
-    method = make("fam" if reach is None else "fam_reach", given if reach is None else {**given, "reach": reach})
+    configuration = {"strength": 1.0, "layer": "2", "estimator": "gauss_newton", "features": features}
+    method = make(
+        "fam" if reach is None else "fam_reach", configuration if reach is None else {**configuration, "reach": reach}
+    )
     method.attach(model, 0)
     for _ in range(2):
         loss = method.loss(model, x, y)

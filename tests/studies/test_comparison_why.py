@@ -33,9 +33,9 @@ from harness.regimes import REGIMES, frozen_head, frozen_images, loop  # noqa: E
 def test_nearer_to_the_wrong_class() -> None:
     """Two classes at -1 and +1; of the two with a wrong label one has moved to where its label is."""
     true = np.array([0, 0, 1, 1, 0, 0])
-    given = np.array([0, 0, 1, 1, 1, 1])
+    labels = np.array([0, 0, 1, 1, 1, 1])
     features = np.array([-1.1, -0.9, 0.9, 1.1, 0.8, -0.8])[:, None]
-    assert why.nearer(features, given, true).tolist() == [False, False, False, False, True, False]
+    assert why.nearer(features, labels, true).tolist() == [False, False, False, False, True, False]
 
 
 def test_look_at_a_layer_gives_features_and_kappa() -> None:
@@ -187,7 +187,7 @@ def test_workers_stop_when_their_parent_is_gone(monkeypatch: pytest.MonkeyPatch)
 def test_finished_runs_are_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     numbers = dict.fromkeys(("accuracy", "nll", "kappa", "wrong_learned", "wrong_moved", "shared", "train_loss"), 0.5)
     for trunk, method in [(t, m) for t in why.TRUNKS for m in why.METHODS if why.useful(t, m)]:
-        why.append_result(tmp_path / "runs.jsonl", {"trunk": trunk, "method": method, "seed": 0, **numbers})
+        why.append_line(tmp_path / "runs.jsonl", {"trunk": trunk, "method": method, "seed": 0, **numbers})
     monkeypatch.setattr(why, "look", None)
     page = tmp_path / "why.md"
     why.main(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hf_fam.flatness.dense import DenseFlatness, dense_flatness
+from hf_fam.flatness.estimators.dense import DenseFlatness, dense_flatness
 
 
 def mlp(seed: int = 0, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:

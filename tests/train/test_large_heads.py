@@ -13,9 +13,7 @@ from support.tiny import fam_trainer, largest_difference, logged, texts, tiny_ll
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_fam.flatness.relative_flatness.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.estimators.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.heads.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
     monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 350)  # seven rows
 
 

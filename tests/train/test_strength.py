@@ -33,7 +33,7 @@ def test_default_is_that_of_the_estimator(tmp_path: Path, estimator: str, monkey
 
 
 def test_default_of_a_large_head_is_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_fam.train.strength.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
     for estimator in ("closed_form", "hessian", "perturbation"):
         assert lambdas(tmp_path, fam_estimator=estimator, max_steps=2) == [LARGE_HEAD_LAMBDA] * 2
     hidden = lambdas(tmp_path, **REPRESENTATION, max_steps=2)

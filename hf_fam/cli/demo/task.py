@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
-from ...flatness.estimators import CLOSED_FORM
 from ...flatness.relative_flatness import RelativeFlatness
 from ...layer.finding import HEAD
 from ...measure.classification_metrics import accuracy, expected_calibration_error, negative_log_likelihood
@@ -100,7 +99,7 @@ class Task:
 
     def train_loss_and_kappa(self, model: nn.Module) -> tuple[float, float]:
         """Loss and relative flatness of the head on the training set, in evaluation mode: both exact."""
-        flatness = RelativeFlatness(model, HEAD, CLOSED_FORM)
+        flatness = RelativeFlatness(model, HEAD, "closed_form")
         loss_sum = kappa_sum = 0.0
         with evaluating(model), torch.enable_grad():
             for batch in self.batches(self.train):

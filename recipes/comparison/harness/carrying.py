@@ -41,8 +41,8 @@ class Place:
         """The strength with the best mean metric on validation; ties: the best likelihood."""
 
         def merit(strength: float) -> tuple[float, float]:
-            found = [(score(r, "validation"), -nll(r, "validation")) for r in self.runs[strength].values()]
-            return tuple(np.mean(found, axis=0))
+            scores = [(score(r, "validation"), -nll(r, "validation")) for r in self.runs[strength].values()]
+            return tuple(np.mean(scores, axis=0))
 
         return max(self.runs, key=merit)
 
@@ -63,7 +63,7 @@ class Carried:
     """The best strength of one place at another.
 
     Attributes:
-        source: where it was found.
+        source: where it is the best.
         target: where it is used.
         as_lambda: the same lambda.
         as_delta: the lambda of the same delta, the nearest that was run.
@@ -85,7 +85,7 @@ def places(records: Sequence[Record]) -> list[Place]:
     """Every layer, width and task of the regime `frozen_deep`, in the order of m."""
     here = [r for r in records if r["regime"] == Place.regime and "diverged" not in r]
     plain = group((r for r in here if family(r) == PLAIN), lambda r: (r["task"], r["settings"]["width"]))
-    found = []
+    layers = []
     fam = (r for r in here if r["method"] == "fam")
     for (task, width, layer), members in group(
         fam, lambda r: (r["task"], r["settings"]["width"], r["configuration"]["layer"])
@@ -96,14 +96,14 @@ def places(records: Sequence[Record]) -> list[Place]:
         most = max(map(len, runs.values()))  # a strength whose runs are not finished is not compared
         runs = {strength: by_seed for strength, by_seed in runs.items() if len(by_seed) == most}
         m = EMBEDDING if layer == "0" else width
-        found.append(Place(task, layer, width, m, runs, {r["seed"]: r for r in plain.get((task, width), [])}))
-    return sorted(found, key=lambda place: (place.task, place.m, place.layer, place.width))
+        layers.append(Place(task, layer, width, m, runs, {r["seed"]: r for r in plain.get((task, width), [])}))
+    return sorted(layers, key=lambda place: (place.task, place.m, place.layer, place.width))
 
 
-def carry(found: Sequence[Place]) -> Iterator[Carried]:
+def carry(layers: Sequence[Place]) -> Iterator[Carried]:
     """From every place to every other of the same task and another m."""
-    for source in found:
-        for target in found:
+    for source in layers:
+        for target in layers:
             if source.task == target.task and source.m != target.m:
                 same_delta = source.best * source.m / target.m
                 yield Carried(source, target, target.nearest(source.best), target.nearest(same_delta))

@@ -45,24 +45,24 @@ def duels(records: list[Record], champion: str) -> list[Duel]:
     """
     runs = group(records, title)
     own = {pair_key(r): r for r in runs.pop(champion)}
-    found = []
+    results = []
     for rival, members in runs.items():
         pairs = [(own[pair_key(r)], r) for r in members if pair_key(r) in own]
         if pairs:
-            found.append(Duel(rival, *(difference(pairs, value) for value in (score, nll, nll_scaled))))
-    return found
+            results.append(Duel(rival, *(difference(pairs, value) for value in (score, nll, nll_scaled))))
+    return results
 
 
 def by_task(records: list[Record], champion: str, rival: str) -> dict[str, Difference]:
     """Difference of the metric on every task, with its lower bound."""
-    found = {}
+    differences = {}
     for task, members in sorted(group(records, lambda r: r["task"]).items()):
         runs = {name: {pair_key(r): r for r in some} for name, some in group(members, title).items()}
         own, other = runs.get(champion, {}), runs.get(rival, {})
         pairs = [(own[key], other[key]) for key in own if key in other]
         if pairs:
-            found[task] = difference(pairs, score)
-    return found
+            differences[task] = difference(pairs, score)
+    return differences
 
 
 def nll_scaled(record: Record) -> float:

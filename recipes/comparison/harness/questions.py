@@ -1,4 +1,4 @@
-"""Questions to the exploratory runs that one table of chosen configurations does not answer, told in questions.yaml."""
+"""Questions of questions.yaml: what the tables of chosen configurations do not answer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .summary import PLAIN, Record, at_its_settings
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared with what, and on which runs.
+    """Which configurations are compared, and on which runs.
 
     Attributes:
         question: a sentence.
         regime: see `harness.regimes`.
-        of: titles (`harness.confirmation.title`) of the configurations that are asked about.
-        against: titles of what each is compared with.
+        of: titles (`harness.confirmation.title`) of the configurations in question.
+        against: titles of the configurations that each is compared with.
         tasks: keys of the tasks; empty for all.
         settings: of the regime, where only runs with these values count.
         seeds: those that count; empty for all.
         rates: by title, then task: the learning rate at which a configuration's runs count, which need not be that of
-            what it is compared with; ``tuned`` is plain training at a rate of its own.
+            the other one; ``tuned`` is plain training at a rate of its own.
     """
 
     question: str
@@ -41,7 +41,7 @@ class Question:
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def concerns(self, record: Record) -> bool:
-        """Whether a run is one of those that are asked."""
+        """Return whether a run belongs to the question."""
         settings = {**asdict(REGIMES[self.regime].Settings()), **record["settings"]}  # older runs lack newer ones
         return (
             record["regime"] == self.regime
@@ -69,7 +69,7 @@ class Answer:
     @property
     def worst(self) -> str | None:
         """The task where the lower end of the one-sided 95 % interval is lowest; None if none has two seeds."""
-        lows = {task: found.low for task, found in self.tasks.items() if found.pairs > 1}
+        lows = {task: against.low for task, against in self.tasks.items() if against.pairs > 1}
         return min(lows, key=lambda task: lows[task], default=None)
 
 
@@ -84,29 +84,29 @@ def answers(question: Question, records: Sequence[Record]) -> list[Answer]:
     Raises:
         ValueError: a title that no run has, so a slip of the pen.
     """
-    asked = [r for r in records if question.concerns(r)]
+    runs = [r for r in records if question.concerns(r)]
     if question.rates:
-        asked = _at_their_rates(asked, question.rates)
-    known = {title(r) for r in asked}
+        runs = _at_their_rates(runs, question.rates)
+    known = {title(r) for r in runs}
     missing = {*question.of, *question.against} - known
     if missing:
         raise ValueError(f"{question.question!r} asks for {sorted(missing)}, of which there are no runs.")
-    found = []
+    results = []
     for of in question.of:
         for rival in question.against:
-            pair = [r for r in asked if title(r) in (of, rival)]
-            found += [Answer(of, duel, by_task(pair, of, rival)) for duel in duels(pair, of)]
-    return found
+            pair = [r for r in runs if title(r) in (of, rival)]
+            results += [Answer(of, duel, by_task(pair, of, rival)) for duel in duels(pair, of)]
+    return results
 
 
 def _at_their_rates(records: Sequence[Record], rates: dict[str, dict[str, float]]) -> list[Record]:
     """The runs at the rate that is right for their title and task, without it, so that they can be paired."""
-    found = {}
+    runs = {}
     for record in records:
         other = at_its_settings(record)
         settings = dict(other["settings"])
         rate = settings.pop("learning_rate")
         other = {**other, "settings": settings}
         if rates.get(title(other), {}).get(record["task"]) == rate:
-            found[title(other), pair_key(other)] = other
-    return list(found.values())
+            runs[title(other), pair_key(other)] = other
+    return list(runs.values())

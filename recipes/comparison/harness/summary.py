@@ -27,7 +27,7 @@ def tuned(record: Record) -> str:
 
 
 def at_its_settings(record: Record) -> Record:
-    """Plain training with settings of its own told as such, as if a plan's regime had had them."""
+    """Return the run of ``tuned`` as plain training at those settings."""
     if record["method"] != "tuned":
         return record
     settings = {**record["settings"], **record["configuration"]}
@@ -162,7 +162,7 @@ def one_for_all(records: list[Record], part: str = "test") -> list[OneForAll]:
     """
     plain = {(r["task"], r["seed"]): r for r in records if family(r) == PLAIN and "diverged" not in r}
     tasks = sorted({r["task"] for r in records})
-    found = []
+    candidates = []
     for (name, chosen), members in group(records, lambda r: (family(r), tuned(r))).items():
         if name == PLAIN or {r["task"] for r in members} != set(tasks):
             continue
@@ -178,8 +178,8 @@ def one_for_all(records: list[Record], part: str = "test") -> list[OneForAll]:
                 )
         if by_task:
             metric, likelihood = (difference(pairs, lambda r, v=v: v(r, part)) for v in (score, nll))
-            found.append(OneForAll(name, chosen, by_task, metric, likelihood, diverged))
-    return found
+            candidates.append(OneForAll(name, chosen, by_task, metric, likelihood, diverged))
+    return candidates
 
 
 @dataclass(frozen=True)

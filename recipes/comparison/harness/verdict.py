@@ -20,14 +20,14 @@ class Verdict:
         champion: its `title`.
         plain: the duel with plain training.
         bounds: lower end of the one-sided 95 % interval of the difference from plain training, by task.
-        unjudged: tasks with a single seed, which have none.
+        tasks_with_one_seed: tasks with a single seed, which have none.
         better, worse: titles of the rivals from which the metric differs at ``LEVEL``, other forms of FAM left out.
     """
 
     champion: str
     plain: Duel
     bounds: dict[str, float]
-    unjudged: list[str]
+    tasks_with_one_seed: list[str]
     better: list[str]
     worse: list[str]
 
@@ -53,13 +53,13 @@ def judge(records: list[Record], champion: str) -> Verdict | None:
         records: as for `duels`.
         champion: its `title`.
     """
-    found = {duel.rival: duel for duel in duels(records, champion)}
-    plain = found.pop(PLAIN, None)
+    by_rival = {duel.rival: duel for duel in duels(records, champion)}
+    plain = by_rival.pop(PLAIN, None)
     if plain is None:
         return None
     own = {title(r) for r in records if r["method"].startswith("fam")}
-    differ = [d for name, d in found.items() if name not in own and d.metric.t < LEVEL]
-    lows = {task: found.low for task, found in by_task(records, champion, PLAIN).items()}
+    differ = [d for name, d in by_rival.items() if name not in own and d.metric.t < LEVEL]
+    lows = {task: against.low for task, against in by_task(records, champion, PLAIN).items()}
     return Verdict(
         champion,
         plain,

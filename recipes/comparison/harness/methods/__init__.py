@@ -1,4 +1,4 @@
-"""The methods that are compared, one a file; a file that calls `register` is found by itself."""
+"""The methods that are compared, one a file; a file that calls `register` is imported automatically."""
 
 from __future__ import annotations
 

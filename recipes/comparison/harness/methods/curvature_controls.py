@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
 from hf_fam.flatness.directions import draw
-from hf_fam.flatness.gauss_newton_probe import push_forward
+from hf_fam.flatness.estimators.gauss_newton import push_forward
 from hf_fam.layer.exact_norms import ExactNorms
 from hf_fam.layer.feature_layer import FeatureLayer
 
@@ -41,7 +41,7 @@ class CurvatureControl(Penalty):
         features: str = "own",
     ) -> None:  # fmt: skip
         if q not in ("own", "detached", "uniform", "tempered") or features not in FEATURES:
-            raise ValueError(f"q={q!r}, features={features!r}: see the docstring for what can be given.")
+            raise ValueError(f"q={q!r}, features={features!r}: the docstring lists the values.")
         self._strength, self._name, self._q, self._temperature = strength, layer, q, temperature
         self._features = features
 

@@ -24,7 +24,6 @@ class FAM(Method):
         estimator: see `RelativeFlatness`.
         gradient: see `RelativeFlatness`.
         probes: see `RelativeFlatness`.
-        cap: fam_max_grad_ratio.
         warmup: fam_warmup_steps.
         features: ``"own"``, or ``"centred"`` on their running mean.
     """
@@ -36,7 +35,6 @@ class FAM(Method):
         estimator: str = "auto",
         gradient: str = "full",
         probes: int | None = None,
-        cap: float | None = None,
         warmup: float = 0.0,
         features: str = "own",
     ) -> None:
@@ -44,11 +42,9 @@ class FAM(Method):
             raise ValueError(f"features={features!r}: give 'own' or 'centred'.")
         self._center = features == "centred"
         self._strength, self._layer, self._estimator = strength, layer, estimator
-        self._gradient, self._probes, self._cap, self._warmup = gradient, probes, cap, warmup
+        self._gradient, self._probes, self._warmup = gradient, probes, warmup
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        if self._cap is not None:
-            raise ValueError("a cap is a part of FAMTrainer: use a regime that trains with it.")
         generator = torch.Generator().manual_seed(seed)
         self._flatness = RelativeFlatness(
             model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient, center=self._center
@@ -74,7 +70,6 @@ class FAM(Method):
             fam_gradient=self._gradient,
             fam_probes=self._probes,
             fam_center=self._center,
-            fam_max_grad_ratio=self._cap,
             fam_warmup_steps=self._warmup,
         )
         return FAMTrainer(args=args, **kwargs)

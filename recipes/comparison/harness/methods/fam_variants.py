@@ -73,7 +73,7 @@ class OneSided(OneLayer):
 
     def __init__(self, strength: float, layer: str, reach: str, estimator: str = "auto", features: str = "own") -> None:
         if reach not in ("tail", "trunk") or features not in ("own", "centred"):
-            raise ValueError(f"reach={reach!r}, features={features!r}: see the docstring for what can be given.")
+            raise ValueError(f"reach={reach!r}, features={features!r}: the docstring lists the values.")
         super().__init__(layer, estimator, features == "centred")
         self._strength, self._reach = strength, reach
 
@@ -88,9 +88,9 @@ class OneSided(OneLayer):
         kappa = self._flatness(loss)
         if not kappa.requires_grad:  # the first batch only shows the mean of the features
             return self._strength * kappa
-        found = torch.autograd.grad(kappa, self._tail, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(kappa, self._tail, retain_graph=True, allow_unused=True)
         # Zero, with the tail's part of kappa's gradient.
-        tail = sum((g * (p - p.detach())).sum() for g, p in zip(found, self._tail, strict=True) if g is not None)
+        tail = sum((g * (p - p.detach())).sum() for g, p in zip(gradients, self._tail, strict=True) if g is not None)
         return self._strength * (kappa.detach() + tail if self._reach == "tail" else kappa - tail)
 
 

@@ -44,13 +44,13 @@ class Noise:
         """Mean loss and mean gradients; the closure clears gradients, computes them and returns the loss."""
         start = [p.detach().clone() for p in self.parameters]
         noise = [self._size * torch.randn(p.shape, generator=self._generator) for p in self.parameters]
-        losses, found = [], []
+        losses, gradients = [], []
         for sign in (1, -1):
             self._move(start, noise, sign)
             losses.append(closure())
-            found.append([None if p.grad is None else p.grad.clone() for p in self.parameters])
+            gradients.append([None if p.grad is None else p.grad.clone() for p in self.parameters])
         self._move(start, noise, 0)
-        means = [None if a is None or b is None else (a + b) / 2 for a, b in zip(*found, strict=True)]
+        means = [None if a is None or b is None else (a + b) / 2 for a, b in zip(*gradients, strict=True)]
         return torch.stack(losses).mean(), means
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Outcome:
-    """Logits of a trained model, and what training took.
+    """Logits of a trained model, and the cost of its training.
 
     Attributes:
         logits: by part of the split, ``"train"``, ``"validation"`` and ``"test"``; evaluation mode.

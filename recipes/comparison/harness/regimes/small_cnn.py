@@ -1,4 +1,4 @@
-"""A small convolutional network from scratch on grey images of 28 x 28 pixels."""
+"""A small convolutional network from scratch on gray images of 28 x 28 pixels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path
     return train(model, inputs, torch.from_numpy(split.train.labels), settings, method)
 
 
-# Mean and deviation by the number of channels: FashionMNIST as published, CIFAR-10 over all pixels and colours.
+# Mean and deviation by the number of channels: FashionMNIST as published, CIFAR-10 over all pixels and colors.
 STATISTICS = {1: (0.286, 0.353), 3: (0.473, 0.251)}
 
 

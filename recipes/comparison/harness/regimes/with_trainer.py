@@ -66,9 +66,9 @@ def train_and_predict(
 def predict(trainer: Trainer, examples: list[dict[str, Any]], order: np.ndarray) -> Any:
     """Logits, in the order of the examples."""
     trainer.args.train_sampling_strategy = "random"  # grouping by length would reorder evaluation as well
-    found = trainer.predict([examples[k] for k in order])
-    if not np.array_equal(found.label_ids, [examples[k]["labels"] for k in order]):
+    output = trainer.predict([examples[k] for k in order])
+    if not np.array_equal(output.label_ids, [examples[k]["labels"] for k in order]):
         raise RuntimeError("the Trainer has reordered what it was to predict")
-    logits = np.empty_like(found.predictions)
-    logits[order] = found.predictions
+    logits = np.empty_like(output.predictions)
+    logits[order] = output.predictions
     return logits

@@ -1,0 +1,154 @@
+"""The closed form of kappa at the layer into the logits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...calculus.derivatives import gradients, range_scale
+from ...layer.feature_layer import FeatureLayer
+from ..batch import Batch, RecheckSchedule
+from ..coupling import calls_are_nested
+from ..head_loss import (
+    HeadLoss,
+    NoClosedForm,
+    elementwise_curvature,
+    elementwise_flatness,
+    recognize_calls,
+    weights_from_product,
+    weights_in_chunks,
+)
+from ..row_signs import row_signs
+from ..softmax_head import softmax_flatness
+from ..vocabulary import is_large
+from .base import Choice, Estimator, Operations
+from .hessian import HessianProbes
+from .injected_head import InjectedHead
+
+# Cost in products of the head's size: of a large head, and of a small one, whose loss is differentiated twice. Fitted
+# to the head of SmolLM2-135M on a CPU (recipes/benchmarks/scaling.py, rows `causal`).
+LARGE_HEAD_FACTOR = 3.0
+_SMALL_HEAD_FACTOR = 4.0
+
+
+class ClosedForm(Estimator):
+    """Exact, for heads under softmax cross-entropy, sigmoid cross-entropy, squared error and other known losses.
+
+    The form of the loss is proven at the first batch, and again now and then.
+    """
+
+    name = "closed_form"
+    default_strength = 0.003
+    only_at_head = True
+    # What one of these takes the place of it uses where the loss has no closed form.
+    default_probes: ClassVar[int | None] = 1
+    row_probes: int = 0
+
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice)
+        self.tail_derivatives = 1 if self._is_large() else 2
+        self._form: HeadLoss | None = None
+        self._schedule = RecheckSchedule()
+
+    @classmethod
+    def make(cls, choice: Choice) -> Estimator:
+        """Return an estimator; at a large head one that acts in the backward pass where it can."""
+        in_loss = cls(choice)
+        return InjectedHead(in_loss, in_loss.row_probes) if in_loss._is_large() else in_loss
+
+    @classmethod
+    def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
+        """Take heads that are not large."""
+        return head is layer and not is_large(layer.out_features)
+
+    def relative_cost(self, operations: Operations) -> float:
+        """Return the expected extra time of a step."""
+        factor = LARGE_HEAD_FACTOR if is_large(operations.out_features) else _SMALL_HEAD_FACTOR
+        return factor * operations.layer / (3 * operations.model)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return kappa of the batch, in the graph.
+
+        Raises:
+            NoClosedForm: none of the forms holds.
+        """
+        if self._schedule.due() or self._form is None:
+            self._form = recognize_calls(batch) or self._form
+        # Where the loss has no curvature at all, each form gives 0, and the next batch is examined again.
+        form = self._form or HeadLoss("elementwise")
+        calls = zip(batch.perturbed, batch.pre_activations, strict=True)
+        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
+        """Return Hessian probes, with a warning.
+
+        Raises:
+            ValueError: the layer is not the head, or nobody named it and it may not be the head.
+        """
+        choice = self.choice
+        _refuse_without_closed_form(error, batch, self.layer, choice.head, self.name, choice.is_head_by_default)
+        warnings.warn(
+            f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
+            f'instead (estimator="{HessianProbes.name}" says so from the start).',
+            stacklevel=4,
+        )
+        return HessianProbes(self._choice_of_replacement())
+
+    def _choice_of_replacement(self) -> Choice:
+        return self.choice
+
+    def _is_large(self) -> bool:
+        return is_large(self.layer.out_features) and self.layer.linear_map.groups == 1
+
+    def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+        scale = range_scale(batch.loss, [z])
+        (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights == "product")
+        if form.kind == "elementwise":
+            curvature = elementwise_curvature(first, z)
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
+        by_gradient = form.item_weights == "gradient"
+        c = weights_in_chunks(first, z.detach()) if by_gradient else weights_from_product(first, z)
+        del first
+        signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
+        c = c.flatten() / scale
+        return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
+
+
+def _refuse_without_closed_form(
+    error: Exception, batch: Batch, layer: FeatureLayer, head: FeatureLayer | None, estimator: str, taken_for_head: bool
+) -> None:
+    """Refuse a loss without a closed form, unless Hessian probes at the head can take its place.
+
+    Args:
+        error: why there is no closed form.
+        batch: after its forward pass.
+        layer: the feature layer.
+        head: the layer into the logits, if there is one.
+        estimator: its name.
+        taken_for_head: nobody named the layer.
+
+    Raises:
+        ValueError: names the layer and the remedy.
+    """
+    if head is not layer:
+        raise ValueError(
+            f"layer '{layer.name}' has no closed form: {error}. estimator=\"{estimator}\" is for "
+            f'the layer into the logits; use "gauss_newton", "hessian" or "perturbation".'
+        ) from error
+    if taken_for_head and batch.graph.multiplies_by_parameters(_last_outputs(batch)):
+        raise ValueError(
+            f"no layer into the logits was found: '{layer.name}' was taken for it, but other "
+            "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
+            f'layer="{layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
+        ) from error
+
+
+def _last_outputs(batch: Batch) -> Sequence[Tensor]:
+    """Without the calls of the layer that feed later ones."""
+    nested = calls_are_nested(batch.features, batch.pre_activations)
+    return batch.pre_activations[-1:] if nested else batch.pre_activations

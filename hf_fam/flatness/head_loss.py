@@ -1,0 +1,227 @@
+"""Closed forms of kappa for the layer into the logits: what the loss is, and its item weights.
+
+Softmax cross-entropy: with p_i = softmax(z_i) and item weights c_i (softmax_head.py),
+
+    kappa = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
+
+A loss that treats every output on its own (sigmoid cross-entropy, squared error, Huber, Poisson ...), with
+h_ik = d2L/dz_ik^2:
+
+    kappa = sum_ik h_ik ||phi_i||^2 ||w_k||^2
+
+The labels appear in neither, except through c and h, which are read off the loss itself: reductions, ignored and
+shifted labels, class weights, label smoothing, ``num_items_in_batch`` and any scale of the loss come out right unasked.
+Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; docs/mathematics.md for the derivation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..calculus.autograd_graph import TailGraph
+from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
+from .batch import Batch
+from .loss_graph import is_cross_entropy
+from .softmax_head import chunks_of
+from .vocabulary import is_large
+
+# How far, relative to its size, a Hessian-vector product may be from the assumed one.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class NoClosedForm(ValueError):
+    """The loss, as a function of the logits, has none of the closed forms; the message says why."""
+
+
+def recognize_calls(batch: Batch) -> HeadLoss | None:
+    """Prove the form of the loss for all calls of the head, see `recognize`; calls that show nothing do not count.
+
+    Raises:
+        NoClosedForm: there is none, or not one for all.
+    """
+    _refuse_coupled_groups_or_calls(batch)
+    forms = {recognize(batch.loss, z, batch.graph) for z in batch.pre_activations} - {None}
+    if len(forms) > 1:
+        raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
+    return forms.pop() if forms else None
+
+
+def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
+    """The closed form is one sum over rows, each with features of its own."""
+    if batch.linear_map.groups > 1:
+        raise NoClosedForm("the head is a grouped convolution")
+    calls = batch.pre_activations
+    if len(calls) == 1:
+        return
+    first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
+    for k, z in enumerate(calls):
+        moved = [torch.zeros_like(other) for other in calls]
+        generator = torch.Generator(z.device).manual_seed(0)
+        moved[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
+        answers = vector_products(first, calls, moved, create_graph=False)
+        threshold = rounding_error(answers)
+        if any(h.abs().max() > threshold for j, h in enumerate(answers) if j != k):
+            raise NoClosedForm(
+                f"the head is called {len(calls)} times in a forward pass and the loss couples the calls"
+            )
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """What the loss was proven to be, as a function of the logits.
+
+    Attributes:
+        kind: ``"softmax"`` or ``"elementwise"``.
+        item_weights: how c is found: from a Hessian ``"product"``, or from the ``"gradient"`` (hard labels only).
+    """
+
+    kind: Literal["softmax", "elementwise"]
+    item_weights: Literal["product", "gradient"] = "product"
+
+
+def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> HeadLoss | None:
+    """Prove the form of a loss by one Hessian-vector product with a random vector.
+
+    The gradient alone does not prove it: focal loss has the gradient's direction of cross-entropy.
+
+    Args:
+        loss: scalar, in the graph.
+        logits: z, shape ``(..., C)``.
+        graph: what lies between them, where it was walked already.
+
+    Returns:
+        None where the loss has no curvature, as without labels or far from Huber's targets: that proves nothing.
+
+    Raises:
+        NoClosedForm: the loss is of neither kind.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+        >>> recognize(torch.nn.functional.cross_entropy(z, torch.tensor([0, 1, 2, 0])), z).kind
+        'softmax'
+        >>> recognize(torch.nn.functional.mse_loss(z, torch.zeros(4, 3, dtype=torch.float64)), z).kind
+        'elementwise'
+    """
+    classes = logits.shape[-1]
+    if is_large(classes) and is_cross_entropy(loss, logits, graph):
+        return HeadLoss("softmax", "gradient")
+    (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
+    generator = torch.Generator(logits.device).manual_seed(0)
+    vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
+    # Without the most probable class no difference of nearly equal numbers is taken, however confident the model.
+    if classes > 1:
+        vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
+    (product,) = vector_products([first], [logits], [vector], create_graph=False)
+    if not product.any():
+        return None
+    vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
+    p = z.softmax(-1)
+    tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models take the loss in float32
+
+    def agrees(assumed: Tensor) -> bool:
+        return bool(torch.linalg.vector_norm(product - assumed) <= tolerance * torch.linalg.vector_norm(product))
+
+    def softmax_product(c: Tensor) -> Tensor:
+        return c.unsqueeze(-1) * p * (vector - (p * vector).sum(-1, keepdim=True))
+
+    if is_large(classes) and agrees(softmax_product(weights_from_gradient(first, p))):
+        return HeadLoss("softmax", "gradient")
+    if classes > 1 and agrees(softmax_product(weights_from_product(first, logits))):
+        # Any loss of the difference of two logits has this Hessian; cross-entropy alone has a constant c.
+        if classes > 2 or _constant_weights(first, logits, 10 * tolerance):
+            return HeadLoss("softmax", "product")
+        raise NoClosedForm("its second derivative is that of cross-entropy with weights that depend on the logits")
+    if agrees(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
+        return HeadLoss("elementwise")
+    raise NoClosedForm("its second derivative is neither that of softmax cross-entropy nor separate for every output")
+
+
+def _constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
+    c = weights_from_product(first, logits, create_graph=True)
+    if not c.requires_grad:
+        return True
+    # Where the model is sure, c is a ratio of two tiny numbers, which half precision does not know well.
+    p = logits.detach().to(c.dtype).softmax(-1).topk(2, dim=-1).values.prod(-1)
+    weighted = c * p
+    (slope,) = torch.autograd.grad(weighted.sum(), logits, retain_graph=True)
+    return bool(torch.linalg.vector_norm(slope) <= tolerance * torch.linalg.vector_norm(weighted))
+
+
+def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *, weights_only: bool = False) -> Tensor:
+    """kappa of a head under a loss that treats every output on its own.
+
+    Args:
+        features: phi, shape ``(..., m)``.
+        weight: W, shape ``(C, m)``.
+        curvature: h, shape ``(..., C)``, see `elementwise_curvature`.
+        weights_only: let the gradient reach W alone.
+
+    Returns:
+        A scalar in the units of the loss.
+
+    Examples:
+        >>> import torch
+        >>> elementwise_flatness(torch.ones(1, 3), torch.ones(2, 3), torch.full((1, 2), 0.5))  # 2 * .5 * 3 * 3
+        tensor(9.)
+    """
+    dtype = wide(curvature.dtype)
+    phi, h, w = features.to(dtype), curvature.to(dtype), weight.to(dtype)
+    if weights_only:
+        phi, h = phi.detach(), h.detach()
+    return (phi.square().sum(-1) * (h @ w.square().sum(-1))).sum()
+
+
+def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Item weights c of a softmax loss with any labels, shape ``(...)``.
+
+    ``c_i = -(H e_k)_j / (p_k p_j)`` for the two most probable classes k and j.
+
+    Args:
+        first: dL/dz that can be differentiated again, shape ``(..., C)``.
+        logits: z, shape ``(..., C)``.
+        create_graph: keep c in the graph, to see whether it depends on z.
+    """
+    p = (logits if create_graph else logits.detach()).to(wide(logits.dtype)).softmax(-1)
+    (p_k, p_j), (k, j) = (t.unbind(-1) for t in p.topk(2, dim=-1))
+    e_k = torch.zeros_like(logits).scatter_(-1, k.unsqueeze(-1), 1)
+    (product,) = vector_products([first], [logits], [e_k], create_graph=create_graph)
+    h_jk = product.to(p.dtype).gather(-1, j.unsqueeze(-1)).squeeze(-1)
+    return _safe_ratio(-h_jk, p_k * p_j)
+
+
+def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
+    """Item weights c of a softmax loss with hard labels, shape ``(...)``, constant.
+
+    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, for all classes but the labeled one have g = c p.
+
+    Args:
+        first: g = dL/dz, shape ``(..., C)``.
+        p: softmax(z), shape ``(..., C)``.
+    """
+    g = first.detach().to(p.dtype)
+    positive = g > 0
+    return _safe_ratio((g * positive).sum(-1), (p.detach() * positive).sum(-1))
+
+
+def weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
+    """Return `weights_from_gradient`, with the probabilities of a part of the rows at a time."""
+    g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
+    rows = chunks_of(None, *z.shape)
+    found = [weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows]
+    return torch.cat(found).view(logits.shape[:-1])
+
+
+def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:
+    """h = d2L/dz_ik^2 of a loss that treats every output on its own: the Hessian's product with ones, in the graph."""
+    return vector_products([first], [logits], [torch.ones_like(logits)])[0]
+
+
+def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """0 where the denominator underflows: the item's kappa vanishes there too."""
+    tiny = torch.finfo(denominator.dtype).tiny
+    return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), torch.zeros_like(numerator))

@@ -1,0 +1,43 @@
+"""Random signs that sketch the weight of a head with a large vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..calculus.signs import key, signs, subkeys
+from .batch import Seeds
+
+
+def row_signs(probes: int, in_features: int, device: torch.device, seeds: Seeds) -> Tensor | None:
+    """Return the signs R that the seeds stand for, alike in a whole step.
+
+    Args:
+        probes: P, the number of row probes; 0 for the exact form.
+        in_features: m.
+        device: of the result.
+        seeds: where the signs come from.
+
+    Returns:
+        Shape ``(m, P)``; None without probes.
+    """
+    if not probes:
+        return None
+    row_of_w = subkeys(key((*seeds.numbers, "R"), device), torch.arange(in_features, device=device))
+    return signs(row_of_w, probes, torch.int8)
+
+
+def unnumbered_row_signs(probes: int, in_features: int, device: torch.device) -> Tensor | None:
+    """Return signs from torch's random state, for compiled code, in which nobody numbers the steps.
+
+    Args:
+        probes: P, the number of row probes; 0 for the exact form.
+        in_features: m.
+        device: of the result.
+
+    Returns:
+        Shape ``(m, P)``; None without probes.
+    """
+    if not probes:
+        return None
+    return torch.randint(0, 2, (in_features, probes), device=device, dtype=torch.int8) * 2 - 1
