@@ -198,6 +198,15 @@ def test_every_module_is_a_task_with_a_launcher_and_configurations() -> None:
         }
 
 
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=[] if r == "causal_lm" else pytest.mark.slow) for r in TASKS])
+def test_launchers_work_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """As far as the data, which is not there."""
+    monkeypatch.chdir(tmp_path)
+    folder = RECIPES / recipe
+    output = launch(folder / "run.py", str(folder / "fam.yaml"), "--train_file=no.csv", config=None, fails=True)
+    assert output.splitlines()[-1] == "ValueError: train_file='no.csv': there is no such file."
+
+
 @pytest.mark.parametrize("recipe", MAKERS)
 def test_configurations_differ_in_their_method_alone(recipe: str) -> None:
     read = {m: read_yaml(RECIPES / recipe / f"{m}.yaml") for m in METHODS}

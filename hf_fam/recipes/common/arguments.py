@@ -13,7 +13,7 @@ from typing import Any, Optional
 import yaml
 from transformers import HfArgumentParser
 
-from ...train.training_args import FAMArguments
+from ...train.training_args import FAMArguments, refuse_removed_fields
 from .. import default_configuration
 
 FAM, BASELINE, SAM = "fam", "baseline", "sam"
@@ -169,10 +169,11 @@ def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> t
 
     Raises:
         ValueError: the YAML file is missing, broken or not a mapping, a name is unknown, a value is out of range, or
-            a field of FAM is set for another method.
+            a field of FAM does not exist any more or is set for another method.
         SystemExit: a flag has no value or one of the wrong type; the message names it.
     """
     flags = collect_flags(sys.argv[1:] if argv is None else argv)
+    refuse_removed_fields(name for name in map(flag_name, flags) if name is not None)
     parsed = HfArgumentParser(argument_types, allow_abbrev=False).parse_args_into_dataclasses(flags)
     refuse_unused_fields(parsed)
     return parsed
@@ -222,6 +223,16 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
         elif value is not None:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
+
+
+def flag_name(word: str) -> str | None:
+    """Return the field that a flag sets, or None for a word that is no flag.
+
+    Examples:
+        >>> flag_name("--learning-rate=1e-3"), flag_name("--seed"), flag_name("1")
+        ('learning_rate', 'seed', None)
+    """
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else None
 
 
 def refuse_unused_fields(parsed: Sequence[Any]) -> None:

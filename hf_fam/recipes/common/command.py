@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import flag_name
+
 # Scripts of `hf-fam train` and of `accelerate launch -m hf_fam train`.
 COMMAND_SCRIPTS = ("hf-fam", "__main__.py")
 # The folder of a checkout that contains the launchers, recipes/TASK/run.py.
 LAUNCHER_FOLDER = "recipes"
 
-# Flags that must not be published, or that belong to one attempt only. The parser takes dashes for underscores too,
-# and no abbreviations.
-UNPUBLISHED = ("--token", "--hub_token", "--push_to_hub", "--resume_from_checkpoint")
+# Flags that must not be published, or that belong to one attempt only. The parser takes no abbreviations.
+UNPUBLISHED = ("token", "hub_token", "push_to_hub", "resume_from_checkpoint")
 
 
 def repeat_command(args: Any, argv: Sequence[str] | None = None) -> str:
@@ -61,13 +62,18 @@ def launcher_precision() -> str:
 
 
 def drop_flags(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return a command line without some flags and their values; `--hub-token` is `--hub_token`."""
+    """Return a command line without some flags and their values.
+
+    Args:
+        words: the command line.
+        names: fields that the dropped flags set.
+    """
     kept: list[str] = []
     is_dropping = False
     for word in words:
-        flag = "--" + word.split("=")[0][2:].replace("-", "_")
-        is_dropping = (word.startswith("--") and flag in names) or (is_dropping and not word.startswith("-"))
-        if word.startswith("--") and "=" in word and is_dropping:
+        name = flag_name(word)
+        is_dropping = name in names or (is_dropping and not word.startswith("-"))
+        if name is not None and "=" in word and is_dropping:
             is_dropping = False
         elif not is_dropping:
             kept.append(word)
