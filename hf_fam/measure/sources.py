@@ -11,18 +11,18 @@ import torch
 import transformers
 from torch import nn
 
+from .columns import (
+    IMAGE_FORMATS,
+    TABLE_FORMATS,
+    first_empty_row,
+    image_columns,
+    is_text,
+    label_columns,
+    other_text_columns,
+    table_format,
+    usual_text_columns,
+)
 from .model_config import class_name, load_config
-
-# Formats of local files, and the builders of `datasets` that read them.
-_FORMATS = {
-    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
-}  # fmt: skip
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-
-_TEXT_NAMES = ("text", "sentence", "sentence1", "content", "premise", "question", "review", "utterance", "document")
-_PAIRED = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2"}
-_IMAGE_NAMES = ("image", "img", "pixel_values", "picture")
-_LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "fine_label", "score")
 
 
 class SourceError(ValueError):
@@ -138,11 +138,8 @@ def _load_data(source: str, config: str | None) -> Any:
         if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
             return datasets.load_from_disk(source)
         if path.exists():
-            builder, files = _local(path)
-            separator = {"sep": "\t"} if path.suffix == ".tsv" else {}
-            if builder == "imagefolder":
-                return datasets.load_dataset("imagefolder", data_dir=source)
-            return datasets.load_dataset(builder, data_files=files, **separator)
+            builder, options = _local(path)
+            return datasets.load_dataset(builder, **options)
         return datasets.load_dataset(source, config)
     except SourceError:
         raise
@@ -151,25 +148,30 @@ def _load_data(source: str, config: str | None) -> Any:
         raise SourceError(f"data '{source}' {where}: {_first_line(error)}") from error
 
 
-def _local(path: Path) -> tuple[str, Any]:
+def _local(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the builder of `datasets` for a file or folder, and its options."""
     if path.is_file():
-        if path.suffix not in _FORMATS:
+        known = table_format(path)
+        if known is None:
             raise SourceError(
-                f"data '{path}' is a {path.suffix or 'file without ending'}: give one of {', '.join(_FORMATS)}."
+                f"data '{path}' is a {path.suffix or 'file without ending'}: give one of {', '.join(TABLE_FORMATS)}."
             )
-        return _FORMATS[path.suffix], str(path)
-    files = sorted(f for f in path.rglob("*") if f.suffix in _FORMATS)
-    if any(f.suffix.lower() in _IMAGES for f in path.rglob("*")):
-        return "imagefolder", None
-    if not files:
-        raise SourceError(f"folder '{path}' contains no images and none of {', '.join('*' + e for e in _FORMATS)}.")
-    ending = files[0].suffix
+        builder, options = known
+        return builder, {"data_files": str(path), **options}
+    if any(file.suffix.lower() in IMAGE_FORMATS for file in path.rglob("*")):
+        return "imagefolder", {"data_dir": str(path)}
+    tables = [(file, known) for file in sorted(path.rglob("*")) if (known := table_format(file))]
+    if not tables:
+        raise SourceError(
+            f"folder '{path}' contains no images and none of {', '.join('*' + ending for ending in TABLE_FORMATS)}."
+        )
+    builder, options = tables[0][1]
     splits: dict[str, list[str]] = {}
-    for file in files:
-        if file.suffix == ending:
+    for file, known in tables:
+        if known == (builder, options):
             name = next((s for s in ("train", "validation", "test", "dev") if s in file.stem), "train")
             splits.setdefault(name, []).append(str(file))
-    return _FORMATS[ending], splits
+    return builder, {"data_files": splits, **options}
 
 
 def _choose_split(data: Any, split: str | None) -> tuple[Any, str]:
@@ -205,9 +207,8 @@ def _ready_made(
 def _with_images(data: Any, column: str | None) -> tuple[Any, str]:
     import datasets
 
-    typed: list[str] = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
-    image = _column(data, column, "--image-column", [*typed, *_IMAGE_NAMES])
-    if image in typed:
+    image = _column(data, column, "--image-column", image_columns(data.features))
+    if isinstance(data.features[image], datasets.Image):
         return data, image
     try:
         data = data.cast_column(image, datasets.Image())
@@ -238,14 +239,11 @@ def _images(
 def _texts(
     source: str, model: nn.Module, data: Any, column: str | None, label: str | None, max_length: int | None
 ) -> tuple[Callable[[list[Any]], Any], dict[str, str]]:
-    texts = [name for name, kind in data.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
-    if column is not None and "," in column:
-        names = [_column(data, part.strip(), "--text-column", texts) for part in column.split(",")]
+    if column is not None:
+        names = [_column(data, name.strip(), "--text-column", ()) for name in column.split(",")]
     else:
-        guesses = [n for n in _TEXT_NAMES if n in texts] or [n for n in texts if n not in _LABEL_NAMES]
-        names = [_column(data, column, "--text-column", guesses)]
-        if column is None and _PAIRED.get(names[0]) in data.column_names:
-            names.append(_PAIRED[names[0]])
+        usual = usual_text_columns(name for name, feature in data.features.items() if is_text(feature))
+        names = [*usual] or [_column(data, None, "--text-column", other_text_columns(data.features))]
     for name in names:
         _require_values(data, name)
     tokenizer = _tokenizer(source)
@@ -304,25 +302,20 @@ def _column(data: Any, given: str | None, option: str, guesses: Sequence[str]) -
 
 
 def _label(model: nn.Module, data: Any, given: str | None) -> str:
-    import datasets
-
-    typed = [name for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
-    guesses = [*[n for n in _LABEL_NAMES if n in data.column_names], *typed]
-    column = _column(data, given, "--label-column", guesses)
+    column = _column(data, given, "--label-column", label_columns(data.features))
     _require_values(data, column)
     return column
 
 
 def _require_values(data: Any, column: str) -> None:
-    values = data.data.column(column)  # the table as it was read, before items were selected
-    if values.null_count:
-        row = values.is_null().index(True).as_py() + 1
+    row = first_empty_row(data, column)
+    if row is not None:
         raise SourceError(f"column '{column}' is empty in row {row}: fill it, or remove the row.")
 
 
 def _numbers(model: Any, data: Any, column: str) -> Callable[[Any], float | int]:
     """From a label as the data has it to the model's number of the class."""
-    if getattr(data.features[column], "dtype", None) not in ("string", "large_string"):
+    if not is_text(data.features[column]):
         return lambda label: label
     known = {str(name): int(k) for name, k in (model.config.label2id or {}).items()}
 
