@@ -1,4 +1,4 @@
-"""What lies between the feature layer and the loss, read off the autograd graph."""
+"""Questions about the autograd graph between the feature layer and the loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "C
 
 
 def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
-    """Nodes on a path from the loss down to z of any call, also those between two calls.
+    """Yield the nodes on a path from the loss down to z of any call.
+
+    Nodes between two calls are included.
 
     Args:
         loss: scalar, in the graph.
@@ -34,7 +36,7 @@ def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
             leads_down[node] = above or node in ends
             if above:
                 yield node
-        elif node in ends and len(ends) == 1:  # nothing below is wanted
+        elif node in ends and len(ends) == 1:  # z lies below no other z
             leads_down[node] = True
         elif node not in leads_down:
             leads_down[node] = False
@@ -42,19 +44,19 @@ def between(loss: Tensor, pre_activations: Sequence[Tensor]) -> Iterator[Node]:
             stack.extend((child, False) for child, _ in node.next_functions if child and child not in leads_down)
 
 
-def passes_by(loss: Tensor, pre_activations: Sequence[Tensor], logits: Sequence[Tensor]) -> bool:
-    """Whether the loss depends on z by a way that does not lead through the logits.
+def bypasses_logits(loss: Tensor, pre_activations: Sequence[Tensor], logits: Sequence[Tensor]) -> bool:
+    """Return True if the loss depends on z by a path around the logits.
 
     Args:
         loss: scalar, in the graph.
         pre_activations: z of every call of the feature layer.
-        logits: what every call of the head returned.
+        logits: the outputs of every call of the head.
 
     Examples:
         >>> import torch
         >>> z = torch.ones(2, requires_grad=True) * 1
         >>> logits = 2 * z
-        >>> passes_by(logits.sum(), [z], [logits]), passes_by(logits.sum() + z.sum(), [z], [logits])
+        >>> bypasses_logits(logits.sum(), [z], [logits]), bypasses_logits(logits.sum() + z.sum(), [z], [logits])
         (False, True)
     """
     ends, seen = {z.grad_fn for z in pre_activations}, {y.grad_fn for y in logits}
@@ -71,14 +73,14 @@ def passes_by(loss: Tensor, pre_activations: Sequence[Tensor], logits: Sequence[
 
 
 def multiplied_by_parameters(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
-    """Whether outputs are multiplied, above, by something trainable that does not come from them.
+    """Return True if outputs are multiplied later by something trainable.
 
-    That is another layer's weight, or what another part of the model computes (the other tower of CLIP); a constant
-    matrix, or the outputs themselves, belong to the loss.
+    The factor is another layer's weight, or a result of another part of the model such as the other tower of CLIP.
+    Constant matrices and the outputs themselves do not count: they belong to the loss.
 
     Args:
         loss: scalar, in the graph.
-        outputs: what every call of a layer returned.
+        outputs: the outputs of every call of the layer.
 
     Examples:
         >>> import torch
@@ -87,13 +89,13 @@ def multiplied_by_parameters(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
         (False, True)
     """
     above = set(between(loss, outputs))
-    known = above | {z.grad_fn for z in outputs}
-    factors = [child for node in above if is_product(node) for child, _ in node.next_functions if child not in known]
-    return any(_reaches_a_parameter(factor) for factor in factors)
+    outputs_and_above = above | {z.grad_fn for z in outputs}
+    operands = [child for node in above if is_product(node) for child, _ in node.next_functions]
+    return any(_reaches_a_parameter(operand) for operand in operands if operand not in outputs_and_above)
 
 
 def is_product(node: Node) -> bool:
-    """Whether a node multiplies matrices, as layers and products of activations do."""
+    """Return True if a node multiplies matrices, as layers do."""
     return node.name().startswith(_PRODUCTS)
 
 
