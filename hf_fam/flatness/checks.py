@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..calculus.autograd_graph import between, is_product, multiplied_by_parameters, passes_by
+from ..calculus.autograd_graph import between, bypasses_logits, is_product, multiplied_by_parameters
 from ..calculus.derivatives import SecondDerivativeError, second_derivatives
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.kinds import has_bias
@@ -103,7 +103,7 @@ def check_captures(
             f"nothing at or below layer '{layer.name}' is trainable, so its flatness cannot be trained: "
             "unfreeze the layer or something below it, or choose a layer further up."
         )
-    if not all(c.untouched for c in (*captures, *heads)):
+    if not all(c.is_unchanged for c in (*captures, *heads)):
         names = " or ".join(f"'{shown.name}'" for shown in {layer, head or layer})
         raise ValueError(
             f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
@@ -176,7 +176,7 @@ def check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None:
             f"estimator=\"{GAUSS_NEWTON}\" takes '{head.name}' for the layer into the logits, but it "
             f'{problem}: use "{HESSIAN}", or call the layer into the logits "head" or "classifier".'
         )
-    if passes_by(batch.loss, batch.pre_activations, batch.logits):
+    if bypasses_logits(batch.loss, batch.pre_activations, batch.logits):
         warnings.warn(
             f"Part of the loss depends on layer '{layer.name}' without passing through "
             f"'{head.name}' (the auxiliary loss of a router, a second head): estimator=\"{GAUSS_NEWTON}\" "

@@ -17,7 +17,7 @@ from ..layer.exact_norms import ExactNorms, refuse_fused_norms
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.fused_head import UnfusedHead
-from ..layer.sharding import is_sharded, refuse_what_sharding_breaks
+from ..layer.sharding import is_sharded, refuse_unsupported_sharding
 from .batch import Batch, RecheckSchedule, Seeds
 from .checks import (
     centers_by_default,
@@ -380,7 +380,7 @@ class RelativeFlatness:
 
     def _adapt_to_sharding(self) -> None:
         perturbation = isinstance(self._estimate, FeaturePerturbation)
-        refuse_what_sharding_breaks(unwrap(self._model), self.layer, self.estimator, first_order=perturbation)
+        refuse_unsupported_sharding(unwrap(self._model), self.layer, self.estimator, first_order=perturbation)
         if isinstance(self._estimate, FeaturePerturbation):
             self._estimate.assume_coupled()
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.finding import unwrap
-from ..layer.preserved import preserve_state
+from ..layer.model_state import preserve_state
 from .data import arguments_of
 
 LossFunction = Callable[[nn.Module, Any], Tensor]

@@ -14,8 +14,8 @@ from ..flatness.estimators import PERTURBATION
 from ..flatness.relative_flatness import RelativeFlatness
 from ..flatness.strength import default_lambda
 from ..layer.finding import AUTO, resolve_layer
-from ..layer.preserved import preserve_state
-from ..processes.decisions import stop_together, summed
+from ..layer.model_state import preserve_state
+from ..processes.decisions import stop_together, sum_over_processes
 from .callback import refuse_second_term
 from .card_writing import name_of_base_model, write_card
 from .first_batch import copied, correct_loss_scaling, unnoted
@@ -345,7 +345,7 @@ class FAMMixin(_Host):
         problem = self._fam_log.problem() if on_cpu else None
         found, self._squares = self._squares, []
         squares = torch.stack(found).sum(0).tolist() if found else [0.0, 0.0]
-        stopping, *totals = summed([float(problem is not None), *squares], self.accelerator)
+        stopping, *totals = sum_over_processes([float(problem is not None), *squares], self.accelerator)
         if stopping:
             stop_together(problem, self.accelerator)
         if capped and totals[0] > 0:  # a batch without labels says nothing
