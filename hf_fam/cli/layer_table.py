@@ -41,7 +41,7 @@ from ..flatness.heads import LARGE_VOCABULARY
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from ..layer.kinds import linear_map_of
-from ..measure.model_config import ModelConfigError, class_name, first_line, load_config
+from ..measure.model_config import ModelConfigError, first_line, load_config, model_class_name
 
 SMALL_HEAD_FACTOR = 4.0
 CLOSED_FORM_FACTOR = 3.0
@@ -120,7 +120,7 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
             head.
     """
     config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
-    name = class_name(source, config, task)
+    name = model_class_name(source, config, task)
     model_class = getattr(transformers, name)
     try:
         with torch.device("meta"):
