@@ -17,7 +17,7 @@ from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
-from ..layer.sharding import is_sharded, refuse_what_sharding_breaks
+from ..layer.sharding import is_sharded, refuse_unsupported_sharding
 from .batch import Batch, RecheckSchedule, Seeds
 from .checks import check_captures, check_reaches_loss, explain, refuse_compiled_loss
 from .estimators import (
@@ -298,7 +298,7 @@ class RelativeFlatness:
             self._model_class, self._is_sharded = type(model), is_sharded(model)
         if self._is_sharded:
             first_order = self.method.acts_in is ActsIn.FORWARD_PASS
-            refuse_what_sharding_breaks(model, self.layer, self.estimator, first_order=first_order)
+            refuse_unsupported_sharding(model, self.layer, self.estimator, first_order=first_order)
             self.method.adapt_to_sharding()
 
     def _batch(self, loss: Tensor) -> Batch:

@@ -68,10 +68,10 @@ def test_gradient_of_kappa_by_finite_differences(norm: str, estimator: str) -> N
 def test_values_are_torch_s(fused, elementary, shape, extra, dtype) -> None:
     x = torch.randn(shape, dtype=dtype) * 3 + 1
     extra = [e.to(dtype) if isinstance(e, Tensor) else e for e in extra]
-    expected, found = fused(x, *extra), elementary(x, *extra)
-    assert found.dtype == expected.dtype
+    expected, actual = fused(x, *extra), elementary(x, *extra)
+    assert actual.dtype == expected.dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_running_statistics_are_updated_once() -> None:

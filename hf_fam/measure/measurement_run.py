@@ -1,4 +1,4 @@
-"""The passes over the data of one measurement: a first look, the stream, a record of every layer."""
+"""The passes over the data of one measurement: the first batch, all batches, a record of every layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..flatness.row_blocks import RowBlocks
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.finding import find_head, unwrap
 from .data import Batches, count_items, item_weights, to_device
-from .forward import LossFunction, Watch
+from .forward import CapturingForward, LossFunction
 from .layer_measurement import LayerMeasurement
 from .normalization import FeatureDeviation
 from .results import LayerFlatness
@@ -30,7 +30,7 @@ HESSIAN_MAX_EIGENVALUE = "hessian_max_eigenvalue"
 MEASURES = (TRACE, MAX_EIGENVALUE, LAYERWISE, HESSIAN_MAX_EIGENVALUE)
 
 
-class Run:
+class MeasurementRun:
     """The passes over the data of one measurement."""
 
     def __init__(
@@ -44,21 +44,23 @@ class Run:
     ) -> None:
         self.model, self._batches, self._layers = model, batches, layers
         self._loss_fn, self._accelerator = loss_fn, accelerator
-        shown = sys.stderr.isatty() if progress is None else progress
-        self._progress = shown and (accelerator is None or accelerator.is_main_process)
+        show_progress = sys.stderr.isatty() if progress is None else progress
+        self._progress = show_progress and (accelerator is None or accelerator.is_main_process)
         parameter = next(model.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
         _, head = find_head(unwrap(model))
         self._head = next((layer for layer in layers if layer.module is head), None)
-        self._others: list[FeatureLayer] = []
-        self._read: int | None = None  # batches of this process that were read before stopping
+        self._unmeasured: list[FeatureLayer] = []
+        self._batches_read: int | None = None  # number of batches of this process before an early stop
         self._sums = torch.zeros(3, dtype=torch.float64)  # loss, weights, items
         self.stopped_early = False
 
     def prepare(
         self, measures: Sequence[str], normalize: bool, estimator: str, probes: int, seed: int
     ) -> list[LayerMeasurement]:
-        """What is proven on the first batch with labels, and the features' deviations.
+        """Start the measurement of every layer on the first batch with labels.
+
+        It also computes the deviations of the features.
 
         Raises:
             ValueError: no item has a label.
@@ -66,41 +68,41 @@ class Run:
         if estimator == "gauss_newton" and self._head is None:
             _, head = find_head(unwrap(self.model))
             self._head = FeatureLayer(unwrap(self.model), head)
-            self._others = [self._head]
-        # A batch without labels has no curvature: on it everything would be proven.
+            self._unmeasured = [self._head]
+        # A batch without labels has no curvature, so it cannot show how the loss depends on a layer.
         first = to_device(self._batches.first(lambda batch: bool(self._weights(batch).any())), self._device)
         deviations = self._deviations() if normalize else [None] * len(self._layers)
         measurements = []
-        with self._watch() as watch, explained():
-            loss, captures = watch(first)
+        with self._capturing_forward() as forward, explain_missing_derivatives():
+            loss, captures = forward(first)
             logits = self._logits(captures)
             for layer, captured, deviation in zip(self._layers, captures, deviations, strict=False):
                 blocks = None
                 if MAX_EIGENVALUE in measures:
                     blocks = RowBlocks(layer.out_features, layer.in_features)
-                of_layer = LayerMeasurement(
+                measurement = LayerMeasurement(
                     layer, layer is self._head, estimator, probes, LAYERWISE in measures, blocks, deviation, seed
                 )
-                of_layer.begin(loss, captured, logits)
-                measurements.append(of_layer)
+                measurement.begin(loss, captured, logits)
+                measurements.append(measurement)
         return measurements
 
     def stream(self, measurements: list[LayerMeasurement], relative_error: float | None) -> None:
-        """The pass over the data."""
-        numbered = iter(self._with_bar(self._batches.mine(), "relative flatness"))
+        """Pass over the data, and stop early at the wanted relative error."""
+        numbered = iter(self._with_bar(self._batches.of_this_process(), "relative flatness"))
         count = 0
-        with self._watch() as watch, explained():
+        with self._capturing_forward() as forward, explain_missing_derivatives():
             while True:
                 item = next(numbered, None)
                 if item is not None:
-                    self._add(watch, measurements, *item)
+                    self._add(forward, measurements, *item)
                     count += 1
                 if relative_error is not None:
-                    left = self.reduce(torch.tensor([float(item is not None)], dtype=torch.float64))
-                    if left == 0:
+                    any_batch = self.reduce(torch.tensor([float(item is not None)], dtype=torch.float64))
+                    if any_batch == 0:
                         break
                     if self._precise(measurements, relative_error):
-                        self._read, self.stopped_early = count, next(numbered, None) is not None
+                        self._batches_read, self.stopped_early = count, next(numbered, None) is not None
                         break
                 elif item is None:
                     break
@@ -108,32 +110,35 @@ class Run:
             self._warn_if_imprecise(measurements, relative_error)
 
     def record(self, measurement: LayerMeasurement, measures: Sequence[str], alpha: float) -> LayerFlatness:
-        """What came out for one layer, and the passes that its eigenvalues take."""
+        """Return the record of one layer.
+
+        Its eigenvalues may take further passes.
+        """
         started = time.perf_counter()
         layer, exact = measurement.layer, measurement.exact
         kappa = measurement.kappa.mean(self.reduce, exact=exact)
-        of_trace = measurement.trace.mean(self.reduce, exact=exact) if LAYERWISE in measures else None
+        trace_estimate = measurement.trace.mean(self.reduce, exact=exact) if LAYERWISE in measures else None
         weight = measurement.weight
         squares = weight.double().square().sum(-1)
         square, m, d = float(squares.sum()), layer.in_features, layer.out_features
         loss, total, items = self.reduce(self._sums.clone()).tolist()
-        kappa_max = top = None
+        kappa_max = layer_eigenvalue = None
         unconverged: dict[str, Eigenvalues] = {}
         if MAX_EIGENVALUE in measures:
-            of_rows = largest_eigenvalues_of_rows(measurement, self, total)
-            kappa_max = float(squares @ of_rows.values.to(squares)) + 2 * alpha * square
-            if not of_rows.converged.all():
-                unconverged["kappa_max"] = of_rows
+            row_eigenvalues = largest_eigenvalues_of_rows(measurement, self, total)
+            kappa_max = float(squares @ row_eigenvalues.values.to(squares)) + 2 * alpha * square
+            if not row_eigenvalues.converged.all():
+                unconverged["kappa_max"] = row_eigenvalues
         if HESSIAN_MAX_EIGENVALUE in measures:
-            of_layer = largest_eigenvalue_of_layer(measurement, self, total)
-            top = float(of_layer.values) + 2 * alpha
-            if not of_layer.converged.all():
-                unconverged["hessian_max_eigenvalue"] = of_layer
+            layer_eigenvalues = largest_eigenvalue_of_layer(measurement, self, total)
+            layer_eigenvalue = float(layer_eigenvalues.values) + 2 * alpha
+            if not layer_eigenvalues.converged.all():
+                unconverged["hessian_max_eigenvalue"] = layer_eigenvalues
         _warn_of_bounds(layer.name, unconverged)
         layerwise = None
-        if of_trace is not None:
+        if trace_estimate is not None:
             layerwise = measurement.layerwise.mean(self.reduce).value + 2 * alpha * m * self._group_sizes(measurement)
-        trace = None if of_trace is None else of_trace.value + 2 * alpha * d * m
+        trace = None if trace_estimate is None else trace_estimate.value + 2 * alpha * d * m
         return LayerFlatness(
             layer=layer.name,
             kappa=kappa.value + 2 * alpha * m * square,
@@ -143,8 +148,8 @@ class Run:
             kappa_max=kappa_max,
             layerwise=layerwise,
             hessian_trace=trace,
-            hessian_trace_error=None if of_trace is None else of_trace.error,
-            hessian_max_eigenvalue=top,
+            hessian_trace_error=None if trace_estimate is None else trace_estimate.error,
+            hessian_max_eigenvalue=layer_eigenvalue,
             weight_norm=math.sqrt(square),
             in_features=m,
             out_features=d,
@@ -161,22 +166,25 @@ class Run:
 
     @staticmethod
     def _group_sizes(measurement: LayerMeasurement) -> float:
-        """``sum_g ||W_g||^2 d_g``, what a unit of curvature of every weight adds to the layer-wise version by m."""
+        """Return ``sum_g ||W_g||^2 d_g``.
+
+        m times it is the layer-wise version's increase for one more unit of curvature in every weight.
+        """
         groups = measurement.linear_map.groups
         return float(measurement.weight.double().square().sum()) * measurement.linear_map.out_features / groups
 
     def passes(self, layer: FeatureLayer, name: str) -> Iterator[tuple[Tensor, list[Capture], float]]:
-        """Another pass over what was read: loss, captures and weight of every batch."""
-        with Watch(self.model, [layer], self._loss_fn) as watch:
-            for _, given in self._with_bar(self._batches.mine(self._read), name):
-                batch = to_device(given, self._device)
+        """Yield loss, captures and weight of every batch that was read."""
+        with CapturingForward(self.model, [layer], self._loss_fn) as forward:
+            for _, batch in self._with_bar(self._batches.of_this_process(self._batches_read), name):
+                batch = to_device(batch, self._device)
                 weights = self._weights(batch)
                 if weights.any():
-                    loss, (captured,) = watch(batch)
+                    loss, (captured,) = forward(batch)
                     yield loss, captured, float(weights.sum())
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes."""
+        """Sum a tensor over the processes."""
         if self._accelerator is None or self._accelerator.num_processes == 1:
             return tensor
         device = self._accelerator.device
@@ -187,26 +195,26 @@ class Run:
             return tensor
         return self._accelerator.gather(tensor.to(self._accelerator.device)).cpu()
 
-    def _watch(self) -> Watch:
-        return Watch(self.model, [*self._layers, *self._others], self._loss_fn)
+    def _capturing_forward(self) -> CapturingForward:
+        return CapturingForward(self.model, [*self._layers, *self._unmeasured], self._loss_fn)
 
     def _logits(self, captures: list[list[Capture]]) -> list[Capture]:
         if self._head is None:
             return []
-        return captures[[*self._layers, *self._others].index(self._head)]
+        return captures[[*self._layers, *self._unmeasured].index(self._head)]
 
-    def _add(self, watch: Watch, measurements: list[LayerMeasurement], number: int, given: Any) -> None:
+    def _add(self, forward: CapturingForward, measurements: list[LayerMeasurement], number: int, batch: Any) -> None:
         started = time.perf_counter()
-        batch = to_device(given, self._device)
+        batch = to_device(batch, self._device)
         weights = self._weights(batch)
         if not weights.any():  # no label counts
             return
-        loss, captures = watch(batch)
-        share = (time.perf_counter() - started) / len(measurements)
+        loss, captures = forward(batch)
+        seconds = (time.perf_counter() - started) / len(measurements)
         logits = self._logits(captures)
         for measurement, captured in zip(measurements, captures, strict=False):
             measurement.add(loss, captured, logits, number, weights)
-            measurement.seconds += share
+            measurement.seconds += seconds
         scale = float(weights.sum())
         labeled = float(weights.count_nonzero())
         self._sums += torch.tensor([scale * float(loss.detach()), scale, labeled], dtype=torch.float64)
@@ -215,14 +223,14 @@ class Run:
         return item_weights(self.model, batch, count_items(batch))
 
     def _deviations(self) -> list[Tensor | None]:
-        found = [FeatureDeviation(layer.linear_map) for layer in self._layers]
-        with self._watch() as watch:
-            for _, batch in self._with_bar(self._batches.mine(), "standard deviations"):
-                _, captures = watch(to_device(batch, self._device))
-                for deviation, captured in zip(found, captures, strict=False):
+        deviations = [FeatureDeviation(layer.linear_map) for layer in self._layers]
+        with self._capturing_forward() as forward:
+            for _, batch in self._with_bar(self._batches.of_this_process(), "standard deviations"):
+                _, captures = forward(to_device(batch, self._device))
+                for deviation, captured in zip(deviations, captures, strict=False):
                     for call in captured:
                         deviation.add(call.features)
-        return [deviation.result(self.reduce).to(self._device) for deviation in found]
+        return [deviation.result(self.reduce).to(self._device) for deviation in deviations]
 
     def _precise(self, measurements: list[LayerMeasurement], relative_error: float) -> bool:
         means = [m.kappa.mean(self.reduce, exact=m.exact) for m in measurements]
@@ -235,7 +243,7 @@ class Run:
                 more = "probes" if mean.probes_error > mean.items_error else "items"
                 warnings.warn(
                     f"relative_error={relative_error:g} was not reached at '{m.layer.name}': the standard error is "
-                    f"{mean.error / abs(mean.value):.2g} of kappa, most of it would be reduced by more {more}.",
+                    f"{mean.error / abs(mean.value):.2g} of kappa; more {more} would reduce most of it.",
                     stacklevel=4,
                 )
 
@@ -248,24 +256,24 @@ class Run:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Say what to do where something above a layer has no second derivative."""
+def explain_missing_derivatives() -> Iterator[None]:
+    """Add a remedy to errors about missing second derivatives."""
     try:
         yield
     except SecondDerivativeError as error:
         raise SecondDerivativeError(
-            "an operation above a layer that is measured has no second derivative "
-            f'({str(error).splitlines()[0]}). If it is attention, call model.set_attn_implementation("eager"); else '
-            'choose layers above it, such as layers="head".'
+            "an operation above a measured layer has no second derivative "
+            f'({str(error).splitlines()[0]}). If it is attention, call model.set_attn_implementation("eager"). '
+            'Otherwise choose layers above it, such as layers="head".'
         ) from error
 
 
 def _warn_of_bounds(layer: str, unconverged: dict[str, Eigenvalues]) -> None:
-    for name, found in unconverged.items():
-        missed = found.residuals[~found.converged].max() / found.values.abs().max()
+    for name, eigenvalues in unconverged.items():
+        residual = eigenvalues.residuals[~eigenvalues.converged].max() / eigenvalues.values.abs().max()
         warnings.warn(
-            f"{name} of '{layer}' is a lower bound: Lanczos iterations were at their limit before {len(found.values)} "
-            f"eigenvalue(s) had converged, {int((~found.converged).sum())} of them with residuals of up to "
-            f"{float(missed):.2g} of the largest.",
+            f"{name} of '{layer}' is a lower bound: Lanczos iterations reached their limit before "
+            f"{len(eigenvalues.values)} eigenvalue(s) converged; {int((~eigenvalues.converged).sum())} of them have "
+            f"residuals of up to {float(residual):.2g} of the largest.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Call a model without leaving a trace in it."""
+"""Restore the state of a model after forward passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Undo what forward passes inside the block do to random states, buffers and the training mode."""
+    """Undo the side effects of forward passes inside the block.
+
+    Random states, buffers and the training mode are restored.
+    """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
