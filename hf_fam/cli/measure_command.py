@@ -114,10 +114,11 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
     from .._version import __version__
     from ..measure.report import html_report
     from ..measure.robustness import feature_robustness
+    from ..measure.row_probes import ROW_PROBES
 
     curve = None
     if not options.no_robustness:
-        hidden = [r for r in table if r.estimator != "closed_form"]
+        hidden = [r for r in table if r.estimator in ROW_PROBES]
         layer = max(hidden or table, key=lambda r: abs(r.kappa)).layer
         curve = feature_robustness(
             source.model,

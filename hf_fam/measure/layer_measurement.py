@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import gradients, range_scale, refuse_once_differentiable, wide
+from ..calculus.derivatives import gradients, refuse_once_differentiable, wide
 from ..flatness.batch import Batch, Seeds
 from ..flatness.coupling import Coupling, CouplingFinder
 from ..flatness.directions import draw, draw_for_trace
+from ..flatness.estimators import ClosedForm
 from ..flatness.head_loss import HeadLoss, NoClosedForm, recognize_calls
 from ..flatness.row_blocks import RowBlocks
-from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
+from ..flatness.row_values import RowValues, closed_form_rows
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.linear_map import LinearMap
 from .normalization import divide_by_deviation, multiply_columns
+from .row_probes import HessianRows, RowProbes
 from .running_sums import RandomSample, RunningMean
 
 
@@ -30,7 +32,7 @@ class LayerMeasurement:
     Attributes:
         layer: the layer.
         is_head: whether it is the layer into the logits.
-        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"``; ``"closed_form"`` once it is proven to hold.
+        kind: the kind of probe; None for the closed form where it holds, and probes of the Hessian elsewhere.
         probes: random directions for each batch.
         with_trace: whether to measure Tr H and the layer-wise version.
         blocks: collects the row blocks; None without kappa_max, or if kappa_max takes separate passes.
@@ -42,7 +44,7 @@ class LayerMeasurement:
 
     layer: FeatureLayer
     is_head: bool
-    estimator: str
+    kind: RowProbes | None
     probes: int
     with_trace: bool
     blocks: RowBlocks | None
@@ -62,6 +64,11 @@ class LayerMeasurement:
         own = self.layer.linear_map
         self.linear_map: LinearMap = own if self.deviation is None else multiply_columns(own, self.deviation)
 
+    @property
+    def estimator(self) -> str:
+        """Name of the estimator that the layer is measured with."""
+        return ClosedForm.name if self.kind is None else self.kind.name
+
     def begin(self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture]) -> None:
         """Find out on one batch how the loss depends on the layer.
 
@@ -70,13 +77,13 @@ class LayerMeasurement:
             SecondDerivativeError: an operation of the tail has no second derivative.
         """
         batch = self._batch(loss, captures, logits, 0)
-        if self.is_head and self.estimator == "auto":
+        if self.is_head and self.kind is None:
             with contextlib.suppress(NoClosedForm):
                 self.head_loss = recognize_calls(batch)
             if self.head_loss is not None:
-                self.estimator, self.probes, self.exact = "closed_form", 0, True
+                self.probes, self.exact = 0, True
                 return
-        self.estimator = "hessian" if self.estimator == "auto" else self.estimator
+        self.kind = kind = self.kind or HessianRows()
         refuse_once_differentiable(gradients(loss, batch.pre_activations))
         finder = CouplingFinder()
         self.coupling = finder(batch)
@@ -85,14 +92,14 @@ class LayerMeasurement:
                 f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next "
                 "(shared blocks), which cannot be measured: choose a layer that is called once, such as the head."
             )
-        if self.linear_map.groups > 1 and self.with_trace and self.estimator == "gauss_newton":
+        if self.linear_map.groups > 1 and self.with_trace and not kind.has_grouped_layerwise:
             raise ValueError(
                 f"layer '{self.layer.name}' is a grouped convolution, whose layer-wise version "
-                'estimator="gauss_newton" cannot measure: use "hessian", or measures without "layerwise".'
+                f'estimator="{kind.name}" cannot measure: use "hessian", or measures without "layerwise".'
             )
         if self.coupling is not Coupling.ROWS or self.linear_map.groups > 1:
             self.blocks = None
-        elif self.estimator == "hessian":
+        elif kind.can_be_exact:
             # As many products as outputs are exact, and the row blocks take that many in any case.
             products = self.probes * (1 + self.with_trace)
             self.exact = self.blocks is not None or products >= self.linear_map.out_features
@@ -127,21 +134,13 @@ class LayerMeasurement:
         """Return the contributions of the rows, for every probe."""
         if self.head_loss is not None:
             return [closed_form_rows(batch, self.head_loss)]
-        is_gauss_newton = self.estimator == "gauss_newton"
-        scale = range_scale(batch.loss, batch.pre_activations)
-        first = [] if is_gauss_newton else gradients(batch.loss, batch.pre_activations, scale)
+        assert self.kind is not None
         if self.exact:
-            self.products += self.linear_map.out_features * len(first)
-            return [exact_rows(batch, first, scale)]
+            rows, products = self.kind.exact(batch)
+            self.products += products
+            return [rows]
         self.products += self.probes * (1 + self.with_trace)
-
-        def values(directions: list[Tensor]) -> list[Tensor]:
-            return (
-                gauss_newton_rows(batch, directions)
-                if is_gauss_newton
-                else hessian_rows(batch, first, directions, scale)
-            )
-
+        values = self.kind.values(batch)
         result = []
         for k in range(self.probes):
             kappa = [v.sum(-1) for v in values(draw(batch.features, batch.linear_map, self.coupling, batch.seeds, k))]

@@ -23,6 +23,7 @@ from .forward import CapturingForward, LossFunction
 from .layer_measurement import LayerMeasurement
 from .normalization import FeatureDeviation
 from .results import LayerFlatness
+from .row_probes import RowProbes
 from .spectrum import largest_eigenvalue_of_layer, largest_eigenvalues_of_rows
 
 TRACE, MAX_EIGENVALUE, LAYERWISE = "trace", "max_eigenvalue", "layerwise"
@@ -56,7 +57,7 @@ class MeasurementRun:
         self.stopped_early = False
 
     def prepare(
-        self, measures: Sequence[str], normalize: bool, estimator: str, probes: int, seed: int
+        self, measures: Sequence[str], normalize: bool, kind: RowProbes | None, probes: int, seed: int
     ) -> list[LayerMeasurement]:
         """Start the measurement of every layer on the first batch with labels.
 
@@ -65,7 +66,7 @@ class MeasurementRun:
         Raises:
             ValueError: no item has a label.
         """
-        if estimator == "gauss_newton" and self._head is None:
+        if kind is not None and kind.needs_logits and self._head is None:
             _, head = find_head(unwrap(self.model))
             self._head = FeatureLayer(unwrap(self.model), head)
             self._unmeasured = [self._head]
@@ -81,7 +82,7 @@ class MeasurementRun:
                 if MAX_EIGENVALUE in measures:
                     blocks = RowBlocks(layer.out_features, layer.in_features)
                 measurement = LayerMeasurement(
-                    layer, layer is self._head, estimator, probes, LAYERWISE in measures, blocks, deviation, seed
+                    layer, layer is self._head, kind, probes, LAYERWISE in measures, blocks, deviation, seed
                 )
                 measurement.begin(loss, captured, logits)
                 measurements.append(measurement)

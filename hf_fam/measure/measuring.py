@@ -17,6 +17,7 @@ from .data import Batches
 from .forward import LossFunction, frozen_for_evaluation
 from .measurement_run import LAYERWISE, MAX_EIGENVALUE, MEASURES, TRACE, MeasurementRun
 from .results import FlatnessTable
+from .row_probes import ROW_PROBES
 
 ALL = "all"
 
@@ -115,7 +116,7 @@ def measure_relative_flatness(
     feature_layers = select_layers(unwrap(model), layers)
     run = MeasurementRun(model, batches, feature_layers, loss_fn, accelerator, progress)
     with frozen_for_evaluation(model) as run.model:
-        measurements = run.prepare(measures, normalize_features, estimator, probes, seed)
+        measurements = run.prepare(measures, normalize_features, ROW_PROBES.get(estimator), probes, seed)
         run.stream(measurements, relative_error)
         records = [run.record(m, measures, weight_decay) for m in measurements]
     settings = {
@@ -169,7 +170,7 @@ def _check(
         raise ValueError(f"measures={measures!r}: give a sequence of names, such as ({measures!r},).")
     for measure in measures:
         check_choice("measures", measure, MEASURES)
-    check_choice("estimator", estimator, (AUTO, "hessian", "gauss_newton"))
+    check_choice("estimator", estimator, (AUTO, *ROW_PROBES))
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r}: give a whole number of at least 1.")
     if relative_error is not None and not 0 < relative_error < 1:

@@ -1,0 +1,77 @@
+"""Random probes as measuring takes them: what every row contributes, as numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..calculus.derivatives import gradients, range_scale
+from ..flatness.batch import Batch
+from ..flatness.row_values import RowValues, exact_rows, gauss_newton_rows, hessian_rows
+
+# From the directions of one probe to what every row of pre-activations, or of logits, contributes.
+Values = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+class RowProbes(ABC):
+    """One kind of random probe.
+
+    Attributes:
+        name: what users write.
+        needs_logits: the layer into the logits is watched, too.
+        can_be_exact: d products take the place of probes where rows are not coupled.
+        has_grouped_layerwise: Tr H of the groups of a convolution can be told apart.
+    """
+
+    name: ClassVar[str]
+    needs_logits: ClassVar[bool]
+    can_be_exact: ClassVar[bool]
+    has_grouped_layerwise: ClassVar[bool]
+
+    @abstractmethod
+    def values(self, batch: Batch) -> Values:
+        """Return the function from directions to contributions on a batch."""
+
+    def exact(self, batch: Batch) -> tuple[RowValues, int]:
+        """Return the exact contributions of uncoupled rows, and how many Hessian-vector products they took."""
+        raise TypeError(f"{self.name} has no exact form.")
+
+
+class HessianRows(RowProbes):
+    """Probes of the Hessian."""
+
+    name = "hessian"
+    needs_logits = False
+    can_be_exact = True
+    has_grouped_layerwise = True
+
+    def values(self, batch: Batch) -> Values:
+        """Return the function from directions to ``u_t * (H u)_t``."""
+        scale = range_scale(batch.loss, batch.pre_activations)
+        first = gradients(batch.loss, batch.pre_activations, scale)
+        return lambda directions: hessian_rows(batch, first, directions, scale)
+
+    def exact(self, batch: Batch) -> tuple[RowValues, int]:
+        """Return the exact contributions, by d products."""
+        scale = range_scale(batch.loss, batch.pre_activations)
+        first = gradients(batch.loss, batch.pre_activations, scale)
+        return exact_rows(batch, first, scale), batch.linear_map.out_features * len(first)
+
+
+class GaussNewtonRows(RowProbes):
+    """Probes of the Gauss-Newton matrix."""
+
+    name = "gauss_newton"
+    needs_logits = True
+    can_be_exact = False
+    has_grouped_layerwise = False
+
+    def values(self, batch: Batch) -> Values:
+        """Return the function from directions to ``(J u)_t * (d2L/dlogits2 J u)_t``."""
+        return lambda directions: gauss_newton_rows(batch, directions)
+
+
+ROW_PROBES: dict[str, RowProbes] = {kind.name: kind for kind in (HessianRows(), GaussNewtonRows())}
