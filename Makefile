@@ -22,7 +22,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-slow test-minimum lint docs bench support-table build clean
+.PHONY: help demo check test test-slow test-minimum lint docs bench tables build clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
@@ -55,9 +55,10 @@ docs: $(DOCS)  ## build the site into site/
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
 
-support-table: $(TEST)  ## write the tables of supported models and of estimators
+tables: $(TEST)  ## write the tables of supported models, of estimators and of modules
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
 	$(BIN)/python -m hf_fam.flatness.estimators.table > docs/generated/estimators.md
+	PYTHONPATH=tests $(BIN)/python -m support.module_table docs/generated/modules.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist

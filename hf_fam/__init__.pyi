@@ -1,4 +1,3 @@
-from ._version import __version__ as __version__
 from .flatness.attach import attach as attach
 from .flatness.relative_flatness import RelativeFlatness as RelativeFlatness
 from .measure.flatness_callback import FlatnessCallback as FlatnessCallback
@@ -10,3 +9,5 @@ from .train.trainer import FAMTrainer as FAMTrainer
 from .train.training_args import FAMArguments as FAMArguments
 from .train.training_args import FAMSeq2SeqTrainingArguments as FAMSeq2SeqTrainingArguments
 from .train.training_args import FAMTrainingArguments as FAMTrainingArguments
+
+__version__: str

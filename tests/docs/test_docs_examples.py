@@ -18,6 +18,7 @@ import torch
 from transformers import default_data_collator
 
 from hf_fam.cli import main as cli
+from hf_fam.flatness.estimators import estimator_names, unregister
 from support.languages import pairs, sentences, tiny_embedder, tiny_tokenizer
 from support.tiny import classified, tiny_bert, tiny_llama
 
@@ -65,9 +66,14 @@ def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = namespace(tmp_path, "".join(code for _, code in blocks(file, "python")))
-    for line, code in blocks(file, "python"):
-        # Empty lines before it, so that a traceback names the line of the file.
-        exec(compile("\n" * line + code, str(file), "exec"), names)
+    known = set(estimator_names())
+    try:
+        for line, code in blocks(file, "python"):
+            # Empty lines before it, so that a traceback names the line of the file.
+            exec(compile("\n" * line + code, str(file), "exec"), names)
+    finally:
+        for name in set(estimator_names()) - known:
+            unregister(name)
 
 
 def commands() -> list[str]:

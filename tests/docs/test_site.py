@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import hf_fam
+from support.module_table import ROOMS, module_table
+
 ROOT = Path(__file__).parents[2]
 PACKAGE, DOCS = ROOT / "hf_fam", ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # What they do is said where the command is: `hf-fam demo`.
-NOT_FOR_USERS = {"hf_fam.cli.demo"}
+NOT_FOR_USERS = {"hf_fam.cli.demo", "hf_fam.flatness.estimators", "hf_fam.recipes.text_regression"}
 
 
 def text(name: str) -> str:
@@ -39,7 +42,7 @@ def listed(path: Path) -> list[str]:
 
 
 def public_names() -> list[str]:
-    found = []
+    found = [f"hf_fam.{name}" for name in hf_fam.__all__]  # which __init__.pyi lists
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         found += [f"{module}.{name}" for name in listed(path) if module not in NOT_FOR_USERS]
@@ -59,64 +62,13 @@ def test_the_reference_names_each_thing_once() -> None:
     assert all(getattr(resolve(name), "__doc__", None) for name in names)
 
 
-def table_rows() -> list[list[Path]]:
-    """The modules of each row of the architecture's table; a name without a folder has that of the one before it."""
-    table = text("architecture.md").partition("## The modules")[2].partition("\n## ")[0]
-    rows = []
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        folder, paths = "", []
-        for name in re.findall(r"`([\w./]+)`", row):
-            folder = name.rpartition("/")[0] or folder
-            paths.append(PACKAGE / (name if "/" in name or not folder else f"{folder}/{name}"))
-        rows.append(paths)
-    return rows
+def test_the_table_of_modules_is_what_they_say_of_themselves() -> None:
+    assert text("generated/modules.md") == module_table(), "run `make tables`"
 
 
-def row_of(module: Path) -> int | None:
-    """The row of a module: its own, or that of its package if no module of that package has one."""
-    rows = table_rows()
-    own = [number for number, paths in enumerate(rows) if module in paths]
-    if own:
-        return own[0]
-    if any(path.parent == module.parent for paths in rows for path in paths if module.parent != PACKAGE):
-        return None
-    package = [number for number, paths in enumerate(rows) if any(p in module.parents for p in paths)]
-    return package[0] if package else None
-
-
-def modules() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
-
-
-def test_every_module_named_exists_and_every_module_is_named() -> None:
-    named = [path for paths in table_rows() for path in paths]
-    assert len(named) > 30
-    assert [str(path) for path in named if not path.exists()] == []
-    assert [str(path) for path in modules() if row_of(path) is None] == []
-
-
-def imported(path: Path) -> list[Path]:
-    """The modules of the package that a module imports at its top."""
-    found = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = path.parents[node.level - 1]
-        names = [node.module] if node.module else [alias.name for alias in node.names]
-        for name in names:
-            target = base.joinpath(*name.split("."))
-            found += [p for p in (target.with_suffix(".py"), target / "__init__.py") if p.is_file()]
-    return found
-
-
-def test_modules_import_from_those_above_them() -> None:
-    wrong = []
-    for path in modules():
-        for other in imported(path):
-            one, two = row_of(path), row_of(other)
-            if one is not None and two is not None and two > one:
-                wrong.append(f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}, which is below it")
-    assert wrong == []
+def test_every_room_is_drawn() -> None:
+    drawn = re.findall(r'font-weight="600">(\w+)<', text("img/rooms.svg"))
+    assert sorted(drawn) == sorted(ROOMS)
 
 
 def shown() -> set[str]:

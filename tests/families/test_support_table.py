@@ -11,7 +11,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "generated" / "support.md"
 
 
 def test_table_is_what_the_cases_generate() -> None:
-    assert TABLE.read_text(encoding="utf-8") == support_table(), "run `make support-table`"
+    assert TABLE.read_text(encoding="utf-8") == support_table(), "run `make tables`"
 
 
 def test_every_family_that_was_promised_is_there() -> None:

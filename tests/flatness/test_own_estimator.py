@@ -115,4 +115,4 @@ def test_table_of_the_documentation() -> None:
     assert lines[-1] == row
     page = Path(__file__).parents[2] / "docs" / "generated" / "estimators.md"
     shipped = [kind for kind in estimators() if kind is not WeightNorm]
-    assert page.read_text(encoding="utf-8") == estimator_table(shipped), "run `make support-table`"
+    assert page.read_text(encoding="utf-8") == estimator_table(shipped), "run `make tables`"

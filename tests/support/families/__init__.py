@@ -1,7 +1,7 @@
 """Tiny random models of the architectures that people fine-tune, one batch each, and the layers that belong to them.
 
 What hf_fam has to find in a model, and what it cannot do there, is written down here by hand. tests/families proves it,
-and `make support-table` writes docs/generated/support.md from it.
+and `make tables` writes docs/generated/support.md from it.
 """
 
 from __future__ import annotations
