@@ -140,7 +140,7 @@ def extend_model_card(
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "README.md")
         >>> _ = path.write_text("---\ntags:\n- generated_from_trainer\n---\n# My model\n")
-        >>> extend_model_card(path, FlatnessSummary("classifier", 384, "closed_form", "full", 0.001, 1.5))
+        >>> extend_model_card(path, FlatnessSummary("classifier", 384, "closed_form", 0.001, 1.5))
         ['generated_from_trainer', 'hf_fam', 'relative-flatness']
     """
     path = Path(path)
