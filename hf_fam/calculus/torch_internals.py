@@ -29,7 +29,7 @@ def version(tensor: Tensor) -> int:
 
 
 def is_in_backward_pass() -> bool:
-    """Return whether this thread is inside a backward pass."""
+    """Return True if this thread is inside a backward pass."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -50,7 +50,10 @@ def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
 
 
 def children(module: nn.Module) -> Mapping[str, nn.Module | None]:
-    """Return the direct submodules of a module; one that is registered twice is there twice."""
+    """Return the direct submodules of a module.
+
+    A submodule that is registered twice appears twice.
+    """
     return module._modules
 
 
@@ -66,10 +69,10 @@ def inside_compiled(model: nn.Module) -> nn.Module | None:
 
 
 def is_compiled_in_place(model: nn.Module) -> bool:
-    """Return whether ``model.compile()`` was called."""
+    """Return True if ``model.compile()`` was called."""
     return getattr(model, "_compiled_call_impl", None) is not None
 
 
 def is_dynamo_loaded() -> bool:
-    """Return whether torch's compiler has been imported."""
+    """Return True if torch's compiler has been imported."""
     return "torch._dynamo" in sys.modules

@@ -31,7 +31,7 @@ from ..flatness.estimators import Operations
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from ..layer.kinds import linear_map_of
-from ..measure.model_config import ModelConfigError, class_name, first_line, load_config
+from ..measure.model_config import ModelConfigError, first_line, load_config, model_class_name
 
 # Why a layer cannot be chosen.
 NOT_CALLED, UNSUPPORTED = "not called", "unsupported"
@@ -104,7 +104,7 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
             head.
     """
     config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
-    name = class_name(source, config, task)
+    name = model_class_name(source, config, task)
     model_class = getattr(transformers, name)
     try:
         with torch.device("meta"):

@@ -1,63 +1,42 @@
-"""``hf-fam train``: the recipes of the repository, which the wheel contains too."""
+"""``hf-fam train``: runs a recipe of `hf_fam.recipes`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
-# In a wheel, and in a checkout.
-FOLDERS = (PACKAGE / "data" / "recipes", PACKAGE.parent / "recipes")
-CONFIGURATION = "fam.yaml"
-# Some of them are imported after the training only, which is too late to learn that they are missing.
-NEEDED = ("datasets", "evaluate", "peft", "PIL", "pytorch_optimizer", "scipy", "sklearn", "yaml")
+from ..recipes import TASKS, default_configuration
+
+# Some of these packages are imported only after the training, which is too late to learn that they are missing.
+REQUIRED_PACKAGES = ("datasets", "peft", "PIL", "pytorch_optimizer", "scipy", "sklearn", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command: those of a recipe are the recipe's business."""
-    parser.add_argument("task", metavar="TASK", choices=tasks(), help=f"one of {', '.join(tasks())}")
+    """Add the arguments of the command; those of a recipe are parsed by the recipe."""
+    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"one of {', '.join(TASKS)}")
     parser.add_argument(
         "recipe_arguments",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help=f"a YAML file of your own ({CONFIGURATION} of the recipe by default) and flags, which win over it; "
+        help="a YAML file of your own, which replaces the default settings of the task, and flags, which override it; "
         "`hf-fam train TASK --help` lists them",
     )
 
 
-def tasks() -> list[str]:
-    """What there is a recipe for.
-
-    Examples:
-        >>> "text_classification" in tasks()
-        True
-    """
-    return sorted(file.parent.name for file in recipes_folder().glob(f"*/{CONFIGURATION}"))
-
-
-def recipes_folder() -> Path:
-    """Where the recipes are."""
-    return next((folder for folder in FOLDERS if folder.is_dir()), FOLDERS[0])
-
-
-def run(task: str, given: list[str]) -> None:
+def run(task: str, arguments: list[str]) -> None:
     """Run a recipe in this process.
 
     Args:
-        task: one of `tasks`.
-        given: its arguments.
+        task: one of `TASKS`.
+        arguments: arguments of the recipe; without a YAML file the default settings of the task are used.
 
     Raises:
         ValueError: packages are missing, or the recipe refuses its arguments or data.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(f'the recipes need {", ".join(missing)}: pip install "hf-fam[recipes]".')
-    folder = recipes_folder()
-    sys.path.append(str(folder.parent))
-    if not given or given[0].startswith("-"):
-        given = [str(folder / task / CONFIGURATION), *given]
-    importlib.import_module(f"{folder.name}.{task}.run").main(given)
+    if not arguments or arguments[0].startswith("-"):
+        arguments = [str(default_configuration(task)), *arguments]
+    importlib.import_module(f"..recipes.{task}", __package__).main(arguments)

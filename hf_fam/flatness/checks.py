@@ -60,7 +60,7 @@ def check_captures(
             f"nothing at or below layer '{layer.name}' is trainable, so its flatness cannot be trained: "
             "unfreeze the layer or something below it, or choose a layer further up."
         )
-    if not all(c.untouched for c in (*captures, *heads)):
+    if not all(c.is_unchanged for c in (*captures, *heads)):
         names = " or ".join(f"'{shown.name}'" for shown in {layer, head or layer})
         raise ValueError(
             f"what layer {names} gets or returns is changed in place later in the forward pass: write that "

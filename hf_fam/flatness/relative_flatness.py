@@ -17,7 +17,7 @@ from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
-from ..layer.sharding import is_sharded, refuse_what_sharding_breaks
+from ..layer.sharding import is_sharded, refuse_unsupported_sharding
 from .batch import Batch, RecheckSchedule, Seeds
 from .checks import check_captures, check_reaches_loss, explain, refuse_compiled_loss
 from .estimators import (
@@ -69,6 +69,7 @@ class RelativeFlatness:
         mean: the features' running mean, or None without ``center``.
         at_head: whether the layer is the one into the logits, as far as the model tells.
         method: the `Estimator` in use, with its traits; another one if the loss has no closed form.
+        watch: the hooks that a forward pass is captured with, and what they captured.
         default_strength: lambda where none is given, by the estimator that was chosen at first.
         ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
             ``mean.end_step`` when all micro-batches of a step are over.
@@ -125,7 +126,7 @@ class RelativeFlatness:
         self.ends_steps = True
         # The closed form needs no derivative of a tail, weights_only no third one.
         self._exact_norms = self.method.tail_derivatives == 3 and not self.at_head
-        self._watch = ForwardWatch(
+        self.watch = ForwardWatch(
             model,
             self.layer,
             head if self.method.needs_logits else None,
@@ -208,7 +209,7 @@ class RelativeFlatness:
         if self.mean is not None and self.mean.value is None and strength is not None:
             strength = min(strength, 0.0)  # the first batch only shows the mean
         self.method.begin(strength, self._next_seeds, None if self.mean is None else self.mean.value)
-        with self._watch.capture():
+        with self.watch.capture():
             yield
 
     def __call__(self, loss: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class RelativeFlatness:
 
     def detach(self) -> None:
         """Remove the hooks from the model; the next `capture` brings them back."""
-        self._watch.detach()
+        self.watch.detach()
         self.method.forget()
         self._reference = None
 
@@ -297,11 +298,11 @@ class RelativeFlatness:
             self._model_class, self._is_sharded = type(model), is_sharded(model)
         if self._is_sharded:
             first_order = self.method.acts_in is ActsIn.FORWARD_PASS
-            refuse_what_sharding_breaks(model, self.layer, self.estimator, first_order=first_order)
+            refuse_unsupported_sharding(model, self.layer, self.estimator, first_order=first_order)
             self.method.adapt_to_sharding()
 
     def _batch(self, loss: Tensor) -> Batch:
-        captures, heads = self._watch.take()
+        captures, heads = self.watch.take()
         check_captures(loss, self.layer, self.method.choice.head, captures, heads)
         assert captures
         first = captures[0]

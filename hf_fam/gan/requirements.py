@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..processes.decisions import refuse_lonely_processes
+from ..processes.decisions import refuse_unconnected_processes
 from .networks import in_evaluation_mode, samples_of
 from .penalty import one_value_a_sample, refuse_coupled_samples
 from .training_args import WGANTrainingArguments
@@ -25,7 +25,7 @@ def check_settings(args: WGANTrainingArguments) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, which splits the batch out of sight: start "
             "with `accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
-    refuse_lonely_processes(args)
+    refuse_unconnected_processes(args)
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
         raise ValueError(
             "ddp_find_unused_parameters=False: each step trains one of the two networks, and DistributedDataParallel "

@@ -1,4 +1,4 @@
-"""Neurons split, merged and widened; the local minima that this makes, their certificate, and the way out of them.
+"""Split and merge neurons, certify the local minima that arise, and leave them.
 
 Imported on demand only: ``from hf_fam.landscape import widen``. See docs/landscape.md.
 """

@@ -16,7 +16,7 @@ from .split_curvature import SplitCurvature, split_curvature
 
 MINIMUM, SADDLE, UNDECIDED = "minimum", "saddle", "undecided"
 
-# All relative, hence free of the units of loss and weights. Float64 rounds at 1e-16; sums over data lose a few digits.
+# Relative sizes, free of the units of loss and weights. Float64 rounds at 1e-16, and sums over data lose some digits.
 GRADIENT_TOLERANCE = 1e-5
 ZERO = 1e-10
 NOT_ZERO = 1e-8
@@ -24,12 +24,12 @@ NOT_ZERO = 1e-8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a split makes of a critical point.
+    """The kind of critical point that a split makes.
 
     Attributes:
         kind: "minimum": a (degenerate) local minimum; "saddle": a direction of negative curvature exists;
             "undecided": neither could be shown.
-        margin: relative size of the smallest number that decides, or, undecided, of the one that was too small to.
+        margin: relative size of the smallest deciding number; for "undecided", of the number that is too small.
         reason: one sentence.
     """
 
@@ -40,21 +40,21 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class SplitCertificate:
-    """What is known about splitting one neuron at one point.
+    """The certificate for splitting one neuron at one point.
 
     Attributes:
         layer: name of the layer that makes the neuron.
         next_layer: name of the layer that reads it.
         neuron: its index.
-        ratio: the lambda that `verdict` is about; `judge` answers for any other.
+        ratio: the lambda of `verdict`. `judge` returns the verdict for any other.
         loss: the loss at the point.
         relative_gradient: ``||grad L|| ||theta|| / |L|``, the relative change of the loss for a relative change of the
             parameters; 0 at a critical point.
         curvature: B, D and their scales.
-        eigenvalues_b: of B, ascending.
-        singular_values_d: of D, descending.
-        hessian: the extreme eigenvalues of the Hessian before the split, where they matter for a verdict, else None.
-        verdict: for ``ratio``.
+        eigenvalues_b: eigenvalues of B, ascending.
+        singular_values_d: singular values of D, descending.
+        hessian: the extreme eigenvalues of the Hessian before the split; None if no verdict depends on them.
+        verdict: the verdict for ``ratio``.
     """
 
     layer: str
@@ -71,16 +71,19 @@ class SplitCertificate:
 
     @property
     def B(self) -> Tensor:
-        """sum_a (delta_a . v) sigma''(n_a) h_a h_a^T; the last row belongs to the bias, if there is one."""
+        """Return ``sum_a (delta_a . v) sigma''(n_a) h_a h_a^T``.
+
+        The last row belongs to the bias, if there is one.
+        """
         return self.curvature.B
 
     @property
     def D(self) -> Tensor:
-        """sum_a sigma'(n_a) h_a delta_a^T."""
+        """Return ``sum_a sigma'(n_a) h_a delta_a^T``."""
         return self.curvature.D
 
     def judge(self, ratio: float) -> Verdict:
-        """The verdict for another ratio, from the same numbers."""
+        """Return the verdict for another ratio, from the same numbers."""
         return _Judge(self.curvature, self.relative_gradient, self.hessian).verdict(ratio)
 
 
@@ -97,7 +100,9 @@ def split_certificate(
     reduction: str | None = None,
     dense_limit: int = 1000,
 ) -> SplitCertificate:
-    """Whether splitting a neuron of a trained network makes a local minimum, a saddle, or nobody knows.
+    """Certify whether splitting a neuron makes a local minimum or a saddle.
+
+    The third verdict is that neither can be shown.
 
     For a critical point theta* of the loss, the Hessian after the split is congruent to
 
@@ -106,31 +111,31 @@ def split_certificate(
         B = sum_a (delta_a . v) sigma''(n_a) h_a h_a^T        D = sum_a sigma'(n_a) h_a delta_a^T
 
     with h the layer's inputs (and a 1 if it has a bias), n the neuron's pre-activation, delta the derivative of the
-    loss by the outputs of the next layer, v the neuron's outgoing weights, and a running over the data. So D != 0 makes
-    a saddle of every split; with D = 0 the sign of B decides, provided that H(theta*) > 0. The idea is that of
-    Petzka and Sminchisescu 2021 (arXiv 1812.06486); this form of it was derived for hf_fam.
+    loss by the outputs of the next layer, v the neuron's outgoing weights, and the sum over the data a. If D != 0,
+    every split makes a saddle. If D = 0 and H(theta*) > 0, the sign of B decides. The idea is from Petzka and
+    Sminchisescu 2021 (arXiv 1812.06486); this form of it was derived for hf_fam.
 
     Everything is computed on a copy in float64 and evaluation mode; the model stays as it is. Frozen parameters are
-    constants. A training run rarely ends at a critical point to the precision that a verdict needs:
-    `find_critical_point` goes there.
+    constants. A verdict needs a more precise critical point than training usually reaches: call `find_critical_point`
+    first.
 
     Args:
         model: the model *before* the split.
         loss: called with outputs and targets (with outputs and the batch, if batches are dicts); None: the model's own.
-        data: batches, pairs or dicts, that can be gone through more than once; or one batch.
+        data: batches (pairs or dicts) that can be iterated more than once, or one batch.
         layer: the linear layer that makes the neuron: dotted name, or module.
         neuron: its index.
         ratio: lambda, the share of the outgoing weights that stays with the old neuron.
-        next_layer: the linear layer that reads the neuron, where that is not a matter of course.
+        next_layer: the linear layer that reads the neuron, if it cannot be found automatically.
         reduction: whether the losses of batches are averaged ("mean", weighted by their items) or summed ("sum");
             None: what ``loss.reduction`` says, else "mean".
-        dense_limit: up to this many trainable parameters the Hessian before the split is computed in full; beyond,
-            its extreme eigenvalues by Lanczos iteration, which needs scipy.
+        dense_limit: up to this many trainable parameters, the Hessian before the split is computed in full. With more,
+            Lanczos iteration finds its extreme eigenvalues, which needs scipy.
 
     Raises:
-        ValueError: a gated MLP, a frozen layer, no such layer or neuron, something else than an elementwise activation
-            between the layers, or data that cannot be used.
-        TypeError: a layer that is not linear.
+        ValueError: the layer belongs to a gated MLP, is frozen, or does not exist; there is more than an elementwise
+            activation between the layers; or the data cannot be used.
+        TypeError: the layer is not linear.
 
     Examples:
         >>> from hf_fam.landscape import HalfSquaredError, find_critical_point
@@ -170,47 +175,50 @@ def split_certificate(
 
 
 class _Judge:
-    """Decides from the numbers. Margins are relative: to the sums of absolute values of which B and D consist."""
+    """Decides from the numbers.
+
+    Margins are relative to the sums of absolute values of the terms of B and D.
+    """
 
     def __init__(self, curvature: SplitCurvature, relative_gradient: float, hessian: Curvature | None) -> None:
         self.curvature, self.gradient, self.hessian = curvature, relative_gradient, hessian
-        self.d = _relative(float(torch.linalg.matrix_norm(curvature.D_across, 2)), curvature.scale_d)
+        self.d = _relative(float(torch.linalg.matrix_norm(curvature.D_orthogonal, 2)), curvature.scale_d)
         eigenvalues = torch.linalg.eigvalsh(curvature.B)
         self.lowest = _relative(float(eigenvalues[0]), curvature.scale_b)
         self.highest = _relative(float(eigenvalues[-1]), curvature.scale_b)
         self.d_vanishes = self.d <= ZERO
 
     @property
-    def critical(self) -> bool:
+    def is_critical(self) -> bool:
         return self.gradient <= GRADIENT_TOLERANCE
 
     @property
     def floor(self) -> float:
-        """What B and D may be at the critical point nearby, although they are something else here."""
+        """Return the size of B and D that the distance to the critical point explains."""
         return max(NOT_ZERO, self.gradient)
 
     @property
     def needs_hessian(self) -> bool:
-        """Whether some ratio could give a minimum."""
-        return self.critical and self.d_vanishes and (self.lowest > self.floor or self.highest < -self.floor)
+        """Return True if some ratio could give a minimum."""
+        return self.is_critical and self.d_vanishes and (self.lowest > self.floor or self.highest < -self.floor)
 
     def verdict(self, ratio: float) -> Verdict:
         if not math.isfinite(ratio):
             raise ValueError(f"ratio={ratio!r}: give a finite number.")
         for rule in (self._not_critical, self._by_d, self._flat_activation, self._by_b):
-            found = rule(ratio)
-            if found is not None:
-                return found
+            decision = rule(ratio)
+            if decision is not None:
+                return decision
         return self._by_hessian()
 
     def _not_critical(self, ratio: float) -> Verdict | None:
-        if self.critical:
+        if self.is_critical:
             return None
         return Verdict(
             UNDECIDED,
             self.gradient,
             f"not a critical point: the relative gradient is {self.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}; "
-            "go there with hf_fam.landscape.find_critical_point first",
+            "call hf_fam.landscape.find_critical_point first",
         )
 
     def _by_d(self, ratio: float) -> Verdict | None:
@@ -219,24 +227,26 @@ class _Judge:
         if self.d > self.floor:
             return Verdict(SADDLE, self.d, f"D is not zero (relative size {self.d:.1e}): a saddle for every ratio")
         return Verdict(
-            UNDECIDED, self.d, f"D (relative size {self.d:.1e}) is too small to be told from zero at this precision"
+            UNDECIDED, self.d, f"D (relative size {self.d:.1e}) cannot be distinguished from zero at this precision"
         )
 
     def _flat_activation(self, ratio: float) -> Verdict | None:
-        if self.curvature.bends > 0:
+        if self.curvature.max_second_derivative > 0:
             return None
-        return Verdict(UNDECIDED, 0.0, "the activation is piecewise linear here (sigma'' = 0), so B = 0 says nothing")
+        return Verdict(
+            UNDECIDED, 0.0, "the activation is piecewise linear here (sigma'' = 0), so B = 0 decides nothing"
+        )
 
     def _by_b(self, ratio: float) -> Verdict | None:
-        """Everything but the one case in which H(theta*) has the last word."""
+        """Decide all cases except the one that depends on H(theta*)."""
         if ratio in (0.0, 1.0):
             return Verdict(UNDECIDED, 0.0, f"at ratio {ratio:g} the curvature of the split vanishes: a boundary case")
-        inside = 0 < ratio < 1
-        low, high = (self.lowest, self.highest) if inside else (-self.highest, -self.lowest)
+        is_inside = 0 < ratio < 1
+        low, high = (self.lowest, self.highest) if is_inside else (-self.highest, -self.lowest)
         if low < -self.floor:
-            definite = "indefinite" if high > self.floor else ("negative" if inside else "positive")
-            where = "inside" if inside else "outside"
-            return Verdict(SADDLE, -low, f"D = 0, B is {definite} and the ratio lies {where} (0, 1)")
+            definite = "indefinite" if high > self.floor else ("negative" if is_inside else "positive")
+            side = "inside" if is_inside else "outside"
+            return Verdict(SADDLE, -low, f"D = 0, B is {definite} and the ratio lies {side} (0, 1)")
         if low <= self.floor:
             return Verdict(UNDECIDED, abs(low), f"B has an eigenvalue that is zero to {self.floor:.0e} of its scale")
         return None
@@ -247,7 +257,7 @@ class _Judge:
         if hessian.failure:
             return Verdict(UNDECIDED, 0.0, hessian.failure)
         margin = min(hessian.relative, max(self.lowest, -self.highest))
-        # A point that is not quite critical has B and H of the critical point nearby, up to about the distance.
+        # Near a critical point, B and H are those of the critical point up to about the distance.
         floor = max(NOT_ZERO, 10 * hessian.newton_distance)
         if hessian.relative < -self.floor:
             return Verdict(
@@ -275,20 +285,21 @@ def _relative_gradient(model: nn.Module, curvature: SplitCurvature) -> float:
 
 
 def check_usable(hidden: HiddenLayer, neuron: int) -> int:
-    """Refuse what the formula is not about; the neuron as an int.
+    """Refuse layers for which the formula does not hold; return the neuron as an int.
 
     Raises:
-        ValueError: a gated MLP, no such neuron, or a frozen layer.
+        ValueError: the layer belongs to a gated MLP or is frozen, or there is no such neuron.
     """
-    if hidden.gated:
+    if hidden.is_gated:
         raise ValueError(
-            f"'{hidden.names[0]}' belongs to a gated MLP: a neuron is a product of two factors, for which this "
-            "formula for B and D does not hold. Splitting, merging and widening work there, the certificate does not."
+            f"'{hidden.names[0]}' belongs to a gated MLP, where a neuron is a product of two factors and the formula "
+            "for B and D does not hold: choose another layer. Splitting, merging and widening work there."
         )
     neuron = check_neuron(hidden, neuron)
     for name, module in ((hidden.names[0], hidden.incoming[0]), (hidden.next_name, hidden.outgoing)):
         if not module.weight.requires_grad:
             raise ValueError(
-                f"the weight of '{name}' is frozen (requires_grad=False), but the certificate is about training it."
+                f"the weight of '{name}' is frozen (requires_grad=False), but the certificate is about training it: "
+                "set requires_grad=True."
             )
     return neuron

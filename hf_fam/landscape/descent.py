@@ -1,4 +1,4 @@
-"""Descent that never goes up, and the way to a critical point."""
+"""Descent during which the loss never rises, and the search for a critical point."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ HALVINGS = 40
 
 
 def descend(model: nn.Module, objective: Objective, steps: int, samples: int = 1) -> Iterator[tuple[float, float]]:
-    """L-BFGS steps in place, yielding the length and the loss of each sampled point, as long as the loss falls.
+    """Take L-BFGS steps in place, as long as the loss falls.
+
+    Yields the length and the loss of each sampled point.
 
     Args:
         model: in float64; its trainable parameters are moved.
         objective: the loss over the data.
-        steps: at most so many.
+        steps: the largest number of steps.
         samples: a step is shortened until the loss does not increase between this many points along it.
     """
     loss, gradient = objective.value_and_gradient(model)
     history: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
     for _ in range(steps):
-        direction = -_two_loops(gradient, history)
+        direction = -_two_loop_recursion(gradient, history)
         if not direction @ gradient < 0:
             history.clear()
             direction = -gradient
-        # The first step has no curvature to go by: about the length that would halve the loss of a quadratic bowl.
+        # The first step has no curvature information: take about the length that halves the loss of a quadratic bowl.
         scale = 1.0 if history else min(1.0, 1.0 / float(gradient.norm() + 1e-300))
-        found = search(model, objective, direction * scale, loss, samples, slope=float(direction @ gradient) * scale)
-        if found is None and history:
+        step_and_losses = search(
+            model, objective, direction * scale, loss, samples, slope=float(direction @ gradient) * scale
+        )
+        if step_and_losses is None and history:
             history.clear()
             continue
-        if found is None:
+        if step_and_losses is None:
             return
-        step, losses = found
+        step, losses = step_and_losses
         yield from ((float(step.norm()) / samples, value) for value in losses)
         loss, new = objective.value_and_gradient(model)
         if step @ (new - gradient) > 1e-14 * step.norm() * (new - gradient).norm():
@@ -50,15 +54,17 @@ def descend(model: nn.Module, objective: Objective, steps: int, samples: int = 1
 def search(
     model: nn.Module, objective: Objective, direction: Tensor, loss: float, samples: int, slope: float = 0.0
 ) -> tuple[Tensor, list[float]] | None:
-    """Halve a step until the loss falls along it, and take it; None if it never does, and the model stays as it is.
+    """Halve a step until the loss falls along it, and take the step.
+
+    The result is None if the loss never falls; then the model stays as it is.
 
     Args:
         model: moved in place.
         objective: the loss.
         direction: the longest step to try.
-        loss: where it starts.
+        loss: the loss at the start.
         samples: points along the step that must not increase.
-        slope: directional derivative; the whole step must bring a ten-thousandth of what it promises.
+        slope: directional derivative. The loss must fall by at least 1e-4 of the decrease that it predicts.
     """
     start = [p.detach().clone() for p in trainable(model)]
     for halving in range(HALVINGS):
@@ -85,35 +91,39 @@ def find_critical_point(
     steps: int = 2000,
     dense_limit: int = 1000,
 ) -> nn.Module:
-    """A copy of the model, in float64, that has gone down to a critical point as precisely as float64 allows.
+    """Return a copy of the model, in float64, at a critical point of the loss.
 
-    L-BFGS in evaluation mode over all data, then, for up to ``dense_limit`` parameters, Newton steps as long as they
-    make the gradient smaller. There need not be such a point nearby: cross-entropy on separable data falls for ever.
-    `split_certificate` says what the gradient is.
+    The point is as precise as float64 allows.
+
+    L-BFGS runs in evaluation mode over all data. With up to ``dense_limit`` parameters, Newton steps follow as long as
+    they make the gradient smaller. There need not be such a point nearby: cross-entropy on separable data falls
+    without end. `split_certificate` reports the gradient.
 
     Args:
-        model: the model to begin with; it stays as it is.
+        model: the initial model; it stays as it is.
         loss: see `split_certificate`.
         data: see `split_certificate`.
         reduction: see `split_certificate`.
-        steps: at most so many L-BFGS steps.
+        steps: the largest number of L-BFGS steps.
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: data that cannot be used, or a model without trainable parameters.
-        TypeError: batches that are neither pairs nor dicts.
+        ValueError: the data cannot be used, or the model has no trainable parameters.
+        TypeError: a batch is neither a pair nor a dict.
 
     Examples:
         >>> x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
         >>> y = 2 * x.tanh() - (4 * x).tanh()
         >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False))
-        >>> found = find_critical_point(model, nn.MSELoss(reduction="sum"), (x, y))
-        >>> round(abs(found[2].weight.item()), 4)
+        >>> critical = find_critical_point(model, nn.MSELoss(reduction="sum"), (x, y))
+        >>> round(abs(critical[2].weight.item()), 4)
         1.2693
     """
     copied = float64_copy(model)
     if not trainable(copied):
-        raise ValueError("every parameter of the model is frozen (requires_grad=False).")
+        raise ValueError(
+            "every parameter of the model is frozen (requires_grad=False): set requires_grad=True for those to train."
+        )
     objective = Objective(loss, data, reduction)
     with torch.enable_grad():
         for _ in descend(copied, objective, steps):
@@ -124,7 +134,7 @@ def find_critical_point(
 
 
 def _newton(model: nn.Module, objective: Objective, steps: int = 20) -> None:
-    """Newton steps while they at least halve the gradient."""
+    """Take Newton steps while they at least halve the gradient."""
     gradient = objective.value_and_gradient(model)[1]
     for _ in range(steps):
         hessian = objective.hessian(model)
@@ -140,8 +150,11 @@ def _newton(model: nn.Module, objective: Objective, steps: int = 20) -> None:
             return
 
 
-def _two_loops(gradient: Tensor, history: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """The L-BFGS approximation of H^-1 g (Nocedal and Wright, algorithm 7.4)."""
+def _two_loop_recursion(gradient: Tensor, history: deque[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the L-BFGS approximation of H^-1 g.
+
+    Nocedal and Wright, algorithm 7.4.
+    """
     q = gradient.clone()
     alphas = []
     for s, y in reversed(history):

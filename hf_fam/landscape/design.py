@@ -1,4 +1,4 @@
-"""Data on demand for which a split network sits in a certified local minimum."""
+"""Design data for which a split network is at a certified local minimum."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from .certificate import MINIMUM, SplitCertificate, check_usable, split_certificate
 from .hidden_layer import HiddenLayer, find_hidden_layer
 from .objective import HalfSquaredError, Objective, float64_copy, trainable
-from .split_curvature import Rows, SplitCurvature, recorded
+from .split_curvature import Rows, SplitCurvature, record_pass
 
 
 @dataclass(frozen=True, eq=False)
 class DesignedMinimum:
-    """A regression task for which a given network, split once, is in a local minimum that is not a global one.
+    """A regression task with a certified local minimum of a given network, split once.
+
+    The minimum is not a global one.
 
     Attributes:
-        inputs: as given, in float64.
+        inputs: the inputs, in float64.
         targets: y = f(x) - scale * e, in float64.
         residuals: e, of least norm among those with J^T e = 0, D(e) = 0, B(e) = I.
-        scale: what e was multiplied by.
-        certificate: of the network on these data with `HalfSquaredError`; its verdict is "minimum".
+        scale: factor of e.
+        certificate: certificate of the network on these data with `HalfSquaredError`; its verdict is "minimum".
     """
 
     inputs: Tensor
@@ -44,12 +46,14 @@ def design_minimum(
     scale: float | None = None,
     dense_limit: int = 1000,
 ) -> DesignedMinimum:
-    """Targets that make a local minimum of a split of this very network, whatever its weights are.
+    """Return targets for which a split of this network is at a local minimum.
+
+    It works for all weights of the network.
 
     For the loss ``0.5 ||f(x) - y||^2`` with residuals ``f(x) - y = scale * e``, the gradient J^T e and the neuron's D
-    and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations; their least-norm solution is
-    taken. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale. The loss
-    there is not the lowest: `escape_path` leads from it to a lower one.
+    and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations, and e is their least-norm
+    solution. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale.
+    `escape_path` leads from there to a lower loss.
 
     Args:
         model: a small network whose output is a tensor; all its trainable parameters count. It stays as it is.
@@ -58,13 +62,12 @@ def design_minimum(
         neuron: its index.
         ratio: lambda of the split, between 0 and 1.
         next_layer: see `split_certificate`.
-        scale: of the residuals; None: half of that at which the Hessian before the split becomes singular.
+        scale: factor of the residuals; None: half of that at which the Hessian before the split becomes singular.
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: a ratio outside (0, 1), too few data, equations that contradict each other, a network whose J^T J
-            is singular, a piecewise linear activation, a scale that is too large to be certified, or see
-            `split_certificate`.
+        ValueError: the ratio is outside (0, 1), there are too few data, the equations contradict each other, J^T J is
+            singular, the activation is piecewise linear, the scale is too large, or see `split_certificate`.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -74,7 +77,7 @@ def design_minimum(
         ('minimum', (60, 2))
     """
     if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio!r}: with B > 0 the local minima lie between 0 and 1.")
+        raise ValueError(f"ratio={ratio!r}: give a number between 0 and 1, where the local minima lie for B > 0.")
     names = find_hidden_layer(model, layer, next_layer)
     copied = float64_copy(model)
     hidden = find_hidden_layer(copied, names.names[0], names.next_name)
@@ -83,7 +86,7 @@ def design_minimum(
     residuals = _least_norm(equations, outputs)
     size = _largest_scale(copied, inputs, residuals, equations) / 2 if scale is None else scale
     targets = outputs - size * residuals
-    found = split_certificate(
+    certificate = split_certificate(
         copied,
         HalfSquaredError(),
         (inputs, targets),
@@ -93,12 +96,12 @@ def design_minimum(
         next_layer=hidden.next_name,
         dense_limit=dense_limit,
     )
-    if found.verdict.kind != MINIMUM:
+    if certificate.verdict.kind != MINIMUM:
         raise ValueError(
-            f"no certified minimum with scale={size:.3g}: {found.verdict.reason}. Where neurons are nearly linear "
-            "on the inputs (small weights), everything is badly conditioned: try larger inputs, or another network."
+            f"no certified minimum with scale={size:.3g}: {certificate.verdict.reason}. If neurons are nearly linear "
+            "on the inputs (small weights), the equations are badly conditioned: try larger inputs, or another network."
         )
-    return DesignedMinimum(inputs, targets, residuals, size, found)
+    return DesignedMinimum(inputs, targets, residuals, size, certificate)
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,18 @@ class _Equations:
 
 
 def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: int) -> tuple[Tensor, _Equations]:
-    """One column for each value f(x): gradient, D and B of that value as if it were the loss."""
+    """Return the outputs, and one column of equations for each value f(x).
+
+    A column holds gradient, D and B of the value as if it were the loss.
+    """
     neuron = check_usable(hidden, neuron)
-    with recorded(hidden) as seen:
+    with record_pass(hidden) as recorded_pass:
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(
-            f"the model returns a {type(outputs).__name__}; design_minimum needs one that returns a tensor."
+            f"the model returns a {type(outputs).__name__}: give design_minimum a model that returns a tensor."
         )
-    rows = Rows(hidden, neuron, seen)
+    rows = Rows(hidden, neuron, recorded_pass)
     if not bool(rows.second.any()):
         raise ValueError("the activation is piecewise linear here (sigma'' = 0), so B = 0 for all data.")
     parameters = trainable(model)
@@ -134,13 +140,13 @@ def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: in
 
 
 def _upper(terms: SplitCurvature) -> Tensor:
-    """The entries of B on and above the diagonal."""
+    """Return the entries of B on and above the diagonal."""
     i, j = torch.triu_indices(*terms.B.shape)
     return terms.B[i, j]
 
 
 def _least_norm(equations: _Equations, outputs: Tensor) -> Tensor:
-    """The solution of least norm, in the shape of the outputs, refined once."""
+    """Return the least-norm solution in the outputs' shape, refined once."""
     matrix, right = equations.matrix.cpu(), equations.right.cpu()
     inverse = torch.linalg.pinv(matrix, rtol=1e-12)
     e = inverse @ right
@@ -157,7 +163,10 @@ def _least_norm(equations: _Equations, outputs: Tensor) -> Tensor:
 
 
 def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equations: _Equations) -> float:
-    """The scale at which J^T J + scale * K becomes singular, K the Hessian of <e, f>."""
+    """Return the scale at which J^T J + scale * K becomes singular.
+
+    K is the Hessian of <e, f>.
+    """
     transposed = equations.matrix[: equations.parameters]
     factor, singular = torch.linalg.cholesky_ex(transposed @ transposed.T)
     if singular:
@@ -165,8 +174,8 @@ def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equation
             f"J^T J of the {equations.parameters} trainable parameters is singular: it has more parameters than "
             "values f(x), or symmetries (such as ReLU's), and no data make its Hessian positive."
         )
-    bends = Objective(lambda outputs, e: (outputs * e).sum(), (inputs, residuals), "sum").hessian(model)
-    relative = torch.linalg.solve_triangular(factor, bends, upper=False)
+    residual_hessian = Objective(lambda outputs, e: (outputs * e).sum(), (inputs, residuals), "sum").hessian(model)
+    relative = torch.linalg.solve_triangular(factor, residual_hessian, upper=False)
     relative = torch.linalg.solve_triangular(factor, relative.T, upper=False)
     lowest = float(torch.linalg.eigvalsh((relative + relative.T) / 2)[0])
     return -1 / lowest if lowest < 0 else 1.0

@@ -1,4 +1,4 @@
-"""The way out of a local minimum that splitting a neuron has made."""
+"""Leave a local minimum that splitting a neuron has made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .certificate import SADDLE, SplitCertificate
 from .descent import descend, search
 from .hidden_layer import HiddenLayer, find_hidden_layer
 from .objective import Loss, Objective, float64_copy, trainable
-from .splitting import OUTSIDE_THE_TRAP, shares, split_hidden
+from .splitting import RATIO_OUTSIDE, split_fan_out, split_hidden
 
 SLIDE, STEP, DESCEND = "slide", "step", "descend"
-ROUNDING = 1e-12  # of the loss, times the ratio: shares of that size cancel in the outputs
+# Largest rounding error of the loss, relative to loss and ratio: weights of the ratio's size cancel in the outputs.
+ROUNDING = 1e-12
 SAMPLES = 4
 
 
@@ -28,8 +29,8 @@ class PathPoint:
 
     Attributes:
         phase: "slide", "step" or "descend".
-        ratio: lambda of the split; after the slide it stays what it was, and the two neurons go their own ways.
-        length: of the path so far, in the space of the parameters.
+        ratio: lambda of the split; constant after the slide, when the two neurons change independently.
+        length: length of the path so far, in the space of the parameters.
         loss: the loss here.
     """
 
@@ -44,8 +45,8 @@ class EscapePath:
     """A path along which the loss never increases, from the split network to a lower loss.
 
     Attributes:
-        points: from the start; between the points of "step" and "descend" it is a straight line.
-        model: the network at its end, in float64, with one neuron more than before.
+        points: points from the start; straight lines connect the points of "step" and "descend".
+        model: the network at the end, in float64, with one neuron more than before.
     """
 
     points: list[PathPoint]
@@ -53,14 +54,14 @@ class EscapePath:
 
     @property
     def losses(self) -> list[float]:
-        """The loss at every point."""
+        """Return the loss at every point."""
         return [point.loss for point in self.points]
 
     def plot(self, path: str | Path) -> None:
         """Draw the loss along the path; needs matplotlib.
 
         Args:
-            path: the file to write; its ending is the format.
+            path: the file to write. Its extension selects the format.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -82,30 +83,31 @@ def escape_path(
     steps: int = 500,
     reduction: str | None = None,
 ) -> EscapePath:
-    """Leave the local minimum of the split network without ever going up.
+    """Leave the local minimum of the split network without increasing the loss.
 
     1. *slide*: the ratio of the split goes from ``certificate.ratio`` to ``to_ratio``, where the same function is a
        saddle. The loss stays as it is, because the function does.
     2. *step*: along the most negative direction of [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio
        outside [0, 1] that is the top eigenvector of B, along which the two incoming weights part. Both signs are tried.
-    3. *descend*: L-BFGS, each step shortened until the loss falls all along it (looked at in 4 points). Of the two ways
-       the one that ends lower is returned.
+    3. *descend*: L-BFGS, each step shortened until the loss falls along it, at 4 points. Of the two signs, the path
+       with the lower end is returned.
 
     Args:
-        model: the network before the split, as given to `split_certificate`; it stays as it is.
-        certificate: of the neuron to split; its verdict need not be "minimum".
+        model: the network before the split, the same as for `split_certificate`; it stays as it is.
+        certificate: certificate of the neuron to split; its verdict need not be "minimum".
         loss: the same as for the certificate.
         data: the same as for the certificate.
-        to_ratio: where to leave; None: stay where the certificate says saddle, else 1.5 or 1/2, by the sign of B.
-        slide_points: how many ratios to look at on the way, both ends included; at least 2.
-        steps: the most steps of descent.
+        to_ratio: ratio at the end of the slide; None: the certificate's ratio if that is a saddle, else 1.5 or 1/2, by
+            the sign of B.
+        slide_points: number of points of the slide, both ends included; at least 2.
+        steps: the largest number of steps of descent.
         reduction: the same as for the certificate.
 
     Raises:
         ValueError: there is no direction of negative curvature, the loss is not that of the certificate, or an argument
             is out of range.
-        RuntimeError: the loss increased by more than rounding, which means that it is not a function of the
-            parameters alone (random augmentation, a shuffled loss).
+        RuntimeError: the loss increased by more than rounding, so it depends on more than the parameters, such as
+            random augmentation.
 
     Examples:
         >>> from hf_fam.landscape import HalfSquaredError, find_critical_point, split_certificate
@@ -124,38 +126,40 @@ def escape_path(
         )
     if to_ratio is not None and not math.isfinite(to_ratio):
         raise ValueError(f"to_ratio={to_ratio!r}: give a finite number, or None.")
-    target = _target(certificate) if to_ratio is None else to_ratio
-    direction = _way_out(certificate, target)
+    target = _saddle_ratio(certificate) if to_ratio is None else to_ratio
+    direction = _steepest_direction(certificate, target)
     source = find_hidden_layer(model, certificate.layer, certificate.next_layer)
     copied = float64_copy(model)
     v = source.fan_out[:, certificate.neuron].to(copied.get_parameter(f"{certificate.next_layer}.weight"))
     hidden = find_hidden_layer(copied, certificate.layer, certificate.next_layer)
     split_hidden(hidden, [certificate.neuron], certificate.ratio)
     objective = Objective(loss, data, reduction)
-    walk = _Walk(copied, objective, certificate.ratio)
-    if abs(walk.points[0].loss - certificate.loss) > 1e-9 * max(1.0, abs(certificate.loss)):
+    builder = _PathBuilder(copied, objective, certificate.ratio)
+    if abs(builder.points[0].loss - certificate.loss) > 1e-9 * max(1.0, abs(certificate.loss)):
         raise ValueError(
-            f"the loss is {walk.points[0].loss:.9g}, but the certificate was made at {certificate.loss:.9g}: give the "
-            "model, loss and data that it was made for."
+            f"the loss is {builder.points[0].loss:.9g}, but the certificate was made at {certificate.loss:.9g}: give "
+            "the model, loss and data that it was made for."
         )
     split = _Split(hidden, certificate.neuron, hidden.width - 1, v)
     if target != certificate.ratio:
         for k in range(1, slide_points):
             ratio = certificate.ratio + (target - certificate.ratio) * k / (slide_points - 1)
-            walk.slide(ratio, split.slide(ratio))
+            builder.slide(ratio, split.slide(ratio))
     displacement = split.displacement(copied, direction, target)
-    ways = [way for way in (walk.copy().leave(sign * displacement, steps) for sign in (1, -1)) if way is not None]
-    if not ways:
+    paths = [
+        path for path in (builder.copy().leave(sign * displacement, steps) for sign in (1, -1)) if path is not None
+    ]
+    if not paths:
         raise ValueError(
             "no step along the direction of negative curvature lowers the loss by more than rounding: the curvature is "
-            "too small to be used."
+            "too small. Try another neuron or to_ratio."
         )
-    best = min(ways, key=lambda way: way.points[-1].loss)
+    best = min(paths, key=lambda path: path.points[-1].loss)
     return EscapePath(best.points, best.model)
 
 
-class _Walk:
-    """The points so far, and the promise that the loss never increases."""
+class _PathBuilder:
+    """The points so far; refuses a loss that increases."""
 
     def __init__(self, model: nn.Module, objective: Objective, ratio: float) -> None:
         self.model, self.objective = model, objective
@@ -164,19 +168,19 @@ class _Walk:
     def slide(self, ratio: float, length: float) -> None:
         self._add(SLIDE, ratio, length, self.objective.value(self.model))
 
-    def copy(self) -> _Walk:
-        """The same walk so far, to go on from."""
+    def copy(self) -> _PathBuilder:
+        """Return a copy, to continue the path in another direction."""
         other = copy.copy(self)
         other.model, other.points = copy.deepcopy(self.model), list(self.points)
         return other
 
-    def leave(self, displacement: Tensor, steps: int) -> _Walk | None:
-        """Step and descend; None if the step leads nowhere."""
+    def leave(self, displacement: Tensor, steps: int) -> _PathBuilder | None:
+        """Step and descend; return None if no step lowers the loss."""
         ratio = self.points[-1].ratio
-        found = search(self.model, self.objective, displacement, self.points[-1].loss, SAMPLES)
-        if found is None:
+        step_and_losses = search(self.model, self.objective, displacement, self.points[-1].loss, SAMPLES)
+        if step_and_losses is None:
             return None
-        step, losses = found
+        step, losses = step_and_losses
         for loss in losses:
             self._add(STEP, ratio, float(step.norm()) / SAMPLES, loss)
         for length, loss in descend(self.model, self.objective, steps, SAMPLES):
@@ -184,13 +188,13 @@ class _Walk:
         return self
 
     def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
-        before = self.points[-1]
-        if not loss <= before.loss + ROUNDING * max(1.0, abs(before.loss)) * max(1.0, abs(ratio)):
+        previous = self.points[-1]
+        if not loss <= previous.loss + ROUNDING * max(1.0, abs(previous.loss)) * max(1.0, abs(ratio)):
             raise RuntimeError(
-                f"the loss rose from {before.loss!r} to {loss!r} in phase {phase!r}: it is not a function of the "
-                "parameters alone. Are the data augmented, or shuffled under batch normalization?"
+                f"the loss rose from {previous.loss!r} to {loss!r} in phase {phase!r}, so it depends on more than the "
+                "parameters: use fixed data, without augmentation, and without shuffling under batch normalization."
             )
-        self.points.append(PathPoint(phase, ratio, before.length + length, loss))
+        self.points.append(PathPoint(phase, ratio, previous.length + length, loss))
 
 
 @dataclass(frozen=True)
@@ -204,21 +208,24 @@ class _Split:
 
     @torch.no_grad()
     def slide(self, ratio: float) -> float:
-        """Set another ratio; the length of the way there."""
-        columns = _rows_of(self.hidden.outgoing)
+        """Set another ratio; return the length of the way there."""
+        columns = _as_rows(self.hidden.outgoing)
         before = columns[:, [self.old, self.new]].clone()
-        columns[:, self.old], columns[:, self.new] = shares(self.v, ratio)
+        columns[:, self.old], columns[:, self.new] = split_fan_out(self.v, ratio)
         return float((columns[:, [self.old, self.new]] - before).norm())
 
     def displacement(self, model: nn.Module, direction: Tensor, ratio: float) -> Tensor:
-        """The direction (q, w) in the parameters: u1 + (1 - ratio) q, u2 - ratio q, v1 + w, v2 - w."""
+        """Return the direction (q, w) in the space of the parameters.
+
+        u1 + (1 - ratio) q, u2 - ratio q, v1 + w, v2 - w.
+        """
         first, outgoing = self.hidden.incoming[0], self.hidden.outgoing
-        inputs = _rows_of(first).shape[1]
+        inputs = _as_rows(first).shape[1]
         w = direction[len(direction) - len(self.v) :]
         q = direction[: len(direction) - len(self.v)]
         moved = {id(p): torch.zeros_like(p) for p in trainable(model)}
-        rows = _rows_of(first, moved[id(first.weight)])
-        columns = _rows_of(outgoing, moved[id(outgoing.weight)])
+        rows = _as_rows(first, moved[id(first.weight)])
+        columns = _as_rows(outgoing, moved[id(outgoing.weight)])
         for neuron, share, sign in ((self.old, 1 - ratio, 1), (self.new, -ratio, -1)):
             rows[neuron] = share * q[:inputs]
             columns[:, neuron] = sign * w
@@ -227,25 +234,28 @@ class _Split:
         return torch.cat([moved[id(p)].reshape(-1) for p in trainable(model)])
 
 
-def _rows_of(module: Any, tensor: Tensor | None = None) -> Tensor:
-    """The weight, or something of its shape, as (outputs, inputs): a view."""
+def _as_rows(module: Any, tensor: Tensor | None = None) -> Tensor:
+    """Return a view of the weight, or of its like, as (outputs, inputs)."""
     rows: Tensor = module.weight.data if tensor is None else tensor
     return rows.T if type(module).__name__ == "Conv1D" else rows
 
 
-def _target(certificate: SplitCertificate) -> float:
-    """A ratio at which the split is a saddle, the given one if possible."""
-    candidates = [certificate.ratio, OUTSIDE_THE_TRAP, 0.5]
+def _saddle_ratio(certificate: SplitCertificate) -> float:
+    """Return a ratio at which the split is a saddle.
+
+    The certificate's own ratio is preferred.
+    """
+    candidates = [certificate.ratio, RATIO_OUTSIDE, 0.5]
     for ratio in candidates:
         if certificate.judge(ratio).kind == SADDLE:
             return ratio
-    # At a point that is not quite critical nothing is certified, but curvature can still lead down.
+    # Near a critical point nothing is certified, but negative curvature can still lower the loss.
     return min(candidates, key=lambda ratio: float(torch.linalg.eigvalsh(certificate.curvature.block(ratio))[0]))
 
 
-def _way_out(certificate: SplitCertificate, ratio: float) -> Tensor:
+def _steepest_direction(certificate: SplitCertificate, ratio: float) -> Tensor:
     block = certificate.curvature.block(ratio)
-    if certificate.curvature.D_across.norm() <= 1e-10 * max(certificate.curvature.scale_d, 1e-300):
+    if certificate.curvature.D_orthogonal.norm() <= 1e-10 * max(certificate.curvature.scale_d, 1e-300):
         block[: len(certificate.B), len(certificate.B) :] = 0
         block[len(certificate.B) :, : len(certificate.B)] = 0
     values, vectors = torch.linalg.eigh(block)

@@ -1,4 +1,4 @@
-"""A hidden layer seen as neurons: the weights that lead into it, the weights that lead out, and how to rewrite both."""
+"""The neurons of a hidden layer: their incoming and outgoing weights, and how to rewrite both."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from ..layer.finding import resolve_layer, weighted_layers
 
 @dataclass(frozen=True)
 class Naming:
-    """How a family of transformers models calls the two halves of its MLP, relative to their common prefix.
+    """Names of the two halves of an MLP in a family of transformers models.
+
+    The names are relative to their common prefix.
 
     Attributes:
         incoming: the layers into the neurons; two of them in a gated MLP.
-        outgoing: the layer out of them.
-        sizes: what the configuration may call the number of neurons.
+        outgoing: the layer that reads the neurons.
+        sizes: names of the number of neurons in the configuration.
     """
 
     incoming: tuple[str, ...]
@@ -45,7 +47,7 @@ NAMINGS = (
     Naming(("gate_proj", "up_proj"), "down_proj", ("intermediate_size",)),  # Llama, Mistral, Qwen, Gemma, gated
 )
 
-# Of torch.nn.modules.activation, these mix neurons or have a parameter for each of them.
+# Modules of torch.nn.modules.activation that mix neurons or have a parameter for each.
 _NOT_ELEMENTWISE = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
 
 
@@ -58,7 +60,7 @@ class HiddenLayer:
         incoming: the layers whose outputs are the neurons; in a gated MLP the gate and the other factor.
         next_name: dotted name of the outgoing layer.
         outgoing: the layer that reads them.
-        naming: the transformers naming that led here, if one did.
+        naming: the transformers naming that identified the layer; None for others.
     """
 
     names: tuple[str, ...]
@@ -69,28 +71,28 @@ class HiddenLayer:
 
     @property
     def width(self) -> int:
-        """The number of neurons."""
+        """Return the number of neurons."""
         return weight_rows(self.outgoing).shape[1]
 
     @property
-    def gated(self) -> bool:
-        """Whether a neuron is a product of two."""
+    def is_gated(self) -> bool:
+        """Return True if a neuron is a product of two factors."""
         return len(self.incoming) > 1
 
     @property
     def fan_in(self) -> Tensor:
-        """What defines each neuron, one row each: incoming weights, then biases; ``(width, ...)``."""
+        """Return incoming weights and biases, one row a neuron; ``(width, ...)``."""
         parts = [weight_rows(module) for module in self.incoming]
         parts += [module.bias[:, None] for module in self.incoming if module.bias is not None]
         return torch.cat([part.detach() for part in parts], dim=1)
 
     @property
     def fan_out(self) -> Tensor:
-        """Outgoing weights, one column a neuron; ``(outputs, width)``."""
+        """Return the outgoing weights, one column a neuron; ``(outputs, width)``."""
         return weight_rows(self.outgoing).detach()
 
     def rewrite(self, sources: Tensor, fan_out: Tensor) -> None:
-        """Replace the neurons: number k gets the incoming weights of the former ``sources[k]``.
+        """Replace the neurons: number k gets the inputs of former ``sources[k]``.
 
         Args:
             sources: indices of former neurons, shape ``(new width,)``.
@@ -103,13 +105,13 @@ class HiddenLayer:
 
 
 def weight_rows(module: Any) -> Tensor:
-    """The weight of a linear layer as ``(outputs, inputs)``, whichever way round it is stored."""
+    """Return the weight of a linear layer as ``(outputs, inputs)``."""
     weight: Tensor = module.weight
     return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
 def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
-    """The index as an int, whatever type it has; a neuron that is not there is refused.
+    """Return the index as an int, or refuse a neuron that does not exist.
 
     Raises:
         ValueError: ``neuron`` is not an index into the layer.
@@ -123,17 +125,17 @@ def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
 def find_hidden_layer(
     model: nn.Module, layer: str | nn.Module, next_layer: str | nn.Module | None = None
 ) -> HiddenLayer:
-    """The neurons that ``layer`` makes, with the layer that reads them.
+    """Return the neurons that ``layer`` makes, with the layer that reads them.
 
     Args:
         model: the model, not wrapped.
         layer: dotted name, or module: an ``nn.Linear`` or transformers' ``Conv1D``.
         next_layer: the layer that reads ``layer``'s output through an elementwise activation. Found automatically in an
-            ``nn.Sequential`` and in the MLPs of transformers models; elsewhere it must be given, and is believed.
+            ``nn.Sequential`` and in the MLPs of transformers models; required elsewhere, where it is not verified.
 
     Raises:
-        ValueError: no such layer, no layer that certainly reads it, or two that do not fit together.
-        TypeError: a layer that is not a plain linear layer.
+        ValueError: there is no such layer, the layer that reads it is unknown, or the two do not fit together.
+        TypeError: a layer is not a plain linear layer.
     """
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError(
@@ -141,31 +143,31 @@ def find_hidden_layer(
             "edit model.module first, then wrap it."
         )
     name, module = resolve_layer(model, layer)
-    found = _by_naming(model, name) or _in_sequential(model, name, module)
+    hidden = _by_naming(model, name) or _in_sequential(model, name, module)
     if next_layer is not None:
         next_name, outgoing = resolve_layer(model, next_layer)
-        # What is known by its name keeps its gate.
-        if found is None or found.next_name != next_name:
-            found = HiddenLayer((name,), (module,), next_name, outgoing)
+        # A layer that was found by its name keeps its gate.
+        if hidden is None or hidden.next_name != next_name:
+            hidden = HiddenLayer((name,), (module,), next_name, outgoing)
     _check_called_once(model, name, module)
-    if found is not None:
-        _check_called_once(model, found.next_name, found.outgoing)
-    if found is None:
+    if hidden is not None:
+        _check_called_once(model, hidden.next_name, hidden.outgoing)
+    if hidden is None:
         raise ValueError(
-            f"layer '{name}': which layer reads its output cannot be told from the structure of {_owner(model, name)}. "
-            "If a linear layer reads it through nothing but an elementwise activation (no normalization, no gate), "
-            "name that layer: next_layer=..."
+            f"layer '{name}': the layer that reads its output cannot be found in {_owner(model, name)}: if a linear "
+            "layer reads it through only an elementwise activation (no normalization, no gate), name that layer with "
+            "next_layer=..."
         )
-    return _checked(model, found)
+    return _check_layers(model, hidden)
 
 
 def find_hidden_layers(
     model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module], next_layer: str | nn.Module | None = None
 ) -> list[HiddenLayer]:
-    """The same for several layers: a list, or a name with ``*`` in it.
+    """Return the hidden layers of a list, or of a name with ``*``.
 
     Raises:
-        ValueError: a pattern that matches no layer, ``next_layer`` for several layers, or see `find_hidden_layer`.
+        ValueError: a pattern matches no layer, ``next_layer`` is given for several layers, or see `find_hidden_layer`.
     """
     if isinstance(layer, str) and any(sign in layer for sign in "*?["):
         matching = [name for name, _ in weighted_layers(model) if fnmatch.fnmatchcase(name, layer)]
@@ -176,24 +178,27 @@ def find_hidden_layers(
         return [find_hidden_layer(model, layer, next_layer)]
     if next_layer is not None:
         raise ValueError("next_layer can be given for one layer only: call once for each layer.")
-    hidden = {found.next_name: found for found in (find_hidden_layer(model, one) for one in layer)}
-    if not hidden:
+    layers = {hidden.next_name: hidden for hidden in (find_hidden_layer(model, one) for one in layer)}
+    if not layers:
         raise ValueError(f"layer={layer!r} names no layer.")
-    return list(hidden.values())
+    return list(layers.values())
 
 
 def all_hidden_layers(model: nn.Module) -> Iterator[HiddenLayer]:
-    """Every hidden layer of a model that is recognized without help, once."""
+    """Yield every hidden layer that is recognized automatically, once."""
     seen = set()
     for name, module in weighted_layers(model):
-        found = _by_naming(model, name) or _in_sequential(model, name, module)
-        if found is not None and found.next_name not in seen:
-            seen.add(found.next_name)
-            yield found
+        hidden = _by_naming(model, name) or _in_sequential(model, name, module)
+        if hidden is not None and hidden.next_name not in seen:
+            seen.add(hidden.next_name)
+            yield hidden
 
 
 def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
-    """By the names that transformers gives; a class of somebody else may mean something else by them."""
+    """Find a hidden layer by the names of transformers' own classes.
+
+    Classes of other packages may use the same names for something else.
+    """
     modules = dict(model.named_modules())
     for naming in NAMINGS:
         for role in naming.incoming:
@@ -205,35 +210,41 @@ def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
             parent = modules[name.rpartition(".")[0]]
             from_transformers = type(parent).__module__.startswith("transformers.")
             if from_transformers and all(n in modules for n in (*names, next_name)):
-                found = HiddenLayer(names, tuple(modules[n] for n in names), next_name, modules[next_name], naming)
-                return None if _normalised_inside(parent, found) else found
+                hidden = HiddenLayer(names, tuple(modules[n] for n in names), next_name, modules[next_name], naming)
+                return None if _has_inner_norm(parent, hidden) else hidden
     return None
 
 
-def _normalised_inside(parent: nn.Module, hidden: HiddenLayer) -> bool:
-    """Whether the MLP has a normalization of its neurons, recognized by its size."""
+def _has_inner_norm(parent: nn.Module, hidden: HiddenLayer) -> bool:
+    """Return True if the MLP normalizes its neurons.
+
+    The normalization is recognized by its size.
+    """
     outputs, width = weight_rows(hidden.outgoing).shape
     weights = (getattr(child, "weight", None) for child in parent.children())
     return width != outputs and any(isinstance(w, Tensor) and w.shape == (width,) for w in weights)
 
 
 def _in_sequential(model: nn.Module, name: str, module: nn.Module) -> HiddenLayer | None:
-    """By the order in which an ``nn.Sequential``, nested ones included, calls its modules."""
-    order = _order(model, name)
-    if _calls(order, module) != 1:
+    """Find a hidden layer by the order of calls in an ``nn.Sequential``."""
+    order = _call_order(model, name)
+    if _count_calls(order, module) != 1:
         return None
     position = next(k for k, (_, candidate) in enumerate(order) if candidate is module)
     for next_name, candidate in order[position + 1 :]:
         if isinstance(candidate, nn.Linear) or type(candidate).__name__ == "Conv1D":
-            once = _calls(order, candidate) == 1
+            once = _count_calls(order, candidate) == 1
             return HiddenLayer((name,), (module,), next_name, candidate) if once else None
         if not _is_elementwise(candidate):
             return None
     return None
 
 
-def _order(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """What the outermost ``nn.Sequential`` around a layer calls, in that order; empty if there is none."""
+def _call_order(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """Return the modules that the outermost ``nn.Sequential`` calls, in order.
+
+    The list is empty if there is no ``nn.Sequential`` around the layer.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     top, outer = None, name
     while outer:
@@ -244,12 +255,12 @@ def _order(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     return [] if top is None else list(_flattened(modules[top], top))
 
 
-def _calls(order: list[tuple[str, nn.Module]], module: nn.Module) -> int:
+def _count_calls(order: list[tuple[str, nn.Module]], module: nn.Module) -> int:
     return sum(candidate is module for _, candidate in order)
 
 
 def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    # named_children() leaves out every further occurrence of a module, which is called all the same.
+    # named_children() lists a repeated module only once, although it is called several times.
     for key, child in children(sequential).items():
         name = f"{prefix}.{key}" if prefix else key
         if type(child) is nn.Sequential:
@@ -259,7 +270,7 @@ def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Mod
 
 
 def _is_elementwise(module: nn.Module) -> bool:
-    """Whether it certainly acts on each neuron alone, and alike on all."""
+    """Return True if the module acts on each neuron alone, and alike on all."""
     if isinstance(module, (nn.Identity, nn.Dropout)):
         return True
     if isinstance(module, nn.PReLU):
@@ -270,20 +281,20 @@ def _is_elementwise(module: nn.Module) -> bool:
     )
 
 
-def _checked(model: nn.Module, hidden: HiddenLayer) -> HiddenLayer:
-    """The same hidden layer, after refusing what cannot be rewritten."""
+def _check_layers(model: nn.Module, hidden: HiddenLayer) -> HiddenLayer:
+    """Return the hidden layer, or refuse layers that cannot be rewritten."""
     layers = dict(zip((*hidden.names, hidden.next_name), (*hidden.incoming, hidden.outgoing), strict=True))
     for name, module in layers.items():
         _check_plain(model, name, module)
-    made = {name: weight_rows(module).shape[0] for name, module in zip(hidden.names, hidden.incoming, strict=True)}
-    if set(made.values()) != {hidden.width}:
-        sizes = ", ".join(f"'{name}' makes {size}" for name, size in made.items())
+    outputs = {name: weight_rows(module).shape[0] for name, module in zip(hidden.names, hidden.incoming, strict=True)}
+    if set(outputs.values()) != {hidden.width}:
+        sizes = ", ".join(f"'{name}' makes {size}" for name, size in outputs.items())
         raise ValueError(
-            f"{sizes} values, but '{hidden.next_name}' reads {hidden.width}: these are not two layers with an "
-            "elementwise activation between them (a gate in one matrix is not supported)."
+            f"{sizes} values, but '{hidden.next_name}' reads {hidden.width}: give two layers with only an elementwise "
+            "activation between them (a gate in one matrix is not supported)."
         )
     if any(module is hidden.outgoing for module in hidden.incoming):
-        raise ValueError(f"layer and next_layer are the same layer, '{hidden.next_name}'.")
+        raise ValueError(f"layer and next_layer are the same layer, '{hidden.next_name}': give two layers.")
     return hidden
 
 
@@ -292,11 +303,11 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
     is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     if not is_linear or not isinstance(weight, Tensor):
         raise TypeError(
-            f"layer '{name}' is a {_kind(module)}; neurons can be split in torch.nn.Linear and transformers' "
-            "Conv1D only (merge adapters into their layers first)."
+            f"layer '{name}' is a {_qualified_class(module)}; neurons can be split in torch.nn.Linear and "
+            "transformers' Conv1D only (merge adapters into their layers first)."
         )
     if parametrize.is_parametrized(module) or not isinstance(own_parameters(module).get("weight"), nn.Parameter):
-        raise TypeError(f"the weight of layer '{name}' is computed by a parametrization: remove that first.")
+        raise TypeError(f"the weight of layer '{name}' is computed by a parametrization: remove it first.")
     if type(weight) is not nn.Parameter or not weight.is_floating_point():
         raise TypeError(
             f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantized or sharded "
@@ -306,12 +317,12 @@ def _check_plain(model: nn.Module, name: str, module: Any) -> None:
         owners = [owner for owner in model.modules() if any(p is parameter for p in own_parameters(owner).values())]
         if parameter is not None and len(owners) > 1:
             raise ValueError(
-                f"layer '{name}' shares its weight with another layer, which would have to change with it."
+                f"layer '{name}' shares its weight with another layer, so it cannot change alone: choose another layer."
             )
 
 
 def _check_called_once(model: nn.Module, name: str, module: nn.Module) -> None:
-    times = _calls(_order(model, name), module)
+    times = _count_calls(_call_order(model, name), module)
     if times > 1:
         raise ValueError(
             f"layer '{name}' is called {times} times by its nn.Sequential, for other neurons each time: its weights "
@@ -319,8 +330,8 @@ def _check_called_once(model: nn.Module, name: str, module: nn.Module) -> None:
         )
 
 
-def _kind(module: nn.Module) -> str:
-    """The class, with its package: adapters have their own Linear."""
+def _qualified_class(module: nn.Module) -> str:
+    """Return the class with its package, as adapters have their own Linear."""
     return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"
 
 
@@ -329,7 +340,7 @@ def _owner(model: nn.Module, name: str) -> str:
 
 
 def _set_weights(module: Any, rows: Tensor, bias: Tensor | None) -> None:
-    """New parameters, of the old ones' type, device and requires_grad."""
+    """Set new parameters of the old type, device and requires_grad."""
     conv1d = type(module).__name__ == "Conv1D"
     old = module.weight
     new = rows.to(old.dtype)

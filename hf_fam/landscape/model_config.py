@@ -1,4 +1,4 @@
-"""A transformers configuration that keeps describing its model when the number of neurons changes."""
+"""Update a transformers configuration when the number of neurons changes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .hidden_layer import HiddenLayer, all_hidden_layers
 
 
 def update_config(model: nn.Module, changed: Iterable[HiddenLayer]) -> None:
-    """Write the new width into the configuration if all layers that it speaks of have it; warn otherwise.
+    """Write the new width into the configuration, or warn if it does not fit.
 
-    A configuration has one number for all of its MLPs. Once they differ, `from_pretrained` would build a model of other
+    A configuration has one number for all of its MLPs. If they differ, `from_pretrained` would build a model of other
     shapes than those that `save_pretrained` wrote.
 
     Args:
@@ -23,9 +23,9 @@ def update_config(model: nn.Module, changed: Iterable[HiddenLayer]) -> None:
     """
     if not hasattr(model, "config"):
         return
-    peers = [(hidden, _sizes(model, hidden)) for hidden in all_hidden_layers(model)]
+    peers = [(hidden, _width_entry(model, hidden)) for hidden in all_hidden_layers(model)]
     for hidden in changed:
-        size = _sizes(model, hidden)
+        size = _width_entry(model, hidden)
         if size is None:
             _warn(hidden, "the configuration has no number for it")
             continue
@@ -39,8 +39,11 @@ def update_config(model: nn.Module, changed: Iterable[HiddenLayer]) -> None:
                 setattr(config, name, hidden.width)
 
 
-def _sizes(model: nn.Module, hidden: HiddenLayer) -> tuple[str, list[Any]] | None:
-    """The name of the number, and all configurations that hold it, from the outermost; one may be a copy of another."""
+def _width_entry(model: nn.Module, hidden: HiddenLayer) -> tuple[str, list[Any]] | None:
+    """Return the name of the width, and all configurations that hold it.
+
+    The outermost configuration is the first. One may be a copy of another.
+    """
     if hidden.naming is None:
         return None
     parts = hidden.names[0].split(".")

@@ -1,4 +1,4 @@
-"""The loss over a whole data set, as a function of a model: value, gradient, products with the Hessian."""
+"""The loss over a whole data set: value, gradient and products with the Hessian."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class HalfSquaredError(nn.Module):
     reduction = "sum"
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """0.5 * ||outputs - targets||^2; equal shapes, nothing is broadcast."""
+        """Return 0.5 * ||outputs - targets||^2 for tensors of equal shape."""
         if outputs.shape != targets.shape:
-            raise ValueError(f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}.")
+            raise ValueError(
+                f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}: give equal shapes."
+            )
         return 0.5 * (outputs - targets).square().sum()
 
 
@@ -37,14 +39,14 @@ class Objective:
     Args:
         loss: called with outputs and targets for batches that are pairs, with outputs and the batch for dicts; None:
             the model's own (``outputs.loss``).
-        data: batches, ``(inputs, targets)`` or dicts of a model's arguments, in something that can be gone through more
+        data: batches, ``(inputs, targets)`` or dicts of a model's arguments, in an object that can be iterated more
             than once (a list, a DataLoader without random augmentation); or one such batch.
-        reduction: how the losses of batches make the loss of the data: "mean", weighted by their number of items (the
-            length of their first tensor), or "sum". None: what ``loss.reduction`` says, else "mean".
+        reduction: how the losses of batches are combined: "mean", weighted by the number of items (the length of the
+            first tensor), or "sum". None: ``loss.reduction``, else "mean".
 
     Raises:
-        ValueError: an iterator, which can be gone through only once, no batches, or an unknown reduction.
-        TypeError: batches that are neither pairs nor dicts.
+        ValueError: the data are an iterator or empty, or the reduction is unknown.
+        TypeError: a batch is neither a pair nor a dict.
     """
 
     def __init__(self, loss: Loss | None, data: Any, reduction: str | None = None) -> None:
@@ -52,21 +54,24 @@ class Objective:
         self.reduction = reduction or getattr(loss, "reduction", "mean")
         if self.reduction not in ("mean", "sum"):
             raise ValueError(
-                f'reduction={self.reduction!r}: the loss of a batch must be the "mean" over its items or their "sum"; '
-                "say which with reduction=..."
+                f'reduction={self.reduction!r}: give "mean" if the loss of a batch is the mean over its items, or '
+                '"sum".'
             )
         if isinstance(data, Iterator):
             raise ValueError(
-                f"data is a {type(data).__name__}, which can be gone through only once: give a list or a DataLoader."
+                f"data is a {type(data).__name__}, which can be iterated only once: give a list or a DataLoader."
             )
         one_pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
         self.data: Iterable[Any] = [data] if one_pair or _is_dict(data) else data
         self.items = sum(_length(batch) for batch in self.data)
         if not self.items:
-            raise ValueError("data has no batches.")
+            raise ValueError("data has no batches: give at least one.")
 
     def batch_losses(self, model: nn.Module) -> Iterator[Tensor]:
-        """Scalars in the graph, one a batch, which add up to the loss."""
+        """Yield the loss of each batch, a scalar in the graph.
+
+        The scalars add up to the loss of the data.
+        """
         parameter = next(model.parameters())
         for batch in self.data:
             # The fused attention kernels have no second derivative.
@@ -74,22 +79,25 @@ class Objective:
                 loss = self._call(model, _cast(batch, parameter.device, parameter.dtype))
             if not isinstance(loss, Tensor) or loss.dim():
                 shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise ValueError(f"loss must be a scalar tensor for each batch; it is {shape}.")
+                raise ValueError(f"loss must be a scalar tensor for each batch, not {shape}.")
             if loss.dtype != parameter.dtype:
                 raise ValueError(
-                    f"the loss is computed in {loss.dtype}, too coarse for a verdict: causal models of transformers "
-                    "cast their logits. Give a loss that does not, such as lambda outputs, batch: torch.nn.functional."
+                    f"the loss is computed in {loss.dtype}, which is not precise enough: causal models of transformers "
+                    "cast their logits. Give a loss without a cast, such as lambda outputs, batch: torch.nn.functional."
                     "cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten())."
                 )
             yield loss * (_length(batch) / self.items) if self.reduction == "mean" else loss
 
     def value(self, model: nn.Module) -> float:
-        """The loss."""
+        """Return the loss."""
         with torch.no_grad():
             return math.fsum(float(loss) for loss in self.batch_losses(model))
 
     def value_and_gradient(self, model: nn.Module) -> tuple[float, Tensor]:
-        """The loss and its gradient in all trainable parameters, as one vector."""
+        """Return the loss and its gradient in all trainable parameters.
+
+        The gradient is one vector.
+        """
         parameters = trainable(model)
         values, total = [], torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
         for loss in self.batch_losses(model):
@@ -98,7 +106,7 @@ class Objective:
         return math.fsum(values), total
 
     def hessian_product(self, model: nn.Module, vector: Tensor) -> Tensor:
-        """The Hessian in all trainable parameters times a vector."""
+        """Return the Hessian in all trainable parameters times a vector."""
         parameters, total = trainable(model), torch.zeros_like(vector)
         for loss in self.batch_losses(model):
             gradient = flat_gradient(loss, parameters, create_graph=True)
@@ -106,7 +114,7 @@ class Objective:
         return total
 
     def hessian(self, model: nn.Module) -> Tensor:
-        """The whole Hessian, for tiny models: one product for each parameter."""
+        """Return the whole Hessian of a tiny model, one product per parameter."""
         parameters = trainable(model)
         size = sum(p.numel() for p in parameters)
         total = torch.zeros(size, size, dtype=parameters[0].dtype, device=parameters[0].device)
@@ -128,7 +136,10 @@ class Objective:
 
 
 def float64_copy(model: nn.Module) -> nn.Module:
-    """A copy in float64 and evaluation mode, on the same device, or on the CPU where that has no float64."""
+    """Return a copy in float64 and evaluation mode.
+
+    It is on the same device, or on the CPU if the device has no float64.
+    """
     copied = copy.deepcopy(model)
     if any(parameter.device.type == "mps" for parameter in copied.parameters()):
         copied = copied.cpu()
@@ -136,17 +147,20 @@ def float64_copy(model: nn.Module) -> nn.Module:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the loss is a function of; frozen ones are constants."""
+    """Return the trainable parameters; the loss is a function of them alone."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """All entries in one vector."""
+    """Return all entries in one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def flat_gradient(scalar: Tensor, parameters: Sequence[Tensor], **options: Any) -> Tensor:
-    """The gradient as one vector, zero where the scalar does not depend on a parameter."""
+    """Return the gradient as one vector.
+
+    It is zero where the scalar does not depend on a parameter.
+    """
     if not scalar.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=scalar.dtype, device=scalar.device)
     return flat(torch.autograd.grad(scalar, parameters, materialize_grads=True, **options))
@@ -166,7 +180,7 @@ def _is_dict(batch: Any) -> bool:
 
 
 def _length(batch: Any) -> int:
-    """The number of items in a batch."""
+    """Return the number of items in a batch."""
     parts = list(batch.values()) if _is_dict(batch) else batch
     if not _is_dict(batch) and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise TypeError(
@@ -181,7 +195,7 @@ def _length(batch: Any) -> int:
 
 
 def _cast(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The same batch where the model is, floating-point numbers in its precision."""
+    """Return the batch on the model's device and in its precision."""
     if isinstance(batch, Tensor):
         return batch.to(device, dtype) if batch.is_floating_point() else batch.to(device)
     if _is_dict(batch):

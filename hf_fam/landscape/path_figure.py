@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 
 
 def plot_path(escape: EscapePath, path: str | Path) -> None:
-    """Loss over the ratio while it slides, then over the length of the way; one axis of losses for both.
+    """Draw the loss over the ratio of the slide, then over the path's length.
+
+    Both panels share one axis of losses.
 
     Args:
         escape: the path.
-        path: the file to write; its ending is the format.
+        path: the file to write. Its extension selects the format.
 
     Raises:
         ImportError: matplotlib is not installed.

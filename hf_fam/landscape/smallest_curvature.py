@@ -1,4 +1,4 @@
-"""The extreme eigenvalues of a Hessian: in full for tiny models, by Lanczos iteration beyond."""
+"""The extreme eigenvalues of a Hessian, from the full matrix or by Lanczos iteration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Curvature:
     Attributes:
         smallest: the smallest eigenvalue.
         largest: the largest eigenvalue.
-        newton_distance: length of the Newton step (an upper bound for Lanczos) over that of the parameters: how far
-            away the critical point is.
-        method: how the numbers were found.
-        failure: why there are none, or empty.
+        newton_distance: distance to the critical point: the length of the Newton step (an upper bound for Lanczos)
+            over that of the parameters.
+        method: the method that computed the numbers.
+        failure: why the method failed, or empty.
     """
 
     smallest: float
@@ -32,19 +32,21 @@ class Curvature:
 
     @property
     def relative(self) -> float:
-        """The smallest eigenvalue in units of the largest in absolute value."""
+        """Return the smallest eigenvalue over the largest absolute one."""
         scale = max(abs(self.smallest), abs(self.largest))
         return self.smallest / scale if scale else 0.0
 
 
 def extreme_curvature(model: nn.Module, objective: Objective, gradient: Tensor, dense_limit: int) -> Curvature:
-    """Smallest and largest eigenvalue of the Hessian of the objective in the trainable parameters.
+    """Return the smallest and the largest eigenvalue of the objective's Hessian.
+
+    The Hessian is taken in all trainable parameters.
 
     Args:
         model: in float64.
         objective: the loss over the data.
         gradient: the gradient at the point, one vector.
-        dense_limit: up to this many parameters the matrix is computed.
+        dense_limit: up to this many parameters, the matrix is computed in full.
     """
     length = float(torch.cat([p.detach().reshape(-1) for p in trainable(model)]).norm())
     if len(gradient) <= dense_limit:
@@ -59,7 +61,7 @@ def _lanczos(model: nn.Module, objective: Objective, gradient: Tensor, length: f
     try:
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
     except ImportError:
-        failure = f"the Hessian of {len(gradient)} parameters is left to scipy, which is not installed"
+        failure = f"the Hessian of {len(gradient)} parameters needs scipy, which is not installed"
         return Curvature(0.0, 0.0, 0.0, "none", f"{failure}: pip install hf-fam[landscape], or raise dense_limit")
 
     def product(vector: object) -> object:

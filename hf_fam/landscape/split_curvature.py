@@ -1,4 +1,4 @@
-"""B and D: what the Hessian gains when a neuron is split."""
+"""B and D, the terms that splitting a neuron adds to the Hessian."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .hidden_layer import HiddenLayer
 from .objective import Objective, flat_gradient, trainable
 
 _DEPENDS_ON_OTHERS = (
-    "what '{next_name}' reads of neuron {neuron} depends on other neurons or other rows of '{name}': only an "
-    "elementwise activation may lie between the two layers (no normalization, attention or gate)."
+    "the input of '{next_name}' from neuron {neuron} depends on other neurons or other rows of '{name}': choose two "
+    "layers with only an elementwise activation between them (no normalization, attention or gate)."
 )
 
 
 @dataclass
 class SplitCurvature:
-    """Sums over the data that decide what splitting a neuron does to a critical point.
+    """Sums over the data that decide the effect of a split on a critical point.
 
     Attributes:
         B: sum_a (delta_a . v) sigma''(n_a) h_a h_a^T, shape ``(i, i)``.
@@ -30,7 +30,7 @@ class SplitCurvature:
         loss: the loss.
         scale_b: the sum of the absolute values of B's terms (their norms), against which rounding is judged.
         scale_d: the same for D.
-        bends: the largest ``|sigma''|``; 0 for a piecewise linear activation.
+        max_second_derivative: the largest ``|sigma''|``; 0 for a piecewise linear activation.
     """
 
     B: Tensor
@@ -40,16 +40,22 @@ class SplitCurvature:
     loss: float = 0.0
     scale_b: float = 0.0
     scale_d: float = 0.0
-    bends: float = 0.0
+    max_second_derivative: float = 0.0
 
     @property
-    def D_across(self) -> Tensor:
-        """D without its part along v: D v is the gradient of the neuron's incoming weights, 0 at a critical point."""
+    def D_orthogonal(self) -> Tensor:
+        """Return D without its part along v.
+
+        D v is the gradient of the neuron's incoming weights, which is 0 at a critical point.
+        """
         square = self.v @ self.v
         return self.D - torch.outer(self.D @ self.v, self.v) / square if square > 0 else self.D
 
     def block(self, ratio: float) -> Tensor:
-        """[[ratio (1 - ratio) B, D], [D^T, 0]], which the split adds to the Hessian, up to congruence."""
+        """Return [[ratio (1 - ratio) B, D], [D^T, 0]].
+
+        The split adds it to the Hessian, up to congruence.
+        """
         corner = torch.zeros(self.D.shape[1], self.D.shape[1], dtype=self.D.dtype, device=self.D.device)
         return torch.cat(
             [torch.cat([ratio * (1 - ratio) * self.B, self.D], dim=1), torch.cat([self.D.T, corner], dim=1)]
@@ -57,8 +63,10 @@ class SplitCurvature:
 
 
 @dataclass
-class Pass:
-    """What one forward pass showed of the two layers, in the graph; an entry for every call.
+class RecordedPass:
+    """Inputs and outputs of the two layers in one forward pass, one entry for every call.
+
+    All tensors are in the graph.
 
     Attributes:
         features: h, inputs of the first layer.
@@ -74,102 +82,109 @@ class Pass:
 
 
 def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer, neuron: int) -> SplitCurvature:
-    """B and D of one neuron over all batches; the model is in float64.
+    """Return B and D of one neuron over all batches, for a model in float64.
 
     Raises:
-        ValueError: something else than an elementwise activation lies between the two layers.
+        ValueError: more than an elementwise activation lies between the two layers.
     """
     _check_no_gate(model, objective, hidden)
     total: SplitCurvature | None = None
     losses = objective.batch_losses(model)
     while True:
-        with recorded(hidden) as seen:
+        with record_pass(hidden) as recorded_pass:
             loss = next(losses, None)
         if loss is None:
             break
-        term = Rows(hidden, neuron, seen).curvature(loss, trainable(model))
+        term = Rows(hidden, neuron, recorded_pass).curvature(loss, trainable(model))
         total = term if total is None else _add(total, term)
     assert total is not None  # Objective refuses data without batches
     return total
 
 
 def _check_no_gate(model: nn.Module, objective: Objective, hidden: HiddenLayer) -> None:
-    """With the pre-activations held fixed, no weight matrix may reach what the next layer reads.
+    """Check that the next layer's input depends on no other weight matrix.
+
+    The pre-activations are held fixed for the check.
 
     Raises:
-        ValueError: one does; then a neuron is more than a function of its pre-activation.
+        ValueError: it does, so a neuron is more than a function of its pre-activation.
     """
-    with recorded(hidden, cut=True) as seen:
+    with record_pass(hidden, cut=True) as recorded_pass:
         next(objective.batch_losses(model))
     matrices = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
-    read = sum((z.sum() for z in seen.activations if z.requires_grad), torch.zeros(()))
-    if not read.requires_grad:
+    next_inputs = sum((z.sum() for z in recorded_pass.activations if z.requires_grad), torch.zeros(()))
+    if not next_inputs.requires_grad:
         return
-    gradients = torch.autograd.grad(read, list(matrices.values()), allow_unused=True)
+    gradients = torch.autograd.grad(next_inputs, list(matrices.values()), allow_unused=True)
     for name, gradient in zip(matrices, gradients, strict=True):
         if gradient is not None and bool(gradient.any()):
             raise ValueError(
-                f"what '{hidden.next_name}' reads depends on '{name}' too, beside '{hidden.names[0]}': a gate, or "
-                "another branch. The formula for B and D is about functions of the pre-activation alone."
+                f"the input of '{hidden.next_name}' depends on '{name}', not only on '{hidden.names[0]}': choose "
+                "layers without a gate or another branch, because B and D need a function of the pre-activation alone."
             )
 
 
 @contextmanager
-def recorded(hidden: HiddenLayer, cut: bool = False) -> Iterator[Pass]:
-    """Record every call of the two layers inside the ``with`` block; ``cut``: pre-activations become leaves."""
-    seen = Pass()
+def record_pass(hidden: HiddenLayer, cut: bool = False) -> Iterator[RecordedPass]:
+    """Record every call of the two layers inside the ``with`` block.
+
+    With ``cut``, pre-activations become leaves.
+    """
+    recorded_pass = RecordedPass()
 
     def on_first(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.detach().requires_grad_() if cut else output
-        seen.features.append(args[0])
-        seen.pre_activations.append(output)
-        return output.clone()  # an activation that works in place must not overwrite what was recorded
+        recorded_pass.features.append(args[0])
+        recorded_pass.pre_activations.append(output)
+        return output.clone()  # an activation in place must not overwrite the recorded output
 
     def on_next(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen.activations.append(args[0])
-        seen.next_pre_activations.append(output)
+        recorded_pass.activations.append(args[0])
+        recorded_pass.next_pre_activations.append(output)
         return output.clone()
 
     hooks = [hidden.incoming[0].register_forward_hook(on_first), hidden.outgoing.register_forward_hook(on_next)]
     try:
-        yield seen
+        yield recorded_pass
     finally:
         for hook in hooks:
             hook.remove()
 
 
 class Rows:
-    """The rows (items, tokens) that a neuron has seen in one forward pass, with the derivatives of its activation.
+    """The rows (items, tokens) of a neuron in one forward pass, with derivatives of its activation.
 
     Args:
         hidden: the two layers.
         neuron: index of the neuron.
-        seen: what `recorded` recorded of them.
+        recorded_pass: their inputs and outputs, see `record_pass`.
 
     Raises:
-        ValueError: the layers did not run, are not connected, or not by an elementwise activation.
+        ValueError: the layers did not run, or are not connected by an elementwise activation.
     """
 
-    def __init__(self, hidden: HiddenLayer, neuron: int, seen: Pass) -> None:
-        if not seen.pre_activations or len(seen.pre_activations) != len(seen.activations):
+    def __init__(self, hidden: HiddenLayer, neuron: int, recorded_pass: RecordedPass) -> None:
+        if not recorded_pass.pre_activations or len(recorded_pass.pre_activations) != len(recorded_pass.activations):
             raise ValueError(
-                f"'{hidden.names[0]}' ran {len(seen.pre_activations)} times and '{hidden.next_name}' "
-                f"{len(seen.activations)} times in a forward pass: these are not two layers with an elementwise "
+                f"'{hidden.names[0]}' ran {len(recorded_pass.pre_activations)} times and '{hidden.next_name}' "
+                f"{len(recorded_pass.activations)} times in a forward pass: choose two layers with only an elementwise "
                 "activation between them."
             )
         self.hidden, self.neuron = hidden, neuron
         self.v = hidden.fan_out[:, neuron]
-        self.next_pre_activations = seen.next_pre_activations
-        first, second = zip(*map(self._derivatives, seen.pre_activations, seen.activations), strict=True)
+        self.next_pre_activations = recorded_pass.next_pre_activations
+        first, second = zip(
+            *map(self._derivatives, recorded_pass.pre_activations, recorded_pass.activations), strict=True
+        )
         self.first, self.second = torch.cat(first), torch.cat(second)
-        rows = [h.detach().reshape(-1, h.shape[-1]) for h in seen.features]
+        rows = [h.detach().reshape(-1, h.shape[-1]) for h in recorded_pass.features]
         self.h = torch.cat(rows)
         bias = hidden.incoming[0].bias
         if bias is not None and bias.requires_grad:
             self.h = torch.cat([self.h, self.h.new_ones(len(self.h), 1)], dim=1)
 
     def curvature(self, loss: Tensor, parameters: list[nn.Parameter]) -> SplitCurvature:
-        """B, D and the gradient of a scalar; the graph is kept."""
+        """Return B, D and the gradient of a scalar; the graph is kept."""
         if not loss.requires_grad:
             raise ValueError("the loss has no gradient: it is detached, or does not depend on the model's parameters.")
         deltas = torch.autograd.grad(loss, self.next_pre_activations, retain_graph=True, materialize_grads=True)
@@ -184,23 +199,26 @@ class Rows:
             loss=float(loss.detach()),
             scale_b=float((pull.abs() * self.second.abs() * norms.square()).sum()),
             scale_d=float((self.first.abs() * norms * delta.norm(dim=1)).sum()),
-            bends=float(self.second.abs().max()),
+            max_second_derivative=float(self.second.abs().max()),
         )
 
     def _derivatives(self, n: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma' and sigma'' in every row, by automatic differentiation."""
+        """Return sigma' and sigma'' in every row, by automatic differentiation."""
         name, next_name = self.hidden.names[0], self.hidden.next_name
         if n.shape != z.shape:
             raise ValueError(
-                f"'{name}' makes values of shape {tuple(n.shape)} and '{next_name}' reads {tuple(z.shape)}: something "
-                "else than an elementwise activation lies between them."
+                f"'{name}' makes values of shape {tuple(n.shape)} and '{next_name}' reads {tuple(z.shape)}: choose two "
+                "layers with only an elementwise activation between them."
             )
         plain = None
         if z.requires_grad:
             (plain,) = torch.autograd.grad(z[..., self.neuron].sum(), n, retain_graph=True, allow_unused=True)
         if plain is None:
             raise ValueError(f"'{next_name}' does not read what '{name}' makes.")
-        signs = torch.empty(z.shape[:-1], dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed(z)) * 2 - 1
+        signs = (
+            torch.empty(z.shape[:-1], dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed_generator(z)) * 2
+            - 1
+        )
         (jacobian,) = torch.autograd.grad(
             (signs * z[..., self.neuron]).sum(), n, create_graph=True, materialize_grads=True
         )
@@ -217,8 +235,8 @@ class Rows:
         return slope.detach().reshape(-1), second.detach().reshape(-1)
 
 
-def _fixed(like: Tensor) -> torch.Generator:
-    """A generator of our own: looking at a model draws nothing from the training's random numbers."""
+def _fixed_generator(like: Tensor) -> torch.Generator:
+    """Return a separate generator, which leaves the training's random state alone."""
     return torch.Generator(like.device).manual_seed(0)
 
 
@@ -231,5 +249,5 @@ def _add(one: SplitCurvature, other: SplitCurvature) -> SplitCurvature:
         loss=one.loss + other.loss,
         scale_b=one.scale_b + other.scale_b,
         scale_d=one.scale_d + other.scale_d,
-        bends=max(one.bends, other.bends),
+        max_second_derivative=max(one.max_second_derivative, other.max_second_derivative),
     )

@@ -1,4 +1,4 @@
-"""Split neurons, merge duplicates, widen layers: changes of a network that keep its function."""
+"""Split neurons, merge duplicates and widen layers without changing the network's function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .hidden_layer import HiddenLayer, all_hidden_layers, check_neuron, find_hidden_layer, find_hidden_layers
 from .model_config import update_config
 
-OUTSIDE_THE_TRAP = 1.5
+# A ratio outside [0, 1], where splitting a minimum makes no local minimum.
+RATIO_OUTSIDE = 1.5
 
 
 @torch.no_grad()
@@ -23,29 +24,31 @@ def split_neuron(
     *,
     next_layer: str | nn.Module | None = None,
 ) -> int:
-    """Replace a hidden neuron by two with the same incoming weights; the function stays as it is.
+    """Replace a hidden neuron by two with the same incoming weights.
+
+    The function stays as it is.
 
     The outgoing weights v become ``ratio * v`` at the old place and ``v - ratio * v`` for the new neuron, the last of
-    the layer. Any real ratio will do (Petzka and Sminchisescu 2021, arXiv 1812.06486, study what it does to the
-    landscape). In a gated MLP both factors of the neuron are copied.
+    the layer. The ratio is any real number. Petzka and Sminchisescu 2021 (arXiv 1812.06486) study its effect on the
+    landscape. In a gated MLP, both factors of the neuron are copied.
 
-    The model is changed in place, like by transformers' ``resize_token_embeddings``, and gets *new parameters*: make
-    the optimizer afterwards, an older one would go on training weights that are no longer used. ``config`` is kept
-    truthful, or a warning says that it cannot be.
+    The model is changed in place, as by transformers' ``resize_token_embeddings``, and gets *new parameters*. Create
+    the optimizer afterwards, because an older one would train parameters that are no longer used. ``config`` is
+    updated, or a warning says that it cannot be.
 
     Args:
         model: any module with linear layers; not wrapped, quantized or sharded.
         layer: the linear layer that makes the neuron: dotted name, or module.
         neuron: its index in the layer.
         ratio: lambda, the share of the outgoing weights that stays with the old neuron.
-        next_layer: the linear layer that reads the neuron, where that is not a matter of course.
+        next_layer: the linear layer that reads the neuron, if it cannot be found automatically.
 
     Returns:
         The index of the new neuron.
 
     Raises:
-        ValueError: no such layer or neuron, a ratio that is not finite, or the next layer is not certain.
-        TypeError: a layer that is not linear, or whose weights cannot be rewritten.
+        ValueError: there is no such layer or neuron, the ratio is not finite, or the next layer is unknown.
+        TypeError: the layer is not linear, or its weights cannot be rewritten.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -70,19 +73,19 @@ def widen(
     layer: str | nn.Module | Sequence[str | nn.Module],
     by: int,
     *,
-    ratio: float = OUTSIDE_THE_TRAP,
+    ratio: float = RATIO_OUTSIDE,
     neurons: Sequence[int] | None = None,
     next_layer: str | nn.Module | None = None,
 ) -> None:
     """Give layers more neurons without changing the function.
 
     Each new neuron is split off an old one. A ratio between 0 and 1 may turn a minimum of the smaller network into a
-    local minimum of the wider one, and at 1/2 both copies receive equal gradients and stay copies for ever (except for
-    dropout and rounding). The default lies outside that interval.
+    local minimum of the wider one. At 1/2, both copies receive equal gradients and stay equal, except for dropout and
+    rounding. The default lies outside that interval.
 
     The model is changed in place and gets new parameters: see `split_neuron` about optimizers and ``config``. With a
-    pattern that matches all MLPs of a transformers model its configuration follows, and it can be saved and loaded as
-    usual.
+    pattern that matches all MLPs of a transformers model, its configuration is updated, and the model can be saved and
+    loaded as usual.
 
     Args:
         model: any module with linear layers; not wrapped, quantized or sharded.
@@ -90,12 +93,12 @@ def widen(
             ``"bert.encoder.layer.*.intermediate.dense"``. All are widened alike.
         by: how many neurons each layer gains.
         ratio: lambda, the share of the outgoing weights that stays with the old neuron.
-        neurons: which to split, ``by`` of them; by default those with the largest outgoing weights, which every
-            process of a distributed training chooses alike.
+        neurons: the ``by`` neurons to split; by default those with the largest outgoing weights. Every process of a
+            distributed training chooses the same.
         next_layer: see `split_neuron`; for a single layer.
 
     Raises:
-        ValueError: ``by`` is not positive, ``neurons`` are not ``by`` indices, or see `split_neuron`.
+        ValueError: ``by`` is not positive, the number of ``neurons`` is not ``by``, or see `split_neuron`.
         TypeError: see `split_neuron`.
 
     Examples:
@@ -116,11 +119,11 @@ def widen(
     for hidden in layers:
         if neurons is not None:
             split_hidden(hidden, neurons, ratio)
-        left = 0 if neurons is not None else by
-        while left:
-            largest = hidden.fan_out.double().norm(dim=0).argsort(descending=True, stable=True)[:left].tolist()
+        remaining = 0 if neurons is not None else by
+        while remaining:
+            largest = hidden.fan_out.double().norm(dim=0).argsort(descending=True, stable=True)[:remaining].tolist()
             split_hidden(hidden, largest, ratio)
-            left -= len(largest)
+            remaining -= len(largest)
     update_config(model, layers)
 
 
@@ -132,22 +135,24 @@ def merge_duplicates(
     tolerance: float = 0.0,
     next_layer: str | nn.Module | None = None,
 ) -> int:
-    """Make one neuron of all that have the same incoming weights and bias, and add their outgoing weights.
+    """Merge neurons with the same incoming weights and bias.
 
-    The inverse of `split_neuron`. The model is changed in place and gets new parameters: see there.
+    Their outgoing weights are added.
+
+    This is the inverse of `split_neuron`. The model is changed in place and gets new parameters, as there.
 
     Args:
         model: any module with linear layers; not wrapped, quantized or sharded.
         layer: one layer, several, or a name with ``*``; None: all that can be recognized.
-        tolerance: incoming weights count as equal if they differ by no more than this times the larger norm. With 0,
-            the default, the function is kept to rounding; with more, only about so.
+        tolerance: incoming weights count as equal if they differ by at most this times the larger norm. With 0, the
+            function is kept up to rounding; with more, only approximately.
         next_layer: see `split_neuron`; for a single layer.
 
     Returns:
-        How many neurons were removed.
+        The number of removed neurons.
 
     Raises:
-        ValueError: a negative tolerance, or see `split_neuron`.
+        ValueError: the tolerance is negative, or see `split_neuron`.
         TypeError: see `split_neuron`.
 
     Examples:
@@ -157,7 +162,7 @@ def merge_duplicates(
         (6, torch.Size([4, 3]))
     """
     if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance!r}: give a number that is not negative.")
+        raise ValueError(f"tolerance={tolerance!r}: give a number of at least 0.")
     layers = list(all_hidden_layers(model)) if layer is None else find_hidden_layers(model, layer, next_layer)
     if layer is None:
         layers = [find_hidden_layer(model, hidden.names[0]) for hidden in layers]
@@ -168,53 +173,62 @@ def merge_duplicates(
     return before - sum(hidden.width for hidden in layers)
 
 
-def shares(fan_out: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """``ratio * v`` and the rest, so that both add up to v as exactly as its precision allows."""
+def split_fan_out(fan_out: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Return ``ratio * v`` and the rest, which add up to v.
+
+    The sum is as exact as the precision of v allows.
+    """
     first = (fan_out.double() * ratio).to(fan_out.dtype)
     return first, (fan_out.double() - first.double()).to(fan_out.dtype)
 
 
 def split_hidden(hidden: HiddenLayer, neurons: Sequence[int], ratio: float) -> None:
-    """One after the other, so that a neuron that is named twice is split twice."""
+    """Split neurons one after the other.
+
+    A neuron that is named twice is split twice.
+    """
     columns = list(hidden.fan_out.unbind(dim=1))
     for neuron in neurons:
-        columns[neuron], rest = shares(columns[neuron], ratio)
+        columns[neuron], rest = split_fan_out(columns[neuron], ratio)
         columns.append(rest)
     hidden.rewrite(torch.tensor([*range(hidden.width), *neurons]), torch.stack(columns, dim=1))
 
 
 def _merge(hidden: HiddenLayer, tolerance: float) -> bool:
-    """Whether there was anything to merge."""
+    """Merge equal neurons; return True if there were any."""
     fan_out = hidden.fan_out
-    kept, into = _equal_rows(hidden.fan_in, tolerance)
+    kept, groups = _equal_rows(hidden.fan_in, tolerance)
     if len(kept) == hidden.width:
         return False
     merged = torch.zeros(len(fan_out), len(kept), dtype=torch.float64, device=fan_out.device)
-    merged.index_add_(1, torch.tensor(into, device=fan_out.device), fan_out.double())
+    merged.index_add_(1, torch.tensor(groups, device=fan_out.device), fan_out.double())
     hidden.rewrite(torch.tensor(kept), merged)
     return True
 
 
 def _equal_rows(rows: Tensor, tolerance: float) -> tuple[list[int], list[int]]:
-    """The first row of each kind, and for every row the number of its kind."""
+    """Return the first row of each group, and the group number of every row."""
     rows = rows.double().cpu()
     norms = rows.norm(dim=1)
-    kinds: dict[bytes, int] = {}
+    groups: dict[bytes, int] = {}
     kept: list[int] = []
-    into = []
+    group_of_row = []
     for k, row in enumerate(rows):
         key = (row + 0.0).numpy().tobytes()  # -0.0 becomes 0.0
-        if key not in kinds:
-            near = _first_near(rows, norms, kept, k, tolerance) if tolerance and kept else None
-            kinds[key] = len(kept) if near is None else near
-            if near is None:
+        if key not in groups:
+            similar = _first_similar(rows, norms, kept, k, tolerance) if tolerance and kept else None
+            groups[key] = len(kept) if similar is None else similar
+            if similar is None:
                 kept.append(k)
-        into.append(kinds[key])
-    return kept, into
+        group_of_row.append(groups[key])
+    return kept, group_of_row
 
 
-def _first_near(rows: Tensor, norms: Tensor, kept: list[int], k: int, tolerance: float) -> int | None:
-    """The number of the first kept row within the tolerance of row k; norms tell most of them apart."""
+def _first_similar(rows: Tensor, norms: Tensor, kept: list[int], k: int, tolerance: float) -> int | None:
+    """Return the number of the first kept row within the tolerance of row k.
+
+    Norms rule out most rows.
+    """
     allowed = tolerance * torch.maximum(norms[kept], norms[k])
     for candidate in ((norms[kept] - norms[k]).abs() <= allowed).nonzero().flatten().tolist():
         if (rows[kept[candidate]] - rows[k]).norm() <= allowed[candidate]:

@@ -1,4 +1,4 @@
-"""What torch.compile does not do by itself when hooks come and go."""
+"""Make torch.compile notice hooks that are added or removed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from ..calculus.torch_internals import inside_compiled, is_compiled_in_place, is
 
 
 def forget_compiled_code() -> None:
-    """Have everything that was compiled so far compiled again at its next call.
+    """Discard compiled code, so that every function compiles at its next call.
 
-    Compiled code does not look whether a hook was added (torch skips these guards), and code of one model is reused
-    for another of its kind, so a hook that is added later never fires. The only cost is the recompilation.
+    torch skips the guards on hooks and reuses the code of one model for another of its kind. So a hook that is added
+    later would never run. The only cost is the recompilation.
     """
     if is_dynamo_loaded():
         torch.compiler.reset()
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model as a whole runs as compiled code; compiled submodules do not count.
+    """Return True if the model as a whole runs as compiled code.
+
+    Compiled submodules do not count.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2))

@@ -1,8 +1,8 @@
 """Normalization layers that can be differentiated three times.
 
-The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalizations give
-right first and second derivatives and silently wrong third ones: their double backward takes the saved mean and
-deviation for constants (pytorch issues 175754 and 186256). Above the feature layer they are therefore computed from
+The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalizations return
+correct first and second derivatives and silently wrong third ones. Their double backward takes the saved mean and
+deviation for constants (pytorch issues 175754 and 186256). So normalizations above the feature layer are computed from
 elementary operations.
 """
 
@@ -23,7 +23,7 @@ from .feature_layer import FeatureLayer
 
 _NORM_LAYERS = (nn.LayerNorm, BatchOrInstanceNorm)
 
-# Backward nodes whose double backward holds statistics constant.
+# Names of backward nodes whose double backward holds the statistics constant.
 _FUSED_NODES = ("NativeLayerNormBackward", "NativeBatchNormBackward", "CudnnBatchNormBackward", "FusedRmsNorm")
 
 
@@ -32,11 +32,11 @@ class WrongThirdDerivativeError(ValueError):
 
 
 class ExactNorms:
-    """Makes the normalization layers above a feature layer exact while its forward pass is captured.
+    """Computes normalizations above a feature layer exactly while it is captured.
 
     Args:
         model: the model that contains the layer.
-        layer: the feature layer; what is called after it is above it.
+        layer: the feature layer. A normalization above it is called later.
     """
 
     def __init__(self, model: nn.Module, layer: FeatureLayer) -> None:
@@ -62,8 +62,8 @@ class ExactNorms:
     def _before(self, module: nn.Module, args: Any) -> None:
         if self._layer.was_called:
             self._above.add(module)
-        # A checkpointed block is computed again in the backward pass, and has to save the same tensors then.
-        if module in self._above and (self._layer.was_called or self._layer.recomputing):
+        # A checkpointed block runs again in the backward pass and must save the same tensors.
+        if module in self._above and (self._layer.was_called or self._layer.is_recomputing):
             mode = _ElementaryNorms()
             mode.__enter__()
             self._active.append(mode)
@@ -89,7 +89,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.layer_norm`` from elementary operations."""
+    """Compute ``torch.nn.functional.layer_norm`` from elementary operations."""
     x = input.to(wide(input.dtype))
     dims = tuple(range(-len(normalized_shape), 0))
     return _affine(_standardize(x, dims, eps), weight, bias, input)
@@ -98,7 +98,7 @@ def layer_norm(
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """``torch.nn.functional.rms_norm`` from elementary operations."""
+    """Compute ``torch.nn.functional.rms_norm`` from elementary operations."""
     x = input.to(wide(input.dtype))
     dims = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
@@ -115,7 +115,10 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.batch_norm`` from elementary operations; running statistics are updated by torch's own."""
+    """Compute ``torch.nn.functional.batch_norm`` from elementary operations.
+
+    torch's own function updates the running statistics.
+    """
     if not training:  # an affine map with constant statistics: torch's derivatives are right
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if running_mean is not None:
@@ -136,7 +139,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.instance_norm`` from elementary operations."""
+    """Compute ``torch.nn.functional.instance_norm`` from elementary operations."""
     if not use_input_stats:
         return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:
@@ -171,20 +174,22 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor)
 
 
 def refuse_fused_norms(graph: TailGraph) -> None:
-    """Refuse a fused normalization that the hooks did not reach.
+    """Refuse fused normalizations between z and the loss.
+
+    The hooks do not reach a normalization that is called as a function.
 
     Args:
         graph: what lies between the layer and the loss.
 
     Raises:
-        WrongThirdDerivativeError: names the operation and the remedy.
+        WrongThirdDerivativeError: there is one; the message names it and says what to do.
     """
     for node in graph.nodes:
-        frozen = saved(node, "training", True) is False
-        if node.name().startswith(_FUSED_NODES) and not frozen:
+        uses_running_statistics = saved(node, "training", True) is False
+        if node.name().startswith(_FUSED_NODES) and not uses_running_statistics:
             raise WrongThirdDerivativeError(
-                f"{node.name()} lies between the feature layer and the loss, and torch computes its third derivative "
-                "wrongly (pytorch issues 175754, 186256), so the gradient of kappa would be wrong: make it a module "
-                "(torch.nn.LayerNorm, BatchNorm), choose a layer above it (the head has an exact closed form), or use "
+                f"{node.name()} lies between the feature layer and the loss, and torch's third derivative of it is "
+                "wrong (pytorch issues 175754, 186256): replace the function by a module (torch.nn.LayerNorm, "
+                "BatchNorm), choose a layer above it such as the head, or use "
                 'estimator="perturbation".'
             )

@@ -18,18 +18,18 @@ from ..calculus.torch_internals import is_in_backward_pass, own_parameters, vers
 from .adapters import base_layer
 from .compilation import forget_compiled_code
 from .finding import AUTO, resolve_layer, unwrap
-from .kinds import linear_map_of, needs_proof
+from .kinds import has_custom_forward, linear_map_of
 from .linear_map import LinearMap
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What one forward pass showed of a layer, both still in the autograd graph.
+    """Features and pre-activations of one call of a layer, still in the autograd graph.
 
     Attributes:
-        features: what the layer got, in its own layout: ``(..., m)``, or ``(N, channels, ...)`` for a convolution.
+        features: the layer's input, in its own layout: ``(..., m)``, or ``(N, channels, ...)`` for a convolution.
         pre_activations: z, channels last: ``(..., d)``.
-        versions: of both, to see whether they are changed in place afterwards.
+        versions: torch's version counters of both, to notice changes in place.
     """
 
     features: Tensor
@@ -37,8 +37,8 @@ class Capture:
     versions: tuple[int, int]
 
     @property
-    def untouched(self) -> bool:
-        """Whether both are what the layer saw and made."""
+    def is_unchanged(self) -> bool:
+        """Return True if neither tensor was changed in place since the call."""
         return self.versions == (version(self.features), version(self.pre_activations))
 
 
@@ -48,11 +48,11 @@ class FeatureLayer:
     Linear layers, convolutions, and both with LoRA or quantized weights (`hf_fam.layer.kinds`).
 
     Args:
-        model: the model that contains the layer; wrappers (DDP) are looked through.
-        layer: ``"auto"`` and ``"head"``: the layer into the logits; ``"representation"``: the layer that makes
-            what the head reads; else a dotted module name or the module itself. In a PEFT model names are those of the
-            model inside, and a name or module stands for what is called in its place: a layer with its adapter, the
-            trained copy of a module to save.
+        model: the model that contains the layer. It may be wrapped, for example by DDP.
+        layer: ``"auto"`` and ``"head"``: the layer into the logits; ``"representation"``: the layer whose outputs the
+            head reads; else a dotted module name or the module itself. In a PEFT model, names are those of the model
+            inside. A name or module stands for the module that runs in its place: a layer with its adapter, or the
+            trained copy in ``modules_to_save``.
 
     Attributes:
         name: dotted name inside the model.
@@ -60,13 +60,13 @@ class FeatureLayer:
         linear_map: W, and how it acts on features.
         in_features: m, the number of features that a pre-activation depends on.
         out_features: d, the number of pre-activations.
-        perturb: what is done to the output in a forward pass: called with features, output and linear map.
-        copies: whether the model gets a copy of z, so that an operation in place (``ReLU(inplace=True)``, ``x += y``)
-            does not overwrite it; by default where the model has such a module.
-        called_without_gradients: whether a pass without gradients went by while the layer was captured last.
+        perturb: function of features, output and linear map that returns the perturbed output; None: no change.
+        copies: whether the model gets a copy of z, so that operations in place (``ReLU(inplace=True)``, ``x += y``) do
+            not overwrite it. True by default in models with such a module.
+        called_without_gradients: whether the layer ran without gradients in the last `capture`.
 
     Raises:
-        ValueError: no such layer (near names are listed), or none can be found automatically.
+        ValueError: there is no such layer (the message lists similar names), or no layer can be found automatically.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -96,44 +96,55 @@ class FeatureLayer:
         self.out_features: int = self.linear_map.out_features
         self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
         self.called_without_gradients = False
-        self._unproven = needs_proof(self.module)
+        self._needs_check = has_custom_forward(self.module)
         self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """On a copy of the model that is made during a training, pickled or not, the hook does nothing."""
-        return _seeing_nothing, ()
+        """Return a layer without a hook for copies of the model, pickled or not."""
+        return _without_hook, ()
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(d, m)``, as a differentiable tensor; adapters are merged."""
+        """Return W, shape ``(d, m)``, differentiable and with merged adapters."""
         return self.linear_map.weight
 
     def is_trained_alone(self, model: nn.Module) -> bool:
-        """Whether nothing else in a model is trained; a tied weight is, in the other place."""
-        own = {*self.module.modules()}
-        others = (module for module in unwrap(model).modules() if module not in own)
-        return not any(p is not None and p.requires_grad for module in others for p in own_parameters(module).values())
+        """Return True if nothing else in a model is trained.
+
+        A weight that is tied to another module counts as trained there too.
+        """
+        own_modules = {*self.module.modules()}
+        other_modules = (module for module in unwrap(model).modules() if module not in own_modules)
+        return not any(
+            p is not None and p.requires_grad for module in other_modules for p in own_parameters(module).values()
+        )
 
     @property
     def was_called(self) -> bool:
-        """Whether the layer has been called in the forward pass that is being captured."""
+        """Return True if the layer has been called in the current capture."""
         return bool(self._captures)
 
     @property
-    def recomputing(self) -> bool:
-        """Whether a checkpointed block is being computed a second time, inside a backward pass."""
+    def is_recomputing(self) -> bool:
+        """Return True while a checkpointed block is recomputed.
+
+        The recomputation happens inside a backward pass.
+        """
         return is_in_backward_pass()
 
     def attach(self) -> None:
-        """Register the hook, once; it stays until `detach`, because a compiled or checkpointed model needs it."""
+        """Register the hook, once.
+
+        It stays until `detach`, because compiled and checkpointed models need it.
+        """
         if self._hook is None:
             forget_compiled_code()
             self._hook = self.module.register_forward_hook(self._on_forward, with_kwargs=True)
 
     def detach(self) -> None:
-        """Remove the hook, so that the model can be pickled and copied like any other."""
+        """Remove the hook, so that the model can be pickled and copied."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -141,7 +152,7 @@ class FeatureLayer:
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[list[Capture]]:
-        """Record every call of the layer inside the ``with`` block in the list that it yields."""
+        """Yield a list that records every call inside the ``with`` block."""
         self.attach()
         captures: list[Capture] = []
         self._captures, self.called_without_gradients = captures, False
@@ -152,14 +163,14 @@ class FeatureLayer:
 
     def _on_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         capturing = self._captures is not None
-        if capturing and not torch.is_grad_enabled():  # a reference model's pass, a metric; or reentrant checkpointing
+        if capturing and not torch.is_grad_enabled():  # a reference model, a metric, or reentrant checkpointing
             self.called_without_gradients = True
             return output
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if capturing and self._unproven:
-            self._prove(features)
-        # What is computed a second time is perturbed again, in the same way, and captured no more.
-        if self.perturb is not None and (capturing or self.recomputing):
+        if capturing and self._needs_check:
+            self._check_linear(features)
+        # A recomputed output is perturbed again in the same way, but not captured again.
+        if self.perturb is not None and (capturing or self.is_recomputing):
             output = self.perturb(features, output, self.linear_map)
         if self._captures is None:
             return output
@@ -170,8 +181,8 @@ class FeatureLayer:
         return output.clone() if self.copies else output
 
     @torch.no_grad()
-    def _prove(self, features: Tensor) -> None:
-        """A class with a forward pass of its own may do anything; see whether it is ``W phi + b``."""
+    def _check_linear(self, features: Tensor) -> None:
+        """Check that a class with its own forward pass computes ``W phi + b``."""
         module: Any = base_layer(self.module)
         linear_map = linear_map_of(module)
         with torch.autocast(features.device.type, enabled=False):
@@ -181,12 +192,12 @@ class FeatureLayer:
         if difference > 0.02 * expected.abs().max():
             raise TypeError(
                 f"layer '{self.name}' is a {type(module).__name__}, whose forward pass is not W phi + b with its "
-                "own weight and bias, so it has no relative flatness: choose another layer."
+                "weight and bias, so relative flatness is not defined for it: choose another layer."
             )
-        self._unproven = False
+        self._needs_check = False
 
 
-def _seeing_nothing() -> FeatureLayer:
+def _without_hook() -> FeatureLayer:
     layer = FeatureLayer.__new__(FeatureLayer)
     layer._captures = layer.perturb = layer._hook = None
     return layer

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from torch import nn
 
 from ..calculus.torch_internals import children, inside_compiled
-from .adapters import PREFIX, active_module, is_adapted, is_module_copy
+from .adapters import PREFIX, active_module, is_adapted, is_module_to_save
 from .kinds import has_weight_matrix
 
 HEAD = "head"
 REPRESENTATION = "representation"
 AUTO = "auto"
 
-# What the modules that make logits are usually called, for models that define another layer after them.
+# Usual names of the module that makes the logits. Some models define another layer after it.
 _HEAD_NAMES = {
     "classifier",
     "class_labels_classifier",
@@ -27,28 +27,29 @@ _HEAD_NAMES = {
     "head",
 }
 
-# What second heads are called, whose loss helps the first one's.
-_AUXILIARY = ("aux",)
+# Parts of the names of auxiliary heads, whose loss is added to the main one.
+_AUXILIARY_NAMES = ("aux",)
 
-# Where a layer says how many features it reads and how many pre-activations it makes.
-_READS = ("in_features", "in_channels", "nx")
-_MAKES = ("out_features", "out_channels", "nf")
+# Attributes of a layer that hold the numbers of its inputs and of its outputs.
+_INPUT_SIZES = ("in_features", "in_channels", "nx")
+_OUTPUT_SIZES = ("out_features", "out_channels", "nf")
 
-# What attention is called in the blocks of a model.
-_ATTENTION = ("attn", "attention")
+# Parts of the names of attention modules.
+_ATTENTION_NAMES = ("attn", "attention")
 
 Named = tuple[str, nn.Module]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside DistributedDataParallel and torch.compile.
+    """Return the model inside DistributedDataParallel and torch.compile.
 
-    DataParallel is refused, as its replicas cannot be seen.
+    Raises:
+        ValueError: the model is in DataParallel, whose replicas hooks cannot reach.
     """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
             "model is wrapped in torch.nn.DataParallel, whose replicas cannot be captured: start one process per "
-            "GPU instead (`accelerate launch` or `torchrun`), or use a single GPU (CUDA_VISIBLE_DEVICES=0)."
+            "GPU (`accelerate launch` or `torchrun`), or use a single GPU (CUDA_VISIBLE_DEVICES=0)."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return unwrap(model.module)
@@ -57,12 +58,16 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
-    """The dotted name and the module that ``layer`` stands for."""
+    """Return the dotted name and the module that ``layer`` stands for.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
     if isinstance(layer, nn.Module):
         names = [name for name, module in model.named_modules() if module is layer]
         if not names:
             raise ValueError(f"layer={type(layer).__name__}(...) is not a module of this {type(model).__name__}.")
-        return _called(model, names[0]) or (names[0], layer)
+        return _resolve_name(model, names[0]) or (names[0], layer)
     if not isinstance(layer, str):
         raise ValueError(f'layer={layer!r}: give "auto", "head", "representation", a dotted module name or a module.')
     if layer in (AUTO, HEAD):
@@ -70,24 +75,28 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
     if layer == REPRESENTATION:
         return find_representation(model)
     for name in (layer, PREFIX + layer, layer.removeprefix(PREFIX)):
-        found = _called(model, name) if layer else None
-        if found is not None:
-            return found
-    weighted = [name for name, _ in weighted_layers(model)]
-    near = difflib.get_close_matches(layer, weighted, n=3, cutoff=0.3) or weighted[-3:]
+        match = _resolve_name(model, name) if layer else None
+        if match is not None:
+            return match
+    layer_names = [name for name, _ in weighted_layers(model)]
+    similar = difflib.get_close_matches(layer, layer_names, n=3, cutoff=0.3) or layer_names[-3:]
     raise ValueError(
-        f"layer={layer!r} is not a module of this {type(model).__name__}; did you mean {', '.join(map(repr, near))}? "
+        f"layer={layer!r} is not a module of this {type(model).__name__}; did you mean "
+        f"{', '.join(map(repr, similar))}? "
         f'("auto", "head" and "representation" work too; `hf-fam layers MODEL` lists all.)'
     )
 
 
-def _called(model: nn.Module, name: str) -> Named | None:
-    """What is called where the name leads: the trained copy of a module to save, a layer with its adapter."""
+def _resolve_name(model: nn.Module, name: str) -> Named | None:
+    """Return the name and the module that runs under a dotted name.
+
+    It is the trained copy of a module to save, or a layer with its adapter. None if the name leads nowhere.
+    """
     module = model
     for part in name.split("."):
         if is_adapted(module) and part == "base_layer":
             continue
-        if is_module_copy(module) and part != "modules_to_save":
+        if is_module_to_save(module) and part != "modules_to_save":
             module = active_module(module)
             if part == "original_module":
                 continue
@@ -100,8 +109,11 @@ def _called(model: nn.Module, name: str) -> Named | None:
 
 
 def weighted_layers(model: nn.Module) -> list[Named]:
-    """All layers with a weight matrix that can be called, in the order in which the model defines them."""
-    found: list[Named] = []
+    """Return all callable layers with a weight matrix.
+
+    They are in the order in which the model defines them.
+    """
+    layers: list[Named] = []
     seen: set[nn.Module] = set()
 
     def visit(name: str, module: nn.Module) -> None:
@@ -109,8 +121,8 @@ def weighted_layers(model: nn.Module) -> list[Named]:
             return
         seen.add(module)
         if has_weight_matrix(module):
-            found.append((name, module))
-        if is_adapted(module):  # a layer and its adapter are one
+            layers.append((name, module))
+        if is_adapted(module):  # the adapter's own layers do not count
             return
         active = active_module(module)
         for part, child in module.named_modules() if active is not module else module.named_children():
@@ -118,15 +130,19 @@ def weighted_layers(model: nn.Module) -> list[Named]:
                 visit(f"{name}.{part}" if name else part, child)
 
     visit("", model)
-    return found
+    return layers
 
 
 def find_head(model: nn.Module) -> Named:
-    """The layer into the logits: output embeddings, else the last layer named like a head, else the last of all."""
+    """Return name and module of the layer into the logits.
+
+    It is the output embedding if the model has one. Otherwise it is the last layer that is named like a head, or
+    else the last of all layers.
+    """
     candidates = weighted_layers(model)
     get_output_embeddings = getattr(model, "get_output_embeddings", None)
     embeddings = None
-    # Models without output embeddings answer None; some raise.
+    # Models without output embeddings return None or raise.
     with contextlib.suppress(NotImplementedError, AttributeError):
         embeddings = get_output_embeddings() if get_output_embeddings else None
     if embeddings is not None:
@@ -137,35 +153,41 @@ def find_head(model: nn.Module) -> Named:
     if not candidates:
         raise ValueError(f"{type(model).__name__} has no layer with a weight matrix: name the feature layer.")
     named = [(name, module) for name, module in candidates if _HEAD_NAMES.intersection(name.split("."))]
-    return _narrowed(named or candidates, lambda name, module: not any(a in name for a in _AUXILIARY))[-1]
+    return _preferred(named or candidates, lambda name, module: not any(a in name for a in _AUXILIARY_NAMES))[-1]
 
 
 def find_representation(model: nn.Module) -> Named:
-    """The last layer below the head: a pooler or dense layer of the head, else the last block's output projection.
+    """Return name and module of the last layer below the head.
 
-    Modules tell the order of their definition, which is not always that of their calls. So a layer of the head's own
-    part of the model goes before one of the body, one that makes as many features as the head reads before routers and
-    gates, a decoder before what stands beside it, and a feed-forward layer before the attention of its own block.
+    It is a pooler or a dense layer of the head, or else the output projection of the last block.
+
+    Modules are listed in the order of their definition, which is not always the order of their calls. So these layers
+    are preferred: layers in the head's own part of the model; layers with as many outputs as the head has inputs, which
+    excludes routers and gates; layers of the decoder; and feed-forward layers of a block before its attention.
     """
     head_name, head = find_head(model)
     layers = weighted_layers(model)
     position = [module for _, module in layers].index(head)
-    below = layers[:position] or layers[position + 1 :]  # what is defined after a head is mostly a second one
-    if not below:
+    # A layer that is defined after the head is mostly a second head.
+    candidates = layers[:position] or layers[position + 1 :]
+    if not candidates:
         raise ValueError(
             f"{type(model).__name__} has no layer below its head '{head_name}': use layer=\"head\" or name a layer."
         )
-    reads = _size(head, _READS)
-    below = _narrowed(below, lambda name, module: _size(module, _MAKES) == reads)
-    below = _narrowed(below, _in_the_decoder(model))
-    below = _beside(head_name, below)
-    block = _block(below[-1][0])
-    below = [layer for layer in below if _is_inside(layer[0], block)]
-    return _narrowed(below, lambda name, module: not any(a in name for a in _ATTENTION))[-1]
+    head_inputs = _first_attribute(head, _INPUT_SIZES)
+    candidates = _preferred(candidates, lambda name, module: _first_attribute(module, _OUTPUT_SIZES) == head_inputs)
+    candidates = _preferred(candidates, _is_in_decoder(model))
+    candidates = _nearest_to_head(head_name, candidates)
+    block = _block(candidates[-1][0])
+    candidates = [layer for layer in candidates if _is_inside(layer[0], block)]
+    return _preferred(candidates, lambda name, module: not any(a in name for a in _ATTENTION_NAMES))[-1]
 
 
-def _beside(head_name: str, layers: list[Named]) -> list[Named]:
-    """The layers in the smallest part of the model that contains the head and any of them."""
+def _nearest_to_head(head_name: str, layers: list[Named]) -> list[Named]:
+    """Return the layers in the smallest part of the model around the head.
+
+    The part is the smallest that contains the head and at least one of the layers.
+    """
     scope = head_name
     while scope:
         scope = scope.rpartition(".")[0]
@@ -175,18 +197,21 @@ def _beside(head_name: str, layers: list[Named]) -> list[Named]:
     return layers
 
 
-def _narrowed(layers: list[Named], keep: Callable[[str, nn.Module], bool]) -> list[Named]:
-    """The layers to keep, or all of them if that is none."""
-    return [layer for layer in layers if keep(*layer)] or layers
+def _preferred(layers: list[Named], condition: Callable[[str, nn.Module], bool]) -> list[Named]:
+    """Return the layers that satisfy a condition, or all if none does."""
+    return [layer for layer in layers if condition(*layer)] or layers
 
 
-def _size(layer: nn.Module, attributes: tuple[str, ...]) -> int | None:
-    """The first of the attributes that a layer has."""
+def _first_attribute(layer: nn.Module, attributes: tuple[str, ...]) -> int | None:
+    """Return the first of the attributes that a layer has."""
     return next((getattr(layer, name) for name in attributes if hasattr(layer, name)), None)
 
 
-def _in_the_decoder(model: nn.Module) -> Callable[[str, nn.Module], bool]:
-    """Whether a layer is in the language model of the body, and not in an encoder or a projector beside it."""
+def _is_in_decoder(model: nn.Module) -> Callable[[str, nn.Module], bool]:
+    """Return a test for layers in the language model of the body.
+
+    Layers in an encoder or a projector beside it fail the test.
+    """
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if get_decoder else None
     path = next((name for name, module in model.named_modules() if module is decoder), "")
@@ -200,7 +225,10 @@ def _is_inside(name: str, scope: str) -> bool:
 
 
 def _block(name: str) -> str:
-    """The innermost numbered module that contains a layer, or the layer itself."""
+    """Return the name of the innermost numbered module around a layer.
+
+    If there is none, it is the layer's own name.
+    """
     parts = name.split(".")
     numbered = [k for k, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbered[-1] + 1]) if numbered else name

@@ -1,8 +1,8 @@
-"""Language-model heads that are fused with the loss, taken apart while their flatness is trained.
+"""Replace language-model heads that are fused with the loss by ordinary ones during training.
 
-TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)``: log-probabilities are computed in tiles, the
-head is never called, and there are no logits to differentiate. While the hooks below are on the model, such a call runs
-the model's own forward pass instead and takes the same quantities from its logits.
+TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)``. Log-probabilities are then computed in tiles, the
+head is never called, and there are no logits to differentiate. With the hooks of this module, such a call runs the
+model's own forward pass and computes the same quantities from its logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SWITCH = "fused_lm_head"
 
 @dataclass
 class TokenLogProbabilities:
-    """What a fused head returns, per token and 0 where the label is ignored; shapes ``(batch, tokens)``.
+    """Output of a fused head; shapes ``(batch, tokens)``, 0 where the label is ignored.
 
     Attributes:
         loss: mean negative log-likelihood, or its sum over ``num_items_in_batch``.
@@ -42,10 +42,10 @@ class TokenLogProbabilities:
 
 
 class UnfusedHead:
-    """Runs a model with a fused head through its logits, in forward passes that are differentiated.
+    """Runs a model with a fused head through its logits in differentiated passes.
 
     Args:
-        model: the model as it is called; hooks do nothing for models without a fused head.
+        model: the model as it is called. The hooks change nothing for models without a fused head.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,23 +87,23 @@ def token_log_probabilities(
     shift_labels: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
 ) -> TokenLogProbabilities:
-    """What a fused head returns, from the logits.
+    """Compute the output of a fused head from the logits.
 
     Args:
         logits: shape ``(batch, tokens, vocabulary)``.
-        output: the model's, for ``aux_loss``.
+        output: the model's output, for ``aux_loss``.
         labels: shape ``(batch, tokens)``, -100 where ignored; shifted by one here.
         shift_labels: the same, already shifted.
-        num_items_in_batch: what the summed loss is divided by; None: the number of labels that count.
+        num_items_in_batch: divisor of the summed loss; None: the number of labels that count.
 
     Examples:
-        >>> found = token_log_probabilities(torch.zeros(1, 3, 4), labels=torch.tensor([[0, 1, -100]]))
-        >>> [round(x, 3) for x in found.log_probs[0].tolist()], round(found.loss.item(), 3)
+        >>> result = token_log_probabilities(torch.zeros(1, 3, 4), labels=torch.tensor([[0, 1, -100]]))
+        >>> [round(x, 3) for x in result.log_probs[0].tolist()], round(result.loss.item(), 3)
         ([-1.386, 0.0], 1.386)
     """
     if shift_labels is None:
         assert labels is not None
-        # Virtual tokens of prompt tuning stand in front.
+        # Prompt tuning puts virtual tokens in front.
         labels = nn.functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)
         logits, targets = logits[:, :-1], labels[:, 1:]
     else:

@@ -1,8 +1,8 @@
-"""The linear part of a layer, ``z_t = W phi_t`` for every row t: what the estimators know of a layer.
+"""The linear part of a layer, ``z_t = W phi_t`` for every row t.
 
-A row is an item, a token or a position. Pre-activations are seen with their channels last, whatever the layer's own
-layout, so that nothing outside this file knows about convolutions. With G groups, W has one block of rows a group and
-kappa is the sum over the groups, one random matrix A each (docs/mathematics.md).
+A row is an item, a token or a position. Pre-activations always have their channels last, so that no other module
+handles convolutions. With G groups, W has one block of rows for each group. kappa is the sum over the groups, with one
+random matrix A for each (docs/mathematics.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class LinearMap(ABC):
-    """W and its features' geometry; the bias is no part of it.
+    """W and the geometry of its features, without the bias.
 
     Args:
         out_features: d, the number of pre-activations of a row.
@@ -40,11 +40,11 @@ class LinearMap(ABC):
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(d, m)``, differentiable to whatever it is made of."""
+        """Return W, shape ``(d, m)``, differentiable by the parameters it consists of."""
         return self.matrix(self.stored())
 
     def times(self, vectors: Tensor) -> Tensor:
-        """W times vectors: ``(..., G m)`` to ``(..., d)``."""
+        """Return W times vectors: ``(..., G m)`` to ``(..., d)``."""
         w = self.weight.to(vectors.dtype)
         if self.groups == 1:
             return F.linear(vectors, w)
@@ -52,23 +52,28 @@ class LinearMap(ABC):
         return torch.einsum("gdm,...gm->...gd", w, v).flatten(-2)
 
     def scaled(self, amounts: Tensor, outputs: Tensor) -> Tensor:
-        """Outputs ``(..., d)`` times one amount a group, ``(..., G)``."""
+        """Multiply outputs ``(..., d)`` by one amount per group, ``(..., G)``."""
         return (outputs.unflatten(-1, (self.groups, -1)) * amounts.unsqueeze(-1)).flatten(-2)
 
     def rows(self, outputs: Tensor) -> Tensor:
-        """The layer's outputs with their channels last: a view of shape ``(..., d)``."""
+        """Return the outputs with their channels last, a view of shape ``(..., d)``."""
         return outputs
 
     def outputs(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`."""
+        """Undo `rows`: return the outputs in the layer's own layout."""
         return rows
 
     def has_items(self, features: Tensor) -> bool:
-        """Whether the first dimension of features and outputs counts items."""
+        """Return True if the first dimension of features and outputs counts items."""
         return features.dim() > 1
 
     def vector_shape(self, features: Tensor, an_item: bool) -> torch.Size:
-        """Shape of one vector in R^(G m), or of one an item, that broadcasts to the rows."""
+        """Return the shape of a vector in R^(G m) that broadcasts to the rows.
+
+        Args:
+            features: the layer's input.
+            an_item: one vector for each item, in place of one for all.
+        """
         m = self.groups * self.in_features
         if not an_item:
             return torch.Size([m])
@@ -76,27 +81,36 @@ class LinearMap(ABC):
 
     @abstractmethod
     def sign_shape(self, features: Tensor) -> torch.Size:
-        """Shape of the independent signs that give every row its own r, see `times_signs`."""
+        """Return the shape of signs that give every row its own r.
+
+        See `times_signs`.
+        """
 
     @abstractmethod
     def times_signs(self, signs: Tensor) -> Tensor:
-        """``W r_t`` of every row, shape ``(..., d)``; every r_t consists of independent signs."""
+        """Return ``W r_t`` of every row, shape ``(..., d)``.
+
+        Every r_t consists of independent signs.
+        """
 
     @abstractmethod
     def norms(self, features: Tensor) -> Tensor:
-        """``||phi_t||`` of every row and group, shape ``(..., G)``."""
+        """Return ``||phi_t||`` of every row and group, shape ``(..., G)``."""
 
     @abstractmethod
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """``a . phi_t`` of every row and group, shape ``(..., G)``; a as in `vector_shape`."""
+        """Return ``a . phi_t`` of every row and group, shape ``(..., G)``.
+
+        The shape of a is `vector_shape`.
+        """
 
     @abstractmethod
     def feature_rows(self, features: Tensor) -> Tensor:
-        """phi_t itself, shape ``(..., G m)``."""
+        """Return phi_t itself, shape ``(..., G m)``."""
 
 
 class RowMap(LinearMap):
-    """``torch.nn.Linear`` and its like: features are the last dimension.
+    """Map of ``torch.nn.Linear`` and similar layers: features are the last dimension.
 
     Examples:
         >>> import torch
@@ -108,31 +122,31 @@ class RowMap(LinearMap):
     """
 
     def sign_shape(self, features: Tensor) -> torch.Size:
-        """Those of the features."""
+        """Return the shape of the features."""
         return features.shape
 
     def times_signs(self, signs: Tensor) -> Tensor:
-        """``W r_t``."""
+        """Return ``W r_t``."""
         return self.times(signs)
 
     def norms(self, features: Tensor) -> Tensor:
-        """``||phi_t||``."""
+        """Return ``||phi_t||``."""
         return torch.linalg.vector_norm(features, dim=-1, keepdim=True)
 
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """``a . phi_t``."""
+        """Return ``a . phi_t``."""
         return (features * vectors).sum(-1, keepdim=True)
 
     def feature_rows(self, features: Tensor) -> Tensor:
-        """The features as they are."""
+        """Return the features as they are."""
         return features
 
 
 class ConvolutionMap(LinearMap):
-    """Convolutions in 1 to 3 dimensions: W is the kernel as a matrix, phi_t the patch at position t.
+    """Map of convolutions: W is the kernel as a matrix, phi_t the patch at position t.
 
-    Channels are dimension -(n + 1), so that inputs without a batch dimension work too. Patches are never unfolded but
-    for the closed form: norms and projections are convolutions themselves.
+    Convolutions have n = 1 to 3 dimensions. Channels are dimension -(n + 1), so that inputs without a batch dimension
+    work too. Norms and projections are convolutions themselves. Only the closed form unfolds patches.
 
     Args:
         out_channels: d.
@@ -180,28 +194,34 @@ class ConvolutionMap(LinearMap):
         self._channel = -(self.dimensions + 1)
 
     def rows(self, outputs: Tensor) -> Tensor:
-        """Channels last."""
+        """Return the outputs with channels last."""
         return outputs.movedim(self._channel, -1)
 
     def outputs(self, rows: Tensor) -> Tensor:
-        """Channels back where the layer has them."""
+        """Return the outputs with channels in the layer's own place."""
         return rows.movedim(-1, self._channel)
 
     def has_items(self, features: Tensor) -> bool:
-        """Whether there is a batch dimension."""
+        """Return True if there is a batch dimension."""
         return features.dim() > self.dimensions + 1
 
     def sign_shape(self, features: Tensor) -> torch.Size:
-        """That of the padded features; rows that the loss does not couple may share signs where patches overlap."""
+        """Return the shape of the padded features.
+
+        Rows that the loss does not couple may share signs where patches overlap.
+        """
         return self._pad(torch.empty(features.shape, device="meta")).shape
 
     def times_signs(self, signs: Tensor) -> Tensor:
-        """A convolution of the signs with the kernel."""
+        """Convolve the signs with the kernel."""
         kernel = self.weight.to(signs.dtype).unflatten(1, (-1, *self.kernel_size))
         return self.rows(self._convolve(signs, kernel, self.groups))
 
     def norms(self, features: Tensor) -> Tensor:
-        """The root of a convolution of the squares with ones; its gradient is 0 where a patch is."""
+        """Return the root of the squares' convolution with ones.
+
+        The gradient is 0 where a patch is 0.
+        """
         squares = features.square().unflatten(self._channel, (self.groups, -1)).sum(self._channel)
         ones = squares.new_ones(self.groups, 1, *self.kernel_size)
         sums = self.rows(self._convolve(self._pad(squares), ones, self.groups))
@@ -209,18 +229,21 @@ class ConvolutionMap(LinearMap):
         return torch.where(positive, sums, 1).sqrt() * positive
 
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """A convolution with kernel a; with one a an item, items take the place of groups."""
+        """Convolve the features with kernel a.
+
+        With one a for each item, items take the place of groups.
+        """
         padded = self._pad(features)
         if vectors.dim() == 1:
             kernel = vectors.view(self.groups, -1, *self.kernel_size)
             return self.rows(self._convolve(padded, kernel, self.groups))
         items = features.shape[0]
         kernels = vectors.reshape(items * self.groups, -1, *self.kernel_size)
-        found = self._convolve(padded.flatten(0, 1), kernels, items * self.groups)
-        return self.rows(found.unflatten(0, (items, self.groups)))
+        projections = self._convolve(padded.flatten(0, 1), kernels, items * self.groups)
+        return self.rows(projections.unflatten(0, (items, self.groups)))
 
     def feature_rows(self, features: Tensor) -> Tensor:
-        """The unfolded patches."""
+        """Return the unfolded patches."""
         x = self._pad(features)
         first = x.dim() - self.dimensions
         for k, (size, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
@@ -236,7 +259,7 @@ class ConvolutionMap(LinearMap):
 
 
 def _pads(padding: str | Sequence[int], kernel_size: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """What ``torch.nn.functional.pad`` takes: the last dimension first."""
+    """Return the padding for ``torch.nn.functional.pad``, last dimension first."""
     pads: list[int] = []
     for k in reversed(range(len(kernel_size))):
         if padding == "same":

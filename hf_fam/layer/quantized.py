@@ -1,4 +1,4 @@
-"""Weights that are stored in a few bits: read as the numbers that they stand for."""
+"""Read quantized weights as floating-point numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether the module is a linear layer whose weight has to be dequantized first."""
+    """Return True for a linear layer whose weight has to be dequantized first."""
     return _is_bitsandbytes(module) or hasattr(module, "dequantize")
 
 
 def dequantized_weight(module: nn.Module) -> Tensor:
-    """W, shape ``(d, m)``; constant, unless the layer's own ``dequantize`` is differentiable.
+    """Return W, shape ``(d, m)``.
+
+    W is constant, unless the layer's own ``dequantize`` is differentiable.
 
     Args:
         module: a layer of bitsandbytes (8 or 4 bits), or one with a method ``dequantize`` that returns W.
@@ -28,7 +30,7 @@ def dequantized_weight(module: nn.Module) -> Tensor:
         return functional.dequantize_4bit(weight.data, weight.quant_state)
     if weight.is_floating_point():  # has_fp16_weights, or not quantized yet
         return weight
-    scales = weight.SCB if weight.SCB is not None else layer.state.SCB  # which the first call moves
+    scales = weight.SCB if weight.SCB is not None else layer.state.SCB  # the first call moves the scales
     return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))
 
 

@@ -1,4 +1,4 @@
-"""From what the user calls data to batches: a data set or a loader, for one process or several."""
+"""Make batches of a data set or a loader, for one process or several."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ IGNORED = -100
 
 
 class Batches:
-    """The batches of a data set, numbered; every process takes its share, and every pass reads the same ones.
+    """The numbered batches of a data set, the same ones in every pass.
+
+    Every process takes its share.
 
     Args:
         data: a ``DataLoader``, a map-style or iterable data set, or a list of items.
         batch_size: items of a batch, where ``data`` is not a loader.
         collate_fn: how items become a batch; by default transformers' for dictionaries, torch's for the rest.
         rank: number of this process.
-        processes: how many there are.
-        seed: of the order in which a shuffling loader reads.
+        processes: number of processes.
+        seed: seed of the order in which a shuffling loader reads.
 
     Raises:
-        TypeError: ``data`` is neither.
-        ValueError: it is empty, or a loader that was already split over processes.
+        TypeError: ``data`` is neither a data set nor a loader.
+        ValueError: the data is empty, or the loader was already split over processes.
     """
 
     def __init__(
@@ -51,34 +53,36 @@ class Batches:
         if self.length == 0:
             raise ValueError("the data is empty: there is no item to measure.")
 
-    def first(self, counts: Callable[[Any], bool] = lambda batch: True) -> Any:
-        """The first batch that counts, the same on every process.
+    def first(self, condition: Callable[[Any], bool] = lambda batch: True) -> Any:
+        """Return the first batch that satisfies a condition.
+
+        The batch is the same on every process.
 
         Args:
-            counts: whether some item of a batch has a label; every batch counts by default.
+            condition: whether to take a batch, for example whether it has a label; by default, every batch is taken.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such batch.
         """
-        found = False
+        has_batches = False
         for batch in self._read():
-            found = True
-            if counts(batch):
+            has_batches = True
+            if condition(batch):
                 return batch
-        if not found:
+        if not has_batches:
             raise ValueError("the data is empty: there is no item to measure.")
         raise ValueError(
-            f"no item has a label: all labels of the data are {IGNORED}, which stands for none. Give data with labels."
+            f"no item has a label: all labels of the data are {IGNORED}, which means no label. Give data with labels."
         )
 
-    def mine(self, most: int | None = None) -> Iterator[tuple[int, Any]]:
-        """Number and content of this process's batches.
+    def of_this_process(self, limit: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Return an iterator over the numbers and batches of this process.
 
         Args:
-            most: so many at most.
+            limit: the largest number of batches; None: all.
         """
         numbered = enumerate(self._read())
-        return itertools.islice(((k, b) for k, b in numbered if k % self._processes == self._rank), most)
+        return itertools.islice(((k, b) for k, b in numbered if k % self._processes == self._rank), limit)
 
     def _read(self) -> Iterable[Any]:
         torch.manual_seed(self._seed)
@@ -87,8 +91,8 @@ class Batches:
         except (ValueError, TypeError, RuntimeError) as error:
             if "length" in str(error) or "stack expects each tensor" in str(error) or "same size" in str(error):
                 raise ValueError(
-                    f"the items cannot be stacked to a batch ({str(error).splitlines()[0]}): they differ in length. "
-                    "Give collate_fn=DataCollatorWithPadding(tokenizer), or the collator that the Trainer uses."
+                    f"the items differ in length and cannot be stacked to a batch ({str(error).splitlines()[0]}): give "
+                    "collate_fn=DataCollatorWithPadding(tokenizer), or the collator that the Trainer uses."
                 ) from error
             raise
 
@@ -97,8 +101,8 @@ def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] |
     if isinstance(data, DataLoader):
         if processes > 1 and type(data).__module__.startswith("accelerate"):
             raise ValueError(
-                "the loader was prepared by accelerate and is already split over the processes: pass the one from "
-                "before accelerator.prepare(), it is split here."
+                "the loader was prepared by accelerate and is already split over the processes: pass the loader from "
+                "before accelerator.prepare(), which is split here."
             )
         return data
     if isinstance(data, Mapping) or not (isinstance(data, IterableDataset) or hasattr(data, "__getitem__")):
@@ -116,8 +120,11 @@ def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] |
     return DataLoader(data, batch_size=batch_size, collate_fn=collate_fn)
 
 
-def arguments_of(model: nn.Module, batch: Any) -> Any:
-    """The entries of a batch that the model's forward method takes, as the Trainer selects columns."""
+def select_arguments(model: nn.Module, batch: Any) -> Any:
+    """Return the entries of a batch that the model's forward method takes.
+
+    The Trainer selects columns by the same rule.
+    """
     if not isinstance(batch, Mapping):
         return batch
     parameters = inspect.signature(model.forward).parameters
@@ -126,7 +133,10 @@ def arguments_of(model: nn.Module, batch: Any) -> Any:
 
 
 def count_items(batch: Any) -> int:
-    """The number of items of a batch: the length of its labels, else of its first tensor."""
+    """Return the number of items of a batch.
+
+    It is the length of the labels, or else of the first tensor.
+    """
     values = (
         list(batch.values())
         if isinstance(batch, Mapping)
@@ -143,9 +153,11 @@ def count_items(batch: Any) -> int:
 
 
 def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
-    """What the loss divides by, item by item: 1, or an item's labeled tokens where the loss is a mean over tokens.
+    """Return the weight of every item in the mean loss of a batch.
 
-    An item without a label has weight 0. In tuples it is unknown which tensor contains the labels: every item counts.
+    The weight is 1, or the item's number of labeled tokens if the loss is a mean over tokens.
+
+    An item without a label has weight 0. In a tuple, it is unknown which tensor holds the labels, so every item counts.
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     ones = torch.ones(items, dtype=torch.float64)
@@ -155,13 +167,16 @@ def item_weights(model: nn.Module, batch: Any, items: int) -> Tensor:
         return ones
     if labels.dim() == 2 and _predicts_the_next_token(model):
         labels = labels[:, 1:]  # each token is predicted from those before it
-    elif _takes_every_number(model, labels):
+    elif _labels_are_numbers(model, labels):
         return ones
     return (labels != IGNORED).view(items, -1).sum(1).double().cpu()
 
 
-def _takes_every_number(model: nn.Module, labels: Tensor) -> bool:
-    """Whether labels are values, not classes: then -100 is a value like any other."""
+def _labels_are_numbers(model: nn.Module, labels: Tensor) -> bool:
+    """Return True if labels are numbers and not classes.
+
+    Then -100 is a value like any other.
+    """
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     if problem is None:  # transformers' rule for the labels of items
@@ -177,7 +192,7 @@ def _predicts_the_next_token(model: nn.Module) -> bool:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on a device."""
+    """Return the batch with its tensors on a device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ..layer.finding import HEAD
 from .forward import LossFunction
-from .measurement import TRACE
+from .measurement_run import TRACE
 from .measuring import measure_relative_flatness
 from .results import FlatnessTable
 
@@ -20,22 +20,21 @@ from .results import FlatnessTable
 class FlatnessCallback(TrainerCallback):
     """Measures kappa at every evaluation, on the same items each time.
 
-    The values stand in the evaluation's metrics, in the log history and so on the model card:
-    ``eval_kappa`` for the first layer, ``eval_kappa_<layer>`` for further ones, each with ``..._error``, its standard
-    error. ``metric_for_best_model="eval_kappa"`` works (with ``greater_is_better=False``). The random state of the
-    training is untouched.
+    The values are in the evaluation's metrics, in the log history and on the model card: ``eval_kappa`` for the first
+    layer, ``eval_kappa_<layer>`` for further ones, each with its standard error, ``..._error``.
+    ``metric_for_best_model="eval_kappa"`` works, with ``greater_is_better=False``. The callback does not change the
+    random state of the training.
 
-    Loggers such as TensorBoard get the metrics before the callbacks of the user; give ``trainer`` for them to be told
-    the values, too.
+    Loggers such as TensorBoard get the metrics before this callback runs. Pass ``trainer`` to log the values there too.
 
     Args:
-        dataset: what is measured on; by default the first ``items`` of the evaluation's data.
+        dataset: the data to measure on; by default, the first ``items`` of the evaluation's data.
         layers: as for `measure_relative_flatness`.
-        items: how many items of the evaluation's data are used.
-        batch_size: items of a batch.
-        collate_fn: how items of ``dataset`` become a batch; by default the evaluation's.
-        loss_fn: ``loss_fn(model, batch)``; by default ``model(**batch).loss``, whatever the Trainer's loss is.
-        trainer: the Trainer, so that its loggers are told as well.
+        items: number of items of the evaluation's data.
+        batch_size: items in a batch.
+        collate_fn: makes a batch of items of ``dataset``; by default, the evaluation's collator.
+        loss_fn: ``loss_fn(model, batch)``; by default ``model(**batch).loss``, also if the Trainer has another loss.
+        trainer: the Trainer whose loggers get the values.
         **options: ``measures``, ``normalize_features``, ``estimator``, ``probes``, ``weight_decay`` or ``seed`` of
             `measure_relative_flatness`.
 
@@ -94,7 +93,7 @@ class FlatnessCallback(TrainerCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Measure, and put the values where those of the evaluation are."""
+        """Measure, and add the values to the evaluation's metrics."""
         collate_fn = self._collate_fn or getattr(eval_dataloader, "collate_fn", None)
         self.last = measure_relative_flatness(
             model,
@@ -110,7 +109,7 @@ class FlatnessCallback(TrainerCallback):
         metrics = {} if metrics is None else metrics
         values = named_values(self.last, prefix_of(metrics))
         metrics.update(values)
-        if state.log_history and metrics.keys() & state.log_history[-1].keys():  # what the evaluation just logged
+        if state.log_history and metrics.keys() & state.log_history[-1].keys():  # the entry of this evaluation
             state.log_history[-1].update(values)
         if self._trainer is not None:
             self._trainer.callback_handler.on_log(args, state, control, dict(values))
@@ -122,11 +121,11 @@ class FlatnessCallback(TrainerCallback):
         if self._dataset is not None:
             return data
         if isinstance(data, IterableDataset):
-            return _Few(data, self._items)
+            return _FirstItems(data, self._items)
         return Subset(data, range(min(self._items, len(data))))
 
 
-class _Few(IterableDataset[Any]):
+class _FirstItems(IterableDataset[Any]):
     """The first items of an iterable data set."""
 
     def __init__(self, data: IterableDataset[Any], items: int) -> None:
@@ -137,7 +136,7 @@ class _Few(IterableDataset[Any]):
 
 
 def prefix_of(metrics: dict[str, float]) -> str:
-    """What the names of an evaluation's metrics begin with.
+    """Return the prefix of the names of an evaluation's metrics.
 
     Examples:
         >>> prefix_of({"eval_dev_loss": 1.0, "eval_dev_runtime": 0.1, "epoch": 1.0}), prefix_of({})
@@ -151,11 +150,11 @@ def prefix_of(metrics: dict[str, float]) -> str:
 
 
 def named_values(table: FlatnessTable, prefix: str) -> dict[str, float]:
-    """kappa and standard error of every layer under the names that are logged.
+    """Return kappa and standard error of every layer under their logged names.
 
     Args:
-        table: what was measured.
-        prefix: of the evaluation.
+        table: the measured layers.
+        prefix: prefix of the evaluation's metrics.
     """
     values = {}
     for k, record in enumerate(table):

@@ -1,4 +1,4 @@
-"""Forward passes of a model that is only looked at: several layers watched at once, nothing left changed."""
+"""Forward passes that capture several layers at once and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.finding import unwrap
-from ..layer.preserved import preserve_state
-from .data import arguments_of
+from ..layer.model_state import preserve_state
+from .data import select_arguments
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 @contextlib.contextmanager
-def looked_at(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode with frozen parameters; afterwards it, and every random state, is as it was."""
+def frozen_for_evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model in evaluation mode with frozen parameters.
+
+    Afterwards, the model and every random state are as before.
+    """
     model = unwrap(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     with preserve_state(model), torch.inference_mode(False):
@@ -34,15 +37,15 @@ def looked_at(model: nn.Module) -> Iterator[nn.Module]:
                 parameter.requires_grad_(True)
 
 
-class Watch:
-    """Runs batches through a model and shows the loss and what it captured of some layers, in the graph.
+class CapturingForward:
+    """Runs batches through a model and returns the loss and the captures of some layers.
 
-    The graph begins at the lowest of the layers, so that nothing below costs memory. Attention is computed by
-    torch's mathematical kernel, the one that can be differentiated twice.
+    Both are in the graph. The graph begins at the lowest of the layers, so that the layers below cost no memory.
+    Attention is computed by torch's mathematical kernel, which can be differentiated twice.
 
     Args:
-        model: see `looked_at`.
-        layers: the layers to watch.
+        model: see `frozen_for_evaluation`.
+        layers: the layers to capture.
         loss_fn: ``loss_fn(model, batch)``; by default ``model(**batch).loss``.
     """
 
@@ -51,11 +54,11 @@ class Watch:
         self._loss_fn = loss_fn or loss_of
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> CapturingForward:
         for layer in self._layers:
             self._hooks.append(layer.module.register_forward_hook(_begin_graph))
             layer.attach()
-            self._hooks.append(layer.module.register_forward_hook(_copy))
+            self._hooks.append(layer.module.register_forward_hook(_clone_output))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,11 +68,10 @@ class Watch:
             layer.detach()
 
     def __call__(self, batch: Any) -> tuple[Tensor, list[list[Capture]]]:
-        """The loss, and the captures of every layer.
+        """Return the loss, and the captures of every layer.
 
         Raises:
-            ValueError: the model returned no loss, or one that is not a scalar; a label is not one of its classes; a
-                layer was not called.
+            ValueError: the model returned no scalar loss, a label is not one of its classes, or a layer was not called.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
@@ -86,69 +88,71 @@ class Watch:
 
 
 def evaluate(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
-    """The loss of a batch, or one sentence about what is wrong with it.
+    """Return the loss of a batch, or raise a plain error about the batch.
 
     Raises:
-        ValueError: a label is not one of the classes, or a token not one of the vocabulary; what the loss function
-            returned is no scalar tensor.
+        ValueError: a label is not one of the classes, a token is not in the vocabulary, or the loss function did not
+            return a scalar tensor.
     """
     try:
         loss = loss_fn(model, batch)
-    except (IndexError, RuntimeError) as error:  # torch's two ways of saying it
+    except (IndexError, RuntimeError) as error:  # torch raises either of them
         if "Target" in str(error) and "out of bounds" in str(error):
             classes = getattr(getattr(model, "config", None), "num_labels", None)
-            known = f" (num_labels={classes})" if classes else ""
+            num_labels = f" (num_labels={classes})" if classes else ""
             raise ValueError(
-                f"a label is outside the classes of the model{known}: {str(error).splitlines()[0]} Labels count from 0."
+                f"a label is outside the classes of the model{num_labels}: {str(error).splitlines()[0]} Labels count "
+                "from 0."
             ) from error
         if "index out of range in self" in str(error):  # of an embedding
-            raise ValueError(_out_of_range(model, batch)) from error
+            raise ValueError(_describe_out_of_range(model, batch)) from error
         raise
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"loss_fn must return the mean loss of the batch as a scalar tensor, not {given}.")
+        returned = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn must return the mean loss of the batch as a scalar tensor, not {returned}.")
     return loss
 
 
-def _out_of_range(model: nn.Module, batch: Any) -> str:
-    start = "an embedding of the model was asked for a row that it does not have"
+def _describe_out_of_range(model: nn.Module, batch: Any) -> str:
+    start = "an index is too large for an embedding of the model"
     config, tokens = getattr(model, "config", None), batch.get("input_ids") if isinstance(batch, Mapping) else None
     if not isinstance(tokens, Tensor):
-        return f"{start}: tokens, positions and types have to be numbers that the model knows."
-    known = [f"{n}={getattr(config, n)}" for n in ("vocab_size", "max_position_embeddings") if hasattr(config, n)]
+        return f"{start}: give token, position and type numbers that the model has."
+    limits = [f"{n}={getattr(config, n)}" for n in ("vocab_size", "max_position_embeddings") if hasattr(config, n)]
     return (
         f"{start}: tokens are numbered from {int(tokens.min())} to {int(tokens.max())} in a batch of length "
-        f"{tokens.shape[-1]}, and the model has {', '.join(known) or 'fewer'}. Prepare the data with its own tokenizer."
+        f"{tokens.shape[-1]}, and the model has {', '.join(limits) or 'fewer'}. Prepare the data with the model's own "
+        "tokenizer."
     )
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    """``model(**batch).loss``, the convention of transformers.
+    """Return ``model(**batch).loss``, the convention of transformers.
 
     Raises:
         ValueError: the batch is not a dictionary, lacks what the model needs, or has no labels.
     """
     if not hasattr(batch, "keys"):
         raise ValueError(
-            f"the batch is a {type(batch).__name__}, and only dictionaries can be passed to a model without being told "
-            "how: give loss_fn=lambda model, batch: ..."
+            f"the batch is a {type(batch).__name__}, but only dictionaries can be passed to a model automatically: "
+            "give loss_fn=lambda model, batch: ..."
         )
-    arguments = arguments_of(model, batch)
-    given = ", ".join(map(repr, batch.keys())) or "nothing"
+    arguments = select_arguments(model, batch)
+    columns = ", ".join(map(repr, batch.keys())) or "nothing"
     try:
         output = model(**arguments)
     except (TypeError, ValueError) as error:
         missing = getattr(model, "main_input_name", None)
         if missing is not None and missing not in arguments:
             raise ValueError(
-                f"the data has no column {missing!r}, which {type(model).__name__} needs; it has {given}."
+                f"the data has no column {missing!r}, which {type(model).__name__} needs; it has {columns}."
             ) from error
         raise
     loss = output.get("loss") if hasattr(output, "get") else getattr(output, "loss", None)
     if loss is None:
         raise ValueError(
-            f"{type(model).__name__} returned no loss for a batch with {given}: it needs labels (a column 'labels' or "
-            "'label'), or a head that has a loss, or give loss_fn=lambda model, batch: ..."
+            f"{type(model).__name__} returned no loss for a batch with {columns}: add labels (a column 'labels' or "
+            "'label'), use a model with a head, or give loss_fn=lambda model, batch: ..."
         )
     return loss if loss.dim() == 0 else loss.mean()
 
@@ -157,6 +161,9 @@ def _begin_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output if output.requires_grad else output.detach().requires_grad_()
 
 
-def _copy(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """What follows may work in place (``nn.ReLU(inplace=True)``), and the captured pre-activations must stay."""
+def _clone_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Protect captured pre-activations from operations in place.
+
+    An example is ``nn.ReLU(inplace=True)``.
+    """
     return output.clone()

@@ -1,4 +1,4 @@
-"""The measurement of one layer: what is proven on the first batch, what every batch adds, what comes out."""
+"""The measurement of one layer, from its first batch to its sums over the data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..flatness.row_blocks import RowBlocks
 from ..flatness.row_values import RowValues, closed_form_rows, exact_rows, gauss_newton_rows, hessian_rows
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.linear_map import LinearMap
-from .normalization import columns_multiplied, divided
-from .running_sums import Moments, Sample
+from .normalization import divide_by_deviation, multiply_columns
+from .running_sums import RandomSample, RunningMean
 
 
 @dataclass
@@ -29,38 +29,38 @@ class LayerMeasurement:
 
     Attributes:
         layer: the layer.
-        head: whether it is the layer into the logits.
-        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"``; ``"closed_form"`` once it was proven.
-        probes: directions a batch.
-        with_trace: Tr H and the layer-wise version are wanted.
-        blocks: collects the row blocks; None where kappa_max is not wanted or needs passes of its own.
-        deviation: standard deviation of every feature, which features are divided by; None without normalization.
-        seed: of the probes.
-        form: what the loss was proven to be, where the closed form holds.
-        exact: no random directions are needed.
+        is_head: whether it is the layer into the logits.
+        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"``; ``"closed_form"`` once it is proven to hold.
+        probes: random directions for each batch.
+        with_trace: whether to measure Tr H and the layer-wise version.
+        blocks: collects the row blocks; None without kappa_max, or if kappa_max takes separate passes.
+        deviation: standard deviation of every feature, to divide features by; None without normalization.
+        seed: seed of the probes.
+        head_loss: the loss for which the closed form holds; None if it does not hold.
+        exact: whether no random directions are needed.
     """
 
     layer: FeatureLayer
-    head: bool
+    is_head: bool
     estimator: str
     probes: int
     with_trace: bool
     blocks: RowBlocks | None
     deviation: Tensor | None
     seed: int
-    form: HeadLoss | None = None
+    head_loss: HeadLoss | None = None
     exact: bool = False
     coupling: Coupling = Coupling.ROWS
-    kappa: Moments = field(default_factory=Moments)
-    trace: Moments = field(default_factory=Moments)
-    layerwise: Moments = field(default_factory=Moments)
-    sample: Sample = field(default_factory=Sample)
+    kappa: RunningMean = field(default_factory=RunningMean)
+    trace: RunningMean = field(default_factory=RunningMean)
+    layerwise: RunningMean = field(default_factory=RunningMean)
+    sample: RandomSample = field(default_factory=RandomSample)
     products: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        plain = self.layer.linear_map
-        self.linear_map: LinearMap = plain if self.deviation is None else columns_multiplied(plain, self.deviation)
+        own = self.layer.linear_map
+        self.linear_map: LinearMap = own if self.deviation is None else multiply_columns(own, self.deviation)
 
     def begin(self, loss: Tensor, captures: Sequence[Capture], logits: Sequence[Capture]) -> None:
         """Find out on one batch how the loss depends on the layer.
@@ -70,10 +70,10 @@ class LayerMeasurement:
             SecondDerivativeError: an operation of the tail has no second derivative.
         """
         batch = self._batch(loss, captures, logits, 0)
-        if self.head and self.estimator == "auto":
+        if self.is_head and self.estimator == "auto":
             with contextlib.suppress(NoClosedForm):
-                self.form = recognize_calls(batch)
-            if self.form is not None:
+                self.head_loss = recognize_calls(batch)
+            if self.head_loss is not None:
                 self.estimator, self.probes, self.exact = "closed_form", 0, True
                 return
         self.estimator = "hessian" if self.estimator == "auto" else self.estimator
@@ -87,13 +87,13 @@ class LayerMeasurement:
             )
         if self.linear_map.groups > 1 and self.with_trace and self.estimator == "gauss_newton":
             raise ValueError(
-                f"layer '{self.layer.name}' is a grouped convolution, whose layer-wise version is a sum over groups, "
-                'which estimator="gauss_newton" cannot tell apart: use "hessian", or measures without "layerwise".'
+                f"layer '{self.layer.name}' is a grouped convolution, whose layer-wise version "
+                'estimator="gauss_newton" cannot measure: use "hessian", or measures without "layerwise".'
             )
         if self.coupling is not Coupling.ROWS or self.linear_map.groups > 1:
             self.blocks = None
         elif self.estimator == "hessian":
-            # More products than outputs are never needed, and the row blocks take as many in any case.
+            # As many products as outputs are exact, and the row blocks take that many in any case.
             products = self.probes * (1 + self.with_trace)
             self.exact = self.blocks is not None or products >= self.linear_map.out_features
         if self.exact:
@@ -105,11 +105,11 @@ class LayerMeasurement:
         """Add one batch.
 
         Args:
-            loss: its mean loss.
-            captures: of the layer.
-            logits: of the head.
-            number: of the batch, which the probes are a function of.
-            weights: what the loss divides by, item by item.
+            loss: mean loss of the batch.
+            captures: captures of the layer.
+            logits: captures of the head.
+            number: number of the batch. The probes are a function of it.
+            weights: weight of every item in the mean loss, see `item_weights`.
         """
         started = time.perf_counter()
         batch = self._batch(loss, captures, logits, number)
@@ -124,19 +124,23 @@ class LayerMeasurement:
         self.seconds += time.perf_counter() - started
 
     def _rows(self, batch: Batch) -> list[RowValues]:
-        """Contributions of the rows, for every probe."""
-        if self.form is not None:
-            return [closed_form_rows(batch, self.form)]
-        newton = self.estimator == "gauss_newton"
+        """Return the contributions of the rows, for every probe."""
+        if self.head_loss is not None:
+            return [closed_form_rows(batch, self.head_loss)]
+        is_gauss_newton = self.estimator == "gauss_newton"
         scale = range_scale(batch.loss, batch.pre_activations)
-        first = [] if newton else gradients(batch.loss, batch.pre_activations, scale)
+        first = [] if is_gauss_newton else gradients(batch.loss, batch.pre_activations, scale)
         if self.exact:
             self.products += self.linear_map.out_features * len(first)
             return [exact_rows(batch, first, scale)]
         self.products += self.probes * (1 + self.with_trace)
 
         def values(directions: list[Tensor]) -> list[Tensor]:
-            return gauss_newton_rows(batch, directions) if newton else hessian_rows(batch, first, directions, scale)
+            return (
+                gauss_newton_rows(batch, directions)
+                if is_gauss_newton
+                else hessian_rows(batch, first, directions, scale)
+            )
 
         result = []
         for k in range(self.probes):
@@ -145,34 +149,45 @@ class LayerMeasurement:
                 result.append(RowValues(kappa))
                 continue
             shared = (batch.features, batch.pre_activations, batch.linear_map, self.coupling, batch.seeds)
-            of_outputs = values(draw_for_trace(*shared, probe=k))
-            squares = [self._group_squares(v) for v in of_outputs]
-            trace = [v.sum(-1) for v in of_outputs]
-            result.append(RowValues(kappa, trace, [(v * s).sum(-1) for v, s in zip(of_outputs, squares, strict=True)]))
+            by_output = values(draw_for_trace(*shared, probe=k))
+            squares = [self._group_squares(v) for v in by_output]
+            trace = [v.sum(-1) for v in by_output]
+            result.append(RowValues(kappa, trace, [(v * s).sum(-1) for v, s in zip(by_output, squares, strict=True)]))
         return result
 
     def _group_squares(self, like: Tensor) -> Tensor:
-        """``||W_g||_F^2`` of every output's group, or of the one group there is."""
+        """Return ``||W_g||_F^2`` of every output's group.
+
+        With a single group, it is a scalar.
+        """
         groups = self.linear_map.groups
         squares = self.weight.square().sum(-1).view(groups, -1).sum(-1).to(like)
         return squares if groups == 1 else squares.repeat_interleave(self.linear_map.out_features // groups)
 
     def _collect(
-        self, moments: Moments, rows: list[Sequence[Tensor]], weights: Tensor, scale: float, number: int | None = None
+        self,
+        running_mean: RunningMean,
+        rows: list[Sequence[Tensor]],
+        weights: Tensor,
+        scale: float,
+        number: int | None = None,
     ) -> None:
-        """Sums over items; over the batch where items are coupled or rows cannot be told to belong to items."""
+        """Add sums over items to a running mean.
+
+        The whole batch is one unit if items are coupled, or if rows cannot be assigned to items.
+        """
         items = len(weights)
-        separate = self.coupling is not Coupling.BATCH and all(r.numel() % items == 0 for r in rows[0])
-        if separate:
+        by_item = self.coupling is not Coupling.BATCH and all(r.numel() % items == 0 for r in rows[0])
+        if by_item:
             sums = [sum(r.detach().double().reshape(items, -1).sum(1) for r in calls) for calls in rows]
             values = scale * torch.stack(sums, 1).cpu()  # type: ignore[arg-type]
-            moments.add(values, weights)
+            running_mean.add(values, weights)
             if number is not None:
-                counted = weights > 0
-                self.sample.add(values.mean(1)[counted] / weights[counted], number)
+                has_label = weights > 0
+                self.sample.add(values.mean(1)[has_label] / weights[has_label], number)
         else:
             sums = [sum(r.detach().double().sum() for r in calls) for calls in rows]
-            moments.add(scale * torch.stack(sums).cpu().unsqueeze(0), torch.tensor([scale]))  # type: ignore[arg-type]
+            running_mean.add(scale * torch.stack(sums).cpu().unsqueeze(0), torch.tensor([scale]))  # type: ignore[arg-type]
 
     def _add_blocks(self, batch: Batch, curvatures: Sequence[Tensor], scale: float) -> None:
         assert self.blocks is not None
@@ -183,7 +198,10 @@ class LayerMeasurement:
             self.blocks.add(rows, (scale * curvature).to(dtype))
 
     def group_rows(self, features: Tensor) -> Tensor:
-        """phi of every row and group, normalized where that is wanted, shape ``(..., G, m)``."""
+        """Return phi of every row and group, shape ``(..., G, m)``.
+
+        Features are divided by their deviations with ``deviation``.
+        """
         rows = self.linear_map.feature_rows(self.normalized(features).detach())
         return rows.unflatten(-1, (self.linear_map.groups, -1))
 
@@ -199,10 +217,13 @@ class LayerMeasurement:
 
     @property
     def weight(self) -> Tensor:
-        """W, its columns multiplied where features are normalized, in float32 at least; shape ``(d, m)``."""
+        """Return W, shape ``(d, m)``, in float32 or wider.
+
+        Its columns are multiplied by the deviations with ``deviation``.
+        """
         weight = self.linear_map.weight.detach()
         return weight.to(wide(weight.dtype))
 
     def normalized(self, features: Tensor) -> Tensor:
-        """phi, divided by the standard deviations where features are normalized."""
-        return features if self.deviation is None else divided(features, self.deviation, self.linear_map)
+        """Return phi, divided by the standard deviations with ``deviation``."""
+        return features if self.deviation is None else divide_by_deviation(features, self.deviation, self.linear_map)

@@ -1,4 +1,4 @@
-"""``measure_relative_flatness``: streams a data set through a model and measures several layers at once."""
+"""Measure the relative flatness of several layers of a model in one pass over a data set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..flatness.estimators import check_choice
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, REPRESENTATION, unwrap, weighted_layers
 from .data import Batches
-from .forward import LossFunction, looked_at
-from .measurement import LAYERWISE, MAX_EIGENVALUE, MEASURES, TRACE, Run
+from .forward import LossFunction, frozen_for_evaluation
+from .measurement_run import LAYERWISE, MAX_EIGENVALUE, MEASURES, TRACE, MeasurementRun
 from .results import FlatnessTable
 
 ALL = "all"
@@ -39,57 +39,60 @@ def measure_relative_flatness(
     seed: int = 0,
     progress: bool | None = None,
 ) -> FlatnessTable:
-    """Relative flatness of layers of a trained model over a data set, with standard errors.
+    """Measure the relative flatness of layers of a trained model over a data set.
+
+    Every value has a standard error.
 
     ``kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}`` with ``H_{s,s'} = d2L / dw_s dw_s'`` and L the mean loss over
     the data (Petzka et al. 2021); ``kappa_max = sum_s ||w_s||^2 lambda_max(H_{s,s})`` (their measuring
     code); the layer-wise version ``||W||_F^2 Tr H`` (their section 3.2). A *small* kappa is *flat*.
 
-    The head is measured in closed form, which is exact, where its loss has one; other layers by random probes of the
-    Hessian, or exactly where that takes no more products. All layers share one forward pass of every batch; memory
-    does not grow with the data. Model, gradients, training mode and random states are as before afterwards. Several
-    processes (``accelerator``) share the batches and return the numbers of a single one.
+    The head is measured in closed form, which is exact, if its loss has one. Other layers are measured with random
+    probes of the Hessian, or exactly if that takes no more products. All layers share one forward pass of every batch.
+    Memory does not grow with the data. Afterwards model, gradients, training mode and random states are as before.
+    Several processes (``accelerator``) share the batches and return the same numbers as a single process.
 
-    Cost: a forward pass of the data; ``2 * probes`` Hessian-vector products of the tail of every layer that has no
-    closed form (``probes`` without ``"layerwise"``). ``"max_eigenvalue"`` takes, where rows of pre-activations are not
-    coupled, d products of every batch instead, and everything is exact; else it adds 10 to 40 passes over the data
-    with d products of every batch each: leave it out for wide layers below attention. ``"hessian_max_eigenvalue"``
-    takes 10 to 40 passes with one product. For eigenvalues 2^26 numbers a layer are kept at most.
+    Cost: a forward pass of the data, and ``2 * probes`` Hessian-vector products for every layer without a closed form
+    (``probes`` without ``"layerwise"``). With ``"max_eigenvalue"``, a layer whose rows are not coupled takes d products
+    of every batch in their place, and everything is exact. With coupled rows, ``"max_eigenvalue"`` adds 10 to 40
+    passes over the data with d products of every batch, so leave it out for wide layers below attention.
+    ``"hessian_max_eigenvalue"`` takes 10 to 40 passes with one product. Eigenvalues keep at most 2^26 numbers for each
+    layer.
 
     Args:
-        model: as it was trained; its parameters are not touched.
-        dataset_or_dataloader: a data set (map-style, iterable or a list) or a ``DataLoader`` of what the model takes,
-            with labels; it may be read several times. A shuffling loader is read in the same order each time.
+        model: the trained model; its parameters do not change.
+        dataset_or_dataloader: a data set (map-style, iterable or a list) or a ``DataLoader`` of the model's inputs with
+            labels. It may be read several times. A shuffling loader is read in the same order each time.
         layers: ``"auto"`` (representation and head), ``"all"``, or one or several of: ``"head"``,
             ``"representation"``, dotted names, modules.
         measures: what to compute: ``"trace"`` (kappa, always computed), ``"max_eigenvalue"`` (kappa_max),
             ``"layerwise"`` (with Tr H), ``"hessian_max_eigenvalue"`` (of the whole layer; not a relative flatness).
-        normalize_features: divide every feature by its standard deviation over the data, and multiply the column of W,
-            before measuring (the published measuring code does so): removes the dependence on the scale of single
-            features. Features that are constant over the data are left out, as the bias is. Takes a further pass.
-        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"`` (never negative) for what has no closed form.
-        probes: random directions for every batch; two give the error that is due to them.
-        relative_error: stop as soon as ``standard_error <= relative_error * |kappa|`` for every layer. What was read
-            until then must stand for the rest: the data must be in random order.
-        weight_decay: alpha, if the objective that is measured is ``L + alpha ||W||^2``: adds ``2 alpha m ||W||^2`` to
-            kappa, ``2 alpha ||W||^2`` to kappa_max and ``2 alpha d m`` to Tr H. An optimizer's ``weight_decay`` is
-            2 alpha. With ``normalize_features`` W is the normalized weight here, too.
-        batch_size: items of a batch, where no loader is given.
-        collate_fn: how items become a batch, where no loader is given.
-        loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; by default ``model(**batch).loss``. Batches
-            count by their number of items, or of labels where labels are tokens; the integer label -100 in ``"labels"``
-            stands for none, and does not count.
+        normalize_features: divide every feature by its standard deviation over the data and multiply the column of W by
+            it, as the published measuring code does. The result does not depend on the scale of single features.
+            Constant features are left out, like the bias. Takes one more pass.
+        estimator: ``"auto"``, ``"hessian"`` or ``"gauss_newton"`` (never negative) for layers without a closed form.
+        probes: random directions for every batch; two or more show the error that is due to them.
+        relative_error: stop as soon as ``standard_error <= relative_error * |kappa|`` for every layer. The data must be
+            in random order.
+        weight_decay: alpha, if the measured objective is ``L + alpha ||W||^2``. It adds ``2 alpha m ||W||^2`` to kappa,
+            ``2 alpha ||W||^2`` to kappa_max and ``2 alpha d m`` to Tr H. An optimizer's ``weight_decay`` is 2 alpha.
+            With ``normalize_features``, W is the normalized weight here, too.
+        batch_size: items in a batch, without a loader.
+        collate_fn: makes a batch of items, without a loader.
+        loss_fn: ``loss_fn(model, batch)`` returns the mean loss of a batch; by default ``model(**batch).loss``. A batch
+            is weighted by its number of items, or of labeled tokens. The integer label -100 in ``"labels"`` means no
+            label.
         accelerator: an ``accelerate.Accelerator``, to share the work among its processes.
-        seed: of the probes.
+        seed: seed of the probes.
         progress: show a progress bar; by default on a terminal.
 
     Returns:
-        A sequence with one record a layer, see `LayerFlatness`; prints as a table.
+        A sequence with one record for each layer, see `LayerFlatness`. It prints as a table.
 
     Raises:
-        ValueError: no data, or no item with a label; an unknown layer, measure or estimator; a missing column; a model
-            without a loss; a label outside the classes.
-        TypeError: a layer of a kind that is not supported; data that is neither data set nor loader.
+        ValueError: there is no data or no label, a layer, measure or estimator is unknown, a column is missing, the
+            model has no loss, or a label is outside the classes.
+        TypeError: a layer's kind is not supported, or the data is neither data set nor loader.
         SecondDerivativeError: an operation above a layer has no second derivative.
 
     Examples:
@@ -109,9 +112,9 @@ def measure_relative_flatness(
     processes = 1 if accelerator is None else accelerator.num_processes
     rank = 0 if accelerator is None else accelerator.process_index
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, rank=rank, processes=processes, seed=seed)
-    chosen = chosen_layers(unwrap(model), layers)
-    run = Run(model, batches, chosen, loss_fn, accelerator, progress)
-    with looked_at(model) as run.model:
+    feature_layers = select_layers(unwrap(model), layers)
+    run = MeasurementRun(model, batches, feature_layers, loss_fn, accelerator, progress)
+    with frozen_for_evaluation(model) as run.model:
         measurements = run.prepare(measures, normalize_features, estimator, probes, seed)
         run.stream(measurements, relative_error)
         records = [run.record(m, measures, weight_decay) for m in measurements]
@@ -128,18 +131,18 @@ def measure_relative_flatness(
     return FlatnessTable(records, settings)
 
 
-def chosen_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module]) -> list[FeatureLayer]:
-    """The layers that ``layers`` stands for, each once.
+def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module]) -> list[FeatureLayer]:
+    """Return the layers that ``layers`` stands for, each once.
 
     Raises:
-        ValueError: no layer was given, or one is unknown.
-        TypeError: a layer that was named is of a kind that is not supported.
+        ValueError: ``layers`` is empty, or a layer is unknown.
+        TypeError: the kind of a named layer is not supported.
     """
     if isinstance(layers, str) and layers == ALL:
-        found, skipped = [], []
+        selected, skipped = [], []
         for name, module in weighted_layers(model):
             try:
-                found.append(FeatureLayer(model, module))
+                selected.append(FeatureLayer(model, module))
             except TypeError:
                 skipped.append(name)
         if skipped:
@@ -147,13 +150,13 @@ def chosen_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.
                 f'layers="all" leaves out layers of kinds that are not supported: {", ".join(skipped)}.', stacklevel=3
             )
     elif isinstance(layers, str) and layers == AUTO:
-        found = [FeatureLayer(model, HEAD)]
-        with contextlib.suppress(ValueError, TypeError):  # a head alone, or a representation of an unsupported kind
-            found.insert(0, FeatureLayer(model, REPRESENTATION))
+        selected = [FeatureLayer(model, HEAD)]
+        with contextlib.suppress(ValueError, TypeError):  # the model has no other layer, or one of an unsupported kind
+            selected.insert(0, FeatureLayer(model, REPRESENTATION))
     else:
-        several = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
-        found = [FeatureLayer(model, layer) for layer in several]
-    unique = {id(layer.module): layer for layer in found}
+        names_or_modules = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+        selected = [FeatureLayer(model, layer) for layer in names_or_modules]
+    unique = {id(layer.module): layer for layer in selected}
     if not unique:
         raise ValueError('layers is empty: name at least one layer, or use layers="auto".')
     return list(unique.values())

@@ -1,4 +1,4 @@
-"""The configuration of a saved model, and the class that it asks for."""
+"""The configuration of a saved model, and the class to build from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 
 from .._compat import serves_config
 
-# What --task takes, and the class that builds a model for it.
+# The values of --task, and the class that builds a model for each.
 TASKS = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -31,14 +31,14 @@ class ModelConfigError(ValueError):
 
 
 def load_config(source: str, changes: dict[str, Any]) -> Any:
-    """The configuration of a saved model, with some of its entries changed.
+    """Return the configuration of a saved model, with some entries changed.
 
     Args:
         source: a folder with a config.json, or a model on the Hub.
-        changes: what to change.
+        changes: new values of entries.
 
     Raises:
-        ModelConfigError: it cannot be found or read.
+        ModelConfigError: the configuration cannot be found or read.
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -48,27 +48,30 @@ def load_config(source: str, changes: dict[str, Any]) -> Any:
     except (OSError, ValueError) as error:
         reason = {
             LocalEntryNotFoundError: "is no folder here and not in the cache, and the Hub cannot be reached.",
-            RepositoryNotFoundError: "is no folder here and no model on the Hub (or a private one: `hf auth login`).",
+            RepositoryNotFoundError: "is no folder here and no model on the Hub (if private: run `hf auth login`).",
             HFValidationError: "is no folder here and not the name of a model on the Hub.",
         }.get(type(error.__cause__), f"has no configuration that can be read: {first_line(error)}")
         raise ModelConfigError(f"'{source}' {reason}") from error
 
 
-def class_name(source: str, config: Any, task: str | None) -> str:
-    """The class to build; without a head there is no loss to train, so a backbone asks for a task."""
+def model_class_name(source: str, config: Any, task: str | None) -> str:
+    """Return the name of the class to build.
+
+    Without a head there is no loss to train, so a backbone needs a task.
+    """
     if task is not None:
         if task not in TASKS:
             raise ModelConfigError(f"--task {task}: choose one of {', '.join(TASKS)}.")
         return TASKS[task]
     name = next(iter(config.architectures or []), None)
     possible = [t for t, auto in TASKS.items() if serves_config(getattr(transformers, auto), config)]
-    offer = f"choose a head by --task {' | '.join(possible)}." if possible else "no --task fits it."
+    remedy = f"choose a head with --task {' | '.join(possible)}." if possible else "no --task fits it."
     if name is None:
-        raise ModelConfigError(f"the config.json of '{source}' names no architecture: {offer}")
+        raise ModelConfigError(f"the config.json of '{source}' names no architecture: {remedy}")
     if not hasattr(transformers, name):
-        raise ModelConfigError(f"'{source}' is a {name}, which transformers does not contain: {offer}")
+        raise ModelConfigError(f"'{source}' is a {name}, which transformers does not contain: {remedy}")
     if name in _backbones():
-        raise ModelConfigError(f"'{source}' is a {name}, which has no head and so no loss to train: {offer}")
+        raise ModelConfigError(f"'{source}' is a {name}, which has no head and no loss to train: {remedy}")
     return name
 
 
@@ -78,5 +81,8 @@ def _backbones() -> set[str]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error message; of an empty one, the name of its class."""
+    """Return the first line of an error message.
+
+    If the message is empty, it is the name of the error's class.
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

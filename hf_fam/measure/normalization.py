@@ -1,7 +1,7 @@
-"""Features divided by their standard deviation over the data, and columns of W multiplied: the same function.
+"""Divide features by their standard deviation over the data and multiply the columns of W: the same function.
 
-A feature that is constant over the data (a dead unit) acts as a bias does, and is left out like the bias: with any
-other convention kappa would depend on the arbitrary scale of dead units.
+A feature that is constant over the data (a dead unit) acts like a bias, and is left out like the bias. With any other
+convention, kappa would depend on the arbitrary scale of dead units.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ..layer.linear_map import ConvolutionMap, LinearMap
 
 
 def feature_axis(linear_map: LinearMap) -> int:
-    """The dimension of the features that counts them; for convolutions that of the channels.
+    """Return the dimension that counts the features; the channels of a convolution.
 
-    A kernel's weights at all positions of a channel are multiplied alike, as they see the same values.
+    All positions of a channel have the same values, so the kernel's weights of a channel share one factor.
     """
     return -(linear_map.dimensions + 1) if isinstance(linear_map, ConvolutionMap) else -1
 
 
-def divided(features: Tensor, deviation: Tensor, linear_map: LinearMap) -> Tensor:
-    """phi over its standard deviations, 0 where these are."""
+def divide_by_deviation(features: Tensor, deviation: Tensor, linear_map: LinearMap) -> Tensor:
+    """Return phi over its standard deviations, 0 where a deviation is 0."""
     inverse = torch.where(deviation > 0, 1 / deviation, torch.zeros_like(deviation))
     return features * inverse.to(features).view(-1, *[1] * (-feature_axis(linear_map) - 1))
 
 
-def columns_multiplied(linear_map: LinearMap, scale: Tensor) -> LinearMap:
-    """The linear map with every column of W multiplied by its feature's number.
+def multiply_columns(linear_map: LinearMap, scale: Tensor) -> LinearMap:
+    """Return the linear map with every column of W multiplied by a number.
 
     Args:
-        linear_map: of a layer.
+        linear_map: linear map of a layer.
         scale: shape ``(G m,)``, or one number a channel for convolutions.
     """
     weight = linear_map.weight.detach()
@@ -68,10 +68,10 @@ class FeatureDeviation:
         self._sums += torch.stack([x.sum(0), x.square().sum(0), torch.full_like(x[0], len(x))])
 
     def result(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """The standard deviations (of the population), 0 for a constant feature.
+        """Return the population's standard deviations, 0 for a constant feature.
 
         Args:
-            reduce: sums over processes.
+            reduce: function that sums a tensor over processes.
         """
         total, squares, count = reduce(self._sums)
         mean = total / count

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _MeasuredLayer(Protocol):
-    """What is drawn of a layer, see `hf_fam.measure.LayerFlatness`."""
+    """The attributes of a layer that are drawn, see `hf_fam.measure.LayerFlatness`."""
 
     @property
     def layer(self) -> str: ...
@@ -30,7 +30,7 @@ class _MeasuredLayer(Protocol):
 
 
 class _MeasuredRobustness(Protocol):
-    """What is drawn of a layer under perturbations, see `hf_fam.measure.robustness.FeatureRobustness`."""
+    """The attributes of a robustness curve that are drawn, see `hf_fam.measure.robustness.FeatureRobustness`."""
 
     @property
     def layer(self) -> str: ...
@@ -45,7 +45,7 @@ class _MeasuredRobustness(Protocol):
     @property
     def predicted(self) -> Sequence[float]: ...
     @property
-    def parts_at(self) -> float | None: ...
+    def diverges_at(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Panel:
 
     Attributes:
         key: name of the quantity in the records.
-        title: what it is called.
+        title: the title of the panel.
         log: draw it on a logarithmic scale.
     """
 
@@ -66,13 +66,15 @@ class Panel:
 def plot_runs(
     runs: Mapping[str, Sequence[Mapping[str, float]]], panels: Sequence[Panel], path: str | Path, x: str = "step"
 ) -> None:
-    """Draw quantities of several training runs side by side, a panel for each quantity and a line for each run.
+    """Draw quantities of several training runs side by side.
+
+    Each quantity has a panel, and each run a line.
 
     Args:
-        runs: for each run's name, what was recorded, in order; a record that lacks a quantity, or x, is no
-            point of its line.
-        panels: what to draw.
-        path: the file to write; its ending is the format.
+        runs: the records of each run, in order, by the name of the run. Records without a quantity or without x are
+            skipped.
+        panels: the quantities to draw.
+        path: the file to write. Its extension selects the format.
         x: name of the quantity on the horizontal axis.
 
     Raises:
@@ -103,10 +105,12 @@ def plot_runs(
 
 
 def layer_profile(records: Sequence[_MeasuredLayer]) -> Figure:
-    """kappa of every layer with twice its standard error; kappa_max and the layer-wise version where known.
+    """Draw kappa of every layer with twice its standard error.
+
+    kappa_max and the layer-wise version are drawn for layers where they are known.
 
     Args:
-        records: one a layer, as measured.
+        records: one record for each layer.
     """
     figure = new_figure(4.8, 1.4 + 0.3 * len(records))
     axes = figure.subplots()
@@ -116,18 +120,20 @@ def layer_profile(records: Sequence[_MeasuredLayer]) -> Figure:
     axes.errorbar(kappas, rows, xerr=errors, fmt="o", color="C0", capsize=3, label="κ ± 2 standard errors")
     others = (("kappa_max", "s", "κ_max"), ("layerwise", "^", "layer-wise, ‖W‖² Tr H"))
     for k, (name, marker, label) in enumerate(others, 1):
-        known = [(getattr(r, name), row) for row, r in enumerate(records) if getattr(r, name) is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), marker, color=f"C{k}", fillstyle="none", linestyle="none", label=label)
-    # On a linear scale the smaller layers could not be told apart; negative values of kappa need it.
-    drawn = [v for r in records for v in (r.kappa, r.kappa_max, r.layerwise) if v is not None]
-    axes.set(yticks=list(rows), yticklabels=[_plain_text(r.layer) for r in records])
+        points = [(getattr(r, name), row) for row, r in enumerate(records) if getattr(r, name) is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), marker, color=f"C{k}", fillstyle="none", linestyle="none", label=label
+            )
+    # Small layers are indistinguishable on a linear scale, so negative values take a symmetric logarithmic one.
+    values = [v for r in records for v in (r.kappa, r.kappa_max, r.layerwise) if v is not None]
+    axes.set(yticks=list(rows), yticklabels=[_escape_formula(r.layer) for r in records])
     axes.set(xlabel="a small value is flat", ylim=(len(records) - 0.5, -0.5))
-    if min(drawn) > 0:
+    if min(values) > 0:
         axes.set_xscale("log")
     else:
-        axes.set_xscale("symlog", linthresh=_linear(drawn))
-        axes.xaxis.set_major_locator(_few_ticks(drawn))
+        axes.set_xscale("symlog", linthresh=_linear_threshold(values))
+        axes.xaxis.set_major_locator(_few_ticks(values))
         axes.axvline(0, color="gray", linewidth=0.8)
     axes.tick_params(labelsize="small")
     axes.grid(alpha=0.3)
@@ -136,10 +142,10 @@ def layer_profile(records: Sequence[_MeasuredLayer]) -> Figure:
 
 
 def item_histogram(record: _MeasuredLayer) -> Figure:
-    """How kappa is distributed over single items.
+    """Draw the distribution of kappa over single items.
 
     Args:
-        record: of a layer whose items are not coupled.
+        record: record of a layer whose items are not coupled.
     """
     figure = new_figure(4.8, 2.8)
     axes = figure.subplots()
@@ -147,54 +153,59 @@ def item_histogram(record: _MeasuredLayer) -> Figure:
     axes.axvline(record.kappa, color="C3", linestyle="--", label=f"mean, κ = {record.kappa:.3g}")
     axes.set(xlabel="κ of a single item", ylabel="items")
     axes.locator_params(axis="x", nbins=4)
-    axes.set_title(_plain_text(record.layer), fontsize="medium", wrap=True)
+    axes.set_title(_escape_formula(record.layer), fontsize="medium", wrap=True)
     axes.legend()
     return figure
 
 
-def robustness_curve(found: _MeasuredRobustness) -> Figure:
-    """Measured rise of the loss with twice its standard error, and ``delta^2/(2m) kappa``.
+def robustness_curve(curve: _MeasuredRobustness) -> Figure:
+    """Draw the measured rise of the loss beside ``delta^2/(2m) kappa``.
+
+    The measured rise has error bars of twice its standard error.
 
     Args:
-        found: what was measured.
+        curve: the measured curve.
     """
     figure = new_figure(4.8, 3.4)
     axes = figure.subplots()
-    errors = [2 * e for e in found.standard_errors]
-    axes.errorbar(found.deltas, found.measured, yerr=errors, fmt="o", capsize=3, label="measured ± 2 standard errors")
-    axes.plot(found.deltas, found.predicted, "--", color="C3", label="δ²/(2m) κ")
-    positive = min(*found.measured, *found.predicted) > 0
+    errors = [2 * e for e in curve.standard_errors]
+    axes.errorbar(curve.deltas, curve.measured, yerr=errors, fmt="o", capsize=3, label="measured ± 2 standard errors")
+    axes.plot(curve.deltas, curve.predicted, "--", color="C3", label="δ²/(2m) κ")
+    positive = min(*curve.measured, *curve.predicted) > 0
     axes.set(xscale="log", xlabel="δ, relative size of the perturbation")
     axes.set(ylabel="rise of the loss")
-    axes.set_title(f"{_plain_text(found.layer)}\n{found.matrices.replace('_', ' ')} matrices", fontsize="medium")
+    axes.set_title(f"{_escape_formula(curve.layer)}\n{curve.matrices.replace('_', ' ')} matrices", fontsize="medium")
     if positive:
         axes.set_yscale("log")
     else:
-        values = [*found.measured, *found.predicted]
-        axes.set_yscale("symlog", linthresh=_linear(values))
+        values = [*curve.measured, *curve.predicted]
+        axes.set_yscale("symlog", linthresh=_linear_threshold(values))
         axes.yaxis.set_major_locator(_few_ticks(values))
-    if found.parts_at is not None:
-        axes.axvline(found.parts_at, color="gray", linestyle=":", label="they part here")
+    if curve.diverges_at is not None:
+        axes.axvline(curve.diverges_at, color="gray", linestyle=":", label="they diverge here")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def _linear(values: Sequence[float]) -> float:
-    """Where a scale for values of both signs stops being logarithmic."""
+def _linear_threshold(values: Sequence[float]) -> float:
+    """Return where a scale for values of both signs turns from log to linear."""
     return max(map(abs, values)) * 1e-3 or 1e-12
 
 
 def _few_ticks(values: Sequence[float]) -> SymmetricalLogLocator:
     from matplotlib.ticker import SymmetricalLogLocator
 
-    locator = SymmetricalLogLocator(base=10, linthresh=_linear(values))
+    locator = SymmetricalLogLocator(base=10, linthresh=_linear_threshold(values))
     locator.set_params(numticks=5)
     return locator
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, without pyplot: no display, and no figures of the caller's are touched."""
+    """Return an empty figure, sizes in inches, without pyplot.
+
+    So no display is needed, and the caller's own figures stay as they are.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -204,15 +215,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure to a file, whose ending is the format."""
+    """Write a figure to a file, whose extension selects the format."""
     figure.savefig(path, dpi=150)
 
 
-def _plain_text(name: str) -> str:
-    """A name as it is: matplotlib would set what is between dollar signs as a formula."""
+def _escape_formula(name: str) -> str:
+    """Escape dollar signs, which matplotlib would read as a formula."""
     return name.replace("$", r"\$")
 
 
 def _styles(count: int) -> list[str]:
-    """Lines that can be told apart without color too."""
+    """Return line styles that differ without color too."""
     return [["-", "--", ":", "-."][k % 4] for k in range(count)]

@@ -9,15 +9,15 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from .plotting import item_histogram, layer_profile, robustness_curve
-from .results import FlatnessTable, LayerFlatness, bound
+from .results import FlatnessTable, LayerFlatness, bound_sign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .robustness import FeatureRobustness
 
-# As many histograms at most, of the layers of the largest kappa.
-_HISTOGRAMS = 6
+# The report shows histograms of the layers of largest kappa, at most this many.
+_MOST_HISTOGRAMS = 6
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -46,7 +46,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-_BOUND = "≥: a lower bound. The iterations for the eigenvalue were at their limit before they had converged."
+_LOWER_BOUND_NOTE = "≥: a lower bound. The iterations for the eigenvalue reached their limit before they converged."
 
 
 def html_report(
@@ -59,49 +59,51 @@ def html_report(
     command: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page; all names are escaped, and figures are part of it.
+    """Return the page, with escaped names and embedded figures.
 
     Args:
-        table: what was measured.
+        table: the measured layers.
         robustness: the curve of one layer, or None.
-        model: as the user named it.
-        data: as the user named it.
-        settings: what is needed to repeat it, beside the command.
-        command: what was typed.
-        notes: what has to be known to read the numbers.
+        model: name of the model, as the user gave it.
+        data: name of the data, as the user gave it.
+        settings: settings needed to repeat the measurement, besides the command.
+        command: the command line.
+        notes: remarks that a reader of the numbers needs.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     first = table[0]
-    shown = sorted((r for r in table if len(r.item_kappas) > 1), key=lambda r: -abs(r.kappa))[:_HISTOGRAMS]
+    histogram_layers = sorted((r for r in table if len(r.item_kappas) > 1), key=lambda r: -abs(r.kappa))[
+        :_MOST_HISTOGRAMS
+    ]
     body = [
         f"<h1>Relative flatness of {escape(model)}</h1>",
         f"<p>on {escape(data)}: {first.num_items} items, mean loss {first.loss:.4g}. A small κ is flat.</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in notes),
         "<h2>Layers</h2>",
         _table(table),
-        *([f"<p>{_BOUND}</p>"] if any(r.not_converged for r in table) else []),
-        "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: what more items, or more probes, would reduce. κ_max = Σ "
-        "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Numbers compare between networks for the same loss, data and "
-        "kind of layer only.</p>",
+        *([f"<p>{_LOWER_BOUND_NOTE}</p>"] if any(r.not_converged for r in table) else []),
+        "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: more items, or more probes, would reduce them. κ_max = Σ "
+        "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Compare networks only for the same loss, data and kind of "
+        "layer.</p>",
         _image(
             layer_profile(table.records), "κ of every layer, with two standard errors, κ_max and the layer-wise version"
         ),
     ]
-    if shown:
+    if histogram_layers:
         body.append("<h2>Single items</h2>")
-        body.append("<p>κ is a mean over items, and few items may make most of it.</p>")
-        body += [_image(item_histogram(r), f"Histogram of κ over items for layer {r.layer}") for r in shown]
+        body.append("<p>κ is a mean over items. A few items may contribute most of it.</p>")
+        body += [_image(item_histogram(r), f"Histogram of κ over items for layer {r.layer}") for r in histogram_layers]
     if robustness is not None:
         body.append("<h2>Feature robustness</h2>")
         body.append(
-            f"<p>How the loss rises when the features that enter {escape(robustness.layer)} are perturbed, "
+            f"<p>The rise of the loss when the features that enter {escape(robustness.layer)} are perturbed, "
             f"φ → φ + δAφ ({robustness.num_items} items, {robustness.samples} random matrices). "
             f"{escape(robustness.verdict)}</p>"
         )
         body.append(_image(robustness_curve(robustness), "Measured rise of the loss beside its prediction from κ"))
-    body += ["<h2>Settings</h2>", _list(settings), "<p>To repeat it:</p>", f"<pre>{escape(command)}</pre>"]
+    body += ["<h2>Settings</h2>", _list(settings), "<p>Command to repeat it:</p>", f"<pre>{escape(command)}</pre>"]
     title = escape(f"Relative flatness of {model}")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
@@ -124,8 +126,8 @@ def _row(record: LayerFlatness, names: Sequence[str]) -> str:
     cells = [f'<td class="name">{name}</td>', f"<td>{record.out_features} × {record.in_features}</td>"]
     for name in names:
         value = getattr(record, name)
-        shown = "–" if value is None or value != value else f"{bound(record, name, '≥ ')}{value:.4g}"
-        cells.append(f"<td>{shown}</td>")
+        text = "–" if value is None or value != value else f"{bound_sign(record, name, '≥ ')}{value:.4g}"
+        cells.append(f"<td>{text}</td>")
     return f"<tr>{''.join(cells)}<td>{escape(record.estimator.replace('_', ' '))}</td></tr>"
 
 

@@ -1,8 +1,8 @@
-"""How well a sample stands for its distribution in feature space, and the terms of the generalization bound.
+"""Representativeness of a sample in feature space, and the terms of the generalization bound.
 
 ``generalization gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
 Representativeness is the difference between the true risk and the risk under a kernel density around the training
-features, with a bandwidth ``delta ||phi_i||`` of its own for every item.
+features, with a separate bandwidth ``delta ||phi_i||`` for every item.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import REPRESENTATION
 from .data import Batches, to_device
-from .forward import LossFunction, Watch, looked_at
+from .forward import CapturingForward, LossFunction, frozen_for_evaluation
 from .robustness import DELTAS, FeatureRobustness
 
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
     "feature_density",
 ]
 
-# A density in more dimensions than this is that of the principal components.
+# With more features than this, the density is that of their principal components.
 MOST_DIMENSIONS = 20
 
-# So many pairs of items are compared at once.
-_PAIRS = 2**22
+# Pairs of items that are compared at once.
+_PAIRS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GapTerms:
     Attributes:
         delta: relative size.
         robustness: mean rise of the training loss under feature perturbations of that size.
-        representativeness: what is left of the gap.
+        representativeness: the rest of the gap.
         gap: test loss minus training loss.
     """
 
@@ -58,12 +58,12 @@ class GapTerms:
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """What is known of the bound ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
+    """The known terms of the bound ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
 
     Attributes:
         flatness: ``kappa / (2m)``.
         rate: ``|S|^(-2 / (4 + m))``.
-        product: of the two; the part of the bound that flatness accounts for.
+        product: rate times flatness, the part of the bound that depends on flatness.
         unknown: the constants that depend on the unknown density of the features.
     """
 
@@ -73,7 +73,7 @@ class BoundTerms:
 
     @property
     def product(self) -> float:
-        """``rate * flatness``."""
+        """Return ``rate * flatness``."""
         return self.rate * self.flatness
 
     def __str__(self) -> str:
@@ -92,11 +92,11 @@ class FeatureDensity:
         deltas: relative bandwidths.
         log_densities: mean log density of a held-out item, for every delta; higher is better.
         standard_errors: of the means, from the items.
-        dimensions: of the space in which it was estimated.
+        dimensions: dimensions of the space of the estimate.
         in_features: m.
-        explained_variance: the fraction that the principal components keep; 1 without them.
-        num_items: how many items, without those left out because all their features are 0.
-        folds: how many folds.
+        explained_variance: the fraction of variance in the principal components; 1 without them.
+        num_items: number of items, without those whose features are all 0.
+        folds: number of folds.
     """
 
     layer: str
@@ -111,7 +111,7 @@ class FeatureDensity:
 
     @property
     def best_delta(self) -> float:
-        """The bandwidth under which held-out items are most likely."""
+        """Return the bandwidth under which held-out items are most likely."""
         return self.deltas[max(range(len(self.deltas)), key=lambda k: self.log_densities[k])]
 
 
@@ -137,7 +137,9 @@ def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: f
 
 
 def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
-    """Flatness term and rate of the bound (Petzka et al. 2021; from memory of the text).
+    """Return the flatness term and the rate of the bound (Petzka et al. 2021).
+
+    From memory of the text.
 
     Args:
         kappa: relative flatness on the training set.
@@ -145,7 +147,7 @@ def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
         num_items: size of the training set.
 
     Raises:
-        ValueError: a count that is not positive.
+        ValueError: a count is not positive.
 
     Examples:
         >>> terms = bound_terms(kappa=8.0, in_features=4, num_items=10_000)
@@ -170,48 +172,50 @@ def feature_density(
     loss_fn: LossFunction | None = None,
     seed: int = 0,
 ) -> FeatureDensity:
-    """Cross-validated kernel density of a layer's features, one for every bandwidth.
+    """Estimate the density of a layer's features by cross-validation.
+
+    The kernel density is estimated for every bandwidth.
 
     The kernel around item i has standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction: it is as wide as
     the Gaussian feature perturbation ``delta A phi_i`` of `feature_robustness`. Features are kept in memory.
-    Where the layer sees several rows of an item (tokens, positions), their mean is taken, without padding where the
-    batch has an ``attention_mask`` of the rows' shape. Items whose features are all 0 (dead ReLUs) are left out with a
-    warning: their kernel has no width, so that they have no density, and would make that of others like them infinite.
+    If the layer has several rows for an item (tokens, positions), their mean is taken. Padding is excluded if the batch
+    has an ``attention_mask`` of the rows' shape. Items whose features are all 0 (dead ReLUs) are left out with a
+    warning, because their kernel has no width.
 
     Args:
-        model: untouched.
+        model: the model; it is left as it was.
         dataset_or_dataloader: as for `measure_relative_flatness`.
         layer: the feature layer.
         deltas: bandwidths relative to the length of each item's features.
-        folds: of the cross-validation.
-        most_dimensions: principal components are taken where there are more features; equally many in every fold, at
-            most as many as the smallest training part has items.
-        batch_size: items of a batch, where no loader is given.
-        collate_fn: how items become a batch, where no loader is given.
-        loss_fn: how the model is run; by default ``model(**batch)``.
-        seed: of the folds.
+        folds: number of folds of the cross-validation.
+        most_dimensions: with more features, as many principal components are used. Every fold has the same number, at
+            most the number of items in the smallest training part.
+        batch_size: items in a batch, without a loader.
+        collate_fn: makes a batch of items, without a loader.
+        loss_fn: runs the model; by default ``model(**batch)``.
+        seed: seed of the folds.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: fewer items than folds, bandwidths that are not positive and finite, another argument that is out of
-            range, or features that are 0 for all items or not finite.
+        ValueError: there are fewer items than folds, an argument is out of range, or the features are all 0 or not
+            finite.
     """
     sizes = tuple(float(d) for d in deltas)
     if not sizes or not all(0 < d < math.inf for d in sizes):
         raise ValueError(f"deltas={deltas!r}: give positive finite numbers, such as (0.01, 0.1, 1.0).")
-    folds, seed = _whole("folds", folds, 2), _whole("seed", seed, 0)
-    most_dimensions = _whole("most_dimensions", most_dimensions, 1)
+    folds, seed = _whole_number("folds", folds, 2), _whole_number("seed", seed, 0)
+    most_dimensions = _whole_number("most_dimensions", most_dimensions, 1)
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
     rows = []
-    with looked_at(model) as seen, Watch(seen, [feature_layer], loss_fn) as watch:
-        device = next(seen.parameters()).device
-        for _, batch in batches.mine():
-            _, (captured,) = watch(to_device(batch, device))
+    with frozen_for_evaluation(model) as frozen, CapturingForward(frozen, [feature_layer], loss_fn) as forward:
+        device = next(frozen.parameters()).device
+        for _, batch in batches.of_this_process():
+            _, (captures,) = forward(to_device(batch, device))
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captured]
+            calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captures]
             rows.append(torch.stack([_mean_of_rows(r, mask) for r in calls]).mean(0))
-    features = _not_zero(torch.cat(rows), feature_layer.name)
+    features = _nonzero_items(torch.cat(rows), feature_layer.name)
     if not 2 <= folds <= len(features):
         raise ValueError(f"folds={folds!r}: give a whole number from 2 to the number of items, {len(features)}.")
     densities, dimensions, explained = _cross_validate(features, sizes, folds, most_dimensions, seed)
@@ -230,10 +234,12 @@ def feature_density(
 
 
 def log_kernel_density(points: Tensor, centers: Tensor, bandwidths: Tensor) -> Tensor:
-    """Log density of a mixture of round Gaussians, one around every center with its own bandwidth.
+    """Return the log density of a mixture of round Gaussians.
+
+    There is one Gaussian with its own bandwidth around every center.
 
     Args:
-        points: where it is evaluated, shape ``(n, k)``.
+        points: points to evaluate the density at, shape ``(n, k)``.
         centers: shape ``(N, k)``.
         bandwidths: standard deviations, positive, shape ``(N,)``.
 
@@ -247,22 +253,22 @@ def log_kernel_density(points: Tensor, centers: Tensor, bandwidths: Tensor) -> T
     """
     k = points.shape[1]
     constant = -k * bandwidths.log() - 0.5 * k * math.log(2 * math.pi) - math.log(len(centers))
-    found = []
-    for part in points.split(max(1, _PAIRS // len(centers))):
-        squares = torch.cdist(part, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
-        found.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
-    return torch.cat(found)
+    densities = []
+    for chunk in points.split(max(1, _PAIRS_AT_ONCE // len(centers))):
+        squares = torch.cdist(chunk, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
+        densities.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
+    return torch.cat(densities)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    """The argument as an int; of numpy's types too."""
+def _whole_number(name: str, value: Any, least: int) -> int:
+    """Return the argument as an int; numpy's integer types are accepted."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
     return operator.index(value)
 
 
-def _not_zero(features: Tensor, layer: str) -> Tensor:
-    """The items that have a kernel, shape ``(items, m)``."""
+def _nonzero_items(features: Tensor, layer: str) -> Tensor:
+    """Return the items whose features are not all 0, shape ``(items, m)``."""
     if not bool(features.isfinite().all()):
         raise ValueError(f"the features of layer '{layer}' contain NaN or infinity, which have no density.")
     lengths = torch.linalg.vector_norm(features, dim=1)
@@ -270,20 +276,20 @@ def _not_zero(features: Tensor, layer: str) -> Tensor:
     zeros = len(features) - len(kept)
     if not len(kept):
         raise ValueError(
-            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?): kernels of width delta "
-            "||phi|| do not exist. Choose another layer."
+            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?), so kernels of width delta "
+            "||phi|| do not exist: choose another layer."
         )
     if zeros:
         warnings.warn(
-            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, so that "
-            "kernels of width delta ||phi|| do not exist for them.",
+            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, so kernels "
+            "of width delta ||phi|| do not exist for them.",
             stacklevel=3,
         )
     return kept
 
 
 def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """One vector an item, shape ``(items, m)``."""
+    """Return one vector for each item, shape ``(items, m)``."""
     if rows.dim() > 2 and mask is not None and mask.shape == rows.shape[:-1]:
         weights = mask.to(rows).unsqueeze(-1)
         return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
@@ -293,17 +299,20 @@ def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
 def _cross_validate(
     features: Tensor, deltas: Sequence[float], folds: int, most_dimensions: int, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Log density of every item as part of the held-out fold, shape ``(deltas, items)``."""
+    """Return the log density of every item in its held-out fold.
+
+    Its shape is ``(deltas, items)``. Dimensions and explained variance follow.
+    """
     from sklearn.decomposition import PCA
     from sklearn.model_selection import KFold
 
     densities = torch.zeros(len(deltas), len(features), dtype=torch.float64)
     dimensions, explained = features.shape[1], []
-    parts = list(KFold(folds, shuffle=True, random_state=seed).split(features.numpy()))
-    # Densities in different dimensions have no mean.
-    components = min(most_dimensions, features.shape[1], *(len(fitted) for fitted, _ in parts))
-    for fitted, held_out in parts:
-        train, test = features[fitted], features[held_out]
+    splits = list(KFold(folds, shuffle=True, random_state=seed).split(features.numpy()))
+    # Every fold has the same number of dimensions, because densities in different dimensions have no mean.
+    components = min(most_dimensions, features.shape[1], *(len(train_items) for train_items, _ in splits))
+    for train_items, test_items in splits:
+        train, test = features[train_items], features[test_items]
         lengths = torch.linalg.vector_norm(train, dim=1)
         if features.shape[1] > most_dimensions:
             pca = PCA(components, svd_solver="full").fit(train.numpy())
@@ -312,5 +321,5 @@ def _cross_validate(
             explained.append(float(pca.explained_variance_ratio_.sum()))
         spread = lengths / math.sqrt(features.shape[1])
         for k, delta in enumerate(deltas):
-            densities[k, held_out] = log_kernel_density(test, train, delta * spread)
+            densities[k, test_items] = log_kernel_density(test, train, delta * spread)
     return densities, dimensions, sum(explained) / len(explained) if explained else 1.0

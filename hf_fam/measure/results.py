@@ -1,4 +1,4 @@
-"""What measuring returns: one record a layer, as a table, JSON, pandas or a figure."""
+"""Results of a measurement: one record for each layer, as a table, JSON, pandas or a figure."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ class LayerFlatness:
     Attributes:
         layer: dotted name.
         kappa: relative flatness, in the units of the loss.
-        standard_error: of kappa as an estimate for the population that the items are a sample of; contains both of
-            the following. NaN for a single item.
+        standard_error: standard error of kappa as an estimate for the population from which the items were drawn. It
+            contains the errors of items and of probes. NaN for a single item.
         standard_error_items: the part that more items would reduce.
-        standard_error_probes: the part that more probes would reduce; 0 where kappa is exact. It is the whole
-            error if kappa of exactly these items is meant. NaN for a single probe.
-        kappa_max: ``sum_s ||w_s||^2 lambda_max(H_ss)``; None if it was not asked for.
-        layerwise: ``||W||_F^2 Tr H``; None if it was not asked for.
-        hessian_trace: Tr H of the layer's weight; None if ``layerwise`` was not asked for.
+        standard_error_probes: the part that more probes would reduce; 0 if kappa is exact. It is the whole error of
+            kappa for exactly these items. NaN for a single probe.
+        kappa_max: ``sum_s ||w_s||^2 lambda_max(H_ss)``; None if it was not measured.
+        layerwise: ``||W||_F^2 Tr H``; None if it was not measured.
+        hessian_trace: Tr H of the layer's weight; None if ``layerwise`` was not measured.
         hessian_trace_error: standard error of Tr H, from items and probes.
-        hessian_max_eigenvalue: the largest eigenvalue of the layer's whole Hessian; None if it was not asked for.
-        weight_norm: ``||W||_F``, of the normalized weight where features were normalized.
+        hessian_max_eigenvalue: the largest eigenvalue of the layer's whole Hessian; None if it was not measured.
+        weight_norm: ``||W||_F``, of the normalized weight if features were normalized.
         in_features: m.
         out_features: d.
-        num_items: how many items with a label were measured.
-        loss: their mean loss, weight decay not included.
+        num_items: number of measured items with a label.
+        loss: their mean loss, without weight decay.
         estimator: ``"closed_form"`` (exact), ``"hessian"`` or ``"gauss_newton"``.
         coupling: which rows of pre-activations the loss couples: ``"rows"`` (none), ``"items"`` or ``"batch"``.
-        probes: random directions that every batch was measured with; 0 where it is exact.
-        products: Hessian-vector products of a batch that were taken, the few of a first look for coupled rows not
-            counted.
-        seconds: time spent on this layer, and its share of the forward passes.
-        item_kappas: kappa of single items, a random 4096 of them at most; empty where items are coupled.
+        probes: random directions for each batch; 0 if kappa is exact.
+        products: number of Hessian-vector products of a batch, without the few that look for coupled rows.
+        seconds: time for this layer, and its share of the forward passes.
+        item_kappas: kappa of single items, a random 4096 of them at most; empty if items are coupled.
         not_converged: which of ``"kappa_max"`` and ``"hessian_max_eigenvalue"`` are only lower bounds, because their
-            Lanczos iterations were at the limit before they had converged; shown with ``>=`` in tables.
+            Lanczos iterations reached the limit before they converged. Tables show them with ``>=``.
     """
 
     layer: str
@@ -68,7 +67,10 @@ class LayerFlatness:
 
     @property
     def kappa_per_feature(self) -> float:
-        """kappa / m; ``delta^2 / 2`` times it is the expected rise of the loss, see `hf_fam.measure.robustness`."""
+        """Return kappa / m.
+
+        ``delta^2 / 2`` times it is the expected rise of the loss, see `hf_fam.measure.robustness`.
+        """
         return self.kappa / self.in_features
 
 
@@ -90,11 +92,11 @@ _COLUMNS = (
 
 
 class FlatnessTable(Sequence[LayerFlatness]):
-    """The layers that were measured, in the order in which they were named.
+    """The measured layers, in the order in which they were named.
 
     Args:
-        records: one a layer.
-        settings: how they were measured.
+        records: one record for each layer.
+        settings: the settings of the measurement.
 
     Examples:
         >>> record = LayerFlatness(
@@ -137,7 +139,7 @@ class FlatnessTable(Sequence[LayerFlatness]):
     @overload
     def __getitem__(self, key: slice) -> FlatnessTable: ...
     def __getitem__(self, key: int | str | slice) -> LayerFlatness | FlatnessTable:
-        """A record by its number or by the name of its layer."""
+        """Return a record by its number or by the name of its layer."""
         if isinstance(key, slice):
             return FlatnessTable(self.records[key], self.settings)
         if isinstance(key, int):
@@ -145,7 +147,7 @@ class FlatnessTable(Sequence[LayerFlatness]):
         for record in self.records:
             if record.layer == key:
                 return record
-        raise KeyError(f"{key!r} was not measured; these were: {', '.join(r.layer for r in self.records)}")
+        raise KeyError(f"{key!r} was not measured: choose one of {', '.join(r.layer for r in self.records)}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -154,17 +156,19 @@ class FlatnessTable(Sequence[LayerFlatness]):
         return iter(self.records)
 
     def __str__(self) -> str:
-        shown = [c for c in _COLUMNS if not c[1] or any(_value(r, c[1]) is not None for r in self.records)]
-        rows = [[title for title, _ in shown]]
+        columns = [c for c in _COLUMNS if not c[1] or any(_value(r, c[1]) is not None for r in self.records)]
+        rows = [[title for title, _ in columns]]
         for record in self.records:
             size = f"{record.out_features} x {record.in_features}"
-            rows.append([bound(record, name) + _cell(_value(record, name)) if name else size for _, name in shown])
-        words = {"layer", "d x m", "estimator"}
+            rows.append(
+                [bound_sign(record, name) + _cell(_value(record, name)) if name else size for _, name in columns]
+            )
+        left_aligned = {"layer", "d x m", "estimator"}
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(width) if title in words else cell.rjust(width)
-                for cell, width, (title, _) in zip(row, widths, shown, strict=True)
+                cell.ljust(width) if title in left_aligned else cell.rjust(width)
+                for cell, width, (title, _) in zip(row, widths, columns, strict=True)
             ).rstrip()
             for row in rows
         ]
@@ -174,11 +178,11 @@ class FlatnessTable(Sequence[LayerFlatness]):
     __repr__ = __str__
 
     def to_json(self, path: str | Path | None = None, *, item_kappas: bool = False) -> str:
-        """Settings and records as a JSON object; what is not a number (NaN) becomes null.
+        """Return settings and records as JSON, with null in place of NaN.
 
         Args:
-            path: where to write it as well.
-            item_kappas: the values of single items, too.
+            path: a file to write, too.
+            item_kappas: include the values of single items.
         """
         records = [
             {
@@ -187,13 +191,13 @@ class FlatnessTable(Sequence[LayerFlatness]):
             }
             for r in self.records
         ]
-        text = json.dumps(_plain({"settings": self.settings, "layers": records}), indent=2)
+        text = json.dumps(_without_nan({"settings": self.settings, "layers": records}), indent=2)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
 
     def to_pandas(self) -> Any:
-        """A DataFrame with a row a layer.
+        """Return a DataFrame with a row for each layer.
 
         Raises:
             ImportError: pandas is not installed.
@@ -206,10 +210,12 @@ class FlatnessTable(Sequence[LayerFlatness]):
         return frame
 
     def plot(self, path: str | Path) -> None:
-        """Draw kappa of every layer with twice its standard error, and kappa_max and layer-wise where they are known.
+        """Draw kappa of every layer with twice its standard error.
+
+        kappa_max and the layer-wise version are drawn where they are known.
 
         Args:
-            path: the file to write; its ending is the format.
+            path: the file to write. Its extension selects the format.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -219,13 +225,15 @@ class FlatnessTable(Sequence[LayerFlatness]):
         save(layer_profile(self.records), path)
 
 
-def bound(record: LayerFlatness, name: str, sign: str = ">=") -> str:
-    """The sign before a value that is only a lower bound, nothing before others.
+def bound_sign(record: LayerFlatness, name: str, sign: str = ">=") -> str:
+    """Return the sign before a value that is only a lower bound.
+
+    Other values get no sign.
 
     Args:
-        record: of a layer.
-        name: of the value.
-        sign: what stands for "at least".
+        record: record of a layer.
+        name: name of the value.
+        sign: sign for "at least".
     """
     return sign if name in record.not_converged else ""
 
@@ -240,10 +248,10 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _plain(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have."""
+def _without_nan(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

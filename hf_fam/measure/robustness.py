@@ -1,4 +1,4 @@
-"""Feature robustness: how the loss rises when the features that enter a layer are perturbed.
+"""Feature robustness: the rise of the loss when the features that enter a layer are perturbed.
 
 For a feature matrix A, ``E_F(A) = mean_i [ l(g(W (phi_i + A phi_i))) - l(g(W phi_i)) ]``, the label of an item held
 constant (Petzka et al. 2021; from memory of the text). Averaged over random A of size delta,
@@ -6,7 +6,7 @@ constant (Petzka et al. 2021; from memory of the text). Averaged over random A o
     E[ E_F(delta A) ] = delta^2 / (2m) kappa + higher orders,
 
 for A with uncorrelated entries of variance 1/m: this is what kappa means. `feature_robustness` measures the left side
-by Monte Carlo and sets it beside the right one.
+by Monte Carlo and compares it with the right side.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import REPRESENTATION, find_head, unwrap
 from ..layer.linear_map import LinearMap
 from .data import Batches, count_items, item_weights, to_device
-from .forward import LossFunction, evaluate, looked_at, loss_of
+from .forward import LossFunction, evaluate, frozen_for_evaluation, loss_of
 from .measuring import measure_relative_flatness
 from .results import LayerFlatness
 
@@ -40,8 +40,8 @@ MATRICES = (ORTHOGONAL, GAUSSIAN, RANK_ONE)
 
 DELTAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
-# Measured and predicted rise are said to part when they differ by so many standard errors, and by so much.
-_ERRORS, _PART = 3.0, 0.1
+# Measured and predicted rise diverge if they differ by this many standard errors and by this fraction.
+_STANDARD_ERRORS, _FRACTION = 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class FeatureRobustness:
         kappa: relative flatness on the same items.
         in_features: m.
         loss: mean loss without perturbation.
-        num_items: how many items.
-        samples: how many random matrices, each with its negative.
+        num_items: number of items.
+        samples: number of random matrices; each is used with both signs.
         piecewise_linear: whether the network above the layer is piecewise linear with kinks (ReLU); None if unknown.
-        rounding: what the mean loss is rounded by at most, in its floating-point type; an error of the rise.
+        rounding: the largest rounding error of the mean loss in its floating-point type, an error of the rise.
     """
 
     layer: str
@@ -81,37 +81,44 @@ class FeatureRobustness:
     rounding: float = 0.0
 
     @property
-    def parts_at(self) -> float | None:
-        """The smallest delta at which measured and predicted rise differ by more than their errors, and by 10 %."""
+    def diverges_at(self) -> float | None:
+        """Return the smallest delta at which measured and predicted rise differ.
+
+        They differ if the difference exceeds three standard errors and 10 %. None if they agree for every
+        delta.
+        """
         for delta, x, error, p, p_error in zip(
             self.deltas, self.measured, self.standard_errors, self.predicted, self.predicted_errors, strict=True
         ):
-            limit = _ERRORS * math.hypot(error, p_error, self.rounding)
-            if abs(x - p) > limit and abs(x - p) > _PART * abs(p):
+            limit = _STANDARD_ERRORS * math.hypot(error, p_error, self.rounding)
+            if abs(x - p) > limit and abs(x - p) > _FRACTION * abs(p):
                 return delta
         return None
 
     @property
     def unresolved_up_to(self) -> float | None:
-        """The largest delta at which both rises are lost in the rounding of the loss; None if there is none."""
-        limit = _ERRORS * self.rounding
+        """Return the largest delta whose rises are lost in rounding.
+
+        Both rises, measured and predicted, are below the precision of the loss. None if there is no such delta.
+        """
+        limit = _STANDARD_ERRORS * self.rounding
         rises = zip(self.deltas, self.measured, self.predicted, strict=True)
         return max((delta for delta, x, p in rises if max(abs(x), abs(p)) < limit), default=None)
 
     @property
     def verdict(self) -> str:
-        """What the curves say, in a sentence, and one more where the precision of the loss is the limit."""
-        lost = self.unresolved_up_to
-        if lost is None:
+        """Return a sentence about the curves, and one about rounding if needed."""
+        unresolved = self.unresolved_up_to
+        if unresolved is None:
             return self._comparison
         return (
-            f"{self._comparison} Up to delta = {lost:g} the precision of the loss ({self.rounding:.1g}) is the limit: "
-            "the rise is lost in rounding. A model in a wider floating-point type, such as model.double(), shows it."
+            f"{self._comparison} Up to delta = {unresolved:g}, the rise is below the precision of the loss "
+            f"({self.rounding:.1g}). Use a wider floating-point type, such as model.double(), to measure it."
         )
 
     @property
     def _comparison(self) -> str:
-        delta = self.parts_at
+        delta = self.diverges_at
         if delta is None:
             return (
                 f"Within their errors, the measured rise agrees with delta^2/(2m) kappa for all delta up to "
@@ -120,14 +127,14 @@ class FeatureRobustness:
         k = self.deltas.index(delta)
         ratio = self.measured[k] / self.predicted[k] if self.predicted[k] else math.inf
         start = (
-            f"From delta = {delta:g} on the measured rise parts from delta^2/(2m) kappa (there it is {ratio:.2g} times)"
+            f"From delta = {delta:g} on, the measured rise differs from delta^2/(2m) kappa (by a factor of {ratio:.2g})"
         )
         if self.piecewise_linear:
             return (
-                f"{start}: the network above the layer is piecewise linear, and kappa, a second derivative, does not "
-                "see the kinks (of ReLU, say) that the perturbation crosses."
+                f"{start}: the network above the layer is piecewise linear, and the perturbation crosses kinks (of "
+                "ReLU, for example), which kappa, a second derivative, does not contain."
             )
-        return f"{start}: higher orders of the loss."
+        return f"{start}: higher orders of the loss matter."
 
     def __str__(self) -> str:
         lines = [
@@ -141,14 +148,14 @@ class FeatureRobustness:
         return "\n".join([*lines, "", self.verdict])
 
     def to_json(self) -> str:
-        """All of it as a JSON object."""
-        return json.dumps({**asdict(self), "parts_at": self.parts_at, "verdict": self.verdict}, indent=2)
+        """Return all values as a JSON object."""
+        return json.dumps({**asdict(self), "diverges_at": self.diverges_at, "verdict": self.verdict}, indent=2)
 
     def plot(self, path: str | Path) -> None:
         """Draw measured and predicted rise in one figure.
 
         Args:
-            path: the file to write; its ending is the format.
+            path: the file to write. Its extension selects the format.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -172,28 +179,30 @@ def feature_robustness(
     seed: int = 0,
     progress: bool | None = None,
 ) -> FeatureRobustness:
-    """Perturb the features that enter a layer by random matrices, and compare the rise of the loss with kappa.
+    """Perturb the features of a layer at random and measure the rise of the loss.
+
+    The result compares the rise with kappa.
 
     Every random matrix is applied to all items, at every size, and with both signs, which removes odd orders. Cost:
     ``1 + 2 * samples * len(deltas)`` forward passes of the data, and kappa.
 
     Args:
-        model: as it was trained; untouched.
+        model: the trained model; it is left as it was.
         dataset_or_dataloader: as for `measure_relative_flatness`.
         layer: ``"head"``, ``"representation"``, a dotted name or a module.
         deltas: sizes of ``delta A phi`` relative to phi, increasing.
         matrices: ``"orthogonal"`` (uniformly distributed, Haar), ``"gaussian"`` or ``"rank_one"`` (two random sign
             vectors). Entries have variance 1/m in all three, so all have the same second order.
-        samples: how many matrices.
-        batch_size: items of a batch, where no loader is given.
-        collate_fn: how items become a batch, where no loader is given.
+        samples: number of matrices.
+        batch_size: items in a batch, without a loader.
+        collate_fn: makes a batch of items, without a loader.
         loss_fn: ``loss_fn(model, batch)``, the mean loss of a batch; by default ``model(**batch).loss``.
-        seed: of the matrices.
+        seed: seed of the matrices.
         progress: show a progress bar; by default on a terminal.
 
     Raises:
-        ValueError: an unknown kind of matrices; deltas that are not positive and increasing; fewer than 2 samples; and
-            what `measure_relative_flatness` raises.
+        ValueError: the kind of matrices is unknown, deltas are not positive and increasing, there are fewer than 2
+            samples, or see `measure_relative_flatness`.
 
     Examples:
         >>> import torch
@@ -202,8 +211,8 @@ def feature_robustness(
         >>> data = torch.utils.data.TensorDataset(torch.randn(60, 4).double(), torch.randint(0, 3, (60,)))
         >>> def loss_fn(model, batch):
         ...     return nn.functional.cross_entropy(model(batch[0]), batch[1])
-        >>> found = feature_robustness(model, data, "head", (0.01, 0.1), loss_fn=loss_fn)
-        >>> abs(found.measured[0] - found.predicted[0]) < 5 * found.standard_errors[0]
+        >>> curve = feature_robustness(model, data, "head", (0.01, 0.1), loss_fn=loss_fn)
+        >>> abs(curve.measured[0] - curve.predicted[0]) < 5 * curve.standard_errors[0]
         True
     """
     check_choice("matrices", matrices, MATRICES)
@@ -212,44 +221,46 @@ def feature_robustness(
         raise ValueError(f"deltas={deltas!r}: give positive numbers in increasing order, such as (0.01, 0.1, 1.0).")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise ValueError(f"samples={samples!r}: give a whole number of at least 2, for a standard error.")
-    given: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate_fn, "loss_fn": loss_fn, "seed": seed}
-    (flat,) = measure_relative_flatness(
-        model, dataset_or_dataloader, layer, ("trace",), probes=8, progress=progress, **given
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate_fn, "loss_fn": loss_fn, "seed": seed}
+    (flatness,) = measure_relative_flatness(
+        model, dataset_or_dataloader, layer, ("trace",), probes=8, progress=progress, **options
     )
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
-    with looked_at(model) as seen, torch.no_grad():
-        plain, rises, items, rounding = _rises(
-            seen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress
+    with frozen_for_evaluation(model) as frozen, torch.no_grad():
+        loss, rises, items, rounding = _rises(
+            frozen, feature_layer, batches, sizes, matrices, samples, loss_fn, seed, progress
         )
     spread = rises.std(0) / math.sqrt(samples)
-    scale = [d**2 / (2 * flat.in_features) for d in sizes]
-    error = 0.0 if math.isnan(flat.standard_error_probes) else flat.standard_error_probes
+    scale = [d**2 / (2 * flatness.in_features) for d in sizes]
+    kappa_error = 0.0 if math.isnan(flatness.standard_error_probes) else flatness.standard_error_probes
     return FeatureRobustness(
-        layer=flat.layer,
+        layer=flatness.layer,
         matrices=matrices,
         deltas=sizes,
         measured=tuple(rises.mean(0).tolist()),
         standard_errors=tuple(spread.tolist()),
-        predicted=tuple(s * flat.kappa for s in scale),
-        predicted_errors=tuple(s * error for s in scale),
-        kappa=flat.kappa,
-        in_features=flat.in_features,
-        loss=plain,
+        predicted=tuple(s * flatness.kappa for s in scale),
+        predicted_errors=tuple(s * kappa_error for s in scale),
+        kappa=flatness.kappa,
+        in_features=flatness.in_features,
+        loss=loss,
         num_items=items,
         samples=samples,
-        piecewise_linear=has_kinks(model, dataset_or_dataloader, feature_layer, flat, given),
+        piecewise_linear=has_kinks(model, dataset_or_dataloader, feature_layer, flatness, options),
         rounding=rounding,
     )
 
 
 def random_matrix(kind: str, size: int, generator: torch.Generator) -> Tensor:
-    """A random m x m matrix whose entries have mean 0 and variance 1/m, in float64.
+    """Return a random m x m matrix, in float64.
+
+    Its entries have mean 0 and variance 1/m.
 
     Args:
         kind: one of ``MATRICES``.
         size: m.
-        generator: where it comes from.
+        generator: source of the random numbers.
 
     Examples:
         >>> import torch
@@ -269,47 +280,54 @@ def random_matrix(kind: str, size: int, generator: torch.Generator) -> Tensor:
 
 
 def has_kinks(
-    model: nn.Module, data: Any, layer: FeatureLayer, flat: LayerFlatness, given: dict[str, Any]
+    model: nn.Module, data: Any, layer: FeatureLayer, flatness: LayerFlatness, options: dict[str, Any]
 ) -> bool | None:
-    """Whether the tail is piecewise linear but not linear: then the Hessian is the Gauss-Newton matrix.
+    """Return True if the tail is piecewise linear but not linear.
+
+    Then the Hessian is the Gauss-Newton matrix. None if it is unknown.
 
     Args:
         model: the model.
         data: the data.
-        layer: the feature layer; above the head there is nothing.
-        flat: its measurement.
-        given: how it was measured.
+        layer: the feature layer. The head has no network above it.
+        flatness: its measurement.
+        options: how it was measured.
     """
     _, head = find_head(unwrap(model))
     if head is layer.module:
         return False
     try:
-        newton, hessian = (
+        gauss_newton, hessian = (
             measure_relative_flatness(
-                model, data, layer.module, ("trace",), estimator=name, probes=1, progress=False, **given
+                model, data, layer.module, ("trace",), estimator=name, probes=1, progress=False, **options
             )[0].kappa
             for name in ("gauss_newton", "hessian")
         )
     except (TypeError, ValueError):  # no layer that makes logits
         return None
     tolerance = 1e-6 if next(model.parameters()).dtype == torch.float64 else 1e-3
-    return abs(newton - hessian) <= tolerance * abs(newton) and not _is_affine(model, data, layer, head, given)
+    if not abs(gauss_newton - hessian) <= tolerance * abs(gauss_newton):  # also for NaN
+        return False
+    return not _is_affine(model, data, layer, head, options)
 
 
-def _is_affine(model: nn.Module, data: Any, layer: FeatureLayer, head: nn.Module, given: dict[str, Any]) -> bool:
-    """Whether the logits are an affine function of the layer's output, on the first batch: then there are no kinks."""
+def _is_affine(model: nn.Module, data: Any, layer: FeatureLayer, head: nn.Module, options: dict[str, Any]) -> bool:
+    """Return True if the logits are an affine function of the layer's output.
+
+    They are compared on the first batch. An affine tail has no kinks.
+    """
     outputs: list[Tensor] = []
     matrix = random_matrix(GAUSSIAN, layer.in_features, torch.Generator().manual_seed(0))
     matrices = matrix.float().expand(layer.linear_map.groups, -1, -1)
-    batch = Batches(data, given["batch_size"], given["collate_fn"], seed=given["seed"]).first
+    batches = Batches(data, options["batch_size"], options["collate_fn"], seed=options["seed"]).first
     handle = head.register_forward_hook(lambda module, args, output: outputs.append(output.double()))
     try:
-        with looked_at(model) as seen, torch.no_grad():
-            device = next(seen.parameters()).device
-            first = to_device(batch(), device)
+        with frozen_for_evaluation(model) as frozen, torch.no_grad():
+            device = next(frozen.parameters()).device
+            first_batch = to_device(batches(), device)
             for factor in (0.0, 1.0, -1.0):
                 with perturbed(layer, factor * matrices.to(device)):
-                    evaluate(given["loss_fn"] or loss_of, seen, first)
+                    evaluate(options["loss_fn"] or loss_of, frozen, first_batch)
     finally:
         handle.remove()
     middle, above, below = outputs
@@ -327,11 +345,14 @@ def _rises(
     seed: int,
     progress: bool | None,
 ) -> tuple[float, Tensor, int, float]:
-    """Mean loss; its mean rise for every matrix and delta, ``(samples, deltas)``; number of items; rounding."""
+    """Return mean loss, its mean rises, the number of items, and the rounding.
+
+    The rises have the shape ``(samples, deltas)``.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     m, groups = layer.in_features, layer.linear_map.groups
-    drawn = [
+    matrices = [
         torch.stack([random_matrix(kind, m, generator) for _ in range(groups)]).to(device) if device.type != "mps"
         else torch.stack([random_matrix(kind, m, generator) for _ in range(groups)]).float().to(device)
         for _ in range(samples)
@@ -339,32 +360,32 @@ def _rises(
     total, weight, items, rounding = 0.0, 0.0, 0, 0.0
     rises = torch.zeros(samples, len(deltas), dtype=torch.float64)
     loss_fn = loss_fn or loss_of
-    numbered: Any = batches.mine()
+    numbered: Any = batches.of_this_process()
     if sys.stderr.isatty() if progress is None else progress:
         from tqdm.auto import tqdm
 
         numbered = tqdm(numbered, desc="feature robustness", total=batches.length, leave=False)
-    for _, given in numbered:
-        batch = to_device(given, device)
+    for _, batch in numbered:
+        batch = to_device(batch, device)
         weights = item_weights(model, batch, count_items(batch))
         if not weights.any():
             continue
         omega = float(weights.sum())
         loss = evaluate(loss_fn, model, batch)
-        plain = float(loss)
-        total, weight, items = total + omega * plain, weight + omega, items + int(weights.count_nonzero())
-        rounding += omega * abs(plain) * torch.finfo(loss.dtype).eps
-        for k, matrix in enumerate(drawn):
+        unperturbed = float(loss)
+        total, weight, items = total + omega * unperturbed, weight + omega, items + int(weights.count_nonzero())
+        rounding += omega * abs(unperturbed) * torch.finfo(loss.dtype).eps
+        for k, matrix in enumerate(matrices):
             for j, delta in enumerate(deltas):
                 for signed in (delta, -delta):
                     with perturbed(layer, signed * matrix):
-                        rises[k, j] += omega * (float(evaluate(loss_fn, model, batch)) - plain) / 2
+                        rises[k, j] += omega * (float(evaluate(loss_fn, model, batch)) - unperturbed) / 2
     return total / weight, rises / weight, items, rounding / weight
 
 
 @contextmanager
 def perturbed(layer: FeatureLayer, matrices: Tensor) -> Iterator[None]:
-    """phi becomes ``phi + A phi`` for the layer inside the block.
+    """Replace phi by ``phi + A phi`` for the layer inside the block.
 
     Args:
         layer: the feature layer.
@@ -373,8 +394,8 @@ def perturbed(layer: FeatureLayer, matrices: Tensor) -> Iterator[None]:
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
-        moved = _moved(layer.linear_map, features, matrices)
-        return output + layer.linear_map.outputs(moved).to(output.dtype)
+        change = _perturbation(layer.linear_map, features, matrices)
+        return output + layer.linear_map.outputs(change).to(output.dtype)
 
     handle = layer.module.register_forward_hook(add, with_kwargs=True)
     try:
@@ -383,8 +404,8 @@ def perturbed(layer: FeatureLayer, matrices: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _moved(linear_map: LinearMap, features: Tensor, matrices: Tensor) -> Tensor:
-    """``W A phi`` of every row, channels last."""
+def _perturbation(linear_map: LinearMap, features: Tensor, matrices: Tensor) -> Tensor:
+    """Return ``W A phi`` of every row, channels last."""
     rows = linear_map.feature_rows(features)
     rows = rows.to(wide(rows.dtype)).unflatten(-1, (linear_map.groups, -1))
     return linear_map.times(torch.einsum("gij,...gj->...gi", matrices.to(rows.dtype), rows).flatten(-2))

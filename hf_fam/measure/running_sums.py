@@ -1,4 +1,4 @@
-"""Means over a stream of items, with standard errors from items and from probes."""
+"""Means over a stream of items, with standard errors that are due to items and to probes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean and its standard errors, see `records.LayerFlatness`."""
+class MeanEstimate:
+    """A mean and its standard errors, see `hf_fam.measure.LayerFlatness`."""
 
     value: float
     error: float
@@ -20,18 +20,18 @@ class Mean:
     probes_error: float
 
 
-class Moments:
-    """``sum x / sum omega`` over units (items, or batches where items are coupled), in constant memory.
+class RunningMean:
+    """``sum x / sum omega`` over units, in constant memory.
 
-    x are contributions, omega their weights: 1 for an item, or its number of labeled tokens. The error is that of a
-    ratio (the residuals are ``x - mean * omega``). Several probes of a unit give the part that is due to the probes.
-    Units of weight 0 have no label and are not counted.
+    A unit is an item, or a batch if items are coupled. x are contributions and omega their weights: 1 for an item, or
+    its number of labeled tokens. The error is that of a ratio, with residuals ``x - mean * omega``. Several probes of a
+    unit give the part of the error that is due to probes. Units of weight 0 have no label and are not counted.
 
     Examples:
         >>> import torch
-        >>> moments = Moments()
-        >>> moments.add(torch.tensor([[1.0, 3.0], [3.0, 5.0]]), torch.ones(2))  # two units, two probes each
-        >>> mean = moments.mean()
+        >>> running_mean = RunningMean()
+        >>> running_mean.add(torch.tensor([[1.0, 3.0], [3.0, 5.0]]), torch.ones(2))  # two units, two probes each
+        >>> mean = running_mean.mean()
         >>> mean.value, mean.error, mean.probes_error
         (3.0, 1.0, 0.707...)
     """
@@ -54,31 +54,36 @@ class Moments:
             [mean.sum(), (mean**2).sum(), (mean * w).sum(), w.sum(), (w**2).sum(), (w > 0).sum().to(w), spread]
         )
 
-    def mean(self, reduce: Callable[[Tensor], Tensor] = lambda t: t, *, exact: bool = False) -> Mean:
-        """The mean so far.
+    def mean(self, reduce: Callable[[Tensor], Tensor] = lambda t: t, *, exact: bool = False) -> MeanEstimate:
+        """Return the mean so far.
 
         Args:
-            reduce: sums over processes.
-            exact: no probes were used.
+            reduce: function that sums a tensor over processes.
+            exact: True if no probes were used.
 
         Returns:
-            NaN everywhere as long as no unit with a label was added.
+            The mean and its errors; NaN before the first unit with a label.
         """
         x, xx, xw, w, ww, count, spread = reduce(self.sums.clone()).tolist()
         if not w:
-            return Mean(math.nan, math.nan, math.nan, math.nan)
+            return MeanEstimate(math.nan, math.nan, math.nan, math.nan)
         value = x / w
         if count < 2:
-            total = math.nan
+            error = math.nan
         else:
-            total = math.sqrt(max(0.0, xx - 2 * value * xw + value**2 * ww) * count / (count - 1)) / w
+            error = math.sqrt(max(0.0, xx - 2 * value * xw + value**2 * ww) * count / (count - 1)) / w
         probes = 0.0 if exact else math.sqrt(spread) / w if spread == spread else math.nan
-        known = 0.0 if math.isnan(probes) else probes
-        return Mean(value, total, math.sqrt(max(0.0, total**2 - known**2)) if total == total else math.nan, probes)
+        probe_part = 0.0 if math.isnan(probes) else probes
+        return MeanEstimate(
+            value, error, math.sqrt(max(0.0, error**2 - probe_part**2)) if error == error else math.nan, probes
+        )
 
 
-class Sample:
-    """A uniform random sample of fixed size from a stream, the same however the stream is split over processes."""
+class RandomSample:
+    """A uniform random sample of fixed size from a stream.
+
+    The sample does not depend on how the stream is split over processes.
+    """
 
     def __init__(self, size: int = 4096) -> None:
         self.size = size
@@ -90,16 +95,16 @@ class Sample:
 
         Args:
             values: shape ``(n,)``.
-            seed: a number of these values alone.
+            seed: a number that belongs to these values only.
         """
         keys = torch.rand(len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self._keep(torch.cat([self.keys, keys]), torch.cat([self.values, values.double().cpu()]))
 
     def merged(self, gather: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
-        """The sample over all processes.
+        """Return the sample over all processes.
 
         Args:
-            gather: concatenates tensors of one shape from all processes.
+            gather: function that concatenates tensors of one shape from all processes.
         """
         padding = torch.full((self.size - len(self.keys),), math.inf, dtype=torch.float64)
         pairs = gather(torch.stack([torch.cat([t, padding]) for t in (self.keys, self.values)], -1))

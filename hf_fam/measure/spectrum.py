@@ -14,40 +14,40 @@ from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_product
 from ..layer.feature_layer import Capture, FeatureLayer
 from .layer_measurement import LayerMeasurement
 
-# Residuals, relative to the norm, at which to stop: where a product is a pass over the data, and else. The error of
+# Residuals, relative to the norm, at which to stop: if a product is a pass over the data, and otherwise. The error of
 # the eigenvalue is of the order of the residual's square.
 _PASS_TOLERANCE, _TOLERANCE = 1e-3, 1e-12
 _MOST_PASSES, _MOST_PRODUCTS = 40, 200
 
 
 class DataPasses(Protocol):
-    """What can read the data again."""
+    """An object that can pass over the data again."""
 
     def passes(self, layer: FeatureLayer, name: str) -> Iterator[tuple[Tensor, list[Capture], float]]:
-        """Loss, captures and weight of every batch."""
+        """Yield loss, captures and weight of every batch."""
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over processes."""
+        """Sum a tensor over processes."""
 
 
 def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses, total: float) -> Eigenvalues:
-    """``lambda_max(H_{s,s})`` of every row s of W, shapes ``(d,)``.
+    """Return ``lambda_max(H_{s,s})`` of every row s of W, shapes ``(d,)``.
 
     Args:
         measurement: after the pass over the data.
-        data: reads it again where the row blocks were not collected.
+        data: reads the data again if the row blocks were not collected.
         total: the sum of the weights of all items.
 
     Raises:
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     blocks, layer = measurement.blocks, measurement.layer
-    lost = torch.tensor([float(blocks is None or blocks.overflown)])
-    if data.reduce(lost) == 0 and blocks is not None:
-        kept = blocks
+    is_lost = torch.tensor([float(blocks is None or blocks.overflown)])
+    if data.reduce(is_lost) == 0 and blocks is not None:
+        kept_blocks = blocks
 
         def product(vectors: Tensor, start: int) -> Tensor:
-            return data.reduce(kept.product(vectors, start)) / total
+            return data.reduce(kept_blocks.product(vectors, start)) / total
 
         return _in_chunks(product, measurement, _MOST_PRODUCTS, _TOLERANCE)
 
@@ -57,20 +57,22 @@ def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses,
             features = [measurement.group_rows(c.features) for c in captures]
             z = [c.pre_activations for c in captures]
             measurement.products += len(vectors)
-            enlarged = range_scale(loss, z)
-            first = gradients(loss, z, enlarged)
-            result += scale / enlarged * row_block_products(first, features, z, vectors, start)
+            derivative_scale = range_scale(loss, z)
+            first = gradients(loss, z, derivative_scale)
+            result += scale / derivative_scale * row_block_products(first, features, z, vectors, start)
         return data.reduce(result) / total
 
     return _in_chunks(streamed, measurement, _MOST_PASSES, _PASS_TOLERANCE)
 
 
 def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses, total: float) -> Eigenvalues:
-    """The largest eigenvalue of the Hessian of the loss by the whole weight, shapes ``(1,)``.
+    """Return the largest eigenvalue of the Hessian by the whole weight.
+
+    Shapes ``(1,)``.
 
     Args:
         measurement: after the pass over the data.
-        data: reads it again, once for every product.
+        data: reads the data again, once for every product.
         total: the sum of the weights of all items.
     """
     layer, shape = measurement.layer, measurement.weight.shape
@@ -81,9 +83,9 @@ def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses,
             features = [measurement.group_rows(c.features) for c in captures]
             z = [c.pre_activations for c in captures]
             measurement.products += 1
-            enlarged = range_scale(loss, z)
-            first = gradients(loss, z, enlarged)
-            result += scale / enlarged * layer_product(first, features, z, vectors.view(shape))
+            derivative_scale = range_scale(loss, z)
+            first = gradients(loss, z, derivative_scale)
+            result += scale / derivative_scale * layer_product(first, features, z, vectors.view(shape))
         return data.reduce(result).view(1, -1) / total
 
     start = _start(measurement, 1, shape.numel())
@@ -93,19 +95,19 @@ def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses,
 def _in_chunks(
     product: Callable[[Tensor, int], Tensor], measurement: LayerMeasurement, iterations: int, tolerance: float
 ) -> Eigenvalues:
-    """As many rows together as the vectors of all iterations have space."""
+    """Compute eigenvalues of as many rows at once as memory allows."""
     outputs, features = measurement.layer.out_features, measurement.layer.in_features
-    together = max(1, KEPT_NUMBERS // (features * min(iterations, features)))
+    rows_at_once = max(1, KEPT_NUMBERS // (features * min(iterations, features)))
     starts = _start(measurement, outputs, features)
-    found = []
-    for first in range(0, outputs, together):
+    results = []
+    for first in range(0, outputs, rows_at_once):
 
         def of_chunk(vectors: Tensor, first: int = first) -> Tensor:
             return product(vectors, first)
 
-        chunk = starts[first : first + together]
-        found.append(largest_eigenvalues(of_chunk, chunk, iterations=iterations, tolerance=tolerance))
-    return Eigenvalues(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        chunk = starts[first : first + rows_at_once]
+        results.append(largest_eigenvalues(of_chunk, chunk, iterations=iterations, tolerance=tolerance))
+    return Eigenvalues(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
 def _start(measurement: LayerMeasurement, count: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decisions that all processes take together, so that none goes on, or waits, alone."""
+"""Decisions that all processes take together, so that no process continues or waits alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NonFiniteFlatnessError(FloatingPointError):
 
 
 class StoppedWithTheOthersError(NonFiniteFlatnessError, SystemExit):
-    """`NonFiniteFlatnessError` in the processes that have nothing to add to the first one's message.
+    """`NonFiniteFlatnessError` in all processes except the main one, which prints the message.
 
     Uncaught, it ends the process with exit code 1 and without a traceback.
     """
@@ -24,8 +24,8 @@ class StoppedWithTheOthersError(NonFiniteFlatnessError, SystemExit):
         self.code = 1
 
 
-def summed(numbers: list[float], accelerator: Any) -> list[float]:
-    """The sums over all processes, in float64."""
+def sum_over_processes(numbers: list[float], accelerator: Any) -> list[float]:
+    """Return the sums over all processes, in float64."""
     if accelerator.num_processes == 1:
         return numbers
     tensor = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
@@ -47,8 +47,11 @@ def mean_over_processes(tensor: torch.Tensor, device: torch.device) -> torch.Ten
     return total / torch.distributed.get_world_size()
 
 
-def agree(verdict: int, accelerator: Any) -> int:
-    """The largest verdict of all processes; each has to ask."""
+def max_over_processes(verdict: int, accelerator: Any) -> int:
+    """Return the largest verdict of all processes.
+
+    Every process has to call this.
+    """
     if accelerator.num_processes == 1:
         return verdict
     verdicts = accelerator.gather(torch.tensor([verdict], device=accelerator.device))
@@ -56,38 +59,40 @@ def agree(verdict: int, accelerator: Any) -> int:
 
 
 def stop_together(problem: str | None, accelerator: Any) -> None:
-    """Stop every process if one of them has a problem; each has to call this.
+    """Stop every process if one of them has a problem.
+
+    Every process has to call this.
 
     Args:
-        problem: what this process has to say, or None.
+        problem: the problem of this process, or None.
         accelerator: accelerate's ``Accelerator``.
 
     Raises:
-        NonFiniteFlatnessError: the first problem and its process; `StoppedWithTheOthersError` in all processes but the
-            main one, so that it is printed once.
+        NonFiniteFlatnessError: names the first problem and its process. All processes except the main one raise
+            `StoppedWithTheOthersError`, so that the message is printed once.
     """
     if accelerator.num_processes == 1:
         if problem is not None:
             raise NonFiniteFlatnessError(problem)
         return
-    if not agree(problem is not None, accelerator):
+    if not max_over_processes(problem is not None, accelerator):
         return
-    number, first = next((k, p) for k, p in enumerate(gather_object([problem])) if p is not None)
-    said = f"in process {number} of {accelerator.num_processes}, {first}"
+    number, first_problem = next((k, p) for k, p in enumerate(gather_object([problem])) if p is not None)
+    message = f"in process {number} of {accelerator.num_processes}, {first_problem}"
     error = NonFiniteFlatnessError if accelerator.is_main_process else StoppedWithTheOthersError
-    raise error(said)
+    raise error(message)
 
 
-def refuse_lonely_processes(args: Any) -> None:
-    """Refuse processes that were started together and do not know of each other.
+def refuse_unconnected_processes(args: Any) -> None:
+    """Refuse processes that were started together but are not connected.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: the processes are not connected; the message says what to do.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.world_size == 1 and started > 1 and "LOCAL_RANK" in os.environ:
         raise ValueError(
-            f"{started} processes were started, but the Trainer takes this one to be alone, so each would train a "
-            "model of its own: on CPUs set use_cpu=True (--use_cpu), which accelerate's launcher does not pass on; on "
-            "GPUs find out why torch.cuda.is_available() is False."
+            f"{started} processes were started, but the Trainer runs alone in this one, so each process would train a "
+            "separate model. On CPUs, set use_cpu=True (--use_cpu), because accelerate's launcher does not pass it on. "
+            "On GPUs, find out why torch.cuda.is_available() is False."
         )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._compat import averages_micro_batches, prepared_inputs, restore_logged_quantities
-from ..layer.preserved import preserve_state
-from ..processes.decisions import agree
+from ..layer.model_state import preserve_state
+from ..processes.decisions import max_over_processes
 
 # By which a loss may differ from itself in half precision, on devices that add in any order; one that honours the
 # number is halved.
@@ -62,7 +62,7 @@ def correct_loss_scaling(
     else:
         verdict = _IGNORES if torch.allclose(losses[0], losses[1], rtol=_ROUNDING, atol=0.0) else _HONOURS
     # A process whose batch has no labels must not go on with another scale than the others.
-    verdict = agree(verdict, trainer.accelerator)
+    verdict = max_over_processes(verdict, trainer.accelerator)
     if verdict == _IGNORES:
         _average(trainer, type(trainer.accelerator.unwrap_model(model)).__name__, parts)
     return verdict != _CANNOT_TELL

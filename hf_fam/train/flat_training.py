@@ -15,8 +15,8 @@ from .._compat import averages_micro_batches, prepared_inputs, restore_logged_qu
 from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import AUTO
-from ..layer.preserved import preserve_state
-from ..processes.decisions import stop_together, summed
+from ..layer.model_state import preserve_state
+from ..processes.decisions import stop_together, sum_over_processes
 from .first_batch import copied, correct_loss_scaling
 from .log import FlatnessLog, problem_of_weights
 from .model_card import FlatnessSummary, first_logged, last_logged
@@ -217,7 +217,7 @@ class FlatTraining:
         if trainer.args.device.type != "cpu":
             return
         problem = self.log.problem()
-        (stopping,) = summed([float(problem is not None)], trainer.accelerator)
+        (stopping,) = sum_over_processes([float(problem is not None)], trainer.accelerator)
         if stopping:
             stop_together(problem, trainer.accelerator)
 

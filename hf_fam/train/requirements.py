@@ -6,7 +6,7 @@ from typing import Any
 
 from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
-from ..processes.decisions import refuse_lonely_processes
+from ..processes.decisions import refuse_unconnected_processes
 
 _SHARDED = (
     "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
@@ -89,7 +89,7 @@ def refuse_split_models(args: Any) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
         )
-    refuse_lonely_processes(args)
+    refuse_unconnected_processes(args)
     if args.fsdp or _is_zero3(args):
         raise ValueError(_SHARDED)
     temperature = getattr(args, "temperature", 1.0)

@@ -6,7 +6,6 @@ Per step of N labeled tokens, with n parameters in products (the head's V m amon
 
     plain        6 N n                          forward 2, backward 4 (attention's scores left out: they only help us)
     exact        6 N V m                        p W, means W^T, and the gradient of W
-    a fraction   6 f N V m
     row probes   4 V m P + 6 N V P              the sketch and the way back, and the same three products of width P
 
 Memory beyond plain training's, in bytes at the time when the loss's own temporaries (two of 4 N V) are gone again:
@@ -42,21 +41,18 @@ MODELS = (
 )
 
 
-def flops_ratio(shape: Shape, tokens: int, fraction: float = 1.0, probes: int = 0) -> float:
+def flops_ratio(shape: Shape, tokens: int, probes: int = 0) -> float:
     """FLOPs of a step with the term over those without.
 
     Examples:
         >>> eight = MODELS[1]
-        >>> [round(flops_ratio(eight, 4096, **how), 4) for how in ({}, {"fraction": 0.25}, {"probes": 16})]
-        [1.07, 1.0175, 1.0005]
+        >>> [round(flops_ratio(eight, 4096, probes), 4) for probes in (0, 16)]
+        [1.07, 1.0005]
     """
     plain = 6 * tokens * shape.parameters
     head = shape.vocabulary * shape.width
-    if probes:
-        extra = 4 * head * probes + 6 * fraction * tokens * shape.vocabulary * probes
-    else:
-        extra = 6 * fraction * tokens * head
-    return 1 + extra / plain
+    sketched = 4 * head * probes + 6 * tokens * shape.vocabulary * probes
+    return 1 + (sketched or 6 * tokens * head) / plain
 
 
 def extra_bytes(shape: Shape, tokens: int, probes: int = 0) -> float:
@@ -83,13 +79,11 @@ def table(tokens: int = 4096) -> str:
         | model, 4096 tokens a step | exact | ... | loss's own |
     """
     lines = [
-        f"| model, {tokens} tokens a step | exact | a quarter of the tokens | 16 row probes | "
-        "temporaries, exact / row probes | loss's own |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| model, {tokens} tokens a step | exact | 16 row probes | temporaries, exact / row probes | loss's own |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for shape in MODELS:
-        ways: tuple[dict[str, float], ...] = ({}, {"fraction": 0.25}, {"probes": 16})
-        ratios = " | ".join(f"{flops_ratio(shape, tokens, **way):.4f}" for way in ways)
+        ratios = " | ".join(f"{flops_ratio(shape, tokens, probes):.4f}" for probes in (0, 16))
         gib = [x / 2**30 for x in (extra_bytes(shape, tokens), extra_bytes(shape, tokens, 16))]
         own = 8 * tokens * shape.vocabulary / 2**30
         lines.append(f"| {shape.name} | {ratios} | {gib[0]:.2f} / {gib[1]:.2f} GiB | {own:.2f} GiB |")

@@ -37,7 +37,7 @@ from hf_fam.calculus.derivatives import gradients
 from hf_fam.flatness.row_blocks import layer_product
 from hf_fam.layer.feature_layer import FeatureLayer
 from hf_fam.measure import LayerFlatness
-from hf_fam.measure.forward import Watch, looked_at
+from hf_fam.measure.forward import CapturingForward, frozen_for_evaluation
 
 SIZES: dict[str, dict[str, Any]] = {
     "bert-base": {},
@@ -191,7 +191,7 @@ def hutchinson_deviation(model: nn.Module, data: list[Any], options: argparse.Na
     signs = torch.randint(0, 2, (options.hutchinson, *layer.weight.shape), generator=generator, dtype=torch.int8)
     values = torch.zeros(options.hutchinson, dtype=torch.float64)
     loader = DataLoader(data, batch_size=options.batch_size)  # type: ignore[arg-type]
-    with looked_at(model) as seen, Watch(seen, [layer], None) as watch:
+    with frozen_for_evaluation(model) as seen, CapturingForward(seen, [layer], None) as watch:
         for batch in loader:
             loss, (captured,) = watch(batch)
             z = [c.pre_activations for c in captured]

@@ -5,14 +5,12 @@ accelerate launch recipes/paper_table/run.py recipes/paper_table/cifar10/fam.yam
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2]))
+import networks
 
-from recipes.image_classification import run as images
-from recipes.paper_table import networks
+from hf_fam.recipes.image_classification import main as train_image_classifier
 
 MODELS = Path("recipes", "paper_table", "models")
 
@@ -22,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not MODELS.is_dir():
         raise ValueError(f"start this from the root of the repository: its configurations name folders in '{MODELS}'.")
     networks.register()
-    return images.main(argv)
+    return train_image_classifier(argv)
 
 
 if __name__ == "__main__":

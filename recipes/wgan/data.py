@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from hf_fam.recipes.common.fashion_mnist import TEST, TRAIN, read_images, scale_images
 
 
 def eight_gaussians(count: int, random: torch.Generator) -> Tensor:
@@ -55,11 +55,5 @@ def fashion_mnist(folder: Path) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a file is missing.
     """
-    return images(folder / "train-images-idx3-ubyte.gz"), images(folder / "t10k-images-idx3-ubyte.gz")
-
-
-def images(file: Path) -> Tensor:
-    if not file.is_file():
-        raise ValueError(f"--data_dir {file.parent}: there is no {file.name}; give the folder of FashionMNIST's files.")
-    pixels = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=16)
-    return torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.float32) / 127.5 - 1)
+    train, test = (scale_images(read_images(folder, split)) for split in (TRAIN, TEST))
+    return train, test

@@ -18,20 +18,20 @@ CPU = torch.device("cpu")
 
 def splitmix64(state: int, count: int) -> list[int]:
     """The reference, in Python's integers."""
-    mask, found = 2**64 - 1, []
+    mask, states = 2**64 - 1, []
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & mask
         x = state
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        found.append(x ^ (x >> 31))
-    return found
+        states.append(x ^ (x >> 31))
+    return states
 
 
 def test_numbers_are_those_of_splitmix64() -> None:
     start = key((3, "r"), CPU)
-    found = [int(x) % 2**64 for x in subkeys(start, torch.arange(100))]
-    assert found == splitmix64(int(start) % 2**64, 100)
+    numbers = [int(x) % 2**64 for x in subkeys(start, torch.arange(100))]
+    assert numbers == splitmix64(int(start) % 2**64, 100)
     # The published first values for the seed 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [int(x) % 2**64 for x in subkeys(torch.tensor(1234567), torch.arange(3))] == published
@@ -56,8 +56,8 @@ def test_signs_are_fair_and_uncorrelated() -> None:
         "positions": signs(subkeys(key((0, 1), CPU), (7 << 32) + torch.arange(n)), n, torch.float64),
     }
     bound = 5.5 / n**0.5
-    for name, drawn in sets.items():
-        for rows in (drawn, drawn.T):
+    for name, sample in sets.items():
+        for rows in (sample, sample.T):
             correlation = rows @ rows.T / n - torch.eye(n)
             assert correlation.abs().max() < bound, name
             assert rows.mean(1).abs().max() < bound, name
@@ -66,7 +66,7 @@ def test_signs_are_fair_and_uncorrelated() -> None:
             assert one == other or (sets[one] * sets[other]).mean().abs() < 5 / n
 
 
-def drawn(features: Tensor, coupling: Coupling, seeds: Seeds) -> Tensor:
+def draw_rows(features: Tensor, coupling: Coupling, seeds: Seeds) -> Tensor:
     m = features.shape[-1]
     identity = RowMap(m, m, lambda: torch.eye(m, dtype=features.dtype))
     return draw([features], identity, coupling, seeds)[0]
@@ -76,25 +76,25 @@ def drawn(features: Tensor, coupling: Coupling, seeds: Seeds) -> Tensor:
 @pytest.mark.parametrize("shape", [(8, 5), (8, 3, 5), (8, 2, 3, 5)])
 def test_directions_do_not_depend_on_the_cut(shape: tuple[int, ...], coupling: Coupling) -> None:
     phi = torch.randn(shape, dtype=torch.float64)
-    whole = drawn(phi, coupling, Seeds((4, 2)))
+    whole = draw_rows(phi, coupling, Seeds((4, 2)))
     for size in (1, 2, 3, 8):
-        parts = [drawn(phi[k : k + size], coupling, Seeds((4, 2), first_item=k)) for k in range(0, 8, size)]
+        parts = [draw_rows(phi[k : k + size], coupling, Seeds((4, 2), first_item=k)) for k in range(0, 8, size)]
         assert torch.equal(torch.cat(parts), whole)
 
 
 def test_flattening_and_padding_do_not_change_the_signs() -> None:
     phi = torch.randn(8, 3, 5, dtype=torch.float64)
-    whole = drawn(phi, Coupling.ROWS, Seeds((1,)))
-    flat = drawn(phi[2:6].flatten(0, 1), Coupling.ROWS, Seeds((1,), first_item=2, items=4))
+    whole = draw_rows(phi, Coupling.ROWS, Seeds((1,)))
+    flat = draw_rows(phi[2:6].flatten(0, 1), Coupling.ROWS, Seeds((1,), first_item=2, items=4))
     assert torch.equal(flat.view(4, 3, 5), whole[2:6])
     padded = torch.cat([phi, torch.zeros(8, 2, 5, dtype=torch.float64)], dim=1)
-    assert torch.equal(drawn(padded, Coupling.ROWS, Seeds((1,)))[:, :3], whole)
+    assert torch.equal(draw_rows(padded, Coupling.ROWS, Seeds((1,)))[:, :3], whole)
 
 
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (1, 5), (0, 5)])
 def test_rows_that_are_no_multiple_of_the_items(shape: tuple[int, ...]) -> None:
     phi = torch.randn(shape)
-    assert drawn(phi, Coupling.ROWS, Seeds((1,), first_item=3, items=4)).shape == phi.shape
+    assert draw_rows(phi, Coupling.ROWS, Seeds((1,), first_item=3, items=4)).shape == phi.shape
 
 
 @pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])

@@ -146,18 +146,13 @@ def test_timing_takes_turns_and_trains_both(encoder: Path, tmp_path: Path, monke
     assert [trainer.state.global_step for trainer in trainers.values()] == [5, 5]
 
 
-def test_data_come_from_the_wheel_or_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = read_rows()
     assert len(rows) == 1500
     assert {row["split"] for row in rows} == {"train", "test"}
     monkeypatch.setattr("hf_fam.cli.demo.task.resources.files", lambda package: tmp_path / package)
     with pytest.raises(ValueError, match="reinstall hf-fam"):
         read_rows()
-    for place in ("recipes/demo", "hf_fam/data"):
-        file = tmp_path / place / "banking77_30_intents.csv"
-        file.parent.mkdir(parents=True)
-        file.write_text(f'split,text,label\ntrain,"a, b",{place}\n', encoding="utf-8")
-        assert read_rows() == [{"split": "train", "text": "a, b", "label": place}]
 
 
 def test_missing_model_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,11 +84,11 @@ def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.Captu
 def test_hostile_names_are_escaped() -> None:
     """Of model, data, settings, command and notes; of layers, in table, figures' descriptions and the curve's title."""
     model, data = nn.Sequential(OrderedDict(zip(["0", "1", NASTY, "3", "4"], mlp(), strict=True))), points(10)
-    found = measure_relative_flatness(model, data, NASTY, loss_fn=cross_entropy)
-    assert found[0].layer == NASTY
+    result = measure_relative_flatness(model, data, NASTY, loss_fn=cross_entropy)
+    assert result[0].layer == NASTY
     curve = feature_robustness(model, data, NASTY, (0.1,), samples=2, loss_fn=cross_entropy)
     page = html_report(
-        found, curve, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
+        result, curve, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
     )
     seen = Page(page)
     assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 9
@@ -108,12 +108,14 @@ def test_images_in_folders(tmp_path: Path) -> None:
             Image.new("RGB", (9, 7), color).save(tmp_path / "data" / "train" / name / f"{k}.png")
     source = load_source(str(folder), str(tmp_path / "data"))
     assert source.columns == {"image": "image", "label": "label"}
-    with pytest.raises(SourceError, match="--text-column x has no use: a ViTForImageClassification takes images"):
+    with pytest.raises(
+        SourceError, match="--text-column x does not apply here: a ViTForImageClassification takes images"
+    ):
         load_source(str(folder), str(tmp_path / "data"), text_column="x")
     batch = source.collate_fn([source.items[0], source.items[7]])
     assert batch["pixel_values"].shape == (2, 3, 8, 8) and batch["labels"].tolist() == [0, 1]
-    found = measure_relative_flatness(source.model, source.items, "head", collate_fn=source.collate_fn)
-    assert found[0].num_items == 8
+    result = measure_relative_flatness(source.model, source.items, "head", collate_fn=source.collate_fn)
+    assert result[0].num_items == 8
 
 
 def test_selection_pairs_and_string_labels(model: Path, tmp_path: Path) -> None:
@@ -170,9 +172,9 @@ def test_the_label_column_of_prepared_data(model: Path, tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"label_column": "nope"}, "no column 'nope': The columns are 'input_ids', 'labels'"),
-        ({"text_column": "text"}, "--text-column text has no use: the data is prepared.*'input_ids'"),
-        ({"image_column": "image"}, "--image-column image has no use"),
-        ({"max_length": 4}, "--max-length 4 has no use"),
+        ({"text_column": "text"}, "--text-column text does not apply here: the data is prepared.*'input_ids'"),
+        ({"image_column": "image"}, "--image-column image does not apply here"),
+        ({"max_length": 4}, "--max-length 4 does not apply here"),
         ({"max_length": 0}, "--max-length 0: give.*at least 1"),
     ],
 )
@@ -184,7 +186,9 @@ def test_options_that_prepared_data_has_no_use_for(
 
 
 def test_options_of_texts_and_of_images(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="--image-column x has no use: a BertForSequenceClassification takes texts"):
+    with pytest.raises(
+        SourceError, match="--image-column x does not apply here: a BertForSequenceClassification takes texts"
+    ):
         load_source(str(model), str(reviews(tmp_path)), image_column="x")
     with pytest.raises(SourceError, match="--max-length 0"):
         load_source(str(model), str(reviews(tmp_path)), max_length=0)
@@ -256,7 +260,7 @@ def test_sentences_of_the_command(model: Path, tmp_path: Path, capsys: pytest.Ca
     numbers = table(tmp_path / "numbers.csv", [{"text": "good", "label": 7}] * 3)
     bare = table(tmp_path / "bare.csv", [{"text": "good"}] * 3)
     for data, words in (
-        (wrong, "'great' in column 'label' is none of the model's classes"),
+        (wrong, "'great' in column 'label' is not one of the model's classes"),
         (numbers, "outside the classes of the model (num_labels=3)"),
         (bare, "give --label-column"),
         (tmp_path / "missing.csv", "missing.csv' is no file or folder"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("evaluate")
+pytest.importorskip("datasets")
 pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 

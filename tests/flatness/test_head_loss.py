@@ -15,10 +15,10 @@ from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.head_loss import (
     NoClosedForm,
     recognize,
-    softmax_flatness,
     weights_from_gradient,
     weights_from_product,
 )
+from hf_fam.flatness.softmax_head import softmax_flatness
 from support.gradients import assert_same_gradients
 
 N, T, C, M = 6, 4, 3, 4

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.flatness.estimators import perturbation
 from hf_fam.flatness.estimators.dense import dense_flatness
+from hf_fam.flatness.strength import delta_of, lambda_of
 from support.gradients import assert_same_gradients
 
 FIXED = torch.Generator().manual_seed(0)
@@ -87,8 +87,8 @@ def test_kappa_is_recorded_in_the_backward_pass_whatever_the_scale() -> None:
 
 def test_strength_and_delta_convert_into_each_other() -> None:
     for m, strength in ((4, 0.1), (384, 0.005), (4096, 1e-4)):
-        delta = perturbation.delta_of(strength, m)
-        assert perturbation.lambda_of(delta, m) == pytest.approx(strength, rel=1e-12)
+        delta = delta_of(strength, m)
+        assert lambda_of(delta, m) == pytest.approx(strength, rel=1e-12)
     # An orthogonal A of scale delta moves phi by delta ||phi||; so does ours, in the mean square.
     model, strength = nn.Sequential(nn.Linear(50, 50, bias=False), nn.Linear(50, 2)), 0.02
     nn.init.eye_(model[0].weight)
@@ -103,7 +103,7 @@ def test_strength_and_delta_convert_into_each_other() -> None:
     with flatness.capture(strength):
         model(phi)
     relative = (moved[0].norm(dim=-1) / phi.norm(dim=-1)).square().mean().sqrt()
-    assert relative.item() == pytest.approx(perturbation.delta_of(strength, 50), rel=1e-4)
+    assert relative.item() == pytest.approx(delta_of(strength, 50), rel=1e-4)
 
 
 def test_an_attention_kernel_without_second_derivative_is_no_obstacle() -> None:

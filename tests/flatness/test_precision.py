@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness, attach
+from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.directions import draw
 from hf_fam.flatness.estimators.gauss_newton import gauss_newton_probe
-from hf_fam.flatness.head_loss import softmax_flatness
 from hf_fam.flatness.estimators.hessian import hessian_probe
+from hf_fam.flatness.softmax_head import softmax_flatness
 from hf_fam.layer.kinds import linear_map_of
 from support.tiny import fam_trainer, logged, tiny_bert
 
@@ -44,11 +45,11 @@ def test_closed_form_within_one_percent(half: torch.dtype, autocast: bool, sprea
     model, inputs, labels = language_head(spread, confident)
     if not autocast:
         model, inputs = model.to(half), inputs.to(half)
-    flatness = RelativeFlatness(model)
+    flatness = RelativeFlatness(model, estimator="closed_form")
     with torch.autocast("cpu", dtype=half, enabled=autocast):
         with flatness.capture():
             logits = model(inputs)
-        captured = flatness._captures
+        captured = flatness.watch.captures
         kappa = flatness(F.cross_entropy(logits, labels))
     assert flatness.estimator == "closed_form"
     assert logits.dtype == half
@@ -110,9 +111,9 @@ def test_mean_of_probes_within_three_percent(
     with torch.autocast("cpu", dtype=half, enabled=autocast):
         with flatness.capture():
             loss = share * F.cross_entropy(model(inputs), labels)
-        (seen,) = flatness._captures
+        (seen,) = flatness.watch.captures
         kappa = flatness(loss)
-    seeds, coupling = flatness._seeds, flatness._estimate.coupling.found
+    seeds, coupling = Seeds((3,)), flatness.method.coupling.found
     assert coupling.value == "rows"
 
     tail, layer = copy.deepcopy(model[3:]).double(), copy.deepcopy(model[2]).double()

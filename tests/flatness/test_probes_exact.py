@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_fam.flatness.coupling import Coupling, find_coupling
-from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.estimators.gauss_newton import gauss_newton_probe
 from hf_fam.flatness.estimators.hessian import hessian_probe
 from hf_fam.layer.exact_norms import ExactNorms

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.calculus.derivatives import SecondDerivativeError
-from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
+from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.estimators.hessian import hessian_probe
 from support.tails import TAILS, make
 
@@ -118,7 +118,7 @@ def test_a_layer_called_for_both_sides_of_a_pair() -> None:
     flatness = RelativeFlatness(model, "encoder", "hessian")
     with flatness.capture():
         loss = F.softplus(model(left, right)).mean()
-    captures = flatness._captures
+    captures = flatness.watch.captures
     assert captures is not None
     signs = [torch.tensor(s, dtype=torch.float64) for s in itertools.product([-1.0, 1.0], repeat=3)]
     probes = [

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.coupling import Coupling
-from hf_fam.flatness.estimators.dense import dense_flatness
 from hf_fam.flatness.directions import direction
+from hf_fam.flatness.estimators.dense import dense_flatness
 from support.gradients import assert_gradient_by_finite_differences, assert_same_gradients
 from support.layers import LayerCase, gauss_newton_reference, hessian_reference
 from support.tails import Attention
@@ -103,7 +103,7 @@ def summed_over_the_basis(case: LayerCase, flatness: RelativeFlatness, monkeypat
         return [direction(phi, linear_map, r, a.expand(shape)) for phi in features]
 
     monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
-    flatness._estimate.probes = len(pairs)  # type: ignore[union-attr]
+    flatness.method.probes = len(pairs)  # type: ignore[union-attr]
     with flatness.capture():
         case.logits, task_loss = case.run()  # type: ignore[attr-defined]
     case.task_loss = task_loss  # type: ignore[attr-defined]
@@ -196,7 +196,7 @@ def test_items_of_different_calls_share_a_matrix_and_items_of_one_call_do_not() 
     flatness = RelativeFlatness(case.model, "block", "hessian")
     with flatness.capture():
         _, loss = case.run()
-    captures = flatness._captures
+    captures = flatness.watch.captures
     assert captures is not None
     flatness(loss)
     from hf_fam.flatness.batch import Seeds
@@ -254,10 +254,11 @@ def test_perturbation_of_nested_calls_is_the_loss_of_a_perturbed_weight() -> Non
     flatness.seed(3)
     with flatness.capture(0.0):
         flatness(case.run()[1])
-    flatness._estimate.coupling.found = Coupling.BATCH  # type: ignore[union-attr]
+    flatness.method.coupling.found = Coupling.BATCH  # type: ignore[union-attr]
     with flatness.capture(0.02):
         _, perturbed = case.run()
-    u = flatness._estimate._added[0][1] / 0.04**0.5  # type: ignore[union-attr]
+        first = flatness.watch.captures[0]
+    u = (first.pre_activations - case.layer(first.features)).detach() / 0.04**0.5
     flatness(perturbed)
     flatness.detach()
     phi = case.inputs

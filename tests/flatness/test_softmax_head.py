@@ -1,4 +1,4 @@
-"""The head's kappa in chunks, from row probes and from some of the tokens, against the form that takes all at once."""
+"""The head's kappa in chunks and from row probes, against the form that takes all at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_fam.flatness import softmax_head
 from hf_fam.flatness.batch import Seeds
-from hf_fam.flatness.head_sampling import HeadSampling, thin
+from hf_fam.flatness.row_signs import row_signs, unnumbered_row_signs
 from hf_fam.flatness.softmax_head import softmax_flatness, softmax_flatness_and_derivatives
 
 N, C, M = 7, 11, 3
@@ -44,7 +44,7 @@ def test_chunks_change_nothing(count: int, rows: int, probes: int | None, monkey
     """Sizes that do not divide N, a batch of one, rows that have no weight at all."""
     phi, z, w, c = case(count)
     c[1::3] = 0
-    signs = None if probes is None else HeadSampling(probes).draw_freely(len(c), M, c.device)[0]
+    signs = unnumbered_row_signs(probes or 0, M, c.device)
     expected = with_gradients(softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
     in_chunks(monkeypatch, rows)
     found = with_gradients(3 * softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
@@ -82,29 +82,14 @@ def test_row_probes_are_unbiased(chunked: bool, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(together, exact, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.99])
-def test_token_sampling_is_unbiased(fraction: float) -> None:
-    """Over all orders of the rows, the thinned weights average to the given ones."""
-    c = torch.tensor([0.0, 1.0, 0.0, 2.0, 4.0])
-    orders = list(itertools.permutations(range(5)))
-    thinned = torch.stack([thin(c, torch.tensor(order) / 5, fraction) for order in orders])
-    torch.testing.assert_close(thinned.mean(0), c)
-    assert set((thinned != 0).sum(1).tolist()) == {max(1, -(-int(fraction * 300) // 100))}
-
-
-def test_no_label_at_all_can_be_sampled() -> None:
-    assert not thin(torch.zeros(3), torch.rand(3), 0.5).any()
-
-
-def test_probes_are_shared_and_tokens_are_not() -> None:
+def test_row_signs_are_shared_by_the_whole_step() -> None:
     """Every process and micro-batch of a step must use one sketch, so that they can be summed."""
-    sampling = HeadSampling(4, 0.5)
-    shape, cpu = torch.Size([3, 3, C]), torch.device("cpu")
-    draws = [sampling.draw(shape, M, cpu, Seeds((1, 2), first_item=item)) for item in (0, 3)]
-    assert torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][1], draws[1][1])
-    whole = sampling.draw(torch.Size([6, 3, C]), M, cpu, Seeds((1, 2)))
-    assert torch.equal(whole[1], torch.cat([keys for _, keys in draws]))
-    assert not torch.equal(draws[0][0], sampling.draw(shape, M, cpu, Seeds((1, 3)))[0])
+    cpu = torch.device("cpu")
+    micro_batches = [row_signs(4, M, cpu, Seeds((1, 2), first_item=item)) for item in (0, 3)]
+    next_step = row_signs(4, M, cpu, Seeds((1, 3)))
+    assert all(isinstance(signs, Tensor) for signs in (*micro_batches, next_step))
+    assert torch.equal(*micro_batches) and not torch.equal(micro_batches[0], next_step)
+    assert row_signs(0, M, cpu, Seeds((1, 2))) is None
 
 
 def test_spread_of_row_probes_falls_with_their_number() -> None:
@@ -112,7 +97,7 @@ def test_spread_of_row_probes_falls_with_their_number() -> None:
     w = torch.randn(C, 64, dtype=torch.float64)
 
     def draw(probes: int) -> torch.Tensor:
-        return softmax_flatness(phi, z, w, c, signs=HeadSampling(probes).draw_freely(len(c), 64, c.device)[0])
+        return softmax_flatness(phi, z, w, c, signs=unnumbered_row_signs(probes, 64, c.device))
 
     exact = softmax_flatness(phi, z, w, c)
     spread = {p: torch.stack([draw(p) for _ in range(200)]).sub(exact).div(exact).std() for p in (1, 16)}

@@ -39,7 +39,7 @@ def cross_entropy_case(seed: int, activation: Any = nn.Tanh) -> tuple[nn.Sequent
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_b_and_d_by_loops_over_the_definition(activation: Any) -> None:
     model, x, y = cross_entropy_case(0, activation)
-    found = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", neuron=1)
+    result = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", neuron=1)
     b, d = torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64)
     v = model[2].weight[:, 1].detach()
     for features, label in zip(x, y, strict=True):
@@ -51,9 +51,9 @@ def test_b_and_d_by_loops_over_the_definition(activation: Any) -> None:
         slope = (model[1](n + step) - model[1](n - step)) / (2 * step)
         b += (delta @ v) * SECOND[activation](n) * torch.outer(h, h)
         d += torch.outer(h, delta) * slope
-    torch.testing.assert_close(found.B, b, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.D, d, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(found.eigenvalues_b, torch.linalg.eigvalsh(b))
+    torch.testing.assert_close(result.B, b, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(result.D, d, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(result.eigenvalues_b, torch.linalg.eigvalsh(b))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -103,10 +103,10 @@ def test_dense_and_lanczos_agree() -> None:
 
 def test_indefinite_b_is_a_saddle_but_at_0_and_1() -> None:
     case = designed()
-    found = split_certificate(case.model, HalfSquaredError(), (case.x, case.y), "0", 1)
-    assert found.eigenvalues_b[0] < 0 < found.eigenvalues_b[-1]
-    assert {found.judge(ratio).kind for ratio in (-1.0, 0.3, 0.5, 2.0)} == {"saddle"}
-    assert {found.judge(ratio).kind for ratio in (0.0, 1.0)} == {"undecided"}
+    result = split_certificate(case.model, HalfSquaredError(), (case.x, case.y), "0", 1)
+    assert result.eigenvalues_b[0] < 0 < result.eigenvalues_b[-1]
+    assert {result.judge(ratio).kind for ratio in (-1.0, 0.3, 0.5, 2.0)} == {"saddle"}
+    assert {result.judge(ratio).kind for ratio in (0.0, 1.0)} == {"undecided"}
     for ratio in (-1.0, 0.5):
         case.ratio = ratio
         assert inertia(full_hessian(case.wide, case.x, case.y))[0] > 0
@@ -114,9 +114,9 @@ def test_indefinite_b_is_a_saddle_but_at_0_and_1() -> None:
 
 def test_d_makes_a_saddle_of_every_split() -> None:
     case = designed(d_vanishes=False, outputs=2)
-    found = split_certificate(case.model, HalfSquaredError(), (case.x, case.y), "0", 1)
-    assert {found.judge(ratio).kind for ratio in (-1.0, 0.0, 0.5, 1.0, 2.0)} == {"saddle"}
-    assert "D is not zero" in found.verdict.reason and found.hessian is None
+    result = split_certificate(case.model, HalfSquaredError(), (case.x, case.y), "0", 1)
+    assert {result.judge(ratio).kind for ratio in (-1.0, 0.0, 0.5, 1.0, 2.0)} == {"saddle"}
+    assert "D is not zero" in result.verdict.reason and result.hessian is None
 
 
 @pytest.mark.parametrize("ratio", [-0.5, 0.0, 0.5, 1.0, 1.5])
@@ -138,16 +138,16 @@ def test_a_saddle_before_the_split_stays_one() -> None:
     model = mlp((2, 3, 2))
     design = design_minimum(model, torch.randn(60, 2), "0", neuron=2)
     targets = design.targets - 3 * (model(design.inputs).detach() - design.targets)
-    found = split_certificate(model, HalfSquaredError(), (design.inputs, targets), "0", 2)
-    assert found.eigenvalues_b[0] > 0 and found.verdict.kind == "saddle"
-    assert "saddle before the split" in found.verdict.reason
+    result = split_certificate(model, HalfSquaredError(), (design.inputs, targets), "0", 2)
+    assert result.eigenvalues_b[0] > 0 and result.verdict.kind == "saddle"
+    assert "saddle before the split" in result.verdict.reason
 
 
 def test_away_from_critical_points_nothing_is_decided() -> None:
     model, x, y = cross_entropy_case(0)
-    found = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", 0)
-    assert found.verdict.kind == "undecided" and found.verdict.margin == found.relative_gradient > 1e-5
-    assert "find_critical_point" in found.verdict.reason
+    result = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", 0)
+    assert result.verdict.kind == "undecided" and result.verdict.margin == result.relative_gradient > 1e-5
+    assert "find_critical_point" in result.verdict.reason
 
 
 def test_separable_data_have_no_critical_point() -> None:
@@ -159,9 +159,9 @@ def test_separable_data_have_no_critical_point() -> None:
         model = mlp((2, 2, 2))
         model[0].weight.copy_(torch.tensor([[30.0, 0.0], [0.0, 1.0]]))
         model[2].weight.copy_(torch.tensor([[-30.0, 0.0], [30.0, 0.0]]))
-    found = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", 0)
-    assert found.curvature.gradient.norm() < 1e-9 and found.relative_gradient > 1
-    assert found.verdict.kind == "undecided"
+    result = split_certificate(model, nn.CrossEntropyLoss(), (x, y), "0", 0)
+    assert result.curvature.gradient.norm() < 1e-9 and result.relative_gradient > 1
+    assert result.verdict.kind == "undecided"
 
 
 def test_piecewise_linear_activation() -> None:
@@ -171,8 +171,8 @@ def test_piecewise_linear_activation() -> None:
     for outputs, d_vanishes, kind in ((1, True, "undecided"), (2, False, "saddle")):
         model = mlp((2, 3, outputs), nn.ReLU)
         e = residuals_with(model, x, 0, 1, d_vanishes, 0)
-        found = split_certificate(model, HalfSquaredError(), (x, (model(x) - e).detach()), "0", 1)
-        assert found.B.abs().max() == 0 and found.verdict.kind == kind
+        result = split_certificate(model, HalfSquaredError(), (x, (model(x) - e).detach()), "0", 1)
+        assert result.B.abs().max() == 0 and result.verdict.kind == kind
     model = mlp((2, 3, 1), nn.ReLU)
     model[1].inplace = True
     e = residuals_with(mlp_like(model), x, 0, 1, True, 0)
@@ -192,10 +192,10 @@ def test_float32_model_is_decided_in_float64_and_left_alone() -> None:
     model, x, y = cross_entropy_case(0)
     small = copy.deepcopy(model).float().train()
     weights, states = copy.deepcopy(small.state_dict()), random_states()
-    found = split_certificate(small, nn.CrossEntropyLoss(), (x.float(), y), "0", 0)
-    assert found.B.dtype == torch.float64
+    result = split_certificate(small, nn.CrossEntropyLoss(), (x.float(), y), "0", 0)
+    assert result.B.dtype == torch.float64
     exact = split_certificate(copy.deepcopy(small).double(), nn.CrossEntropyLoss(), (x.float().double(), y), "0", 0)
-    torch.testing.assert_close(found.B, exact.B, rtol=1e-14, atol=0)
+    torch.testing.assert_close(result.B, exact.B, rtol=1e-14, atol=0)
     assert all(torch.equal(weight, weights[name]) for name, weight in small.state_dict().items())
     assert small.training and all(p.grad is None for p in small.parameters()) and random_states() == states
     with torch.no_grad():
@@ -233,8 +233,8 @@ class Mixing(nn.Module):
         ("items", "only an elementwise activation"),
         ("pooled", "only an elementwise activation"),
         ("nothing", "does not read"),
-        ("gate", "depends on 'gate.weight' too, beside 'fc1': a gate"),
-        ("fewer", "something else than an elementwise activation"),
+        ("gate", "depends on 'gate.weight', not only on 'fc1': choose layers without a gate"),
+        ("fewer", "only an elementwise activation"),
     ],
 )
 def test_what_is_not_elementwise_is_refused(kind: str, message: str) -> None:
@@ -247,7 +247,7 @@ def test_what_is_not_elementwise_is_refused(kind: str, message: str) -> None:
 def test_gated_and_frozen_are_refused() -> None:
     batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}
     for given in ({}, {"next_layer": "model.layers.0.mlp.down_proj"}):
-        with pytest.raises(ValueError, match="gated MLP: a neuron is a product"):
+        with pytest.raises(ValueError, match="gated MLP, where a neuron is a product"):
             split_certificate(tiny_llama(), None, [batch], "model.layers.0.mlp.gate_proj", 0, **given)
     model, x, y = cross_entropy_case(0)
     model[2].weight.requires_grad_(False)
@@ -260,8 +260,8 @@ def test_frozen_parameters_elsewhere_are_constants() -> None:
     model, x = mlp((2, 3, 3, 1)), torch.randn(20, 2, dtype=torch.float64)
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
-    found = split_certificate(model, HalfSquaredError(), (x, torch.zeros(20, 1)), "2", 0)
-    assert len(found.curvature.gradient) == 3 * 3 + 3 + 3 + 1
+    result = split_certificate(model, HalfSquaredError(), (x, torch.zeros(20, 1)), "2", 0)
+    assert len(result.curvature.gradient) == 3 * 3 + 3 + 3 + 1
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ def test_critical_point_is_found_to_float64() -> None:
     x = torch.randn(30, 2, dtype=torch.float64)
     y = torch.sin(2 * x[:, :1])
     model = find_critical_point(mlp((2, 2, 1)).float(), HalfSquaredError(), (x, y))
-    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
-    assert found.relative_gradient < 1e-10
+    result = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
+    assert result.relative_gradient < 1e-10
     assert full_hessian(model, x, y).shape == (9, 9)
 
 
@@ -326,9 +326,9 @@ def test_a_point_not_quite_critical_is_still_decided() -> None:
     model = find_critical_point(mlp((1, 1, 1), bias=False), HalfSquaredError(), (x, y))
     with torch.no_grad():
         model[0].weight *= 1 + 1e-8
-    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
-    assert 1e-9 < found.relative_gradient < 1e-5 and found.D.abs().item() > 1e-8
-    assert found.verdict.kind == "minimum" and 1e-10 < found.hessian.newton_distance < 1e-7
+    result = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
+    assert 1e-9 < result.relative_gradient < 1e-5 and result.D.abs().item() > 1e-8
+    assert result.verdict.kind == "minimum" and 1e-10 < result.hessian.newton_distance < 1e-7
     with torch.no_grad():
         model[0].weight *= 1 + 1e-3
     far = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)

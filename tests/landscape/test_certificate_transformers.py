@@ -24,12 +24,12 @@ def test_transformer_with_its_own_loss() -> None:
         for part in (rows[:4], rows[4:])
     ]
     layer = "bert.encoder.layer.0.intermediate.dense"
-    found = split_certificate(model, None, batches, layer, neuron=3)
-    assert found.next_layer == "bert.encoder.layer.0.output.dense"
-    assert found.B.shape == (17, 17) and found.D.shape == (17, 16) and found.verdict.kind == "undecided"
+    result = split_certificate(model, None, batches, layer, neuron=3)
+    assert result.next_layer == "bert.encoder.layer.0.output.dense"
+    assert result.B.shape == (17, 17) and result.D.shape == (17, 16) and result.verdict.kind == "undecided"
     own = split_certificate(model, lambda outputs, batch: outputs.loss, batches, layer, neuron=3)
-    torch.testing.assert_close(found.B, own.B)
-    assert_derivatives(model, batches, found)
+    torch.testing.assert_close(result.B, own.B)
+    assert_derivatives(model, batches, result)
 
 
 def gpt2() -> nn.Module:
@@ -72,41 +72,41 @@ def test_other_transformers(build: Any, layer: str, loss: Any) -> None:
 def test_loss_in_float32_is_refused() -> None:
     tokens = torch.tensor([[5, 6, 7, 8]])
     data = [{"input_ids": tokens, "labels": tokens}]
-    with pytest.raises(ValueError, match="computed in torch.float32, too coarse.*outputs.logits"):
+    with pytest.raises(ValueError, match="computed in torch.float32, which is not precise enough.*outputs.logits"):
         split_certificate(gpt2(), None, data, "transformer.h.0.mlp.c_fc", 0)
 
 
-def assert_derivatives(model: nn.Module, batches: list[dict[str, Tensor]], found: Any, loss_of: Any = None) -> None:
+def assert_derivatives(model: nn.Module, batches: list[dict[str, Tensor]], result: Any, loss_of: Any = None) -> None:
     """D and ratio (1 - ratio) B as finite differences of the loss of a network that was split by hand."""
     ratio, step, i, s = 0.3, 1e-3, 2, 5
     wide = float64_copy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that its configuration cannot describe it
-        new = split_neuron(wide, found.layer, found.neuron, ratio)
+        new = split_neuron(wide, result.layer, result.neuron, ratio)
     conv1d = isinstance(model, GPT2LMHeadModel)
     first, second = (
         weight.T if conv1d else weight
-        for weight in (wide.get_submodule(name).weight.data for name in (found.layer, found.next_layer))
+        for weight in (wide.get_submodule(name).weight.data for name in (result.layer, result.next_layer))
     )
     objective = Objective(loss_of, batches)
 
     def loss(q: float, w: float) -> float:
         with torch.no_grad():
-            first[found.neuron, i] += (1 - ratio) * q
+            first[result.neuron, i] += (1 - ratio) * q
             first[new, i] -= ratio * q
-            second[s, found.neuron] += w
+            second[s, result.neuron] += w
             second[s, new] -= w
             value = objective.value(wide)
-            first[found.neuron, i] -= (1 - ratio) * q
+            first[result.neuron, i] -= (1 - ratio) * q
             first[new, i] += ratio * q
-            second[s, found.neuron] -= w
+            second[s, result.neuron] -= w
             second[s, new] += w
         return value
 
     mixed = (loss(step, step) - loss(step, -step) - loss(-step, step) + loss(-step, -step)) / (4 * step**2)
     twice = (loss(step, 0) - 2 * loss(0, 0) + loss(-step, 0)) / step**2
-    assert mixed == pytest.approx(found.D[i, s].item(), rel=1e-3)
-    assert twice == pytest.approx(ratio * (1 - ratio) * found.B[i, i].item(), rel=1e-3)
+    assert mixed == pytest.approx(result.D[i, s].item(), rel=1e-3)
+    assert twice == pytest.approx(ratio * (1 - ratio) * result.B[i, i].item(), rel=1e-3)
 
 
 def test_second_derivatives_through_attention() -> None:

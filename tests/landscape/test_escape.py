@@ -68,10 +68,10 @@ def test_negative_b_is_left_inside() -> None:
     model = mlp((2, 2, 1))
     design = design_minimum(model, torch.randn(80, 2), "0", ratio=0.5)
     y = design.targets + 2 * design.scale * design.residuals
-    found = split_certificate(model, HalfSquaredError(), (design.inputs, y), "0", 0, ratio=2.0)
-    assert found.eigenvalues_b[-1] < 0 and found.judge(0.5).kind == "saddle"
-    assert found.verdict.kind == ("minimum" if found.hessian.smallest > 0 else "saddle")
-    path = escape_path(model, found, HalfSquaredError(), (design.inputs, y), to_ratio=0.5, steps=20)
+    result = split_certificate(model, HalfSquaredError(), (design.inputs, y), "0", 0, ratio=2.0)
+    assert result.eigenvalues_b[-1] < 0 and result.judge(0.5).kind == "saddle"
+    assert result.verdict.kind == ("minimum" if result.hessian.smallest > 0 else "saddle")
+    path = escape_path(model, result, HalfSquaredError(), (design.inputs, y), to_ratio=0.5, steps=20)
     assert path.points[-1].ratio == 0.5 and path.losses[-1] < path.losses[0]
     assert_never_up(path.losses)
 
@@ -80,8 +80,8 @@ def test_saddle_by_d_is_left_where_it_is() -> None:
     torch.manual_seed(2)
     model, x = mlp((2, 3, 2)), torch.randn(40, 2, dtype=torch.float64)
     y = (model(x) - residuals_with(model, x, 0, 1, False, 0)).detach()
-    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
-    path = escape_path(model, found, HalfSquaredError(), (x, y), steps=20)
+    result = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
+    path = escape_path(model, result, HalfSquaredError(), (x, y), steps=20)
     assert {point.ratio for point in path.points} == {0.5} and path.losses[-1] < path.losses[0]
 
 
@@ -91,8 +91,8 @@ def test_transformer_away_from_critical_points() -> None:
     batch = {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = split_certificate(model, None, [batch], "bert.encoder.layer.1.intermediate.dense", 0)
-        path = escape_path(model, found, None, [batch], steps=2)
+        result = split_certificate(model, None, [batch], "bert.encoder.layer.1.intermediate.dense", 0)
+        path = escape_path(model, result, None, [batch], steps=2)
     assert_never_up(path.losses)
     assert path.losses[-1] < path.losses[0] and model.config.intermediate_size == 16
 
@@ -122,9 +122,9 @@ def test_other_data_are_refused() -> None:
 def test_no_way_out_is_said() -> None:
     model, x = mlp((2, 3, 1), nn.ReLU), torch.randn(60, 2, dtype=torch.float64)
     y = (model(x) - residuals_with(model, x, 0, 1, True, 0)).detach()
-    found = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
+    result = split_certificate(model, HalfSquaredError(), (x, y), "0", 1)
     with pytest.raises(ValueError, match="no direction of negative curvature.*piecewise linear"):
-        escape_path(model, found, HalfSquaredError(), (x, y))
+        escape_path(model, result, HalfSquaredError(), (x, y))
 
 
 def test_a_loss_that_is_no_function_of_the_parameters_is_noticed() -> None:
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_function_of_the_parameters_is_noticed() -> None:
         calls.append(1)
         return HalfSquaredError()(outputs, targets) + 1e-6 * (len(calls) > 2)
 
-    with pytest.raises(RuntimeError, match=r"rose from .* in phase 'slide'.*augmented"):
+    with pytest.raises(RuntimeError, match=r"rose from .* in phase 'slide'.*without augmentation"):
         escape_path(model, design.certificate, drifting, (design.inputs, design.targets))
 
 

@@ -187,9 +187,9 @@ def test_factors_are_a_function_of_the_seed(neuron_wise: bool) -> None:
     def factors(seed: int) -> dict[str, torch.Tensor]:
         model = lenet()
         states = random_states()
-        found = rescale_randomly(model, x, seed=seed, neuron_wise=neuron_wise)
+        result = rescale_randomly(model, x, seed=seed, neuron_wise=neuron_wise)
         assert random_states() == states
-        return found
+        return result
 
     one, same, other = factors(3), factors(3), factors(4)
     assert set(one) == set(same) == set(other) == {"conv1", "conv2", "fc1", "fc2"}

@@ -224,7 +224,7 @@ def test_next_layer_is_asked_for_and_believed() -> None:
 
 def test_per_neuron_activation_is_not_passed_over() -> None:
     for between in (nn.PReLU(4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Softmax(-1)):
-        with pytest.raises(ValueError, match="cannot be told from the structure of Sequential"):
+        with pytest.raises(ValueError, match="cannot be found in Sequential"):
             split_neuron(nn.Sequential(nn.Linear(3, 4), between, nn.Linear(4, 2)), "0", 0)
     split_neuron(nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), "0", 0)
 
@@ -233,7 +233,7 @@ def test_a_module_that_is_used_again_is_not_passed_over() -> None:
     """named_children() would show it at its first place only."""
     for again in (nn.Softmax(-1), nn.LayerNorm(6)):
         model = nn.Sequential(nn.Linear(3, 6), again, nn.Linear(6, 6), again, nn.Linear(6, 2))
-        with pytest.raises(ValueError, match="cannot be told from the structure of Sequential"):
+        with pytest.raises(ValueError, match="cannot be found in Sequential"):
             split_neuron(model, "2", 0)
     linear, act = nn.Linear(6, 6), nn.Tanh()
     model = nn.Sequential(

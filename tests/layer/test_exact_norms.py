@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
-from hf_fam.calculus.autograd_graph import between
+from hf_fam.calculus.autograd_graph import TailGraph
 from hf_fam.layer import exact_norms
 from hf_fam.layer.exact_norms import WrongThirdDerivativeError
 from support.gradients import assert_gradient_by_finite_differences
@@ -68,10 +68,10 @@ def test_gradient_of_kappa_by_finite_differences(norm: str, estimator: str) -> N
 def test_values_are_torch_s(fused, elementary, shape, extra, dtype) -> None:
     x = torch.randn(shape, dtype=dtype) * 3 + 1
     extra = [e.to(dtype) if isinstance(e, Tensor) else e for e in extra]
-    expected, found = fused(x, *extra), elementary(x, *extra)
-    assert found.dtype == expected.dtype
+    expected, actual = fused(x, *extra), elementary(x, *extra)
+    assert actual.dtype == expected.dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_running_statistics_are_updated_once() -> None:
@@ -106,8 +106,8 @@ def test_norms_that_do_not_matter_are_left_alone() -> None:
     flatness = RelativeFlatness(model, "1")
     with flatness.capture():
         logits = model(torch.randn(7, 3))
-    names = {node.name() for node in between(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])}
-    assert not names  # nothing leads to a tensor that is not in the graph
+    graph = TailGraph(logits.sum(), [torch.zeros(1, requires_grad=True) * 1])
+    assert not graph.nodes and not graph.is_reached  # nothing leads to a tensor that is not in the graph
     flatness(F.cross_entropy(logits, torch.zeros(7, dtype=torch.long))).backward()
 
 

@@ -38,7 +38,7 @@ def test_other_kinds_are_refused_by_name(layer: nn.Module, name: str) -> None:
 def test_unreadable_weights_are_refused() -> None:
     linear = nn.Linear(3, 2)
     linear.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"'0' has a quantized weight \(torch.int8\) that hf_fam does not know"):
+    with pytest.raises(TypeError, match=r"'0' has a quantized weight \(torch.int8\) that hf_fam cannot read"):
         FeatureLayer(nn.Sequential(linear), "0")
 
 
@@ -94,7 +94,7 @@ class InPlace(nn.Module):
 
 
 def test_an_operation_that_overwrites_its_input_does_not_overwrite_z() -> None:
-    inputs, found = torch.randn(4, 2, 6), []
+    inputs, values = torch.randn(4, 2, 6), []
     plain = InPlace("by a copy")
     for how in ("by a copy", "module", "function"):
         model = InPlace(how)
@@ -103,9 +103,9 @@ def test_an_operation_that_overwrites_its_input_does_not_overwrite_z() -> None:
         with flatness.capture():
             loss = F.cross_entropy(model(inputs), torch.arange(4) % 3)
         kappa = flatness(loss)
-        found.append((kappa, *torch.autograd.grad(kappa, list(model.parameters()), materialize_grads=True)))
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+        values.append((kappa, *torch.autograd.grad(kappa, list(model.parameters()), materialize_grads=True)))
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(values[2], values[0])
 
 
 def test_logits_that_are_overwritten_are_refused() -> None:
@@ -137,8 +137,8 @@ def test_features_given_by_keyword() -> None:
 
 def adapted_bert(**config: object) -> PeftModel:
     torch.manual_seed(0)
-    given = {"r": 2, "lora_alpha": 4, "target_modules": ["query", "pooler.dense"], **config}
-    return get_peft_model(tiny_bert(), LoraConfig(task_type=TaskType.SEQ_CLS, **given))
+    options = {"r": 2, "lora_alpha": 4, "target_modules": ["query", "pooler.dense"], **config}
+    return get_peft_model(tiny_bert(), LoraConfig(task_type=TaskType.SEQ_CLS, **options))
 
 
 def called_layers(model: nn.Module) -> Iterator[str]:
@@ -157,7 +157,7 @@ def test_names_in_a_peft_model() -> None:
     model = adapted_bert()
     head = "base_model.model.classifier.modules_to_save.default"
     pooler = "base_model.model.bert.pooler.dense"
-    for given, expected in [
+    for name_or_module, expected in [
         ("auto", head),
         ("classifier", head),
         ("base_model.model.classifier", head),
@@ -170,7 +170,7 @@ def test_names_in_a_peft_model() -> None:
         (model.get_submodule(pooler), pooler),
         (model.get_submodule(pooler).base_layer, pooler),
     ]:
-        layer = FeatureLayer(model, given)
+        layer = FeatureLayer(model, name_or_module)
         assert layer.name == expected
         assert layer.module is model.get_submodule(expected)
     called = set(called_layers(model))
@@ -231,7 +231,7 @@ def test_other_adapters_are_refused_by_name() -> None:
         (LoHaConfig(r=2, target_modules=["pooler.dense"]), "loha.Linear"),
         (IA3Config(target_modules=["pooler.dense"], feedforward_modules=[]), "ia3.Linear"),
     ):
-        with pytest.raises(TypeError, match=f"adapter of PEFT, {name}, whose weight .*LoRA and DoRA.*Supported"):
+        with pytest.raises(TypeError, match=f"PEFT adapter of kind {name}, whose weight .*use LoRA or DoRA.*Supported"):
             FeatureLayer(get_peft_model(tiny_bert(), config), "bert.pooler.dense")
     convolution = nn.Sequential(nn.Conv1d(2, 4, 3, groups=2))
     with pytest.warns(UserWarning, match="groups > 1"):
@@ -256,16 +256,16 @@ def test_tied_head_learns_through_both_uses() -> None:
     """The gradient of a tied weight is that of head and embeddings together, as if they were two."""
     tied, apart = tiny_llama(tie_word_embeddings=True).double(), tiny_llama(tie_word_embeddings=False).double()
     apart.load_state_dict(tied.state_dict())
-    ids, found = torch.randint(0, 50, (2, 7)), []
+    ids, gradients = torch.randint(0, 50, (2, 7)), []
     for model in (tied, apart):
         flatness = RelativeFlatness(model)
         with flatness.capture():
             loss = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten())
         flatness(loss).backward()
-        found.append(model.model.embed_tokens.weight.grad)
-    both = found[1] + apart.lm_head.weight.grad
-    torch.testing.assert_close(found[0], both, rtol=1e-9, atol=1e-12 * float(both.abs().max()))
-    assert found[1].abs().max() > 0
+        gradients.append(model.model.embed_tokens.weight.grad)
+    both = gradients[1] + apart.lm_head.weight.grad
+    torch.testing.assert_close(gradients[0], both, rtol=1e-9, atol=1e-12 * float(both.abs().max()))
+    assert gradients[1].abs().max() > 0
 
 
 def test_linear_maps_of_bitsandbytes() -> None:
@@ -290,18 +290,17 @@ def test_linear_maps_of_bitsandbytes() -> None:
             assert (weight.float() - linear.weight).abs().max() < 0.02
 
 
-def test_parametrised_weights_are_those_of_the_forward_pass() -> None:
+def test_parametrized_weights_are_those_of_the_forward_pass() -> None:
     """Spectral normalization takes a step of its power iteration whenever its weight is read in training."""
     for parametrize in (nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm):
         model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), parametrize(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
         flatness = RelativeFlatness(model, "2", "hessian")
-        inputs = torch.randn(6, 3)
-        with flatness.capture():
+        layer, inputs = FeatureLayer(model, "2"), torch.randn(6, 3)
+        with flatness.capture(), layer.capture() as captures:
             loss = F.cross_entropy(model(inputs), torch.arange(6) % 2)
-        capture = flatness._captures[0]  # type: ignore[index]
         buffers = [b.clone() for b in model.buffers()]
         weight = flatness.layer.weight
-        torch.testing.assert_close(capture.features @ weight.T + model[2].bias, capture.pre_activations)
+        torch.testing.assert_close(captures[0].features @ weight.T + model[2].bias, captures[0].pre_activations)
         flatness(loss).backward()
         torch.testing.assert_close(list(model.buffers()), buffers, rtol=0, atol=0)
         assert all(part.training for part in model.modules())

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.coupling import Coupling
-from hf_fam.flatness.directions import direction
+from hf_fam.flatness.directions import direction, draw
+from hf_fam.layer.feature_layer import FeatureLayer
 from hf_fam.layer.linear_map import LinearMap
 from support.gradients import assert_same_gradients
 from support.layers import (
@@ -45,29 +46,34 @@ def basis(linear_map: LinearMap, coupling: Coupling) -> list[tuple[Tensor, Tenso
 
 
 @pytest.fixture
-def complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes run through a basis; their mean is then kappa divided by the number of probes."""
+def couplings(monkeypatch: pytest.MonkeyPatch) -> list[Coupling]:
+    """Let probes run through a basis; their mean is then kappa divided by the number of probes.
+
+    The result lists the couplings that directions were drawn for.
+    """
+    drawn_for: list[Coupling] = []
 
     def draw(
         features: Sequence[Tensor], linear_map: LinearMap, coupling: Coupling, seeds: Seeds, probe: int = 0
     ) -> list[Tensor]:
+        drawn_for.append(coupling)
         r, a = basis(linear_map, coupling)[probe]
         shape = linear_map.vector_shape(features[0], an_item=coupling is Coupling.ITEMS)
         return [direction(phi, linear_map, r, a if a is None else a.expand(shape)) for phi in features]
 
     monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
     monkeypatch.setattr("hf_fam.flatness.estimators.perturbation.draw", draw)
+    return drawn_for
 
 
-def check_probes(case: LayerCase, estimator: str, **kwargs: Any) -> RelativeFlatness:
+def check_probes(case: LayerCase, estimator: str, couplings: list[Coupling]) -> None:
     case.use_substitute()
-    flatness = RelativeFlatness(case.model, case.name, estimator, **kwargs)
-    directions = basis(flatness.layer.linear_map, Coupling(case.coupling))
-    flatness.probes = flatness._estimate.probes = len(directions)  # type: ignore[union-attr]
+    directions = basis(FeatureLayer(case.model, case.name).linear_map, Coupling(case.coupling))
+    flatness = RelativeFlatness(case.model, case.name, estimator, len(directions))
     with flatness.capture():
         logits, loss = case.run()
     kappa = flatness(loss) * len(directions)
-    assert flatness._estimate.coupling.found == case.coupling  # type: ignore[union-attr]
+    assert couplings and all(coupling == case.coupling for coupling in couplings)
     assert case.substitute is not None
     if estimator == "hessian":
         true = hessian_reference(loss, case.substitute, case.groups)
@@ -75,24 +81,21 @@ def check_probes(case: LayerCase, estimator: str, **kwargs: Any) -> RelativeFlat
         true = gauss_newton_reference(loss, logits, case.substitute, case.groups)
     torch.testing.assert_close(kappa, true, rtol=1e-8, atol=1e-12)
     assert_same_gradients(case.model, kappa, true, rtol=1e-7)
-    return flatness
 
 
-@pytest.mark.usefixtures("complete")
 @pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("tail", ["tanh", "batchnorm", "unbatched"])
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_probes_of_convolutions(dimensions: int, tail: str, estimator: str) -> None:
+def test_probes_of_convolutions(dimensions: int, tail: str, estimator: str, couplings: list[Coupling]) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)  # shown where the test fails
-    check_probes(convolution_case(dimensions, tail, seed, batched=tail != "unbatched"), estimator)
+    check_probes(convolution_case(dimensions, tail, seed, batched=tail != "unbatched"), estimator, couplings)
 
 
-@pytest.mark.usefixtures("complete")
 @pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_probes_of_other_kinds(kind: str, estimator: str) -> None:
-    check_probes(kind_case(kind, secrets.randbits(32)), estimator)
+def test_probes_of_other_kinds(kind: str, estimator: str, couplings: list[Coupling]) -> None:
+    check_probes(kind_case(kind, secrets.randbits(32)), estimator, couplings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,11 +152,10 @@ def test_closed_form_of_convolutional_heads(dimensions: int) -> None:
     assert_same_gradients(case.model, kappa, true, rtol=1e-7)
 
 
-@pytest.mark.usefixtures("complete")
-def test_probes_of_uncoupled_positions() -> None:
+def test_probes_of_uncoupled_positions(couplings: list[Coupling]) -> None:
     """Positions of a segmentation head: each has its own r, in every group."""
     for groups in (1, 2):
-        check_probes(convolutional_head(2, groups=groups), "hessian")
+        check_probes(convolutional_head(2, groups=groups), "hessian", couplings)
 
 
 def test_grouped_head_falls_back_to_probes() -> None:
@@ -173,22 +175,21 @@ def test_dense_estimator(kind: str, gradient: str) -> None:
     flatness = RelativeFlatness(case.model, case.name, "dense", gradient=gradient)
     with flatness.capture():
         _, loss = case.run()
-    found = flatness(loss)
+    kappa = flatness(loss)
     assert case.substitute is not None
     true = hessian_reference(loss, case.substitute, case.groups)
-    torch.testing.assert_close(found, true, rtol=1e-9, atol=0)
+    torch.testing.assert_close(kappa, true, rtol=1e-9, atol=0)
     if gradient == "full":
-        assert_same_gradients(case.model, found, true)
+        assert_same_gradients(case.model, kappa, true)
 
 
-@pytest.mark.usefixtures("complete")
+@pytest.mark.usefixtures("couplings")
 @pytest.mark.parametrize("estimator", ["hessian", "gauss_newton"])
 def test_weights_only_of_a_grouped_convolution(estimator: str) -> None:
     """The same value, and a gradient that reaches W alone: term I for the Hessian."""
     case = convolution_case(2, "tanh", 0, groups=2)
-    flatness = RelativeFlatness(case.model, case.name, estimator, gradient="weights_only")
-    directions = basis(flatness.layer.linear_map, Coupling(case.coupling))
-    flatness._estimate.probes = len(directions)  # type: ignore[union-attr]
+    directions = basis(FeatureLayer(case.model, case.name).linear_map, Coupling(case.coupling))
+    flatness = RelativeFlatness(case.model, case.name, estimator, len(directions), gradient="weights_only")
     with flatness.capture():
         logits, loss = case.run()
     kappa = flatness(loss) * len(directions)
@@ -252,8 +253,15 @@ class Mean(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
-def test_coupling_is_found_in_half_precision(how: str) -> None:
-    """Positions of a large picture answer to each other with little, far less than to themselves."""
+def test_coupling_is_found_in_half_precision(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of a large picture are coupled weakly to each other, compared with themselves."""
+    couplings = []
+
+    def recording_draw(features: Any, linear_map: Any, coupling: Coupling, *rest: Any) -> list[Tensor]:
+        couplings.append(coupling)
+        return draw(features, linear_map, coupling, *rest)
+
+    monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", recording_draw)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.GELU(),
@@ -269,7 +277,7 @@ def test_coupling_is_found_in_half_precision(how: str) -> None:
     with flatness.capture(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         loss = F.cross_entropy(model(inputs).float(), torch.tensor([0, 1, 2, 0]))
     (loss + flatness(loss)).backward()
-    assert flatness._estimate.coupling.found == "items"  # type: ignore[union-attr]
+    assert couplings == [Coupling.ITEMS]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -25,14 +25,14 @@ EVERYTHING = ("trace", "max_eigenvalue", "layerwise", "hessian_max_eigenvalue")
 
 def test_head_is_exact_with_an_unequal_last_batch() -> None:
     model, data = mlp(secrets.randbits(32)), points(37)
-    (found,) = measure_relative_flatness(model, data, "head", EVERYTHING, loss_fn=cross_entropy, batch_size=8)
+    (result,) = measure_relative_flatness(model, data, "head", EVERYTHING, loss_fn=cross_entropy, batch_size=8)
     true = reference(model, data, 4)
-    assert found.estimator == "closed_form" and found.num_items == 37
-    assert found.kappa == pytest.approx(true.kappa.item(), rel=1e-10)
-    assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
-    assert found.layerwise == pytest.approx(true.layerwise.item(), rel=1e-10)
-    assert found.loss == pytest.approx(cross_entropy(model, data.tensors).item(), rel=1e-12)
-    assert sum(found.item_kappas) / 37 == pytest.approx(found.kappa, rel=1e-12)
+    assert result.estimator == "closed_form" and result.num_items == 37
+    assert result.kappa == pytest.approx(true.kappa.item(), rel=1e-10)
+    assert result.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
+    assert result.layerwise == pytest.approx(true.layerwise.item(), rel=1e-10)
+    assert result.loss == pytest.approx(cross_entropy(model, data.tensors).item(), rel=1e-12)
+    assert sum(result.item_kappas) / 37 == pytest.approx(result.kappa, rel=1e-12)
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
@@ -40,7 +40,7 @@ def test_equals_curvlinops(index: int) -> None:
     """The Hessian of independent software, with the eigenvalues of LAPACK."""
     model, data = mlp(secrets.randbits(32)), points(20)
     weight = model[index].weight
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, data, str(index), EVERYTHING, loss_fn=cross_entropy, batch_size=6, probes=300
     )
     d, m = weight.shape
@@ -49,13 +49,13 @@ def test_equals_curvlinops(index: int) -> None:
     blocks = torch.stack([h.view(d, m, d, m)[s, :, s] for s in range(d)])
     kappa_max = (weight.square().sum(1) * torch.linalg.eigvalsh(blocks)[:, -1]).sum().item()
     kappa = torch.einsum("si,ti,sjtj->", weight, weight, h.view(d, m, d, m)).item()
-    assert found.kappa_max == pytest.approx(kappa_max, rel=1e-8)
-    assert found.hessian_max_eigenvalue == pytest.approx(torch.linalg.eigvalsh(h)[-1].item(), rel=1e-5)
-    assert found.kappa == pytest.approx(kappa, rel=1e-8)  # no more probes than outputs are needed: it is exact
-    assert found.standard_error_probes == 0
+    assert result.kappa_max == pytest.approx(kappa_max, rel=1e-8)
+    assert result.hessian_max_eigenvalue == pytest.approx(torch.linalg.eigvalsh(h)[-1].item(), rel=1e-5)
+    assert result.kappa == pytest.approx(kappa, rel=1e-8)  # no more probes than outputs are needed: it is exact
+    assert result.standard_error_probes == 0
     layerwise = (weight.square().sum() * h.trace()).item()
-    assert found.layerwise == pytest.approx(layerwise, rel=1e-8)
-    assert found.hessian_trace == pytest.approx(h.trace().item(), rel=1e-9)
+    assert result.layerwise == pytest.approx(layerwise, rel=1e-8)
+    assert result.hessian_trace == pytest.approx(h.trace().item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -64,7 +64,7 @@ def test_every_kind_of_tail_agrees_with_dense(tail: str) -> None:
     case = make(tail, secrets.randbits(32))
     case.model.eval()
     data = TensorDataset(case.inputs, torch.zeros(len(case.inputs)))
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         case.model,
         data,
         case.layer,
@@ -74,40 +74,40 @@ def test_every_kind_of_tail_agrees_with_dense(tail: str) -> None:
         batch_size=6,
     )
     true = dense_flatness(case.run(), case.layer.weight)
-    assert abs(found.kappa - true.kappa.item()) < 4.5 * found.standard_error_probes + 1e-12
-    if not math.isnan(found.hessian_trace_error):  # items are coupled, so there is one unit, and no error
-        error = found.weight_norm**2 * found.hessian_trace_error
-        assert abs(found.layerwise - true.layerwise.item()) < 4.5 * error
-    assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-5)
+    assert abs(result.kappa - true.kappa.item()) < 4.5 * result.standard_error_probes + 1e-12
+    if not math.isnan(result.hessian_trace_error):  # items are coupled, so there is one unit, and no error
+        error = result.weight_norm**2 * result.hessian_trace_error
+        assert abs(result.layerwise - true.layerwise.item()) < 4.5 * error
+    assert result.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-5)
 
 
 def test_probe_error_is_calibrated() -> None:
     """Kappa over 60 seeds scatters by the standard error that is reported for the probes."""
     model, data = mlp(3), points(30)
-    found = [
+    results = [
         measure_relative_flatness(model, data, "0", ("trace",), loss_fn=cross_entropy, seed=seed, batch_size=30)[0]
         for seed in range(60)
     ]
     true = reference(model, data, 0).kappa.item()
-    scores = torch.tensor([(r.kappa - true) / r.standard_error_probes for r in found])
+    scores = torch.tensor([(r.kappa - true) / r.standard_error_probes for r in results])
     assert 0.7 < scores.std().item() < 1.5
     assert abs(scores.mean().item()) < 4 / math.sqrt(60)
-    total = torch.tensor([r.standard_error for r in found]).mean()
-    parts = torch.tensor([math.hypot(r.standard_error_items, r.standard_error_probes) for r in found]).mean()
+    total = torch.tensor([r.standard_error for r in results]).mean()
+    parts = torch.tensor([math.hypot(r.standard_error_items, r.standard_error_probes) for r in results]).mean()
     torch.testing.assert_close(total, parts, rtol=0.1, atol=0)
 
 
 def test_item_error_is_calibrated() -> None:
     """Closed form: over independent samples of 40 items kappa scatters by the standard error."""
     model = mlp(4)
-    found = [
+    results = [
         measure_relative_flatness(model, points(40, seed), "head", ("trace",), loss_fn=cross_entropy)[0]
         for seed in range(80)
     ]
-    scatter = torch.tensor([r.kappa for r in found]).std().item()
-    reported = torch.tensor([r.standard_error for r in found]).mean().item()
+    scatter = torch.tensor([r.kappa for r in results]).std().item()
+    reported = torch.tensor([r.standard_error for r in results]).mean().item()
     assert reported == pytest.approx(scatter, rel=0.35)
-    assert all(r.standard_error_probes == 0 for r in found)
+    assert all(r.standard_error_probes == 0 for r in results)
 
 
 def test_gauss_newton_is_not_negative_and_equals_hessian_where_the_tail_is_piecewise_linear() -> None:
@@ -146,7 +146,7 @@ def test_fewer_products_than_hutchinson_on_the_whole_hessian() -> None:
 
 def test_normalised_features_equal_folding_them_into_the_weights() -> None:
     model, data = mlp(7), points(30)
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, data, "head", EVERYTHING, loss_fn=cross_entropy, batch_size=8, normalize_features=True
     )
     with torch.no_grad():
@@ -156,10 +156,10 @@ def test_normalised_features_equal_folding_them_into_the_weights() -> None:
         tail.bias.copy_(model[4].bias)
         phi = model[:4](data.tensors[0]) / sigma
     true = dense_flatness(F.cross_entropy(tail(phi), data.tensors[1]), tail.weight)
-    assert found.kappa == pytest.approx(true.kappa.item(), rel=1e-9)
-    assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
-    assert found.layerwise == pytest.approx(true.layerwise.item(), rel=1e-9)
-    assert found.weight_norm == pytest.approx(tail.weight.norm().item(), rel=1e-9)
+    assert result.kappa == pytest.approx(true.kappa.item(), rel=1e-9)
+    assert result.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
+    assert result.layerwise == pytest.approx(true.layerwise.item(), rel=1e-9)
+    assert result.weight_norm == pytest.approx(tail.weight.norm().item(), rel=1e-9)
 
 
 def test_normalised_hidden_layer_does_not_depend_on_the_scale_of_single_features() -> None:
@@ -179,11 +179,11 @@ def test_normalised_hidden_layer_does_not_depend_on_the_scale_of_single_features
 def test_weight_decay_is_a_part_of_the_objective() -> None:
     model, data, alpha = mlp(9), points(20), 0.03
     weight = model[4].weight
-    (found,) = measure_relative_flatness(model, data, "head", EVERYTHING, loss_fn=cross_entropy, weight_decay=alpha)
+    (result,) = measure_relative_flatness(model, data, "head", EVERYTHING, loss_fn=cross_entropy, weight_decay=alpha)
     true = dense_flatness(cross_entropy(model, data.tensors) + alpha * weight.square().sum(), weight)
-    assert found.kappa == pytest.approx(true.kappa.item(), rel=1e-9)
-    assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
-    assert found.layerwise == pytest.approx(true.layerwise.item(), rel=1e-9)
+    assert result.kappa == pytest.approx(true.kappa.item(), rel=1e-9)
+    assert result.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-8)
+    assert result.layerwise == pytest.approx(true.layerwise.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
@@ -191,7 +191,7 @@ def test_weight_decay_is_a_part_of_the_objective() -> None:
 def test_trace_and_largest_eigenvalue_are_those_of_the_objective(index: int, alpha: float) -> None:
     """The Hessian of loss + alpha ||W||^2 by autograd, as one matrix over the whole data."""
     model, data = mlp(secrets.randbits(32)), points(20)
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, data, str(index), EVERYTHING, loss_fn=cross_entropy, batch_size=6, probes=300, weight_decay=alpha
     )
     weight, (x, y) = model[index].weight.detach(), data.tensors
@@ -201,8 +201,8 @@ def test_trace_and_largest_eigenvalue_are_those_of_the_objective(index: int, alp
         return F.cross_entropy(torch.func.functional_call(model, given, x), y) + alpha * flat.square().sum()
 
     hessian = torch.autograd.functional.hessian(objective, weight.flatten())
-    assert found.hessian_trace == pytest.approx(hessian.trace().item(), rel=1e-9)
-    assert found.hessian_max_eigenvalue == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-5)
+    assert result.hessian_trace == pytest.approx(hessian.trace().item(), rel=1e-9)
+    assert result.hessian_max_eigenvalue == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-5)
 
 
 def test_batches_do_not_matter_for_a_mean_over_tokens() -> None:
@@ -252,9 +252,9 @@ def test_layers_below_attention_and_frozen_models_can_be_measured() -> None:
     model = tiny_bert().requires_grad_(False)
     assert model.config._attn_implementation == "sdpa"
     name = "bert.encoder.layer.0.attention.self.value"
-    found = measure_relative_flatness(model, classified(6), [name, "head"], ("trace",), probes=40)
-    assert found[name].coupling == "items" and math.isfinite(found[name].kappa)
-    one, both = measure_relative_flatness(model, classified(6), "head"), found["classifier"]
+    result = measure_relative_flatness(model, classified(6), [name, "head"], ("trace",), probes=40)
+    assert result[name].coupling == "items" and math.isfinite(result[name].kappa)
+    one, both = measure_relative_flatness(model, classified(6), "head"), result["classifier"]
     assert both.kappa == pytest.approx(one[0].kappa, rel=1e-12)
 
 
@@ -269,12 +269,14 @@ def test_operations_in_place_do_not_change_what_was_captured() -> None:
 
 def test_stops_at_the_requested_error() -> None:
     model, data = mlp(11), points(3000)
-    (found,) = measure_relative_flatness(model, data, "head", loss_fn=cross_entropy, relative_error=0.05, batch_size=20)
-    assert found.num_items < 2000 and found.standard_error <= 0.05 * found.kappa
-    part = TensorDataset(*(t[: found.num_items] for t in data.tensors))
+    (result,) = measure_relative_flatness(
+        model, data, "head", loss_fn=cross_entropy, relative_error=0.05, batch_size=20
+    )
+    assert result.num_items < 2000 and result.standard_error <= 0.05 * result.kappa
+    part = TensorDataset(*(t[: result.num_items] for t in data.tensors))
     (same,) = measure_relative_flatness(model, part, "head", loss_fn=cross_entropy, batch_size=20)
-    assert found.kappa == pytest.approx(same.kappa, rel=1e-12)
-    assert found.kappa_max == pytest.approx(same.kappa_max, rel=1e-9)
+    assert result.kappa == pytest.approx(same.kappa, rel=1e-12)
+    assert result.kappa_max == pytest.approx(same.kappa_max, rel=1e-9)
     with pytest.warns(UserWarning, match="more items"):
         measure_relative_flatness(model, points(20), "head", loss_fn=cross_entropy, relative_error=0.001)
 
@@ -290,10 +292,10 @@ def test_one_item_and_half_precision() -> None:
 
 def test_float16_stays_in_range() -> None:
     """Second derivatives of a mean over many items are below the smallest number of float16."""
-    found = []
+    results = []
     for dtype in (torch.float32, torch.float16):
         model = tiny_bert().to(dtype)
-        found.append(measure_relative_flatness(model, classified(64), batch_size=64, probes=1))
-    for full, half in zip(*found, strict=True):
+        results.append(measure_relative_flatness(model, classified(64), batch_size=64, probes=1))
+    for full, half in zip(*results, strict=True):
         assert half.kappa == pytest.approx(full.kappa, rel=0.1)
         assert half.kappa_max == pytest.approx(full.kappa_max, rel=0.1)

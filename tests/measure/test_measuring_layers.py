@@ -28,16 +28,16 @@ def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def check(model: nn.Module, data: TensorDataset, name: str, probes: int = 400, **options: Any) -> None:
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, data, name, EVERYTHING, loss_fn=loss_fn, batch_size=5, probes=probes, **options
     )
     linear_map = FeatureLayer(model, name).linear_map
     loss = loss_fn(model.eval(), data.tensors)
     true = dense_flatness(loss, linear_map.stored(), matrix=linear_map.matrix, groups=linear_map.groups)
-    assert abs(found.kappa - true.kappa.item()) <= 4.5 * found.standard_error_probes + 1e-10
-    assert found.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-5)
-    error = 4.5 * found.weight_norm**2 * found.hessian_trace_error
-    assert abs(found.layerwise - true.layerwise.item()) <= error + 1e-10
+    assert abs(result.kappa - true.kappa.item()) <= 4.5 * result.standard_error_probes + 1e-10
+    assert result.kappa_max == pytest.approx(true.kappa_max.item(), rel=1e-5)
+    error = 4.5 * result.weight_norm**2 * result.hessian_trace_error
+    assert abs(result.layerwise - true.layerwise.item()) <= error + 1e-10
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -57,8 +57,8 @@ def test_a_convolution_as_head_is_exact() -> None:
     model = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Tanh(), nn.Conv2d(3, 3, 2)).double()
     data = TensorDataset(images().tensors[0], torch.randint(0, 3, (12, 4, 4)))
     check(model, data, "2")
-    (found,) = measure_relative_flatness(model, data, "head", loss_fn=loss_fn)
-    assert found.estimator == "closed_form"
+    (result,) = measure_relative_flatness(model, data, "head", loss_fn=loss_fn)
+    assert result.estimator == "closed_form"
 
 
 def test_normalised_convolution() -> None:
@@ -89,11 +89,11 @@ def test_adapters_are_merged() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     data = TensorDataset(torch.randn(12, 4, dtype=torch.float64), torch.randint(0, 3, (12,)))
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["2"], r=2, init_lora_weights=False))
-    (found,) = measure_relative_flatness(adapted, data, "2", EVERYTHING, loss_fn=loss_fn, batch_size=5)
+    (result,) = measure_relative_flatness(adapted, data, "2", EVERYTHING, loss_fn=loss_fn, batch_size=5)
     merged = adapted.merge_and_unload()
     (same,) = measure_relative_flatness(merged, data, "2", EVERYTHING, loss_fn=loss_fn, batch_size=5)
     for name in ("kappa", "kappa_max", "layerwise"):
-        assert getattr(found, name) == pytest.approx(getattr(same, name), rel=1e-6), name
+        assert getattr(result, name) == pytest.approx(getattr(same, name), rel=1e-6), name
 
 
 def test_a_layer_that_feeds_itself_is_refused() -> None:

@@ -20,15 +20,15 @@ from support.tiny import classified, random_states, tiny_bert
 
 def by_hand(features: np.ndarray, delta: float, folds: int, seed: int) -> tuple[float, float]:
     """Mean log density of held-out items and its standard error, kernel by kernel."""
-    found = np.zeros(len(features))
+    result = np.zeros(len(features))
     for fitted, held_out in KFold(folds, shuffle=True, random_state=seed).split(features):
         for i in held_out:
             kernels = [
                 norm.logpdf(features[i], center, delta * np.linalg.norm(center) / math.sqrt(len(center))).sum()
                 for center in features[fitted]
             ]
-            found[i] = logsumexp(kernels) - math.log(len(kernels))
-    return found.mean(), found.std(ddof=1) / math.sqrt(len(found))
+            result[i] = logsumexp(kernels) - math.log(len(kernels))
+    return result.mean(), result.std(ddof=1) / math.sqrt(len(result))
 
 
 def test_equal_bandwidths_are_those_of_scikit_learn() -> None:
@@ -52,19 +52,19 @@ def test_own_bandwidths_by_a_loop_and_far_away_in_log_space() -> None:
 
 def test_held_out_items_choose_a_bandwidth_between_extremes() -> None:
     model, states = mlp(1), random_states()
-    found = feature_density(model, points(120), "2", (1e-4, 0.5, 1e4), loss_fn=cross_entropy)
+    result = feature_density(model, points(120), "2", (1e-4, 0.5, 1e4), loss_fn=cross_entropy)
     assert states == random_states()
-    assert found.best_delta == 0.5 and found.dimensions == 7 and found.explained_variance == 1
+    assert result.best_delta == 0.5 and result.dimensions == 7 and result.explained_variance == 1
     own = feature_density(model, points(120), "2", (0.5,), loss_fn=cross_entropy, most_dimensions=2)
     assert own.dimensions == 2 and 0.2 < own.explained_variance < 1
 
 
 def test_densities_and_their_errors_are_those_by_hand() -> None:
     model, data, deltas = mlp(1), points(17), (0.2, 0.5, 2.0)
-    found = feature_density(model, data, "2", deltas, folds=4, seed=3, loss_fn=cross_entropy, batch_size=5)
+    result = feature_density(model, data, "2", deltas, folds=4, seed=3, loss_fn=cross_entropy, batch_size=5)
     expected = [by_hand(model[:2](data.tensors[0]).detach().numpy(), delta, 4, 3) for delta in deltas]
-    assert found.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
-    assert found.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
+    assert result.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
+    assert result.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
 
 
 def test_features_of_an_item_are_the_mean_over_its_tokens() -> None:
@@ -74,11 +74,11 @@ def test_features_of_an_item_are_the_mean_over_its_tokens() -> None:
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     model(input_ids=torch.tensor([item["input_ids"] for item in data]))
     handle.remove()
-    found = feature_density(model, data, layer, (0.1, 1.0), folds=3, batch_size=5)
-    assert found.dimensions == found.in_features == 16
+    result = feature_density(model, data, layer, (0.1, 1.0), folds=3, batch_size=5)
+    assert result.dimensions == result.in_features == 16
     expected = [by_hand(seen[0].mean(1).numpy(), delta, 3, 0) for delta in (0.1, 1.0)]
-    assert found.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
-    assert found.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
+    assert result.log_densities == pytest.approx([mean for mean, _ in expected], rel=1e-10)
+    assert result.standard_errors == pytest.approx([error for _, error in expected], rel=1e-10)
 
 
 def test_padding_is_no_row_of_an_item() -> None:
@@ -92,15 +92,15 @@ def test_padding_is_no_row_of_an_item() -> None:
 
     def density(batch_size: int) -> tuple[float, ...]:
         layer = "bert.encoder.layer.0.output.dense"
-        found = feature_density(model, texts, layer, (0.1, 1.0), folds=3, batch_size=batch_size, collate_fn=padded)
-        return found.log_densities
+        result = feature_density(model, texts, layer, (0.1, 1.0), folds=3, batch_size=batch_size, collate_fn=padded)
+        return result.log_densities
 
     assert density(12) == pytest.approx(density(1), rel=1e-5)
 
 
 def test_rows_of_an_item_are_averaged_and_folds_checked() -> None:
-    found = feature_density(tiny_bert(), classified(12), "bert.encoder.layer.0.output.dense", (0.1,), folds=3)
-    assert found.num_items == 12 and math.isfinite(found.log_densities[0])
+    result = feature_density(tiny_bert(), classified(12), "bert.encoder.layer.0.output.dense", (0.1,), folds=3)
+    assert result.num_items == 12 and math.isfinite(result.log_densities[0])
     with pytest.raises(ValueError, match="folds=13.*12"):
         feature_density(tiny_bert(), classified(12), folds=13)
 
@@ -118,9 +118,9 @@ def with_dead(items: int, dead: int) -> tuple[torch.nn.Module, torch.utils.data.
 def test_items_without_features_are_left_out() -> None:
     model, data = with_dead(20, 3)
     with pytest.warns(UserWarning, match="3 of 20 items are left out.*layer '2' are 0"):
-        found = feature_density(model, data, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
+        result = feature_density(model, data, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
     first = torch.utils.data.TensorDataset(*(t[:17] for t in data.tensors))
-    assert found == feature_density(model, first, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
+    assert result == feature_density(model, first, "2", (0.2, 0.5), folds=4, loss_fn=cross_entropy)
     model, data = with_dead(20, 20)
     with pytest.raises(ValueError, match="layer '2' are 0 for all 20 items"):
         feature_density(model, data, "2", (0.2, 0.5), loss_fn=cross_entropy)
@@ -146,16 +146,16 @@ def test_arguments_of_the_density(given: dict[str, object], message: str) -> Non
 
 def test_one_number_of_components_for_all_folds() -> None:
     arrays = np.array([0.1, 0.5])
-    found = feature_density(mlp(1), points(7), "2", arrays, folds=2, most_dimensions=4, loss_fn=cross_entropy)
-    assert found.dimensions == 3 and found.deltas == (0.1, 0.5)  # folds of 3 and 4 items
+    result = feature_density(mlp(1), points(7), "2", arrays, folds=2, most_dimensions=4, loss_fn=cross_entropy)
+    assert result.dimensions == 3 and result.deltas == (0.1, 0.5)  # folds of 3 and 4 items
 
 
 def test_gap_and_bound() -> None:
-    found = feature_robustness(mlp(2), points(30), "2", (0.1, 0.5), loss_fn=cross_entropy)
-    for term in decompose_gap(found, 0.2, 0.9):
+    result = feature_robustness(mlp(2), points(30), "2", (0.1, 0.5), loss_fn=cross_entropy)
+    for term in decompose_gap(result, 0.2, 0.9):
         assert term.robustness + term.representativeness == pytest.approx(0.7)
-    terms = bound_terms(found.kappa, found.in_features, 30)
-    assert terms.flatness == found.kappa / 14 and terms.rate == pytest.approx(30 ** (-2 / 11))
+    terms = bound_terms(result.kappa, result.in_features, 30)
+    assert terms.flatness == result.kappa / 14 and terms.rate == pytest.approx(30 ** (-2 / 11))
     assert "C1" in str(terms) and "unknown" in str(terms)
     with pytest.raises(ValueError, match="num_items=0"):
         bound_terms(1.0, 3, 0)

@@ -40,13 +40,13 @@ def test_second_order_is_kappa_of_the_dense_reference(kind: str, index: int) -> 
     # One seed: how often the comparison with kappa raises a false alarm is that of its standard errors.
     torch.manual_seed(7)
     model, data = mlp(index), points(30)
-    found = feature_robustness(
+    result = feature_robustness(
         model, data, str(index), (0.001, 0.01), matrices=kind, samples=60, loss_fn=cross_entropy, batch_size=30
     )
     kappa = reference(model, data, index).kappa.item()
-    for delta, rise, error in zip(found.deltas, found.measured, found.standard_errors, strict=True):
-        assert abs(rise - delta**2 / (2 * found.in_features) * kappa) < 4.5 * error
-    assert found.piecewise_linear is False and found.parts_at is None
+    for delta, rise, error in zip(result.deltas, result.measured, result.standard_errors, strict=True):
+        assert abs(rise - delta**2 / (2 * result.in_features) * kappa) < 4.5 * error
+    assert result.piecewise_linear is False and result.diverges_at is None
 
 
 def test_a_short_last_batch_counts_by_its_items() -> None:
@@ -57,12 +57,12 @@ def test_a_short_last_batch_counts_by_its_items() -> None:
         for size in (37, 8)
     )
     kappa = reference(model, data, 4).kappa.item()
-    for found in (one, many):
-        assert found.num_items == 37 and found.in_features == 6
-        assert found.loss == pytest.approx(cross_entropy(model, data.tensors).item(), rel=1e-12)
-        assert found.kappa == pytest.approx(kappa, rel=1e-9)
-        assert found.predicted == pytest.approx([delta**2 / 12 * kappa for delta in deltas], rel=1e-9)
-        assert found.predicted_errors == (0.0, 0.0)  # closed form: there are no probes
+    for result in (one, many):
+        assert result.num_items == 37 and result.in_features == 6
+        assert result.loss == pytest.approx(cross_entropy(model, data.tensors).item(), rel=1e-12)
+        assert result.kappa == pytest.approx(kappa, rel=1e-9)
+        assert result.predicted == pytest.approx([delta**2 / 12 * kappa for delta in deltas], rel=1e-9)
+        assert result.predicted_errors == (0.0, 0.0)  # closed form: there are no probes
     assert many.measured == pytest.approx(one.measured, rel=1e-9)
     assert many.standard_errors == pytest.approx(one.standard_errors, rel=1e-9)
 
@@ -81,13 +81,13 @@ def test_errors_of_the_prediction_are_those_of_the_probes() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)).double()
     data, deltas = points(30), (0.1, 0.5)
-    found = feature_robustness(model, data, "0", deltas, samples=2, loss_fn=cross_entropy, seed=5)
+    result = feature_robustness(model, data, "0", deltas, samples=2, loss_fn=cross_entropy, seed=5)
     (flat,) = measure_relative_flatness(model, data, "0", ("trace",), loss_fn=cross_entropy, probes=8, seed=5)
     assert flat.standard_error_probes > 0
     errors = [delta**2 / 8 * flat.standard_error_probes for delta in deltas]
-    assert found.predicted_errors == pytest.approx(errors, rel=1e-12)
+    assert result.predicted_errors == pytest.approx(errors, rel=1e-12)
     kappa = reference(model, data, 0).kappa.item()
-    for delta, predicted, error in zip(deltas, found.predicted, errors, strict=True):
+    for delta, predicted, error in zip(deltas, result.predicted, errors, strict=True):
         assert abs(predicted - delta**2 / 8 * kappa) < 4.5 * error
 
 
@@ -122,34 +122,34 @@ def test_kinks_are_found_and_named() -> None:
         model[0].weight.mul_(0.05)  # pre-activations close to the kink
         model[0].bias.zero_()
         model[2].weight.mul_(20)
-    found = feature_robustness(model, points(60), "0", (0.05, 0.5), samples=20, loss_fn=cross_entropy)
-    assert found.piecewise_linear is True
-    assert found.parts_at is not None and "kinks" in found.verdict and "kinks" in str(found)
+    result = feature_robustness(model, points(60), "0", (0.05, 0.5), samples=20, loss_fn=cross_entropy)
+    assert result.piecewise_linear is True
+    assert result.diverges_at is not None and "kinks" in result.verdict and "kinks" in str(result)
     model[1] = nn.Identity()  # piecewise linear, but in one piece
     affine = feature_robustness(model, points(60), "0", (0.05, 5.0), samples=5, loss_fn=cross_entropy)
     assert affine.piecewise_linear is False
     smooth = feature_robustness(mlp(2), points(60), "head", (0.01, 30.0), samples=20, loss_fn=cross_entropy)
-    assert smooth.parts_at == 30.0 and "higher orders" in smooth.verdict
+    assert smooth.diverges_at == 30.0 and "higher orders" in smooth.verdict
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_is_not_taken_for_higher_orders(dtype: torch.dtype) -> None:
     """The rises here are some 1e-5 at most, and a loss of 1.1 in float16 is known to 1e-3."""
-    found = feature_robustness(tiny_bert(dropout=0.0).to(dtype), classified(64), "head", (0.1, 1.0), samples=4)
-    assert found.parts_at is None and found.unresolved_up_to == 1.0
-    assert found.rounding == pytest.approx(torch.finfo(dtype).eps * found.loss, rel=1e-6)
-    assert "precision of the loss" in found.verdict and "higher orders" not in str(found)
+    result = feature_robustness(tiny_bert(dropout=0.0).to(dtype), classified(64), "head", (0.1, 1.0), samples=4)
+    assert result.diverges_at is None and result.unresolved_up_to == 1.0
+    assert result.rounding == pytest.approx(torch.finfo(dtype).eps * result.loss, rel=1e-6)
+    assert "precision of the loss" in result.verdict and "higher orders" not in str(result)
     precise = feature_robustness(tiny_bert(dropout=0.0).double(), classified(64), "head", (0.1, 1.0), samples=4)
     assert precise.unresolved_up_to is None and "precision" not in precise.verdict
 
 
 def test_transformers_and_figure(tmp_path) -> None:
     model, states = tiny_bert(), random_states()
-    found = feature_robustness(model, classified(8), deltas=(0.1, 1.0), samples=3)
-    found.plot(tmp_path / "curve.png")
-    assert found.layer == "bert.pooler.dense" and (tmp_path / "curve.png").stat().st_size > 1000
+    result = feature_robustness(model, classified(8), deltas=(0.1, 1.0), samples=3)
+    result.plot(tmp_path / "curve.png")
+    assert result.layer == "bert.pooler.dense" and (tmp_path / "curve.png").stat().st_size > 1000
     assert states == random_states() and model.training and hook_count(model) == 0
-    assert '"parts_at"' in found.to_json()
+    assert '"diverges_at"' in result.to_json()
 
 
 def test_bad_arguments() -> None:

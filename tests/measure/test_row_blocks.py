@@ -12,7 +12,7 @@ from scipy.sparse.linalg import eigsh
 from hf_fam import measure_relative_flatness
 from hf_fam.calculus.lanczos import largest_eigenvalues
 from hf_fam.flatness.row_blocks import RowBlocks
-from hf_fam.measure import measurement, spectrum
+from hf_fam.measure import measurement_run, spectrum
 from hf_fam.measure.report import html_report
 from support.measured import cross_entropy, mlp, points, reference
 
@@ -30,9 +30,9 @@ def test_lanczos_equals_lapack(size: int) -> None:
     stack[2] = -torch.eye(size)  # its Krylov space is exhausted at once
     stack[3] = torch.outer(stack[3, 0], stack[3, 0])
     start = torch.randn(7, size, dtype=torch.float64)
-    found, residuals, converged = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), start)
+    result, residuals, converged = largest_eigenvalues(lambda v: torch.einsum("bij,bj->bi", stack, v), start)
     true = torch.linalg.eigvalsh(stack)[:, -1]
-    torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result, true, rtol=1e-9, atol=1e-9)
     assert (residuals < 1e-6).all() and converged.all()
 
 
@@ -40,8 +40,8 @@ def test_lanczos_equals_scipy_and_its_residual_bounds_the_error() -> None:
     torch.manual_seed(secrets.randbits(32))
     stack, start = symmetric(1, 200), torch.randn(1, 200, dtype=torch.float64)
     true = eigsh(stack[0].numpy(), k=1, which="LA", return_eigenvectors=False)[0]
-    found = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=200)
-    assert found.values.item() == pytest.approx(true, rel=1e-9) and found.converged.all()
+    result = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=200)
+    assert result.values.item() == pytest.approx(true, rel=1e-9) and result.converged.all()
     rough, residual, converged = largest_eigenvalues(lambda v: v @ stack[0], start, iterations=12)
     assert rough.item() < true and not converged.any()
     # Of some eigenvalue, which need not be the largest one after so few products.
@@ -60,15 +60,16 @@ def test_kept_rows_equal_dense_blocks() -> None:
     torch.testing.assert_close(kept.product(v), true)
     torch.testing.assert_close(folded.product(v), true)
     torch.testing.assert_close(folded.product(v[1:], start=1), true[1:])
-    assert folded._dense is not None and kept._dense is None and lost.overflown
+    assert lost.overflown and not kept.overflown
+    assert not folded.overflown  # 50 rows of 7 numbers do not fit into a space of 100, the dense blocks do
 
 
 @pytest.mark.parametrize("space", [10**6, 400, 20])
 def test_kappa_max_however_the_blocks_are_kept(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "RowBlocks", lambda d, m: RowBlocks(d, m, space))
+    monkeypatch.setattr(measurement_run, "RowBlocks", lambda d, m: RowBlocks(d, m, space))
     model, data = mlp(secrets.randbits(32)), points(30)
-    found = measure_relative_flatness(model, data, ["2", "4"], loss_fn=cross_entropy, batch_size=7)
-    for record, index in zip(found, (2, 4), strict=True):
+    result = measure_relative_flatness(model, data, ["2", "4"], loss_fn=cross_entropy, batch_size=7)
+    for record, index in zip(result, (2, 4), strict=True):
         rel = 1e-5 if space == 20 else 1e-8
         assert record.kappa_max == pytest.approx(reference(model, data, index).kappa_max.item(), rel=rel)
 
@@ -76,22 +77,22 @@ def test_kappa_max_however_the_blocks_are_kept(space: int, monkeypatch: pytest.M
 @pytest.mark.parametrize("streamed", [False, True])
 def test_what_has_not_converged_is_a_lower_bound_and_says_so(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept blocks and passes over the data: three iterations are too few for blocks of 7 x 7."""
-    monkeypatch.setattr(measurement, "RowBlocks", lambda d, m: RowBlocks(d, m, 20 if streamed else 10**6))
+    monkeypatch.setattr(measurement_run, "RowBlocks", lambda d, m: RowBlocks(d, m, 20 if streamed else 10**6))
     for limit in ("_MOST_PASSES", "_MOST_PRODUCTS"):
         monkeypatch.setattr(spectrum, limit, 3)
     model, data = mlp(secrets.randbits(32)), points(30)
     measures = ("trace", "max_eigenvalue", "hessian_max_eigenvalue")
-    with pytest.warns(UserWarning, match="'2' is a lower bound: Lanczos iterations were at their limit") as caught:
+    with pytest.warns(UserWarning, match="'2' is a lower bound: Lanczos iterations reached their limit") as caught:
         table = measure_relative_flatness(model, data, "2", measures, loss_fn=cross_entropy)
     assert [str(w.message).split()[0] for w in caught] == ["kappa_max", "hessian_max_eigenvalue"]
-    (found,) = table
-    assert found.not_converged == ("kappa_max", "hessian_max_eigenvalue")
+    (result,) = table
+    assert result.not_converged == ("kappa_max", "hessian_max_eigenvalue")
     true = reference(model, data, 2)
-    assert 0 < found.kappa_max < true.kappa_max.item()
-    assert f">={found.kappa_max:.4g}" in str(table) and f">={found.hessian_max_eigenvalue:.4g}" in str(table)
-    assert '"not_converged": [' in table.to_json() and table.to_pandas()["not_converged"][0] == found.not_converged
+    assert 0 < result.kappa_max < true.kappa_max.item()
+    assert f">={result.kappa_max:.4g}" in str(table) and f">={result.hessian_max_eigenvalue:.4g}" in str(table)
+    assert '"not_converged": [' in table.to_json() and table.to_pandas()["not_converged"][0] == result.not_converged
     page = html_report(table, None, model="m", data="d", settings={}, command="c")
-    assert f"≥ {found.kappa_max:.4g}" in page and "a lower bound" in page
+    assert f"≥ {result.kappa_max:.4g}" in page and "a lower bound" in page
 
 
 def test_what_has_converged_is_no_bound() -> None:

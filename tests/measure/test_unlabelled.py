@@ -60,23 +60,23 @@ def test_items_without_a_label_do_not_count() -> None:
     """Whole batches without a label, batches with some, and one with them alone among single items."""
     model, data = tiny_bert(dropout=0.0).double(), classified(24)
     mixed = [item if k % 2 else without_labels([item])[0] for k, item in enumerate(data[:8])]
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, [*without_labels(data[8:12]), *mixed, *data[12:]], "head", ("trace", "max_eigenvalue"), batch_size=4
     )
     (true,) = measure_relative_flatness(
         model, [*mixed[1::2], *data[12:]], "head", ("trace", "max_eigenvalue"), batch_size=16
     )
-    assert found.num_items == true.num_items == 16 and len(found.item_kappas) == 16
+    assert result.num_items == true.num_items == 16 and len(result.item_kappas) == 16
     for name in ("kappa", "kappa_max", "standard_error", "loss"):
-        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-9)
+        assert getattr(result, name) == pytest.approx(getattr(true, name), rel=1e-9)
 
 
 def test_a_requested_error_waits_for_labels() -> None:
     model, data = tiny_bert(dropout=0.0), classified(24)
-    (found,) = measure_relative_flatness(
+    (result,) = measure_relative_flatness(
         model, [*without_labels(data), *data], "head", ("trace",), batch_size=8, relative_error=0.9
     )
-    assert found.num_items == 8
+    assert result.num_items == 8
 
 
 @pytest.mark.parametrize("estimator", ["auto", "hessian"])
@@ -90,10 +90,10 @@ def test_no_label_at_all(estimator: str) -> None:
 
 def test_robustness_counts_labelled_items() -> None:
     model, data = tiny_bert(dropout=0.0).double(), classified(8)
-    found = feature_robustness(model, [*without_labels(data), *data], "head", (0.5,), samples=2, batch_size=4)
+    result = feature_robustness(model, [*without_labels(data), *data], "head", (0.5,), samples=2, batch_size=4)
     true = feature_robustness(model, data, "head", (0.5,), samples=2, batch_size=4)
-    assert found.num_items == 8 and found.measured == pytest.approx(true.measured, rel=1e-9)
-    assert found.predicted == pytest.approx(true.predicted, rel=1e-9)
+    assert result.num_items == 8 and result.measured == pytest.approx(true.measured, rel=1e-9)
+    assert result.predicted == pytest.approx(true.predicted, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_batches_that_are_named_tuples() -> None:
     assert isinstance(moved, Named) and moved.x.tolist() == [1, 1]
     model, data = mlp(), points(12)
     loader = DataLoader([Named(x, y) for x, y in data], batch_size=5)
-    (found,) = measure_relative_flatness(model, loader, "head", loss_fn=lambda m, b: F.cross_entropy(m(b.x), b.y))
+    (result,) = measure_relative_flatness(model, loader, "head", loss_fn=lambda m, b: F.cross_entropy(m(b.x), b.y))
     (true,) = measure_relative_flatness(model, data, "head", loss_fn=cross_entropy, batch_size=5)
-    assert found.kappa == pytest.approx(true.kappa, rel=1e-12)
+    assert result.kappa == pytest.approx(true.kappa, rel=1e-12)
 
 
 def test_texts_of_padding_alone_are_not_counted() -> None:
     model, data = llama(), texts(8)
-    (found,) = measure_relative_flatness(model, [*data, {**data[0], "labels": [-100] * 6}], "head", ("trace",))
-    assert found.num_items == 8
+    (result,) = measure_relative_flatness(model, [*data, {**data[0], "labels": [-100] * 6}], "head", ("trace",))
+    assert result.num_items == 8

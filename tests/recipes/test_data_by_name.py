@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("evaluate")
+pytest.importorskip("datasets")
 
 from huggingface_hub import ModelCard
 
-from recipes.image_classification.run import KNOWN
+from hf_fam.recipes.image_classification import HUB_DATASETS
 from support import look_alikes
 from support.tiny_recipes import SHORT, encoder, image_folders, text_files, typed, vision_model
 
@@ -36,12 +36,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("recipes.common.data", "recipes.image_classification.run"):
+    for module in ("hf_fam.recipes.common.data", "hf_fam.recipes.image_classification"):
         monkeypatch.setattr(f"{module}.load_dataset", look_alikes.load_dataset)
 
 
 def run(recipe: str, given: dict[str, Any]) -> dict[str, float]:
-    return importlib.import_module(f"recipes.{recipe}.run").main(typed(recipe, "fam", {**ONE_STEP, **given}))
+    return importlib.import_module(f"hf_fam.recipes.{recipe}").main(typed(recipe, "fam", {**ONE_STEP, **given}))
 
 
 def classes(folder: Path) -> list[str]:
@@ -71,7 +71,7 @@ def test_glue(models: dict[str, str], tmp_path: Path, task: str) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("name", some(KNOWN, fast=("cifar100", "fashion-mnist")))
+@pytest.mark.parametrize("name", some(HUB_DATASETS, fast=("cifar100", "fashion-mnist")))
 def test_images(models: dict[str, str], tmp_path: Path, name: str) -> None:
     """By the short name, by the one on the Hub, and by what people call FashionMNIST."""
     given = {"model_name_or_path": models["image"], "dataset_name": name, "output_dir": tmp_path, "do_predict": True}
@@ -93,7 +93,7 @@ def test_validation_by_another_part(models: dict[str, str], tmp_path: Path) -> N
     given = {"model_name_or_path": models["image"], "dataset_name": "svhn", "validation_split_name": "test"}
     given["ignore_mismatched_sizes"] = True
     run("image_classification", {**given, "output_dir": tmp_path / "a"})
-    with pytest.raises(ValueError, match=r"has no part 'dev' but train, test, extra"):
+    with pytest.raises(ValueError, match=r"has no split 'dev' but train, test, extra"):
         run("image_classification", {**given, "output_dir": tmp_path / "b", "validation_split_name": "dev"})
 
 
@@ -146,7 +146,7 @@ def test_images_to_predict_without_classes(models: dict[str, str], tmp_path: Pat
 def test_predicting_without_test_data_is_refused_before_training(models: dict[str, str], tmp_path: Path) -> None:
     folders = {k: v for k, v in image_folders(tmp_path).items() if k != "test_dir"}
     given = {"model_name_or_path": models["image"], **folders, "do_predict": True, "output_dir": tmp_path / "out"}
-    with pytest.raises(ValueError, match="no test part; give test_file"):
+    with pytest.raises(ValueError, match="no test split; give test_file"):
         run("image_classification", {**given, "cache_dir": tmp_path / "cache"})
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
@@ -176,7 +176,7 @@ def test_a_file_with_a_hostile_name(models: dict[str, str], tmp_path: Path) -> N
     arguments = typed("text_classification", "fam", {**ONE_STEP, **given, "cache_dir": tmp_path / "cache"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["recipes/text_classification/run.py", *arguments])
-        importlib.import_module("recipes.text_classification.run").main(arguments)
+        importlib.import_module("hf_fam.recipes.text_classification").main(arguments)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {result.dataset_name for result in card.data.eval_results} == {hostile.name}
     begin = card.text.index("bash\naccelerate launch") + len("bash\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("evaluate")
+pytest.importorskip("datasets")
 pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
@@ -20,7 +20,7 @@ ONE_STEP = {**SHORT, "max_steps": 1, "per_device_train_batch_size": 8, "fam_lamb
 
 
 def run(recipe: str, given: dict[str, Any]) -> dict[str, float]:
-    return importlib.import_module(f"recipes.{recipe}.run").main(typed(recipe, "fam", {**ONE_STEP, **given}))
+    return importlib.import_module(f"hf_fam.recipes.{recipe}").main(typed(recipe, "fam", {**ONE_STEP, **given}))
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +15,21 @@ import torch
 import yaml
 from transformers import AutoModelForImageClassification, EfficientNetConfig, EfficientNetForImageClassification
 
-pytest.importorskip("evaluate")
+pytest.importorskip("datasets")
 pytest.importorskip("pytorch_optimizer")
 
 from huggingface_hub import ModelCard
 
-from recipes.paper_table import networks, released_strength
-from recipes.paper_table.run import main as image_main
-from recipes.text_classification.run import main as text_main
+from hf_fam.recipes.text_classification import main as text_main
 from support import look_alikes
 from support.families.vision import EFFICIENTNET
 from support.launch import ROOT, environment
 from support.tiny_recipes import SHORT, encoder
 
 TABLE = ROOT / "recipes" / "paper_table"
+sys.path.append(str(TABLE))  # as for a script
+networks, released_strength = (importlib.import_module(name) for name in ("networks", "released_strength"))
+image_main = runpy.run_path(str(TABLE / "run.py"))["main"]
 FAST = ("cifar10/fam.yaml", "svhn/sam.yaml")
 FILES = sorted(path.relative_to(TABLE).as_posix() for path in TABLE.glob("*/*.yaml"))
 README = (TABLE / "README.md").read_text(encoding="utf-8")
@@ -50,7 +53,7 @@ def read(file: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", [pytest.param(f, marks=[] if f in FAST else pytest.mark.slow) for f in FILES])
 def test_starts(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    for module in ("recipes.common.data", "recipes.image_classification.run"):
+    for module in ("hf_fam.recipes.common.data", "hf_fam.recipes.image_classification"):
         monkeypatch.setattr(f"{module}.load_dataset", look_alikes.load_dataset)
     monkeypatch.chdir(ROOT)
     given = read(file)
@@ -162,8 +165,8 @@ def test_strengths_are_what_the_script_says() -> None:
 
 
 def test_a_rate_that_falls_in_steps(tmp_path: Path) -> None:
-    from recipes.common.arguments import MethodArguments
-    from recipes.common.methods import make_trainer
+    from hf_fam.recipes.common.arguments import MethodArguments
+    from hf_fam.recipes.common.methods import make_trainer
     from support.tiny import arguments, classified, tiny_bert
 
     args = arguments(tmp_path, max_steps=10, learning_rate=1.0, per_device_train_batch_size=4)

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-pytest.importorskip("evaluate")
+pytest.importorskip("datasets")
 pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
-from support.launch import launch
+from hf_fam.recipes import TASKS, default_configuration
+from hf_fam.recipes.common.arguments import read_yaml
+from support.launch import ROOT, launch
 from support.tiny_recipes import MAKERS, RECIPES, made, typed
 
 METHODS = ("fam", "baseline", "sam")
@@ -42,7 +43,7 @@ def run(recipe: str, method: str, given: dict[str, Any], monkeypatch: pytest.Mon
     """The recipe in this process."""
     arguments = typed(recipe, method, given)
     monkeypatch.setattr("sys.argv", [str(RECIPES / recipe / "run.py"), *arguments])
-    return importlib.import_module(f"recipes.{recipe}.run").main(arguments)
+    return importlib.import_module(f"hf_fam.recipes.{recipe}").main(arguments)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -186,9 +187,30 @@ def test_pushing_passes_the_card_on(
     assert "hf_x" not in str(card) and "push_to_hub" not in str(card) and str(tmp_path) not in str(card)
 
 
+def test_every_module_is_a_task_with_a_launcher_and_configurations() -> None:
+    modules = {path.stem for path in (ROOT / "hf_fam" / "recipes").glob("*.py")} - {"__init__"}
+    assert modules == {*TASKS} == {*MAKERS} and [*TASKS] == sorted(TASKS)
+    assert {path.stem for path in default_configuration("causal_lm").parent.iterdir()} == modules
+    for task in TASKS:
+        assert {path.name for path in (RECIPES / task).iterdir() if path.is_file()} == {
+            "run.py",
+            *(f"{method}.yaml" for method in METHODS),
+        }
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(r, marks=[] if r == "causal_lm" else pytest.mark.slow) for r in TASKS])
+def test_launchers_work_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """As far as the data, which is not there."""
+    monkeypatch.chdir(tmp_path)
+    folder = RECIPES / recipe
+    output = launch(folder / "run.py", str(folder / "fam.yaml"), "--train_file=no.csv", config=None, fails=True)
+    assert output.splitlines()[-1] == "ValueError: train_file='no.csv': there is no such file."
+
+
 @pytest.mark.parametrize("recipe", MAKERS)
 def test_configurations_differ_in_their_method_alone(recipe: str) -> None:
-    read = {m: yaml.safe_load((RECIPES / recipe / f"{m}.yaml").read_text(encoding="utf-8")) for m in METHODS}
+    read = {m: read_yaml(RECIPES / recipe / f"{m}.yaml") for m in METHODS}
+    assert read["fam"] == read_yaml(default_configuration(recipe))
     assert [values.pop("method") for values in read.values()] == list(METHODS)
     assert [values.pop("output_dir") for values in read.values()] == [f"out/{recipe}/{m}" for m in METHODS]
     assert read["sam"].pop("sam_rho") == 0.05

@@ -90,7 +90,7 @@ def test_normalised_features_give_the_same_term_for_longer_features() -> None:
     model, (x, y) = network(), batch()
     model[0].bias.data.zero_()
     model[1] = nn.Identity()
-    uniform = {"q": "uniform", "features": "normalized"}
+    uniform = {"q": "uniform", "features": "normalised"}
     short, long = (mean_term("curvature_control", uniform, model, (s * x, y)) for s in (1, 10))
     assert short == pytest.approx(long, rel=1e-6)  # the same draws
 
@@ -270,7 +270,7 @@ def gradients_by_parameter(reach: str | None, features: str) -> list[torch.Tenso
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, model.parameters(), strict=True)]
 
 
-@pytest.mark.parametrize("features", ["own", "centered"])
+@pytest.mark.parametrize("features", ["own", "centred"])
 def test_one_side_of_the_layer_gets_its_part_of_the_gradient(features: str) -> None:
     whole, tail, trunk = (gradients_by_parameter(reach, features) for reach in (None, "tail", "trunk"))
     for k, (g, above, below) in enumerate(zip(whole, tail, trunk, strict=True)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from transformers import (
 
 from support.languages import sentence, tiny_tokenizer
 from support.launch import ROOT
-
-sys.path.append(str(ROOT))
 
 RECIPES = ROOT / "recipes"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,13 +43,13 @@ class ClosedForm(Estimator):
     name = "closed_form"
     default_strength = 0.003
     only_at_head = True
-    # What one of these takes the place of it uses where the loss has no closed form.
-    default_probes: ClassVar[int | None] = 1
-    row_probes: int = 0
+    tail_derivatives = 2
+    row_probes = 0
 
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
-        self.tail_derivatives = 1 if self._is_large() else 2
+        if self._is_large():
+            self.tail_derivatives = 1
         self._form: HeadLoss | None = None
         self._schedule = RecheckSchedule()
 

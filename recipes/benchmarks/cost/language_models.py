@@ -17,14 +17,12 @@ class Method:
 
     estimator: str
     probes: int | None = None
-    fraction: float = 1.0
     depth: int | None = None
 
     @property
     def name(self) -> str:
         parts = [self.estimator]
         parts += [f"x{self.probes}"] if self.probes else []
-        parts += [f"{self.fraction:g} of the tokens"] if self.fraction < 1 else []
         parts += [f"{self.depth} blocks above"] if self.depth is not None else []
         return ", ".join(parts)
 
@@ -34,12 +32,11 @@ class Method:
             "fam_layer": layer,
             "fam_estimator": self.estimator,
             "fam_probes": self.probes,
-            "fam_token_fraction": self.fraction,
             "fam_lambda": 1e-6,
         }
 
 
-HEAD = (Method("closed_form"), Method("row_probes"), Method("closed_form", fraction=0.25))
+HEAD = (Method("closed_form"), Method("row_probes"))
 
 
 @dataclass(frozen=True)

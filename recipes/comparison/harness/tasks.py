@@ -9,7 +9,6 @@ first so many in an order that is the same for every seed.
 from __future__ import annotations
 
 import functools
-import gzip
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hf_fam.recipes.common.fashion_mnist import TEST, TRAIN, read_images, read_labels
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,11 @@ def _texts(folder: str, columns: tuple[str, ...], test: str) -> Any:
 
 
 def _fashion_mnist(data: Path) -> tuple[Examples, Examples]:
-    def read(name: str, offset: int) -> NDArray[np.uint8]:
-        with gzip.open(data / "fashion_mnist" / f"{name}-ubyte.gz") as file:
-            return np.frombuffer(file.read(), np.uint8, offset=offset)
+    def examples(split: str) -> Examples:
+        folder = data / "fashion_mnist"
+        return Examples(read_images(folder, split), read_labels(folder, split))
 
-    def examples(part: str) -> Examples:
-        images = read(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28)
-        return Examples(images, read(f"{part}-labels-idx1", 8).astype(np.int64))
-
-    return examples("train"), examples("t10k")
+    return examples(TRAIN), examples(TEST)
 
 
 def _cifar10(data: Path) -> tuple[Examples, Examples]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, from_numpy
+
+from hf_fam.recipes.common.fashion_mnist import TEST, TRAIN, read_images, read_labels, scale_images
 
 Part = tuple[Tensor, Tensor]
 
 
 def fashion_mnist(folder: Path) -> tuple[Part, Part]:
     """Training and test part: images (n, 1, 28, 28) in [-1, 1] and labels (n,)."""
-    return read_part(folder, "train"), read_part(folder, "t10k")
+    return read_part(folder, TRAIN), read_part(folder, TEST)
 
 
-def read_part(folder: Path, name: str) -> Part:
-    files = [folder / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise SystemExit(f"--data_dir {folder} has no {', '.join(missing)}: give the folder with FashionMNIST's files.")
-    pixels, labels = (gzip.decompress(file.read_bytes()) for file in files)
-    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28).astype(np.float32)
-    return torch.from_numpy(images / 127.5 - 1), torch.from_numpy(
-        np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
-    )
+def read_part(folder: Path, split: str) -> Part:
+    try:
+        return scale_images(read_images(folder, split)), from_numpy(read_labels(folder, split))
+    except ValueError as error:
+        raise SystemExit(f"--data_dir {error}") from error

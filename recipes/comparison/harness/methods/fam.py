@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from hf_fam import FAMTrainer, FAMTrainingArguments, RelativeFlatness
-from hf_fam.train.strength import Strength, warmup_steps
+from hf_fam.train.strength import strength_at
 
 from .base import Method, register
+from .penalty import PenaltyTrainer
 
 
 @register("fam")
@@ -49,25 +51,35 @@ class FAM(Method):
         self._flatness = RelativeFlatness(
             model, self._layer, self._estimator, self._probes, generator, gradient=self._gradient, center=self._center
         )
-        self._schedule, self._step = Strength(self._strength), 0
+        self._step, self._steps = 0, 0
 
     def begin(self, steps: int) -> None:
-        self._schedule = Strength(self._strength, warmup_steps(self._warmup, steps))
+        self._steps = steps
 
     def loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        strength = self._schedule.at(self._step)
-        self._step += 1
-        with self._flatness.capture(strength):
+        with self.watch():
             loss = super().loss(model, inputs, labels)
-        return loss + strength * self._flatness(loss)
+        return loss + self.term(loss)
+
+    def watch(self) -> contextlib.AbstractContextManager[Any]:
+        self._now = strength_at(self._step, self._strength, self._warmup, self._steps)
+        self._step += 1
+        return self._flatness.capture(self._now)
+
+    def term(self, loss: Tensor) -> Tensor:
+        return self._now * self._flatness(loss)
 
     def trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Trainer:
+        if self._gradient != "full":  # which FAMTrainer does not offer
+            if self._warmup:
+                raise ValueError("gradient: give 'full' together with warmup.")
+            self.attach(kwargs["model"], arguments["seed"])
+            return PenaltyTrainer(self, args=TrainingArguments(**arguments), **kwargs)
         args = FAMTrainingArguments(
             **arguments,
             fam_lambda=self._strength,
             fam_layer=self._layer,
             fam_estimator=self._estimator,
-            fam_gradient=self._gradient,
             fam_probes=self._probes,
             fam_center=self._center,
             fam_warmup_steps=self._warmup,

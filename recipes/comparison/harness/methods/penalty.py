@@ -39,7 +39,9 @@ class Penalty(Method, ABC):
 
 
 class PenaltyTrainer(Trainer):
-    def __init__(self, penalty: Penalty, **kwargs: Any) -> None:
+    """Adds the term of anything with ``watch`` and ``term``, as of a `Penalty`."""
+
+    def __init__(self, penalty: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.args.gradient_accumulation_steps > 1:
             raise ValueError("penalties are compared with gradient_accumulation_steps=1.")

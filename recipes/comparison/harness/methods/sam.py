@@ -10,7 +10,7 @@ from pytorch_optimizer import SAM as SAMOptimizer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from recipes.common.sam_trainer import SAMTrainer
+from hf_fam.recipes.common.sam_trainer import SAMTrainer
 
 from .base import Method, register
 

@@ -1,0 +1,1 @@
+"""Modules that the recipes share: arguments, data, metrics, models, training methods and the steps of a run."""

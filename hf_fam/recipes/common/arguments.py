@@ -1,0 +1,256 @@
+"""Arguments of a recipe: a YAML file and the command line, whose flags override it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from transformers import HfArgumentParser
+
+from ...train.training_args import FAMArguments, refuse_removed_fields
+from .. import default_configuration
+
+FAM, BASELINE, SAM = "fam", "baseline", "sam"
+METHODS = (FAM, BASELINE, SAM)
+# The key of a YAML file that names the task whose default settings the file starts from.
+DEFAULTS = "defaults"
+
+# HfArgumentParser reads annotations, and "X | None" as strings only from Python 3.10.x on: Optional works everywhere.
+# ruff: noqa: UP045
+
+
+@dataclass
+class ModelArguments:
+    """Which model is fine-tuned."""
+
+    model_name_or_path: str = field(metadata={"help": "Name on the Hub, or path of a folder."})
+    tokenizer_name: Optional[str] = field(
+        default=None, metadata={"help": "Tokenizer name or path. Defaults to the model's own."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    attn_implementation: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Attention implementation. Choose eager for fam_estimator hessian or gauss_newton at a layer below "
+            "attention."
+        },
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Use a new head if the saved one is for another number of classes."},
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata={"help": "Start from random weights. Only configuration and preprocessing of the model are loaded."},
+    )
+    cache_dir: Optional[str] = field(default=None, metadata={"help": "Folder for downloaded models and data."})
+    token: Optional[str] = field(
+        default=None, metadata={"help": "Access token for private models. Needed only if you are not logged in."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that is saved with the model."})
+
+    def hub_options(self) -> dict[str, Any]:
+        """Return the arguments with which `from_pretrained` loads files of the model."""
+        return {
+            "revision": self.model_revision,
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def tokenizer_options(self) -> dict[str, Any]:
+        """Return the arguments of `AutoTokenizer.from_pretrained`.
+
+        The revision is that of the model, so a tokenizer with another name is loaded from its main branch.
+        """
+        if self.tokenizer_name is None:
+            return {"pretrained_model_name_or_path": self.model_name_or_path, **self.hub_options()}
+        return {"pretrained_model_name_or_path": self.tokenizer_name, **self.hub_options(), "revision": "main"}
+
+
+@dataclass
+class DataArguments:
+    """Which data is used: a data set on the Hub, a folder, or files."""
+
+    dataset_name: Optional[str] = field(default=None, metadata={"help": "Name of a data set on the Hub."})
+    dataset_config_name: Optional[str] = field(
+        default=None, metadata={"help": "Configuration of the data set on the Hub."}
+    )
+    validation_split_name: Optional[str] = field(
+        default=None, metadata={"help": "Split of the data set on the Hub used for validation. Defaults to validation."}
+    )
+    data_dir: Optional[str] = field(
+        default=None, metadata={"help": "Folder with train.csv, validation.csv and test.csv (or json, parquet)."}
+    )
+    train_file: Optional[str] = field(
+        default=None, metadata={"help": "Training data: a csv, tsv, json, jsonl, parquet or arrow file."}
+    )
+    validation_file: Optional[str] = field(
+        default=None, metadata={"help": "Validation data, in the format of train_file."}
+    )
+    test_file: Optional[str] = field(
+        default=None, metadata={"help": "Test data for --do_predict, in the format of train_file."}
+    )
+    train_val_split: float = field(
+        default=0.1,
+        metadata={"help": "Fraction of the training data to validate on if there is no validation data."},
+    )
+    max_train_samples: Optional[int] = field(
+        default=None, metadata={"help": "Train on at most N samples, chosen at random with the seed."}
+    )
+    max_eval_samples: Optional[int] = field(
+        default=None, metadata={"help": "Validate on at most N samples, chosen at random with the seed."}
+    )
+    max_predict_samples: Optional[int] = field(
+        default=None, metadata={"help": "Predict at most N samples, the first ones."}
+    )
+
+    def __post_init__(self) -> None:
+        length = getattr(self, "max_seq_length", 1)  # a field of the recipes for texts
+        if length < 1:
+            raise ValueError(f"max_seq_length={length}: give a number of tokens of at least 1.")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ValueError(f"data_dir={self.data_dir!r}: there is no such folder.")
+        if self.data_dir is not None and self.train_file is not None:
+            raise ValueError("give data_dir or train_file, not both.")
+        if self.train_file is not None or self.data_dir is not None:  # override the data set of a YAML file
+            self.dataset_name = self.dataset_config_name = self.validation_split_name = None
+
+    def hub_split_names(self) -> dict[str, str]:
+        """Return the splits that have another name on the Hub, by the name that they get."""
+        return {} if self.validation_split_name is None else {"validation": self.validation_split_name}
+
+    @property
+    def title(self) -> str:
+        """Name of the data for the model card, without the folders of its path."""
+        return self.dataset_name or Path(str(self.data_dir or self.train_file)).resolve().name
+
+
+@dataclass
+class MethodArguments:
+    """How the model is trained."""
+
+    method: str = field(default=FAM, metadata={"help": "fam, baseline (plain training) or sam."})
+    sam_rho: float = field(default=0.05, metadata={"help": "Radius of SAM (Foret et al. 2021)."})
+    lr_milestones: Optional[list[float]] = field(
+        default=None,
+        metadata={
+            "help": "Fractions of the training after which the learning rate is multiplied by lr_gamma, such as "
+            "'.3 .6 .8'. Replaces lr_scheduler_type; there is no warm-up."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each of lr_milestones."})
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r}: choose one of {', '.join(METHODS)}.")
+        if not self.sam_rho > 0:
+            raise ValueError(f"sam_rho={self.sam_rho!r}: give a positive radius.")
+        if not all(0 < fraction < 1 for fraction in self.lr_milestones or []):
+            raise ValueError(f"lr_milestones={self.lr_milestones!r}: give fractions of the training, such as .3 .6 .8.")
+
+
+def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse a YAML file and flags into dataclasses.
+
+    Args:
+        argument_types: the dataclasses, among them `MethodArguments` and one with the fields of `FAMArguments`.
+        argv: the command line without the script. The first argument may be a YAML file; flags override it. Defaults
+            to the command line of this process.
+
+    Returns:
+        One object for each dataclass.
+
+    Raises:
+        ValueError: the YAML file is missing, broken or not a mapping, a name is unknown, a value is out of range, or
+            a field of FAM does not exist any more or is set for another method.
+        SystemExit: a flag has no value or one of the wrong type; the message names it.
+    """
+    flags = collect_flags(sys.argv[1:] if argv is None else argv)
+    refuse_removed_fields(name for name in map(flag_name, flags) if name is not None)
+    parsed = HfArgumentParser(argument_types, allow_abbrev=False).parse_args_into_dataclasses(flags)
+    refuse_unused_fields(parsed)
+    return parsed
+
+
+def collect_flags(argv: Sequence[str]) -> list[str]:
+    """Return the flags of a command line, after those for the YAML file that it may start with."""
+    if argv and not argv[0].startswith("-"):
+        return [*as_flags(read_yaml(Path(argv[0]))), *argv[1:]]
+    return [*argv]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file, and below it the default settings of the task that its line `defaults: TASK` names.
+
+    Raises:
+        ValueError: the file is missing, broken or not a mapping, or there is no such task.
+    """
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        raise ValueError(f"'{path}' is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"'{path}' has to contain lines such as 'learning_rate: 2e-5'.")
+    if DEFAULTS not in settings:
+        return settings
+    try:
+        defaults = read_yaml(default_configuration(settings.pop(DEFAULTS)))
+    except ValueError as error:
+        raise ValueError(f"'{path}', {DEFAULTS}: {error}") from error
+    return {**defaults, **settings}
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Return the flags that set the values of a YAML file.
+
+    Examples:
+        >>> as_flags({"do_train": True, "learning_rate": "2e-5", "label_names": ["a", "b"], "seed": None})
+        ['--do_train=True', '--learning_rate=2e-5', '--label_names', 'a', 'b']
+    """
+    flags: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def flag_name(word: str) -> str | None:
+    """Return the field that a flag sets, or None for a word that is no flag.
+
+    Examples:
+        >>> flag_name("--learning-rate=1e-3"), flag_name("--seed"), flag_name("1")
+        ('learning_rate', 'seed', None)
+    """
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else None
+
+
+def refuse_unused_fields(parsed: Sequence[Any]) -> None:
+    """Refuse fields of FAM that have no effect, because another method is chosen.
+
+    Args:
+        parsed: the objects that `parse` returns.
+
+    Raises:
+        ValueError: the message names method and fields.
+    """
+    method = next((arguments.method for arguments in parsed if isinstance(arguments, MethodArguments)), FAM)
+    if method == FAM:
+        return
+    for arguments in (a for a in parsed if isinstance(a, FAMArguments)):
+        changed = [f.name for f in dataclasses.fields(FAMArguments) if getattr(arguments, f.name) != f.default]
+        if changed:
+            raise ValueError(
+                f"method={method!r} makes no use of {', '.join(changed)}: leave out what belongs to FAM, or choose "
+                f"method={FAM!r}."
+            )

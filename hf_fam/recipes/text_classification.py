@@ -1,0 +1,183 @@
+"""Fine-tune a model that classifies texts or pairs of texts, or predicts a number: a GLUE task, or your own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from datasets import DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from ..measure.columns import other_text_columns, usual_text_columns
+from ..train.training_args import FAMTrainingArguments
+from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.data import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    class_names,
+    class_number,
+    has_labels,
+    label_column,
+    load_splits,
+    require_column,
+    require_values,
+)
+from .common.metrics import classification_metrics, regression_metrics
+from .common.models import load_classifier
+from .common.training import Run, finetune, prepare_run
+
+GLUE = "nyu-mll/glue"
+# The GLUE tasks, with the columns of their texts.
+GLUE_TASKS = {
+    "cola": ("sentence",),
+    "mnli": ("premise", "hypothesis"),
+    "mrpc": ("sentence1", "sentence2"),
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
+    "rte": ("sentence1", "sentence2"),
+    "sst2": ("sentence",),
+    "stsb": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+
+
+@dataclass
+class TextArguments(DataArguments):
+    """Texts and their labels. Labels of type float make it a regression."""
+
+    task_name: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": f"GLUE task: {', '.join(GLUE_TASKS)}."}
+    )
+    text_column_names: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "Column of the texts, or two columns separated by a comma. By default columns with usual names, "
+            "such as text, or sentence1 and sentence2."
+        },
+    )
+    label_column_name: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Column of the labels. By default label, or another usual name."}
+    )
+    do_regression: bool = field(
+        default=False, metadata={"help": "Treat labels as numbers, even if they are whole numbers."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Cut texts to at most N tokens."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_name is None:
+            return
+        self.task_name = self.task_name.lower()
+        if self.task_name == "ax":
+            raise ValueError("task_name='ax' has no training data: train with mnli, then predict by --test_file.")
+        if self.task_name not in GLUE_TASKS:
+            raise ValueError(f"task_name={self.task_name!r}: choose one of {', '.join(GLUE_TASKS)}.")
+        if self.train_file is None and self.data_dir is None and self.dataset_name is None:
+            self.dataset_name, self.dataset_config_name = GLUE, self.task_name
+
+    def hub_split_names(self) -> dict[str, str]:
+        """Return the splits that have another name on the Hub, by the name that they get.
+
+        MNLI has two splits each for validation and test: matched and mismatched texts (``_mm``).
+        """
+        if self.task_name != "mnli" or self.dataset_name != GLUE:
+            return super().hub_split_names()
+        kinds = {"": "matched", "_mm": "mismatched"}
+        return {f"{split}{ending}": f"{split}_{kind}" for split in (VALIDATION, TEST) for ending, kind in kinds.items()}
+
+    @property
+    def title(self) -> str:
+        """Name of the data for the model card, with the GLUE task."""
+        return f"GLUE {self.task_name.upper()}" if self.task_name and self.dataset_name == GLUE else super().title
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the recipe and return its metrics.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
+    model_args, data, method, args = parse((ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments), argv)
+    prepare_run(args)
+    with args.main_process_first():
+        splits = load_splits(data, model_args, args.seed)
+    label = label_column(splits, data.label_column_name)
+    texts = text_columns(splits, data)
+    for column in texts:
+        require_values(splits, column)
+    require_values(DatasetDict({k: split for k, split in splits.items() if not k.startswith(TEST)}), label)
+    feature = splits[TRAIN].features[label]
+    is_regression = data.do_regression or data.task_name == "stsb" or feature.dtype in ("float32", "float64")
+    names = ["score"] if is_regression else class_names(splits, label)
+    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer_options())
+    problem_type = "regression" if is_regression else "single_label_classification"
+    model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=problem_type)
+
+    def prepare(batch: dict[str, list[Any]], is_labeled: bool) -> dict[str, Any]:
+        encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=data.max_seq_length)
+        if is_labeled:
+            encoded["labels"] = [
+                regression_label(value) if is_regression else class_number(names, feature, value)
+                for value in batch[label]
+            ]
+        return encoded
+
+    with args.main_process_first():
+        splits = DatasetDict(
+            {
+                k: split.map(
+                    prepare,
+                    batched=True,
+                    remove_columns=split.column_names,
+                    fn_kwargs={"is_labeled": has_labels(split, label)},
+                )
+                for k, split in splits.items()
+            }
+        )
+    run = Run(
+        model_args, data, method, args, model, splits, tokenizer, DataCollatorWithPadding(tokenizer),
+        regression_metrics if is_regression else classification_metrics,
+        task="text-classification",
+        to_text=(lambda row: f"{row[0]:.4f}") if is_regression else (lambda row: names[row.argmax()]),
+    )  # fmt: skip
+    return finetune(run)
+
+
+def regression_label(value: Any) -> float:
+    """Return the label of a regression as a number.
+
+    Raises:
+        ValueError: the label is missing, in data of which other rows have one.
+    """
+    if value is None:
+        raise ValueError("a label of the test data is empty and others are not: give all numbers, or none.")
+    return float(value)
+
+
+def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
+    """Return the one or two columns of the texts.
+
+    They are those that the arguments name, those of the GLUE task, columns with usual names, or the only column of
+    strings that is not named like a label.
+
+    Raises:
+        ValueError: a column is missing, more than two are named, or none can be guessed.
+    """
+    columns = splits[TRAIN].column_names
+    if data.text_column_names:
+        names = tuple(name.strip() for name in data.text_column_names.split(","))
+        if len(names) > 2:
+            raise ValueError(f"text_column_names={data.text_column_names!r}: give one column, or two.")
+        return tuple(require_column(splits, name, "text_column_names") for name in names)
+    if data.task_name and {*GLUE_TASKS[data.task_name]} <= {*columns}:
+        return GLUE_TASKS[data.task_name]
+    usual = usual_text_columns(columns)
+    others = other_text_columns(splits[TRAIN].features)
+    if usual or len(others) == 1:
+        return usual or (others[0],)
+    raise ValueError(f"no column of texts among {', '.join(map(repr, columns))}: name it with text_column_names.")

@@ -1,0 +1,10 @@
+"""Fine-tune a model that predicts a number for texts or pairs of texts: STS-B, or your own files.
+
+The code is that of text classification. Its configuration sets do_regression, and labels of type float do the same.
+"""
+
+from __future__ import annotations
+
+from .text_classification import main
+
+__all__ = ["main"]

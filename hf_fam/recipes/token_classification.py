@@ -1,0 +1,149 @@
+"""Fine-tune a model that classifies words, such as named entities: a data set on the Hub, or your own files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import ClassLabel, DatasetDict
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
+
+from ..measure.data import IGNORED
+from ..train.training_args import FAMTrainingArguments
+from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.data import TRAIN, load_splits, require_column, require_values
+from .common.metrics import classification_metrics
+from .common.models import load_classifier
+from .common.training import Run, finetune, prepare_run
+
+
+@dataclass
+class TokenArguments(DataArguments):
+    """Rows with a list of words and a list of their labels; json or parquet, as csv has no lists."""
+
+    text_column_name: str = field(default="tokens", metadata={"help": "Column of the words."})
+    label_column_name: str = field(default="ner_tags", metadata={"help": "Column of the labels."})
+    max_seq_length: int = field(default=128, metadata={"help": "Cut texts to at most N tokens."})
+    label_all_tokens: bool = field(
+        default=False, metadata={"help": "Label every token of a word. By default only the first one has a label."}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the recipe and return its metrics.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
+    argument_types = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
+    model_args, data, method, args = parse(argument_types, argv)
+    prepare_run(args)
+    with args.main_process_first():
+        splits = load_splits(data, model_args, args.seed)
+    words = require_column(splits, data.text_column_name, "text_column_name")
+    label = require_column(splits, data.label_column_name, "label_column_name")
+    for column in (words, label):
+        require_values(splits, column)
+    names = word_classes(splits, label)
+    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer_options())
+    if not tokenizer.is_fast:
+        raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
+    model = load_classifier(model_args, AutoModelForTokenClassification, names)
+    numbers = {name: k for k, name in enumerate(names)}
+    is_numbered = isinstance(item_feature(splits, label), ClassLabel)
+
+    def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        for row, tags in zip(batch[words], batch[label], strict=True):
+            require_one_label_a_word(row, tags)
+        encoded = tokenizer(batch[words], truncation=True, max_length=data.max_seq_length, is_split_into_words=True)
+        encoded["labels"] = [
+            token_labels(
+                encoded.word_ids(k),
+                [value if is_numbered else numbers[str(value)] for value in row],
+                label_all=data.label_all_tokens,
+            )
+            for k, row in enumerate(batch[label])
+        ]
+        return encoded
+
+    with args.main_process_first():
+        splits = DatasetDict(
+            {k: split.map(prepare, batched=True, remove_columns=split.column_names) for k, split in splits.items()}
+        )
+    run = Run(
+        model_args, data, method, args, model, splits, tokenizer, DataCollatorForTokenClassification(tokenizer),
+        classification_metrics,
+        task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
+    )  # fmt: skip
+    return finetune(run)
+
+
+def mean_over_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy as a mean over the labeled words of a step.
+
+    Every word counts the same, in whatever micro-batch or process it is. The models' own loss is a mean over the words
+    of a micro-batch (transformers issue 47688).
+
+    Args:
+        outputs: outputs of the model.
+        labels: labels, -100 for none.
+        num_items_in_batch: number of labels in the whole step; that of this micro-batch by default.
+        smoothing: label smoothing.
+    """
+    number = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    logits = outputs["logits"].flatten(0, 1).float()
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=smoothing) / number
+
+
+def item_feature(splits: DatasetDict, label: str) -> Any:
+    """Return the type of the entries in a column of lists, None if it is not known."""
+    return getattr(splits[TRAIN].features[label], "feature", None)
+
+
+def word_classes(splits: DatasetDict, label: str) -> list[str]:
+    """Return the classes in order: as declared by the data, or all labels of the training data, sorted.
+
+    Raises:
+        ValueError: a label does not occur in the training data.
+    """
+    feature = item_feature(splits, label)
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    present = [sorted({str(v) for row in split[label] for v in row}) for split in splits.values()]
+    unknown = {name for names in present[1:] for name in names} - {*present[0]}
+    if unknown:
+        raise ValueError(f"column '{label}' has labels that the training data does not have: {sorted(unknown)}")
+    return present[0]
+
+
+def require_one_label_a_word(words: Sequence[str], labels: Sequence[Any]) -> None:
+    """Refuse a row with more or fewer labels than words.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    if len(words) != len(labels):
+        start = f"{' '.join(words[:5])}{' ...' * (len(words) > 5)}"
+        raise ValueError(f"the row '{start}' has {len(words)} words and {len(labels)} labels: give one label a word.")
+
+
+def token_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_all: bool) -> list[int]:
+    """Return the label of each token, -100 for none.
+
+    Args:
+        word_ids: number of each token's word, None for special tokens.
+        labels: label of each word.
+        label_all: label all tokens of a word, not only the first one.
+    """
+    previous = [None, *word_ids][:-1]  # an empty text has no tokens
+    return [
+        IGNORED if word is None or (word == last and not label_all) else labels[word]
+        for word, last in zip(word_ids, previous, strict=True)
+    ]
