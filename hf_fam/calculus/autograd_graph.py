@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
+# A node and which of its outputs: a compiled function, for one, is a single node with many.
+_Edge = tuple[Node, int]
+
 # Backward nodes of layers and of products of activations.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
 
@@ -30,33 +33,37 @@ class TailGraph:
     """
 
     def __init__(self, loss: Tensor, outputs: Sequence[Tensor], marks: Sequence[Tensor] = ()) -> None:
-        self._ends = _nodes_of(outputs)
-        ends = self._ends | _nodes_of(marks)
+        self._ends = _edges_of(outputs)
+        ends = self._ends | _edges_of(marks)
         # Below the only call of a layer nothing is wanted, and that is most of the model.
-        floor = self._ends if len(self._ends) == 1 else set()
+        floor = {node for node, _ in self._ends} if len(self._ends) == 1 else set()
         self.nodes: list[Node] = []
         leads_down: dict[Node, bool] = {}
         stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
         while stack:
             node, children_done = stack.pop()
             if children_done:
-                above = any(leads_down.get(child, False) for child in _children(node))
-                leads_down[node] = above or node in ends
-                if above:
+                leads_down[node] = any(edge in ends or leads_down.get(edge[0], False) for edge in _edges_below(node))
+                if leads_down[node]:
                     self.nodes.append(node)
-            elif node in floor:
-                leads_down[node] = True
             elif node not in leads_down:
                 leads_down[node] = False
-                stack.append((node, True))
-                stack.extend((child, False) for child in _children(node) if child not in leads_down)
-        self._top = loss.grad_fn
-        self._reaching = {node for node, leads in leads_down.items() if leads}
+                if node not in floor:
+                    stack.append((node, True))
+                    stack.extend((child, False) for child in _children(node) if child not in leads_down)
+        self._top = None if loss.grad_fn is None else (loss.grad_fn, loss.output_nr)
 
     @property
     def is_reached(self) -> bool:
-        """Whether the loss depends on any of the outputs."""
-        return self._top in self._ends or bool(self.above_nodes(self._ends))
+        """Whether the loss depends on any of the outputs.
+
+        Examples:
+            >>> import torch
+            >>> z, other = (torch.ones(2, 2, requires_grad=True) * 1).unbind()
+            >>> TailGraph(z.sum(), [z]).is_reached, TailGraph(other.sum(), [z]).is_reached
+            (True, False)
+        """
+        return self._top in self._ends or bool(self._above(self._ends))
 
     def above(self, tensors: Sequence[Tensor]) -> list[Node]:
         """Return the nodes on a path from the loss down to some tensors, in the order of `nodes`.
@@ -72,21 +79,12 @@ class TailGraph:
             >>> [node.name() for node in graph.above([logits])]
             ['SumBackward0']
         """
-        return self.above_nodes(_nodes_of(tensors))
-
-    def above_nodes(self, ends: set[Node]) -> list[Node]:
-        """Return the nodes on a path from the loss down to some nodes of the graph."""
-        leading, above = set(ends), []
-        for node in self.nodes:
-            if any(child in leading for child in _children(node)):
-                leading.add(node)
-                above.append(node)
-        return above
+        return self._above(_edges_of(tensors))
 
     def leads_to(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether the loss depends on any of some tensors, among the outputs and the marks."""
-        ends = _nodes_of(tensors)
-        return self._top in ends or bool(self.above_nodes(ends))
+        ends = _edges_of(tensors)
+        return self._top in ends or bool(self._above(ends))
 
     def passes_by(self, logits: Sequence[Tensor]) -> bool:
         """Return whether the loss depends on the outputs by a way that does not lead through the logits.
@@ -103,16 +101,18 @@ class TailGraph:
             >>> TailGraph(logits.sum() + z.sum(), [z], [logits]).passes_by([logits])
             True
         """
-        seen: set[Node | None] = {*_nodes_of(logits), None}
-        stack = [self._top]
+        barred, reaching, seen = _edges_of(logits), set(self.nodes), set[Node]()
+        stack = [] if self._top is None else [self._top]
         while stack:
-            node = stack.pop()
-            if node in seen or node not in self._reaching:
+            edge = stack.pop()
+            if edge in barred:
                 continue
-            if node in self._ends:
+            if edge in self._ends:
                 return True
-            seen.add(node)
-            stack.extend(_children(node))
+            node = edge[0]
+            if node in reaching and node not in seen:
+                seen.add(node)
+                stack.extend(_edges_below(node))
         return False
 
     def multiplies_by_parameters(self, outputs: Sequence[Tensor]) -> bool:
@@ -133,9 +133,18 @@ class TailGraph:
             True
         """
         above = set(self.above(outputs))
-        known = above | _nodes_of(outputs)
+        known = above | {node for node, _ in _edges_of(outputs)}
         factors = [child for node in above if is_product(node) for child in _children(node) if child not in known]
         return any(map(_reaches_a_parameter, factors))
+
+    def _above(self, ends: set[_Edge]) -> list[Node]:
+        leading: set[Node] = set()
+        above = []
+        for node in self.nodes:
+            if any(edge in ends or edge[0] in leading for edge in _edges_below(node)):
+                leading.add(node)
+                above.append(node)
+        return above
 
 
 def is_product(node: Node) -> bool:
@@ -143,12 +152,17 @@ def is_product(node: Node) -> bool:
     return node.name().startswith(_PRODUCTS)
 
 
-def _nodes_of(tensors: Sequence[Tensor]) -> set[Node]:
-    return {get_gradient_edge(tensor).node for tensor in tensors if tensor.requires_grad}
+def _edges_of(tensors: Sequence[Tensor]) -> set[_Edge]:
+    edges = [get_gradient_edge(tensor) for tensor in tensors if tensor.requires_grad]
+    return {(edge.node, edge.output_nr) for edge in edges}
+
+
+def _edges_below(node: Node) -> list[_Edge]:
+    return [(child, number) for child, number in node.next_functions if child is not None]
 
 
 def _children(node: Node) -> list[Node]:
-    return [child for child, _ in node.next_functions if child is not None]
+    return [child for child, _ in _edges_below(node)]
 
 
 def _reaches_a_parameter(start: Node) -> bool:

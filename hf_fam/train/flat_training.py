@@ -39,7 +39,7 @@ class FlatTraining:
 
     Attributes:
         arguments: the same.
-        flatness: the estimator on the model as it is now; None before it is needed.
+        flatness: the estimator on the model as it is now; None where nothing is flattened.
         default_strength: lambda where ``fam_lambda`` is None.
         log: what came since the last log.
         first_batch_is_examined: what only a batch can show is known.
@@ -87,6 +87,8 @@ class FlatTraining:
         fam = self.arguments
         fam.validate_fam()
         if fam.fam_lambda == 0 or trainer.model is None:  # in a search the model is made anew for every trial
+            self.detach()
+            self.flatness, self._made_for = None, ()  # which would keep an earlier model in memory
             return None
         made_for = (trainer.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_center)
         if self.flatness is None or made_for != self._made_for:

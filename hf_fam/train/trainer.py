@@ -62,8 +62,8 @@ class FAMMixin(_Host):
 
     @property
     def relative_flatness(self) -> RelativeFlatness | None:
-        """The estimator on the model that is trained; None before a training with ``fam_lambda`` above 0."""
-        return self._fam.flatness
+        """The estimator on the model that is trained; None while ``fam_lambda`` is 0, or there is no model yet."""
+        return None if self.fam_args.fam_lambda == 0 else self._fam.flatness
 
     def compute_loss(
         self,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.arrangements import CASES, UNEQUAL, trained
+from support.arrangements import CASES, IN_ORDER, UNEQUAL, trained
 from support.launch import launch
 from support.tiny import texts
 
@@ -58,7 +58,7 @@ def test_arrangements_agree(tmp_path: Path, two_processes: dict[Any, Any], name:
         assert two_processes[(name, 40, *cut)]["eval_loss"] == pytest.approx(reference["eval_loss"], rel=near)
     for cut in ((4, 2), (1, 8)):
         assert_same(trained(tmp_path, name, *cut), reference, name)
-    plain = trained(tmp_path, name, 8, 1, fam_lambda=0.0, fam_loss_scaling="corrected", fam_max_grad_ratio=None)
+    plain = trained(tmp_path, name, 8, 1, fam_lambda=0.0, fam_loss_scaling="corrected")
     moved = distance(reference["weights"], plain["weights"])
     assert moved > 1e-4, "the term is too small to be missed"
 
@@ -76,8 +76,8 @@ def test_last_batch_that_has_to_be_filled(tmp_path: Path, two_processes: dict[An
     """20 items for two processes of 4: accelerate fills the last batch with the first 4 items, so one process that has
     them at its end does the same. (What two processes train on then is not what one trains on: no equality.)"""
     data = CASES[name].data(20)
-    reference = trained(tmp_path, name, 8, 1, data=data + data[:4], max_steps=7, in_order=True)
-    assert_same(two_processes[name, 20, 4, 1, "in_order"], reference, name)
+    reference = trained(tmp_path, name, 8, 1, data=data + data[:4], max_steps=7, **IN_ORDER)
+    assert_same(two_processes[(name, 20, 4, 1, *IN_ORDER)], reference, name)
 
 
 @pytest.mark.parametrize("name", UNEQUAL)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import BertConfig, BertForMultipleChoice, Trainer
 
 from hf_fam import FAMCallback, FAMTrainer
@@ -88,22 +87,20 @@ CASES = {
     "hidden layer, Gauss-Newton, centered": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_center": True}),
     "hidden layer, perturbation, centered": Case(bert, classified, {**pooler("perturbation", 0.5), "fam_center": True}),
     "head, closed form, centered": Case(bert, classified, {"fam_lambda": 200.0, "fam_center": True}),
-    "hidden layer, capped ratio": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_max_grad_ratio": 0.02}),
+    "hidden layer, Gauss-Newton, warm-up": Case(
+        bert, classified, {**pooler("gauss_newton", 5.0), "fam_warmup_steps": 0.6}
+    ),
 }
 
 
-class InOrder(FAMTrainer):
-    """The items as they are in the data set, so that what is repeated at the end is known."""
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+# The items as they are in the data set, so that what is repeated at the end is known.
+IN_ORDER = {"train_sampling_strategy": "sequential"}
 
 
 def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **given: Any) -> dict[str, Any]:
     """Weights and logs after a few steps; gradients are not clipped, which would hide their scale."""
     case = CASES[name]
     model = case.model().double() if case.double else case.model()
-    kind = InOrder if given.pop("in_order", False) else FAMTrainer
     data = given.pop("data", None) or case.data(items)
     sizes = {
         "per_device_train_batch_size": batch,
@@ -112,7 +109,7 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
     }
     settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
     args = arguments(path, **{**settings, **sizes, **case.settings, **given})
-    trainer = kind(model=model, args=args, train_dataset=data, eval_dataset=data)
+    trainer = FAMTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
         trainer.train()
@@ -163,7 +160,7 @@ def main(folder: Path) -> None:
         for batch, parts in ((4, 1), (2, 2)):
             found[name, 40, batch, parts] = trained(folder, name, batch, parts)
     for name in UNEQUAL:
-        for batch, parts, more in ((2, 2, {}), (4, 1, {"in_order": True}), (4, 1, {"dataloader_drop_last": True})):
+        for batch, parts, more in ((2, 2, {}), (4, 1, IN_ORDER), (4, 1, {"dataloader_drop_last": True})):
             found[(name, 20, batch, parts, *more)] = trained(folder, name, batch, parts, items=20, max_steps=7, **more)
     if PartialState().is_main_process:
         torch.save(found, folder / "found.pt")

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from hf_fam import FAMTrainer
 from hf_fam.processes.decisions import NonFiniteFlatnessError
-from support.arrangements import InOrder
+from support.arrangements import IN_ORDER
 from support.tiny import arguments, fam_trainer, tiny_bert, weights
 
 STEPS, SAVED, STOPS_AT = 6, 2, 3  # saved every second step; what stops comes in the fourth
@@ -38,7 +39,7 @@ class At(TrainerCallback):
 
 
 def run(folder: Path, what: str, resume: bool = False) -> dict[str, Tensor]:
-    """Probes, a lagged cap, dropout and a shuffled order: all that a resumption has to get right."""
+    """Probes, a running mean, warm-up, dropout and a shuffled order: all that a resumption has to get right."""
     trainer = fam_trainer(
         folder,
         tiny_bert(seed=int(resume)),
@@ -46,7 +47,8 @@ def run(folder: Path, what: str, resume: bool = False) -> dict[str, Tensor]:
         fam_layer="representation",
         fam_estimator="gauss_newton",
         fam_lambda=5.0,
-        fam_max_grad_ratio=0.001,
+        fam_center=True,
+        fam_warmup_steps=5,
         max_steps=STEPS,
         save_strategy="steps",
         save_steps=SAVED,
@@ -79,10 +81,11 @@ def items(count: int, loss: str) -> list[dict[str, Tensor]]:
     return [{"x": x, "labels": y.float() if loss == "squares" else y} for x, y in zip(xs, ys, strict=True)]
 
 
-def net_trainer(folder: Path, data: list[Any], loss: str, batch: int, **given: Any) -> InOrder:
+def net_trainer(folder: Path, data: list[Any], loss: str, batch: int, **given: Any) -> FAMTrainer:
     settings = {"max_steps": 4, "fam_lambda": 0.1, "optim": "sgd", "max_grad_norm": 0.0, "fam_layer": "head"}
+    settings |= IN_ORDER
     args = arguments(folder, per_device_train_batch_size=batch, **{**settings, **given})
-    return InOrder(model=Net(loss), args=args, train_dataset=data)
+    return FAMTrainer(model=Net(loss), args=args, train_dataset=data)
 
 
 def without_first_labels() -> list[dict[str, Tensor]]:
@@ -138,15 +141,15 @@ def main(what: str, folder: Path) -> None:
     if what == "together":
         trainer = net_trainer(folder / "scaling", without_first_labels(), "classes", 4)
         trainer.train()
-        found["scaling"] = weights(trainer.model), trainer.loss_is_scaled_for_ga, trainer._began
+        found["scaling"] = weights(trainer.model), trainer.loss_is_scaled_for_ga
         for name in NOT_A_NUMBER:
             found[name] = stop(folder / name.replace(" ", "-"), name)
-        # A ratio that only one process can measure: the other's losses are constant.
+        # Numbers that only one process can measure: the other's losses are constant.
         data = items(32, "classes")
         data = [{**item, "labels": torch.tensor(-1)} if k % 8 >= 4 else item for k, item in enumerate(data)]
-        capped = net_trainer(folder / "capped", data, "classes", 4, fam_max_grad_ratio=0.01)
-        capped.train()
-        found["capped"] = weights(capped.model), capped.state.log_history
+        constant = net_trainer(folder / "constant", data, "classes", 4, fam_warmup_steps=2)
+        constant.train()
+        found["constant"] = weights(constant.model), constant.state.log_history
     accelerator = Accelerator(cpu=True)
     found["processes"] = accelerator.num_processes
     torch.save(found, folder / f"{accelerator.process_index}.pt")

@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.attach import attach
-from hf_fam.flatness.coupling import Coupling
 
 STRENGTH = 3.0
 DRAW = torch.Generator().manual_seed(1)
@@ -56,7 +55,7 @@ def injected(model: nn.Module, inputs: Tensor, labels: Tensor, prepare: Callable
 def perturbed(model: nn.Module, inputs: Tensor, labels: Tensor, prepare: Callable[..., None], layer: str) -> None:
     prepare(model)
     flatness = RelativeFlatness(model, layer, "perturbation")
-    flatness._estimate.coupling.found = Coupling.BATCH  # which a sharded model takes for granted
+    flatness.method.adapt_to_sharding()  # the model of one process, too, takes one matrix for the batch
     flatness.seed(5)
     with flatness.capture(0.3):
         loss = nn.functional.cross_entropy(model(inputs), labels)

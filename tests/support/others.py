@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_fam import FAMMixin, RelativeFlatness
+from hf_fam._compat import prepared_inputs
 
 
 def first_batch(trainer: FAMMixin) -> dict[str, Any]:
     """What the first training step gets."""
     torch.manual_seed(0)  # some samplers draw from it
-    return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return prepared_inputs(trainer, next(iter(trainer.get_train_dataloader())))
 
 
 def draws(trainer: FAMMixin, whole: nn.Module, layer: str, estimator: str, count: int = 1) -> Tensor:

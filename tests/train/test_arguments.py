@@ -12,11 +12,11 @@ import pytest
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from hf_fam import FAMArguments, FAMSeq2SeqTrainingArguments, FAMTrainer, FAMTrainingArguments
-from hf_fam.flatness.strength import DEFAULT_LAMBDA
+from hf_fam.flatness.estimators import default_lambda
 from support.tiny import arguments, classified, fam_trainer, logged, plain_arguments, tiny_bert
 
-FLAGS = ["--fam_lambda", "0.01", "--fam_layer", "representation", "--fam_probes", "3", "--fam_max_grad_ratio", "0.5"]
-GIVEN = {"fam_lambda": 0.01, "fam_layer": "representation", "fam_probes": 3, "fam_max_grad_ratio": 0.5}
+FLAGS = ["--fam_lambda", "0.01", "--fam_layer", "representation", "--fam_probes", "3", "--fam_warmup_steps", "0.5"]
+GIVEN = {"fam_lambda": 0.01, "fam_layer": "representation", "fam_probes": 3, "fam_warmup_steps": 0.5}
 
 
 def given_of(args: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def test_plain_training_arguments_give_the_defaults(tmp_path: Path) -> None:
     assert trainer.fam_args == FAMArguments()
     trainer.train()
     assert trainer.relative_flatness.layer.name == "classifier"
-    assert logged(trainer, "fam_lambda") == pytest.approx([DEFAULT_LAMBDA["closed_form"]] * 4)
+    assert logged(trainer, "fam_lambda") == pytest.approx([default_lambda("closed_form", 3, at_head=True)] * 4)
 
 
 def test_fam_args_stand_beside_plain_training_arguments(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_parser_explains_every_argument() -> None:
 
 def test_yaml_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "fam.yaml"
-    file.write_text(f"output_dir: {tmp_path}\nfam_lambda: 0.01\nfam_layer: representation\nfam_every_n_steps: 2\n")
+    file.write_text(f"output_dir: {tmp_path}\nfam_lambda: 0.01\nfam_layer: representation\nfam_probes: 2\n")
     (args,) = HfArgumentParser(FAMTrainingArguments).parse_yaml_file(str(file))
-    assert (args.fam_lambda, args.fam_layer, args.fam_every_n_steps) == (0.01, "representation", 2)
+    assert (args.fam_lambda, args.fam_layer, args.fam_probes) == (0.01, "representation", 2)
 
 
-@pytest.mark.parametrize("name", ["fam_lambda", "fam_warmup_steps", "fam_max_grad_ratio"])
+@pytest.mark.parametrize("name", ["fam_lambda", "fam_warmup_steps"])
 def test_yaml_numbers_like_1e_3_are_numbers(tmp_path: Path, name: str) -> None:
     """YAML reads 1e-3, without a dot, as a string."""
     file = tmp_path / "fam.yaml"
@@ -146,8 +146,40 @@ def test_plain_trainer_accepts_the_arguments(tmp_path: Path) -> None:
 
 
 def test_fields_are_those_that_the_design_names() -> None:
-    named = {"fam_layer", "fam_estimator", "fam_probes", "fam_lambda", "fam_warmup_steps", "fam_every_n_steps"}
-    assert named | {"fam_gradient"} <= {field.name for field in dataclasses.fields(FAMArguments)}
+    named = {"fam_layer", "fam_lambda", "fam_estimator", "fam_probes", "fam_center", "fam_warmup_steps"}
+    assert named | {"fam_loss_scaling"} == {field.name for field in dataclasses.fields(FAMArguments)}
+
+
+REMOVED = {
+    "fam_max_grad_ratio": (0.5, "lower fam_lambda, or let it rise with fam_warmup_steps"),
+    "fam_every_n_steps": (2, "leave it out, the term acts in every step"),
+    "fam_token_fraction": (0.25, 'fam_estimator="row_probes" is cheap for large vocabularies'),
+    "fam_gradient": ("weights_only", 'RelativeFlatness(gradient="weights_only") has it'),
+}
+
+
+@pytest.mark.parametrize("name", REMOVED)
+@pytest.mark.parametrize("way", ["FAMArguments", "FAMTrainingArguments", "FAMSeq2SeqTrainingArguments", "fam_args"])
+def test_a_field_that_was_removed_is_answered_by_what_to_use(tmp_path: Path, name: str, way: str) -> None:
+    value, remedy = REMOVED[name]
+    given = {name: value}
+    with pytest.raises(ValueError) as caught:
+        if way == "FAMArguments":
+            FAMArguments(fam_lambda=0.1, **given)
+        elif way == "FAMTrainingArguments":
+            FAMTrainingArguments(str(tmp_path), **given)
+        elif way == "FAMSeq2SeqTrainingArguments":
+            FAMSeq2SeqTrainingArguments(str(tmp_path), **given)
+        else:
+            FAMTrainer(model=tiny_bert(), args=plain_arguments(tmp_path), fam_args=FAMArguments(**given))
+    said = str(caught.value)
+    assert said.startswith(f"{name} is not an argument of hf_fam: ") and remedy in said
+    assert said.endswith(".") and said.count(". ") == 0 and "\n" not in said
+
+
+def test_other_unknown_fields_are_refused_as_ever() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fam_lamda'"):
+        FAMArguments(fam_lamda=0.1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

@@ -68,35 +68,11 @@ def test_a_batch_is_the_sum_of_its_micro_batches(estimator: str, tmp_path: Path)
 def test_auto_takes_row_probes_and_the_number_that_is_given(tmp_path: Path) -> None:
     _, trainer = trained(tmp_path, fam_estimator="auto", max_steps=1)
     assert (trainer.relative_flatness.estimator, trainer.relative_flatness.probes) == ("row_probes", 16)
-    _, trainer = trained(tmp_path, fam_estimator="auto", fam_probes=3, fam_token_fraction=0.5, max_steps=1)
+    _, trainer = trained(tmp_path, fam_estimator="auto", fam_probes=3, max_steps=1)
     assert trainer.relative_flatness.probes == 3
 
 
 @pytest.mark.usefixtures("large")
-def test_the_ratio_is_logged_and_caps_the_strength(tmp_path: Path) -> None:
-    _, free = trained(tmp_path, max_steps=3)
-    assert logged(free, "fam_grad_ratio")[0] > 0.05
-    _, capped = trained(tmp_path, max_steps=3, fam_max_grad_ratio=0.01)
-    first, second, _ = logged(capped, "fam_lambda")
-    assert first == 0 and 0 < second < 5.0
-
-
-@pytest.mark.usefixtures("large")
-def test_half_of_the_tokens_train_something_else_that_is_near(tmp_path: Path) -> None:
-    whole, _ = trained(tmp_path / "whole", fam_lambda=1.0)
-    half, _ = trained(tmp_path / "half", fam_lambda=1.0, fam_token_fraction=0.5)
-    again, _ = trained(tmp_path / "again", fam_lambda=1.0, fam_token_fraction=0.5)
-    assert largest_difference(half, again) == 0 < largest_difference(whole, half)
-
-
-@pytest.mark.parametrize("given", [0, -0.5, 1.5, "many", float("nan")])
-def test_fractions_that_are_none_are_refused(given: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fam_token_fraction="):
-        fam_trainer(tmp_path, tiny_llama(), fam_token_fraction=given)
-
-
-def test_a_fraction_is_for_the_head(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'fam_token_fraction=0.5 is for the layer.*not for "hessian": leave it at 1'):
-        fam_trainer(tmp_path, tiny_llama(), fam_token_fraction=0.5, fam_estimator="hessian")
-    with pytest.raises(ValueError, match=r'token_fraction=0.5 is for the layer into the logits.*"gauss_newton"'):
-        fam_trainer(tmp_path, tiny_llama(), fam_token_fraction=0.5, fam_layer="representation")
+def test_the_ratio_is_logged(tmp_path: Path) -> None:
+    _, trainer = trained(tmp_path, max_steps=1)
+    assert logged(trainer, "fam_grad_ratio")[0] > 0.05

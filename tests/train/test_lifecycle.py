@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +80,17 @@ def test_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
 
 
 class Watch(TrainerCallback):
-    """Keeps, for every step, whether the layer that is flattened is one of the model that is trained."""
+    """Keeps, for every step, the layer that is flattened, if there is one; it is one of the model that is trained."""
 
     def __init__(self) -> None:
         self.trainer: FAMTrainer | None = None
-        self.seen: list[tuple[str, float | None, bool]] = []
+        self.seen: list[tuple[str | None, float | None]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         assert self.trainer is not None
-        layer = self.trainer.relative_flatness.layer
-        self.seen.append((layer.name, args.fam_lambda, any(m is layer.module for m in model.modules())))
+        flatness = self.trainer.relative_flatness
+        self.seen.append((None if flatness is None else flatness.layer.name, args.fam_lambda))
+        assert flatness is None or any(m is flatness.layer.module for m in model.modules())
 
 
 def test_search_over_strength_and_layer(tmp_path: Path) -> None:
@@ -111,20 +114,80 @@ def test_search_over_strength_and_layer(tmp_path: Path) -> None:
         sampler=optuna.samplers.GridSampler(space, seed=0),
     )
     assert set(best.hyperparameters) == set(space)
-    names = {"head": "classifier", "representation": "bert.pooler.dense"}
-    tried = {(names[layer], strength, True) for layer in space["fam_layer"] for strength in space["fam_lambda"]}
-    assert set(watch.seen) == tried
-    assert len(watch.seen) == 8
+    # Two trials of two steps without strength, and two of two steps with it.
+    assert sorted(watch.seen, key=str) == [
+        *[("bert.pooler.dense", 0.25)] * 2,
+        *[("classifier", 0.25)] * 2,
+        *[(None, 0.0)] * 4,
+    ]
 
 
-def test_layer_is_found_again_in_a_new_model_at_the_old_ones_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A search frees one model before it makes the next, whose id() may be the same."""
-    monkeypatch.setattr("hf_fam.train.trainer.id", lambda _: 0, raising=False)
-    trainer = fam_trainer(tmp_path, tiny_bert())
-    trainer.model = trainer.model_wrapped = tiny_bert()
+def test_layer_is_found_again_in_a_new_model(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, tiny_bert(), fam_lambda=0.1)
+    first = trainer.model
+    trainer.model = trainer.model_wrapped = tiny_bert(seed=1)
+    trainer.train()
     assert trainer.relative_flatness.layer.module is trainer.model.classifier
+    assert hook_count(first) == 0
+
+
+def test_a_trainer_has_one_private_attribute_more_than_the_trainer_it_derives_from(tmp_path: Path) -> None:
+    plain = Trainer(model=tiny_bert(), args=plain_arguments(tmp_path), train_dataset=classified())
+    fam = fam_trainer(tmp_path)
+    for trained in (False, True):
+        more = vars(fam).keys() - vars(plain).keys()
+        assert {name for name in more if name.startswith("_")} == {"_fam"}, trained
+        assert more == {"_fam", "fam_args"}, trained
+        plain.train()
+        fam.train()
+
+
+def test_reading_the_estimator_neither_constructs_nor_refuses(tmp_path: Path) -> None:
+    """It is the one that the trainer made; settings and models that changed since are looked at in training."""
+    trainer = fam_trainer(tmp_path, fam_lambda=0.1)
+    made = trainer.relative_flatness
+    trainer.args.fam_layer, trainer.args.fam_estimator = "no such layer", "no such estimator"
+    trainer.model = tiny_bert(seed=1)
+    assert trainer.relative_flatness is made
+    with pytest.raises(ValueError, match="no such estimator"):
+        trainer.train()
+
+
+def test_there_is_no_estimator_without_strength(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path, fam_lambda=0.0, fam_layer="no such layer")
+    assert trainer.relative_flatness is None
+    trainer.train()
+    assert trainer.relative_flatness is None
+    trainer.args.fam_lambda, trainer.args.fam_layer = 0.1, "head"
+    trainer.train()
+    made = weakref.ref(trainer.relative_flatness)
+    assert made().layer.name == "classifier"
+    trainer.args.fam_lambda = 0.0
+    assert trainer.relative_flatness is None
+    trainer.train()
+    assert trainer.relative_flatness is None
+    gc.collect()
+    assert made() is None, "it would keep its model in memory"
+
+
+@pytest.mark.parametrize("fam_lambda", [0.1, 0.0])
+def test_log_leaves_the_callers_dictionary_alone(tmp_path: Path, fam_lambda: float) -> None:
+    """To other logs than those of the loss the Trainer itself adds the epoch."""
+    seen: list[tuple[dict[str, float], dict[str, float]]] = []
+
+    class Logging(FAMTrainer):
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            before = dict(logs)
+            super().log(logs, *args, **kwargs)
+            seen.append((before, logs))
+
+    args = arguments(tmp_path, fam_lambda=fam_lambda, max_steps=2)
+    trainer = Logging(model=tiny_bert(), args=args, train_dataset=classified())
+    trainer.train()
+    assert sum("loss" in before for before, _ in seen) == 2
+    assert all(after == before for before, after in seen if "loss" in before)
+    assert not any(name.startswith("fam_") for _, after in seen for name in after)
+    assert len(logged(trainer, "fam_kappa")) == (2 if fam_lambda else 0)
 
 
 def test_layer_may_be_changed_between_trainings(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ HOSTILE = [
 
 
 def summary(**changes: Any) -> FlatnessSummary:
-    values = {"layer": "classifier", "in_features": 384, "estimator": "closed_form", "gradient": "full"}
+    values = {"layer": "classifier", "in_features": 384, "estimator": "closed_form"}
     return FlatnessSummary(**{**values, "strength": 0.003, "kappa": 1.25, **changes})
 
 
@@ -138,11 +138,10 @@ def test_card_of_a_trainer_that_did_not_train(tmp_path: Path) -> None:
     assert "hf_fam" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_card_says_what_warm_up_and_skipped_steps_made_of_the_strength() -> None:
-    shown = summary(last_strength=0.0005, every_n_steps=3).to_markdown()
-    assert "| λ at the end of training, as logged (warm-up, cap) | 0.0005 |" in shown
-    assert "| the term acts in | one of 3 steps, 3 times as strongly |" in shown
-    assert "acts in" not in summary().to_markdown() and "warm-up" not in summary(last_strength=0.003).to_markdown()
+def test_card_says_what_warm_up_made_of_the_strength() -> None:
+    shown = summary(last_strength=0.0005).to_markdown()
+    assert "| λ at the end of training, as logged (warm-up) | 0.0005 |" in shown
+    assert "warm-up" not in summary().to_markdown() and "warm-up" not in summary(last_strength=0.003).to_markdown()
 
 
 def test_card_without_metadata(tmp_path: Path) -> None:

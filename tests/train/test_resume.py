@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_fam import FAMTrainer
+from hf_fam import FAMTrainer, RelativeFlatness
 from support.tiny import assert_same_weights, fam_trainer, history, logged, tiny_bert
 
 
@@ -27,15 +27,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hessian_of_a_block": {"fam_estimator": "hessian", "fam_layer": "bert.encoder.layer.1.output.dense"},
     "perturbation": {"fam_estimator": "perturbation", "fam_layer": "representation"},
     "perturbation_of_a_block": {"fam_estimator": "perturbation", "fam_layer": "bert.encoder.layer.0.output.dense"},
-    "every_second_step": {**REPRESENTATION, "fam_every_n_steps": 2},
     "warm_up": {**REPRESENTATION, "fam_warmup_steps": 0.9},
     "centered": {**REPRESENTATION, "fam_center": True},
-    "centred_every_second_step": {**REPRESENTATION, "fam_center": True, "fam_every_n_steps": 2},
-    "centred_perturbation": {"fam_estimator": "perturbation", "fam_layer": "representation", "fam_center": True},
-    "centred_and_capped": {**REPRESENTATION, "fam_center": True, "fam_max_grad_ratio": 0.001},
-    "capped": {**REPRESENTATION, "fam_max_grad_ratio": 0.001},
+    "centered_perturbation": {"fam_estimator": "perturbation", "fam_layer": "representation", "fam_center": True},
+    "centered_with_warm_up": {**REPRESENTATION, "fam_center": True, "fam_warmup_steps": 5},
+    "centered_head": {"fam_center": True},
     "default_without_closed_form": {"fam_lambda": None, "compute_loss_func": focal},
-    "capped_with_warm_up": {"fam_warmup_steps": 3, "fam_max_grad_ratio": 0.01},
+    "head_with_warm_up": {"fam_warmup_steps": 4},
 }
 
 
@@ -63,16 +61,14 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, setting: str) -> None:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     expected_logs, found_logs = (history(t)[:6] for t in (uninterrupted, resumed))
     assert found_logs == expected_logs
-    silent = setting.startswith("centered")  # in the first step, which shows the mean
-    assert len(logged(resumed, "fam_kappa")) == (3 if "every_second_step" in setting else 6) - silent
+    silent = SETTINGS[setting].get("fam_center", False)  # in the first step, which shows the mean
+    assert len(logged(resumed, "fam_kappa")) == 6 - silent
 
 
-def test_cap_is_binding_where_it_is_resumed(tmp_path: Path) -> None:
-    """Else the test above would not need the lagged ratio."""
-    capped = logged(run(tmp_path, SETTINGS["capped"]), "fam_lambda")
-    assert capped[0] == 0  # nothing is known before the first step
-    assert 0 < max(capped) < 0.5
-    assert len(set(capped)) == 6
+def test_strength_still_rises_where_it_is_resumed(tmp_path: Path) -> None:
+    """Else the test above would not need the step."""
+    rising = logged(run(tmp_path, SETTINGS["warm_up"]), "fam_lambda")
+    assert rising == sorted(rising) and len(set(rising)) == 6
 
 
 def test_mean_of_another_layer_is_not_taken_up(tmp_path: Path) -> None:
@@ -82,31 +78,42 @@ def test_mean_of_another_layer_is_not_taken_up(tmp_path: Path) -> None:
     assert len(logged(resumed, "fam_kappa")) == 3 + 2 - 1  # three of the first, then one step that shows the mean
 
 
-def test_lagged_ratio_is_in_the_trainer_state_file(tmp_path: Path) -> None:
-    run(tmp_path, SETTINGS["capped"])
-    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
-    (saved,) = [v for v in state["stateful_callbacks"].values() if "unit_ratio" in v]
-    assert saved["unit_ratio"] > 0
+def test_running_mean_is_in_the_trainer_state_file(tmp_path: Path) -> None:
+    """Without it, the first step after the resumption only shows the mean."""
+    run(tmp_path, SETTINGS["centered"])
+    file = tmp_path / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    (saved,) = [v["mean"] for v in state["stateful_callbacks"].values() if "mean" in v]
+    assert saved["layer"] == "bert.pooler.dense"
+    state["stateful_callbacks"].pop("FAM")
+    file.write_text(json.dumps(state))
+    resumed = run(tmp_path, SETTINGS["centered"], resume=True)
+    assert len(logged(resumed, "fam_kappa")) == 2 + 2
 
 
 @pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 3}], ids=["steps", "micro_batches"])
 @pytest.mark.filterwarnings("ignore:.*ignores num_items_in_batch")
-def test_probes_are_a_function_of_seed_step_and_micro_batch(tmp_path: Path, given: dict[str, Any]) -> None:
+def test_probes_are_a_function_of_seed_step_and_micro_batch(
+    tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At equal weights and data every one of them draws anew, and another seed draws otherwise."""
     data = [{"input_ids": [3, 4, 5, 6], "labels": 1}] * 24
-    kappas = []
+    kappas, drawn, estimate = [], [], RelativeFlatness.__call__
+
+    def noting(flatness: RelativeFlatness, loss: torch.Tensor) -> torch.Tensor:
+        kappa = estimate(flatness, loss)
+        drawn.append(float(kappa.detach()))
+        return kappa
+
+    monkeypatch.setattr(RelativeFlatness, "__call__", noting)
     for seed in (1, 1, 2):
-        model, drawn = tiny_bert(dropout=0.0), []
+        model = tiny_bert(dropout=0.0)
         trainer = fam_trainer(
             tmp_path, model, train_dataset=data, learning_rate=0.0, max_steps=2, seed=seed, **REPRESENTATION, **given
         )
-        record = trainer._record
-        trainer._record = lambda loss, kappa, *rest, to=drawn, f=record: (
-            to.append(float(kappa.detach())),
-            f(loss, kappa, *rest),
-        )
+        drawn.clear()
         trainer.train()
-        kappas.append(drawn)
+        kappas.append([*drawn])
     assert kappas[0] == kappas[1]
     assert len(set(kappas[0] + kappas[2])) == 2 * len(kappas[0]) == 4 * given.get("gradient_accumulation_steps", 1)
 
@@ -123,9 +130,9 @@ def assert_trains_like(trainer: FAMTrainer, fresh: FAMTrainer) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.filterwarnings("ignore:.*ignores num_items_in_batch")
 def test_same_trainer_trains_again_as_a_new_one_does(tmp_path: Path, parts: int) -> None:
-    """Nothing of the first training is left, no logs of the term and no numbers of probes, and nothing is missing."""
-    given = {**REPRESENTATION, "fam_lambda": 0.5, "logging_steps": 2, "max_steps": 3, "fam_max_grad_ratio": 0.01}
-    given["gradient_accumulation_steps"] = parts
+    """Nothing of the first training is left, no logs of the term, mean or numbers of probes, and nothing is missing."""
+    given = {**REPRESENTATION, "fam_lambda": 0.5, "fam_center": True, "fam_warmup_steps": 2}
+    given |= {"logging_steps": 2, "max_steps": 3, "gradient_accumulation_steps": parts}
     trainer, fresh = fam_trainer(tmp_path, **given), fam_trainer(tmp_path, **given)
     trainer.train()
     trainer.model.load_state_dict(fresh.model.state_dict())
@@ -177,7 +184,7 @@ def test_training_with_a_batch_size_that_was_found_is_as_if_it_had_been_given(tm
 
     found.accelerator.backward = too_large_at_first
     found.train()
-    size = found._train_batch_size
+    size = found.state.train_batch_size
     assert size < 4 and len(calls) == 3
     fresh = fam_trainer(tmp_path, tiny_bert(dropout=0.0), per_device_train_batch_size=size, **given)
     fresh.train()

@@ -58,7 +58,6 @@ def data(pretrained: tuple[nn.Module, Any]) -> list[dict[str, list[int]]]:
     [
         ({}, "row_probes"),
         ({"fam_estimator": "closed_form"}, "closed_form"),
-        ({"fam_estimator": "closed_form", "fam_token_fraction": 0.5}, "closed_form"),
         ({"fam_layer": DOWN}, "gauss_newton"),
         ({"fam_layer": DOWN, "fam_estimator": "perturbation"}, "perturbation"),
     ],

@@ -99,17 +99,19 @@ def test_evaluation_is_the_last_one(tmp_path: Path) -> None:
     "given, rows",
     [
         (
-            {"fam_center": True, "fam_warmup_steps": 8, "fam_every_n_steps": 2, "fam_lambda": 0.8},
+            {"fam_center": True, "fam_warmup_steps": 8, "fam_lambda": 0.8},
             [
                 "| features | centered on their running mean |",
-                "| the term acts in | one of 2 steps, 2 times as strongly |",
                 "| strength λ | 0.8 |",
-                "| λ at the end of training, as logged (warm-up, cap) | 0.3 |",
+                "| λ at the end of training, as logged (warm-up) | 0.4 |",
             ],
         ),
-        ({"fam_gradient": "weights_only"}, ["| gradient of κ | weights\\_only |"]),
+        (
+            {"fam_layer": "representation", "fam_estimator": "hessian"},
+            ["| layer | bert.pooler.dense |", "| estimator of κ | hessian |"],
+        ),
     ],
-    ids=["centered", "weights_only"],
+    ids=["centered", "hidden layer"],
 )
 def test_rows_tell_how_it_was_trained(tmp_path: Path, given: dict[str, Any], rows: list[str]) -> None:
     args = arguments(tmp_path, max_steps=4, **given)
