@@ -24,7 +24,7 @@ from hf_fam.gan import interpolate
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "gan_interpolation"))
 
-from walks.networks import LATENT, Critic, Generator  # noqa: E402
+from experiment.networks import LATENT, Critic, Generator  # noqa: E402
 
 POINTS, PAIRS = (8, 16, 32, 64), (1, 2, 4, 8, 16)
 FEW_PAIRS, FEW_POINTS = 2, 10

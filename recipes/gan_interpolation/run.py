@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from walks.data import fashion_mnist
-from walks.judging import Jury
-from walks.networks import codes
-from walks.paths import METHODS, Settings, measured, walk
-from walks.strips import draw
-from walks.training import train_gan, train_judge
+from experiment.data import fashion_mnist
+from experiment.judging import Jury
+from experiment.networks import codes
+from experiment.paths import METHODS, Settings, measured, walk
+from experiment.strips import draw
+from experiment.training import train_gan, train_judge
 
 
 def main(arguments: list[str] | None = None) -> None:

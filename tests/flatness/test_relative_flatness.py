@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
+from hf_fam.calculus.autograd_graph import TailGraph
 from hf_fam.calculus.derivatives import SecondDerivativeError
 from hf_fam.flatness.directions import direction
 from hf_fam.flatness.estimators.dense import dense_flatness
@@ -292,3 +293,26 @@ def test_operations_that_torch_differentiates_once_are_refused(layer: str, estim
         loss = nn.functional.cross_entropy(_Doubled.apply(model(torch.randn(5, 3))), torch.tensor([0, 1, 0, 1, 1]))
     with pytest.raises(SecondDerivativeError, match="once_differentiable"):
         flatness(loss)
+
+
+@pytest.mark.parametrize(
+    ("layer", "estimator"),
+    [("4", "closed_form"), ("4", "row_probes"), ("2", "hessian"), ("2", "gauss_newton"), ("2", "dense")],
+)
+def test_the_graph_of_a_batch_is_walked_once(layer: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All refusals read the record of one walk, and a batch that is not examined takes none."""
+    walks: list[int] = []
+
+    class Counted(TailGraph):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            walks.append(1)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr("hf_fam.flatness.batch.TailGraph", Counted)
+    model = network()
+    flatness = RelativeFlatness(model, layer, estimator)
+    for expected in (1, 1):  # the second batch is not examined
+        with flatness.capture():
+            loss = F.cross_entropy(model(INPUTS), LABELS)
+        flatness(loss)
+        assert len(walks) == expected

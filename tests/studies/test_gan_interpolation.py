@@ -102,11 +102,11 @@ def test_missing_data_is_named(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_the_jury(recipe: Recipe, data: Path) -> None:
     """Distances by a loop; real images are at 1 on average, and noise is farther."""
-    assert recipe.run.main  # which imports all of walks
-    walks = recipe.walks
-    (images, labels), (real, names) = walks.data.fashion_mnist(data)
-    judge = walks.training.train_judge(images, labels, 3, 0)
-    jury = walks.judging.Jury(judge, real, names)
+    assert recipe.run.main  # which imports all of experiment
+    experiment = recipe.experiment
+    (images, labels), (real, names) = experiment.data.fashion_mnist(data)
+    judge = experiment.training.train_judge(images, labels, 3, 0)
+    jury = experiment.judging.Jury(judge, real, names)
     assert jury.accuracy > 0.9
     with torch.no_grad():
         seen, known = judge.features(images[:3]), judge.features(real)
