@@ -10,7 +10,8 @@ import builtins
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "hf_fam"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "hf_fam"
 
 # Each room, and the rooms that it may import from besides itself.
 ALLOWED: dict[str, set[str]] = {
@@ -119,4 +120,27 @@ def test_private_attributes_are_read_where_they_belong() -> None:
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
             if private and node.attr not in own:
                 wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+def private_names(path: Path) -> set[str]:
+    """Private attributes and functions that a module defines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {name for name in own_names(tree) if name.startswith("_") and not name.startswith("__")}
+
+
+def test_tests_read_no_private_attribute_of_another_room() -> None:
+    """A test of a room may look inside that room, one of the whole nowhere."""
+    homes: dict[str, set[str]] = {}
+    for path in files():
+        for name in private_names(path):
+            homes.setdefault(name, set()).add(room_of(path))
+    wrong = []
+    for path in sorted(TESTS.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own, room = own_names(tree), path.parent.name
+        for node in ast.walk(tree):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            if name in homes and name not in own and room not in homes[name]:
+                wrong.append(f"{path.relative_to(TESTS)}:{node.lineno}: {ast.unparse(node)}")
     assert wrong == []
