@@ -1,20 +1,18 @@
-"""Which layers of a model can be flattened and what that would cost, from its configuration alone.
+"""The possible feature layers of a model and the cost of their term, from its configuration alone.
 
-The model is built on torch's meta device and called once with inputs that have shapes and no values: call order,
-shapes and FLOPs without weights, data or a wait.
+The model is built on torch's meta device and called once with inputs that have shapes and no values. This gives call
+order, shapes and FLOPs without weights, data or computation.
 
-Cost of the term relative to a plain training step, which is taken to be three forward passes:
+Cost of the term relative to a plain training step, which counts as three forward passes:
 
     closed form   CLOSED_FORM_FACTOR * head / (3 * forward)
     row probes    CLOSED_FORM_FACTOR * head * (P + ELEMENTWISE) / m / (3 * forward)
     probes        (PROBE_FACTOR * tail + DIRECTION_FACTOR * layer) / (3 * forward)
 
-all in FLOPs of a forward pass: ``head`` and ``layer`` are those of the layer itself, ``tail`` those of everything that
-is called after it. An estimate, for one probe: normalization, activation functions and memory traffic count only in
-the factors. These were fitted to steps with and without the term, taken in turns on a CPU with eager attention: seven
-layers of a 6-layer BERT of width 384 (16 texts of 64 tokens, Gauss-Newton probes; measured and estimated cost agree
-within a fifth), and the head of SmolLM2-135M (recipes/benchmarks/scaling.py, rows ``causal``). A head of up to 4096
-classes, whose loss is differentiated twice, costs ``SMALL_HEAD_FACTOR`` instead of ``CLOSED_FORM_FACTOR``.
+in FLOPs of a forward pass. ``head`` and ``layer`` are those of the layer itself, ``tail`` those of all later calls. The
+estimate is for one probe. Normalization, activation functions and memory traffic count only in the factors, which were
+fitted to measured steps (recipes/benchmarks/scaling.py). A head of up to 4096 classes, whose loss is differentiated
+twice, costs ``SMALL_HEAD_FACTOR`` instead of ``CLOSED_FORM_FACTOR``.
 """
 
 from __future__ import annotations
@@ -45,11 +43,12 @@ from ..measure.model_config import ModelConfigError, first_line, load_config, mo
 
 SMALL_HEAD_FACTOR = 4.0
 CLOSED_FORM_FACTOR = 3.0
-ELEMENTWISE = 32  # what is done to single logits, in features whose products take as long
+# Cost of the elementwise operations on a logit, as the number of features whose products take as long.
+ELEMENTWISE = 32
 PROBE_FACTOR = 4.5
 DIRECTION_FACTOR = 3.0
 
-# Why a layer cannot be chosen.
+# Reasons why a layer cannot be the feature layer.
 NOT_CALLED, UNSUPPORTED = "not called", "unsupported"
 
 
@@ -58,17 +57,17 @@ class LayerRow:
     """One layer with a weight matrix.
 
     Attributes:
-        name: dotted name, what ``fam_layer`` takes.
+        name: dotted name, a value of ``fam_layer``.
         role: ``"head"``, ``"representation"``, or None.
         kind: its class.
         outputs: d, the number of pre-activations.
         features: m, the number of features.
-        estimator: what ``fam_estimator="auto"`` stands for there; None where the layer cannot be chosen.
-        rows: feature vectors an item, 1 or the number of its tokens; None if unknown.
-        times: how often the layer is called in a forward pass; None if unknown.
+        estimator: the meaning of ``fam_estimator="auto"`` for this layer; None if the layer cannot be chosen.
+        rows: feature vectors of an item, 1 or the number of its tokens; None if unknown.
+        times: number of calls in a forward pass; None if unknown.
         cost: expected extra time of a training step, as a fraction; None if unknown.
-        needs_eager: fused attention, which has no second derivative, lies above the layer.
-        why_not: why the layer cannot be chosen; None if it can.
+        needs_eager: whether fused attention, which has no second derivative, lies above the layer.
+        why_not: reason why the layer cannot be chosen; None if it can.
     """
 
     name: str
@@ -90,8 +89,9 @@ class LayerTable:
 
     Attributes:
         model: its class.
-        untraced: why order and costs are unknown (the order is then that of the definition); None if they are known.
-        layers: one row a layer.
+        untraced: reason why order and costs are unknown; None if they are known. Without a trace, layers are in the
+            order of their definition.
+        layers: one row for each layer.
     """
 
     model: str
@@ -99,11 +99,11 @@ class LayerTable:
     layers: Sequence[LayerRow]
 
     def last(self, count: int) -> LayerTable:
-        """The last layers alone."""
+        """Return a table of the last layers."""
         return replace(self, layers=self.layers[-count:])
 
     def to_json(self) -> str:
-        """The table as a JSON object."""
+        """Return the table as a JSON object."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -113,11 +113,10 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
     Args:
         source: a folder with a config.json, or a model on the Hub.
         task: one of ``TASKS``; by default the class that the configuration names is built.
-        num_labels: number of classes, where it is not that of the configuration.
+        num_labels: number of classes; None: that of the configuration.
 
     Raises:
-        ModelConfigError: the configuration cannot be found or read, no model can be built from it, or the model has no
-            head.
+        ModelConfigError: the configuration cannot be found or read, or no model with a head can be built from it.
     """
     config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
     name = model_class_name(source, config, task)
@@ -133,11 +132,11 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
 
 
 def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
-    """The layers of a model that was built on the meta device.
+    """Return the layers of a model that was built on the meta device.
 
     Args:
         model: see `load_model`.
-        length: number of tokens of the text that is passed through it.
+        length: number of tokens in the text that is passed through it.
 
     Raises:
         ModelConfigError: the model has no layer with a weight matrix.
@@ -157,7 +156,7 @@ def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
     trace, untraced = None, None
     try:
         trace = trace_forward(model, dummy_inputs(model, length))
-    except Exception as error:  # values that decide about shapes, operations that meta tensors lack ...
+    except Exception as error:  # for example, shapes that depend on values, or operations without meta tensors
         untraced = textwrap.shorten(first_line(error), 120)
     if trace is not None:
         position = {name: k for k, name in enumerate(trace.calls)}
@@ -172,11 +171,11 @@ class Call:
     """The first call of a layer in a forward pass.
 
     Attributes:
-        rows: feature vectors an item.
-        times: how often the layer is called.
-        flops: of the layer itself.
-        tail: FLOPs of everything that is called later.
-        below_attention: fused attention is called later.
+        rows: feature vectors of an item.
+        times: number of calls of the layer.
+        flops: FLOPs of the layer itself.
+        tail: FLOPs of all later calls.
+        below_attention: whether fused attention is called later.
     """
 
     rows: int
@@ -195,14 +194,14 @@ class Trace:
 
 
 def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
-    """Call the model once and note order, shapes and FLOPs of its layers.
+    """Call the model once and record order, shapes and FLOPs of its layers.
 
     Args:
-        model: on any device; on the meta device it takes no time.
-        inputs: of one item.
+        model: the model; on the meta device, the call takes no time.
+        inputs: inputs of one item.
     """
     counter, attention = FlopCounterMode(display=False), _AttentionCalls()
-    seen: dict[str, tuple[int, int, int, int]] = {}  # rows, FLOPs before and after, attention calls before
+    first_calls: dict[str, tuple[int, int, int, int]] = {}  # rows, FLOPs before and after, attention calls before
     started: dict[str, int] = {}
     times: Counter[str] = Counter()
     hooks = []
@@ -214,7 +213,7 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
 
         def after(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
             rows = output.numel() // _shape(module)[0]
-            seen.setdefault(name, (rows, started[name], counter.get_total_flops(), attention.count))
+            first_calls.setdefault(name, (rows, started[name], counter.get_total_flops(), attention.count))
 
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -226,24 +225,26 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
     total = counter.get_total_flops()
     calls = {
         name: Call(rows, times[name], end - start, total - end, attention.count > calls_before)
-        for name, (rows, start, end, calls_before) in seen.items()
+        for name, (rows, start, end, calls_before) in first_calls.items()
     }
     return Trace(calls, total)
 
 
 def dummy_inputs(model: Any, length: int) -> dict[str, Tensor]:
-    """Inputs of one item, with shapes and no values: text, image or sound, by what the model mainly takes.
+    """Return inputs of one item, with shapes and no values.
+
+    They are a text, an image or a sound, depending on the model's main input.
 
     Args:
         model: a transformers model.
         length: number of tokens.
 
     Raises:
-        NotImplementedError: the model takes something else.
+        NotImplementedError: the model takes another kind of input.
     """
     config = model.config
     text = config.get_text_config()
-    # A padding token makes models look for it in the text, and there is no text. Without one they take the last token.
+    # Models search a text for its padding token, but meta tensors have no values. Without one, they use the last token.
     config.pad_token_id = text.pad_token_id = None
     length = min(length, getattr(text, "max_position_embeddings", None) or length)
     ids = torch.ones(1, length, dtype=torch.long, device="meta")
@@ -292,8 +293,8 @@ def _row(model: nn.Module, name: str, module: nn.Module, role: str | None, trace
         return row
     if estimator in (CLOSED_FORM, ROW_PROBES):
         factor = CLOSED_FORM_FACTOR if outputs > LARGE_VOCABULARY else SMALL_HEAD_FACTOR
-        share = min(1.0, (ROW_PROBES_BY_DEFAULT + ELEMENTWISE) / features) if estimator == ROW_PROBES else 1.0
-        return replace(row, cost=factor * share * call.flops / (3 * trace.flops))
+        fraction = min(1.0, (ROW_PROBES_BY_DEFAULT + ELEMENTWISE) / features) if estimator == ROW_PROBES else 1.0
+        return replace(row, cost=factor * fraction * call.flops / (3 * trace.flops))
     work = PROBE_FACTOR * call.tail + DIRECTION_FACTOR * call.flops
     return replace(row, cost=work / (3 * trace.flops), needs_eager=call.below_attention)
 
@@ -306,10 +307,10 @@ def _roles(model: nn.Module) -> dict[str, str]:
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    """d and m: W is a matrix of that shape, also where it is stored transposed or as a kernel."""
+    """Return d and m, the shape of W as a matrix."""
     try:
         linear_map = linear_map_of(module)
     except TypeError:  # a transposed convolution
-        unknown: Any = module
-        return unknown.out_channels, unknown.weight.numel() // unknown.out_channels
+        layer: Any = module
+        return layer.out_channels, layer.weight.numel() // layer.out_channels
     return linear_map.out_features, linear_map.in_features
