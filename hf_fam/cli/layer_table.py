@@ -1,7 +1,7 @@
-"""Which layers of a model can be flattened and what that would cost, from its configuration alone.
+"""The possible feature layers of a model and the cost of their term, from its configuration alone.
 
-The model is built on torch's meta device and called once with inputs that have shapes and no values: call order,
-shapes and FLOPs without weights, data or a wait.
+The model is built on torch's meta device and called once with inputs that have shapes and no values. This gives call
+order, shapes and FLOPs without weights, data or computation.
 
 The cost of the term is relative to a plain training step, which is taken to be three forward passes. Each estimator
 says its own (`Estimator.relative_cost`), from the FLOPs of the layer, of the tail above it and of the whole model.
@@ -42,17 +42,17 @@ class LayerRow:
     """One layer with a weight matrix.
 
     Attributes:
-        name: dotted name, what ``fam_layer`` takes.
+        name: dotted name, a value of ``fam_layer``.
         role: ``"head"``, ``"representation"``, or None.
         kind: its class.
         outputs: d, the number of pre-activations.
         features: m, the number of features.
-        estimator: what ``fam_estimator="auto"`` stands for there; None where the layer cannot be chosen.
-        rows: feature vectors an item, 1 or the number of its tokens; None if unknown.
-        times: how often the layer is called in a forward pass; None if unknown.
+        estimator: the meaning of ``fam_estimator="auto"`` for this layer; None if the layer cannot be chosen.
+        rows: feature vectors of an item, 1 or the number of its tokens; None if unknown.
+        times: number of calls in a forward pass; None if unknown.
         cost: expected extra time of a training step, as a fraction; None if unknown.
-        needs_eager: fused attention, which has no second derivative, lies above the layer.
-        why_not: why the layer cannot be chosen; None if it can.
+        needs_eager: whether fused attention, which has no second derivative, lies above the layer.
+        why_not: reason why the layer cannot be chosen; None if it can.
     """
 
     name: str
@@ -74,8 +74,9 @@ class LayerTable:
 
     Attributes:
         model: its class.
-        untraced: why order and costs are unknown (the order is then that of the definition); None if they are known.
-        layers: one row a layer.
+        untraced: reason why order and costs are unknown; None if they are known. Without a trace, layers are in the
+            order of their definition.
+        layers: one row for each layer.
     """
 
     model: str
@@ -83,11 +84,11 @@ class LayerTable:
     layers: Sequence[LayerRow]
 
     def last(self, count: int) -> LayerTable:
-        """The last layers alone."""
+        """Return a table of the last layers."""
         return replace(self, layers=self.layers[-count:])
 
     def to_json(self) -> str:
-        """The table as a JSON object."""
+        """Return the table as a JSON object."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -97,11 +98,10 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
     Args:
         source: a folder with a config.json, or a model on the Hub.
         task: one of ``TASKS``; by default the class that the configuration names is built.
-        num_labels: number of classes, where it is not that of the configuration.
+        num_labels: number of classes; None: that of the configuration.
 
     Raises:
-        ModelConfigError: the configuration cannot be found or read, no model can be built from it, or the model has no
-            head.
+        ModelConfigError: the configuration cannot be found or read, or no model with a head can be built from it.
     """
     config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
     name = model_class_name(source, config, task)
@@ -117,11 +117,11 @@ def load_model(source: str, task: str | None = None, num_labels: int | None = No
 
 
 def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
-    """The layers of a model that was built on the meta device.
+    """Return the layers of a model that was built on the meta device.
 
     Args:
         model: see `load_model`.
-        length: number of tokens of the text that is passed through it.
+        length: number of tokens in the text that is passed through it.
 
     Raises:
         ModelConfigError: the model has no layer with a weight matrix.
@@ -141,7 +141,7 @@ def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
     trace, untraced = None, None
     try:
         trace = trace_forward(model, dummy_inputs(model, length))
-    except Exception as error:  # values that decide about shapes, operations that meta tensors lack ...
+    except Exception as error:  # for example, shapes that depend on values, or operations without meta tensors
         untraced = textwrap.shorten(first_line(error), 120)
     if trace is not None:
         position = {name: k for k, name in enumerate(trace.calls)}
@@ -156,11 +156,11 @@ class Call:
     """The first call of a layer in a forward pass.
 
     Attributes:
-        rows: feature vectors an item.
-        times: how often the layer is called.
-        flops: of the layer itself.
-        tail: FLOPs of everything that is called later.
-        below_attention: fused attention is called later.
+        rows: feature vectors of an item.
+        times: number of calls of the layer.
+        flops: FLOPs of the layer itself.
+        tail: FLOPs of all later calls.
+        below_attention: whether fused attention is called later.
     """
 
     rows: int
@@ -179,14 +179,14 @@ class Trace:
 
 
 def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
-    """Call the model once and note order, shapes and FLOPs of its layers.
+    """Call the model once and record order, shapes and FLOPs of its layers.
 
     Args:
-        model: on any device; on the meta device it takes no time.
-        inputs: of one item.
+        model: the model; on the meta device, the call takes no time.
+        inputs: inputs of one item.
     """
     counter, attention = FlopCounterMode(display=False), _AttentionCalls()
-    seen: dict[str, tuple[int, int, int, int]] = {}  # rows, FLOPs before and after, attention calls before
+    first_calls: dict[str, tuple[int, int, int, int]] = {}  # rows, FLOPs before and after, attention calls before
     started: dict[str, int] = {}
     times: Counter[str] = Counter()
     hooks = []
@@ -198,7 +198,7 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
 
         def after(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
             rows = output.numel() // _shape(module)[0]
-            seen.setdefault(name, (rows, started[name], counter.get_total_flops(), attention.count))
+            first_calls.setdefault(name, (rows, started[name], counter.get_total_flops(), attention.count))
 
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -210,24 +210,26 @@ def trace_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
     total = counter.get_total_flops()
     calls = {
         name: Call(rows, times[name], end - start, total - end, attention.count > calls_before)
-        for name, (rows, start, end, calls_before) in seen.items()
+        for name, (rows, start, end, calls_before) in first_calls.items()
     }
     return Trace(calls, total)
 
 
 def dummy_inputs(model: Any, length: int) -> dict[str, Tensor]:
-    """Inputs of one item, with shapes and no values: text, image or sound, by what the model mainly takes.
+    """Return inputs of one item, with shapes and no values.
+
+    They are a text, an image or a sound, depending on the model's main input.
 
     Args:
         model: a transformers model.
         length: number of tokens.
 
     Raises:
-        NotImplementedError: the model takes something else.
+        NotImplementedError: the model takes another kind of input.
     """
     config = model.config
     text = config.get_text_config()
-    # A padding token makes models look for it in the text, and there is no text. Without one they take the last token.
+    # Models search a text for its padding token, but meta tensors have no values. Without one, they use the last token.
     config.pad_token_id = text.pad_token_id = None
     length = min(length, getattr(text, "max_position_embeddings", None) or length)
     ids = torch.ones(1, length, dtype=torch.long, device="meta")
@@ -287,10 +289,10 @@ def _roles(model: nn.Module) -> dict[str, str]:
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    """d and m: W is a matrix of that shape, also where it is stored transposed or as a kernel."""
+    """Return d and m, the shape of W as a matrix."""
     try:
         linear_map = linear_map_of(module)
     except TypeError:  # a transposed convolution
-        unknown: Any = module
-        return unknown.out_channels, unknown.weight.numel() // unknown.out_channels
+        layer: Any = module
+        return layer.out_channels, layer.weight.numel() // layer.out_channels
     return linear_map.out_features, linear_map.in_features

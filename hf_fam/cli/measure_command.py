@@ -1,4 +1,4 @@
-"""``hf-fam measure``: its arguments, and what it does with them."""
+"""``hf-fam measure``: its arguments, the measurement and its report."""
 
 from __future__ import annotations
 
@@ -7,40 +7,51 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-# What the robustness curve is measured on at most: it takes many forward passes.
+# Limits of the robustness curve, which takes many forward passes.
 _ROBUSTNESS_ITEMS = 64
 _ROBUSTNESS_SAMPLES = 4
 _ROBUSTNESS_DELTAS = (0.03, 0.1, 0.3, 1.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command; nothing heavy is imported for them."""
+    """Add the arguments of the command, without heavy imports."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder with a saved model, or a model on the Hub")
     add(
         "--dataset",
         required=True,
         metavar="DATA",
-        help="a data set on the Hub; a parquet, csv, tsv, json or jsonl file; a folder of such files, of images in a "
-        "folder a class, or one that Dataset.save_to_disk wrote",
+        help="a data set on the Hub; a parquet, csv, tsv, json or jsonl file; a folder of such files, of images with "
+        "one folder per class, or from Dataset.save_to_disk",
     )
     add("--dataset-config", metavar="NAME", help="name of the data set's configuration")
-    add("--split", help="default: the only one, or train")
-    add("--text-column", metavar="NAME", help="one column, or two separated by a comma; default: guessed")
-    add("--image-column", metavar="NAME", help="default: guessed")
-    add("--label-column", metavar="NAME", help="default: guessed")
+    add("--split", help="name of the split (default: the only one, or train)")
+    add("--text-column", metavar="NAME", help="column of the text, or two separated by a comma (default: guessed)")
+    add("--image-column", metavar="NAME", help="column of the image (default: guessed)")
+    add("--label-column", metavar="NAME", help="column of the label (default: guessed)")
     add("--layers", default="auto", help="all, or names separated by commas (default: representation and head)")
     add(
         "--measures",
-        help="default: trace,layerwise,max_eigenvalue; without the last one for --layers all, as it takes many passes "
-        "over the data for layers below attention",
+        help="names separated by commas (default: trace,layerwise,max_eigenvalue; with --layers all, without "
+        "max_eigenvalue, which takes many passes over the data for layers below attention)",
     )
     add("--normalize-features", action="store_true", help="divide features by their standard deviations first")
-    add("--items", type=_count, default=2000, metavar="N", help="a random selection of so many (default: 2000; 0: all)")
-    add("--probes", type=_count, default=2, metavar="N", help="random directions for every batch (default: 2)")
-    add("--batch-size", type=_count, default=32, metavar="N", help="default: 32")
-    add("--max-length", type=_count, metavar="N", help="tokens of a text at most (default: what the model takes, 512)")
-    add("--seed", type=_seed, default=0, help="of selection and probes (default: 0)")
+    add(
+        "--items",
+        type=_non_negative,
+        default=2000,
+        metavar="N",
+        help="use at most N items, chosen at random (default: 2000; 0: all)",
+    )
+    add("--probes", type=_non_negative, default=2, metavar="N", help="random directions for every batch (default: 2)")
+    add("--batch-size", type=_non_negative, default=32, metavar="N", help="items in a batch (default: 32)")
+    add(
+        "--max-length",
+        type=_non_negative,
+        metavar="N",
+        help="cut texts after N tokens (default: 512, or the limit of the model)",
+    )
+    add("--seed", type=_seed, default=0, help="seed of selection and probes (default: 0)")
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
     add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
@@ -48,23 +59,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Measure, print the table and write what was asked for.
+    """Measure, print the table, and write the requested files.
 
     Args:
         options: the parsed arguments.
-        arguments: as they were typed, to repeat them.
+        arguments: the arguments as given on the command line, for the report.
 
     Raises:
-        ValueError: what cannot be measured, in a sentence.
+        ValueError: the model or the data cannot be measured; the message is a sentence.
     """
-    for path in (options.report, options.json):  # before the work, not after it
+    for path in (options.report, options.json):  # before the measurement, not after it
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
         if path is not None and path.is_dir():
             raise ValueError(f"'{path}' cannot be written: it is a folder. Give the name of a file.")
     if options.report is not None:
-        _need("matplotlib", "--report")
-    _need("datasets", "hf-fam measure")
+        _require_package("matplotlib", "--report")
+    _require_package("datasets", "hf-fam measure")
     import transformers
 
     from ..measure import measure_relative_flatness
@@ -153,17 +164,17 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
     options.report.write_text(page, encoding="utf-8")
 
 
-def _device(given: str | None) -> str:
+def _device(device: str | None) -> str:
     import torch
 
-    if not given:
+    if not device:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=given).item()
-    except (AssertionError, RuntimeError) as error:  # torch's ways of saying that there is none, and of a mistyped name
-        first = str(error).splitlines()[0]
-        raise ValueError(f"--device {given} cannot be used here ({first}): give cpu, or leave it out.") from error
-    return given
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device or a mistyped name
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here ({reason}): give cpu, or leave it out.") from error
+    return device
 
 
 def _measures(options: argparse.Namespace) -> tuple[str, ...]:
@@ -176,14 +187,14 @@ def _first(items: Any, count: int) -> Any:
     return items.select(range(min(count, len(items))))
 
 
-def _need(package: str, what: str) -> None:
+def _require_package(package: str, option: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f'{what} needs {package}: pip install "hf-fam[measure]".')
+        raise ValueError(f'{option} needs {package}: pip install "hf-fam[measure]".')
 
 
-def _count(text: str) -> int:
+def _non_negative(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must not be negative")

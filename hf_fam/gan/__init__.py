@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 from .data import collate_samples
 from .distances import earth_movers_distance, frechet_distance
 from .interpolation import Interpolation, LatentPath, interpolate
-from .item_numbers import ItemDraws
 from .lipschitz import clip_weights, transport_penalty
 from .penalty import gradient_norms, gradient_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
+from .random_numbers import ItemRandomNumbers
 from .schedule import CriticSchedule
 
 if TYPE_CHECKING:
     from .trainer import WGANTrainer
     from .training_args import WGANTrainingArguments
 
-# What needs transformers comes on demand: the rest works with torch alone.
-_HOMES = {"WGANTrainer": "trainer", "WGANTrainingArguments": "training_args"}
+# These need transformers and are imported on demand. The rest works with torch alone.
+_MODULES = {"WGANTrainer": "trainer", "WGANTrainingArguments": "training_args"}
 
 __all__ = [
     "CriticSchedule",
     "GeneratedPoints",
     "Interpolation",
-    "ItemDraws",
+    "ItemRandomNumbers",
     "LatentPath",
     "LinePoints",
     "LocalPoints",
@@ -47,8 +47,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Where the Trainer's loop lets the generator and the pictures in."""
+"""The events of the Trainer's loop at which the generator steps and pictures are saved."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from transformers import TrainerCallback
 
 
 class AfterCriticStep(TrainerCallback):
-    """The moments at which the Trainer's loop lets the generator and the pictures in.
+    """Steps the generator and saves pictures after steps of the critic.
 
     Args:
-        begin_training: called before the first step; nothing of an earlier training is logged.
-        step_generator: called when the critic has been stepped and its gradients are still there.
-        save_samples: called where a picture is due.
+        begin_training: called before the first step, to clear the logs of an earlier training.
+        step_generator: called after each step of the critic, before its gradients are cleared.
+        save_samples: called after the steps at which a picture is due.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class AfterCriticStep(TrainerCallback):
         self.begin_training()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the generator step."""
+        """Step the generator."""
         self.step_generator()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw a picture now and then, and at the end."""
+        """Save a picture every ``sample_steps`` steps, and at the end."""
         if args.sample_steps and (state.global_step % args.sample_steps == 0 or state.global_step == state.max_steps):
             self.save_samples()

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 SAMPLES = "samples"
-# What the fields of items are called that hold the sample itself; the first that is there is taken.
+# Names of the field that holds the sample; the first existing one is used.
 _COLUMNS = (SAMPLES, "pixel_values", "image", "images", "x", "data")
 
 
 def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
-    """Stack the samples of some items, and leave everything else of them.
+    """Stack the samples of some items, and drop all other fields.
 
     Args:
         items: tensors or arrays; tuples whose first entry is one, as of (image, label); or mappings, whose field
@@ -25,7 +25,7 @@ def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
         ``samples``, of shape (n, ...), floating-point.
 
     Raises:
-        ValueError: there is no sample, or it is not floating-point.
+        ValueError: an item has no sample, or the sample is not floating-point.
 
     Examples:
         >>> collate_samples([(torch.zeros(2), 1), (torch.ones(2), 0)])
@@ -35,7 +35,7 @@ def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
     samples = [_sample(item) for item in items]
     shapes = {tuple(sample.shape) for sample in samples}
     if len(shapes) > 1:
-        raise ValueError(f"train_dataset: samples of different shapes, {sorted(shapes)}: bring them to one.")
+        raise ValueError(f"train_dataset: samples of different shapes, {sorted(shapes)}: give all samples one shape.")
     batch = torch.stack(samples)
     if not batch.is_floating_point():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From latent codes to samples, scores and features, by whatever the user gives."""
+"""Decode latent codes to samples, scores and features with the user's functions."""
 
 from __future__ import annotations
 
@@ -10,63 +10,71 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .penalty import one_value_a_sample
+from .penalty import one_value_per_sample
 
 
 class Decoder:
-    """Latent codes to samples, features and scores, in chunks."""
+    """Decodes latent codes to samples, features and scores, in chunks."""
 
     def __init__(self, generator: Any, scorer: Any, features: Any, chunk_size: int | None) -> None:
         self.generator, self.scorer, self.features = generator, scorer, features
         self.chunk_size = chunk_size
 
     def samples(self, z: Tensor) -> Tensor:
-        """What the generator makes of latent codes (n, ...)."""
-        made = self.generator(z)
-        made = made if isinstance(made, Tensor) else getattr(made, "sample", made)
-        if not isinstance(made, Tensor) or made.ndim < 2 or len(made) != len(z) or not made.is_floating_point():
-            given = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        """Return the generator's samples of latent codes (n, ...)."""
+        samples = self.generator(z)
+        samples = samples if isinstance(samples, Tensor) else getattr(samples, "sample", samples)
+        if (
+            not isinstance(samples, Tensor)
+            or samples.ndim < 2
+            or len(samples) != len(z)
+            or not samples.is_floating_point()
+        ):
+            description = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
             raise ValueError(
-                f"the generator gave {given} for {len(z)} latent codes: it has to give floating-point samples of shape "
-                f"({len(z)}, ...)."
+                f"the generator returned {description} for {len(z)} latent codes: it must return floating-point "
+                f"samples of shape ({len(z)}, ...)."
             )
-        return made
+        return samples
 
     def scores(self, samples: Tensor) -> Tensor:
-        """One number a sample, in float32 or wider."""
-        scores = one_value_a_sample(self.scorer(samples), len(samples), "scorer")
+        """Return one number for each sample, in float32 or wider."""
+        scores = one_value_per_sample(self.scorer(samples), len(samples), "scorer")
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def measured(self, z: Tensor, scored: bool) -> tuple[Tensor, ...]:
-        """What an energy looks at: samples or their features, and scores."""
+    def energy_inputs(self, z: Tensor, with_scores: bool) -> tuple[Tensor, ...]:
+        """Return the inputs of an energy: samples or their features, and scores."""
         samples = self.samples(z)
-        looked_at = samples if self.features is None else self.features(samples)
-        if not isinstance(looked_at, Tensor) or len(looked_at) != len(z) or looked_at.ndim < 2:
-            raise ValueError(f"features has to give a tensor of shape ({len(z)}, ...) for {len(z)} samples.")
-        return (looked_at, self.scores(samples)) if scored else (looked_at,)
+        outputs = samples if self.features is None else self.features(samples)
+        if not isinstance(outputs, Tensor) or len(outputs) != len(z) or outputs.ndim < 2:
+            raise ValueError(f"features must return a tensor of shape ({len(z)}, ...) for {len(z)} samples.")
+        return (outputs, self.scores(samples)) if with_scores else (outputs,)
 
-    def shown(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What a result holds: samples, and scores where there is a scorer."""
+    def samples_and_scores(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Return samples, and scores if there is a scorer."""
         samples = self.samples(z)
         return (samples,) if self.scorer is None else (samples, self.scores(samples))
 
     def chunked(
-        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *more: Any, at_most: int | None = None
+        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *arguments: Any, default_size: int | None = None
     ) -> list[Tensor]:
-        """A function of all rows of z, a chunk at a time; activations of a chunk are recomputed for its gradient."""
-        size = self.chunk_size or at_most
+        """Apply a function to all rows of z, a chunk at a time.
+
+        Activations of a chunk are recomputed for its gradient.
+        """
+        size = self.chunk_size or default_size
         chunks = [z] if size is None else z.split(size)
-        again = z.requires_grad and len(chunks) > 1
+        recompute = z.requires_grad and len(chunks) > 1
         parts = [
-            checkpoint(function, chunk, *more, use_reentrant=False) if again else function(chunk, *more)
+            checkpoint(function, chunk, *arguments, use_reentrant=False) if recompute else function(chunk, *arguments)
             for chunk in chunks
         ]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 @contextlib.contextmanager
-def evaluating(*functions: Any) -> Iterator[None]:
-    """Modules, also those whose method is given, in evaluation mode."""
+def in_evaluation_mode(*functions: Any) -> Iterator[None]:
+    """Put modules, and owners of given methods, in evaluation mode."""
     owners = [f if isinstance(f, nn.Module) else getattr(f, "__self__", None) for f in functions]
     training = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules() if m.training]
     try:

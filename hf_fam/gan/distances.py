@@ -8,7 +8,9 @@ from torch import Tensor
 
 @torch.no_grad()
 def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
-    """The exact Wasserstein-1 distance between two samples of the same size, by linear assignment.
+    """Return the exact Wasserstein-1 distance between two equally large samples.
+
+    It is computed by linear assignment.
 
     min over permutations s of mean_i ||x_i - y_s(i)||_2. The cost grows with the cube of the size: about a second
     for 2,000. Two samples of one distribution have a positive distance too, larger in higher dimensions.
@@ -36,18 +38,20 @@ def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
         )
     x, y = (samples.detach().cpu().double().reshape(len(samples), -1) for samples in (real, generated))
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("samples contain NaN or infinity, which have no distance.")
+        raise ValueError("samples contain NaN or infinity: give finite samples.")
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     return float(cost[linear_sum_assignment(cost)].mean())
 
 
 @torch.no_grad()
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """The Frechet distance between the normal distributions with the samples' means and covariances.
+    """Return the Frechet distance between two samples' normal approximations.
+
+    They are the normal distributions with the samples' means and covariances.
 
     ||m_1 - m_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), squared as in the Frechet inception distance (Heusel et al.
-    2017, arXiv 1706.08500), which takes it of features of an Inception network. With fewer samples than features it
-    is far too large to be compared between sample sizes.
+    2017, arXiv 1706.08500), which uses features of an Inception network. With fewer samples than features, it is biased
+    and depends on the sample size.
 
     Args:
         real: features of shape (n, m), n at least 2.
@@ -67,14 +71,14 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
             "sample."
         )
     if min(len(real), len(generated)) < 2:
-        raise ValueError("a covariance needs at least two samples of each.")
+        raise ValueError("a covariance needs at least two samples: give two or more of each.")
     x, y = (features.detach().cpu().double() for features in (real, generated))
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("features contain NaN or infinity, which have no distance.")
+        raise ValueError("features contain NaN or infinity: give finite features.")
     shift = (x.mean(0) - y.mean(0)).square().sum()
-    of_real, of_generated = (torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1]) for rows in (x, y))
+    real_covariance, generated_covariance = (torch.cov(rows.T).reshape(rows.shape[1], rows.shape[1]) for rows in (x, y))
     # S_1 S_2 has the eigenvalues of the symmetric R S_2 R with R^2 = S_1.
-    values, vectors = torch.linalg.eigh(of_real)
+    values, vectors = torch.linalg.eigh(real_covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    crossed = torch.linalg.eigvalsh(root @ of_generated @ root).clamp(min=0).sqrt().sum()
-    return float(shift + of_real.trace() + of_generated.trace() - 2 * crossed)
+    cross_trace = torch.linalg.eigvalsh(root @ generated_covariance @ root).clamp(min=0).sqrt().sum()
+    return float(shift + real_covariance.trace() + generated_covariance.trace() - 2 * cross_trace)

@@ -1,4 +1,4 @@
-"""How good a generator and its critic are on held-out samples."""
+"""Metrics of a generator and its critic on held-out samples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from .distances import earth_movers_distance, frechet_distance
 from .networks import in_evaluation_mode, samples_of
-from .penalty import gradient_norms, one_value_a_sample
+from .penalty import gradient_norms, one_value_per_sample
 
 Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SampleComparison:
-    """What is compared, a chunk of samples at a time.
+    """Compares generated with real samples, a chunk at a time.
 
     Args:
-        generator: the one to take samples from.
+        generator: the generator to take samples from.
         critic: the critic.
         chunk: samples that go through a network at once.
         features: from samples (n, ...) to features (n, m), for the Frechet distance; None: no such distance.
@@ -36,44 +36,46 @@ class SampleComparison:
     target: float = 1.0
 
     def generate(self, latents: Tensor) -> Tensor:
-        """Samples, with the generator in evaluation mode."""
+        """Return samples, with the generator in evaluation mode."""
         with in_evaluation_mode(self.generator):
             return torch.cat([samples_of(self.generator(part)) for part in latents.split(self.chunk)])
 
     def metrics(self, real: Tensor, generated: Tensor, points: Tensor) -> dict[str, float]:
-        """The numbers.
+        """Return the metrics of generator and critic.
 
         Args:
             real: held-out samples, of shape (n, ...).
             generated: of the same shape.
-            points: where the critic's gradient is measured.
+            points: points at which the critic's gradient is measured.
 
         Returns:
             ``wasserstein_estimate``, mean f(real) - mean f(generated), without the penalty; ``gradient_violation``,
-            the largest gradient norm minus the target; and ``emd`` and ``frechet_distance`` where they are wanted.
+            the largest gradient norm minus the target; and ``emd`` and ``frechet_distance`` if they are requested.
         """
-        found = {}
+        metrics = {}
         with in_evaluation_mode(self.critic):
             estimate = self._values(real).mean() - self._values(generated).mean()
             norms = torch.cat([gradient_norms(self.critic, part) for part in points.split(self.chunk)])
-            found["wasserstein_estimate"] = estimate.item()
-            found["gradient_violation"] = norms.max().item() - self.target
+            metrics["wasserstein_estimate"] = estimate.item()
+            metrics["gradient_violation"] = norms.max().item() - self.target
         if self.emd:
-            found["emd"] = earth_movers_distance(real, generated)
+            metrics["emd"] = earth_movers_distance(real, generated)
         if self.features is not None:
-            found["frechet_distance"] = frechet_distance(self._features(real), self._features(generated))
-        return found
+            metrics["frechet_distance"] = frechet_distance(self._features(real), self._features(generated))
+        return metrics
 
     def _values(self, samples: Tensor) -> Tensor:
-        values = (one_value_a_sample(self.critic(x), len(x), "critic") for x in samples.split(self.chunk))
+        values = (one_value_per_sample(self.critic(x), len(x), "critic") for x in samples.split(self.chunk))
         return torch.cat([part.double().cpu() for part in values])
 
     @torch.no_grad()
     def _features(self, samples: Tensor) -> Tensor:
         assert self.features is not None
-        found = [self.features(part) for part in samples.split(self.chunk)]
-        bad = next((part for part in found if not isinstance(part, Tensor) or part.ndim != 2), None)
-        if bad is not None:
-            given = f"shape {tuple(bad.shape)}" if isinstance(bad, Tensor) else f"type {type(bad).__name__}"
-            raise ValueError(f"features gave {given}: it has to give a tensor of shape (n, m), one row a sample.")
-        return torch.cat(found)
+        features = [self.features(part) for part in samples.split(self.chunk)]
+        wrong = next((part for part in features if not isinstance(part, Tensor) or part.ndim != 2), None)
+        if wrong is not None:
+            description = f"shape {tuple(wrong.shape)}" if isinstance(wrong, Tensor) else f"type {type(wrong).__name__}"
+            raise ValueError(
+                f"features returned {description}: it must return a tensor of shape (n, m), one row for each sample."
+            )
+        return torch.cat(features)

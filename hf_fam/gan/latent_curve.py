@@ -35,11 +35,11 @@ class LatentCurve:
 
     @property
     def size(self) -> int:
-        """The number of coefficients."""
+        """Return the number of coefficients."""
         return self.points - 2 if self.kind == NODES else self.degree - 1
 
     def at(self, times: Tensor, z0: Tensor, z1: Tensor, coefficients: Tensor) -> Tensor:
-        """The latent codes.
+        """Return the latent codes at some times.
 
         Args:
             times: (pairs, n), each row from exactly 0 to exactly 1.
@@ -59,7 +59,7 @@ class LatentCurve:
         return torch.cat([z0[:, None], z[:, 1:-1], z1[:, None]], 1)
 
     def _basis(self, times: Tensor) -> Tensor:
-        """(pairs, n, size)."""
+        """Return the basis functions at the times, (pairs, n, size)."""
         if self.kind == POLYNOMIAL:
             u = 1 + times
             terms = [u**k - (2**k - 1) * u + 2**k - 2 for k in range(2, self.degree + 1)]
@@ -70,19 +70,22 @@ class LatentCurve:
         return hats if self.kind == NODES else self._splines(position, knots, hats)
 
     def _splines(self, position: Tensor, knots: Tensor, hats: Tensor) -> Tensor:
-        """Knots one apart: y'' solves the tridiagonal system (1, 4, 1) y'' = 6 (second differences of y)."""
+        """Return natural cubic splines from hat functions.
+
+        With knots one apart, y'' solves the tridiagonal system (1, 4, 1) y'' = 6 (second differences of y).
+        """
         ones = torch.ones(self.size - 1, dtype=position.dtype, device=position.device)
         neighbors = torch.diag(ones, 1) + torch.diag(ones, -1)
         identity = torch.eye(self.size, dtype=position.dtype, device=position.device)
-        bends = torch.linalg.solve(4 * identity + neighbors, 6 * (neighbors - 2 * identity))
+        curvatures = torch.linalg.solve(4 * identity + neighbors, 6 * (neighbors - 2 * identity))
         # Between two knots y is the straight line plus (h^3 - h) y'' / 6 for the weight h of either knot.
-        return hats + ((hats**3 - hats) / 6) @ bends
+        return hats + ((hats**3 - hats) / 6) @ curvatures
 
 
 def slerp(times: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
-    """Spherical interpolation: the direction turns at constant speed, the radius is interpolated linearly.
+    """Interpolate spherically: constant angular speed, linear radius.
 
-    Opposite directions turn through the coordinate axis that is farthest from them.
+    Between opposite directions, the path turns through the coordinate axis that is farthest from them.
 
     Args:
         times: (pairs, n), each row from exactly 0 to exactly 1.
@@ -94,15 +97,15 @@ def slerp(times: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     """
     radius0, radius1 = row_norms(z0)[:, None], row_norms(z1)[:, None]
     tiny = torch.finfo(z0.dtype).tiny
-    one, other = z0 / radius0.clamp(min=tiny), z1 / radius1.clamp(min=tiny)
-    axis = torch.zeros_like(one).scatter_(1, one.abs().argmin(1, keepdim=True), 1)
-    across = other - (one * other).sum(1, keepdim=True) * one
-    small = row_norms(across)[:, None] < 10 * torch.finfo(z0.dtype).eps
-    across = torch.where(small, axis - (one * axis).sum(1, keepdim=True) * one, across)
-    across = across / row_norms(across)[:, None].clamp(min=tiny)
+    start, end = z0 / radius0.clamp(min=tiny), z1 / radius1.clamp(min=tiny)
+    axis = torch.zeros_like(start).scatter_(1, start.abs().argmin(1, keepdim=True), 1)
+    orthogonal = end - (start * end).sum(1, keepdim=True) * start
+    is_parallel = row_norms(orthogonal)[:, None] < 10 * torch.finfo(z0.dtype).eps
+    orthogonal = torch.where(is_parallel, axis - (start * axis).sum(1, keepdim=True) * start, orthogonal)
+    orthogonal = orthogonal / row_norms(orthogonal)[:, None].clamp(min=tiny)
     # More accurate than the arc cosine for directions that are almost equal or opposite.
-    angle = 2 * torch.atan2(row_norms(one - other), row_norms(one + other))
-    turn = (times * angle[:, None])[..., None]
-    direction = turn.cos() * one[:, None] + turn.sin() * across[:, None]
+    angle = 2 * torch.atan2(row_norms(start - end), row_norms(start + end))
+    angles = (times * angle[:, None])[..., None]
+    direction = angles.cos() * start[:, None] + angles.sin() * orthogonal[:, None]
     z = direction * ((1 - times) * radius0 + times * radius1)[..., None]
     return torch.cat([z0[:, None], z[:, 1:-1], z1[:, None]], 1)

@@ -7,14 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .penalty import Critic, critic_inputs, one_value_a_sample, refuse_coupled_samples
+from .penalty import Critic, critic_inputs, one_value_per_sample, refuse_coupled_samples
 
 
 def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor:
-    """The penalty of regularized optimal transport, mean over all pairs of max(0, f(x) - f(y) - ||x - y||_2)^2.
+    """Return the penalty of regularized optimal transport.
 
-    x runs through the real and y through the generated samples: the condition that duality asks for, at the samples
-    themselves (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv 1709.08894). First-order gradients are enough.
+    It is the mean over all pairs of max(0, f(x) - f(y) - ||x - y||_2)^2.
+
+    x are the real and y the generated samples. This is the condition of duality, at the samples themselves (Petzka,
+    Fischer, Lukovnikov, ICLR 2018, arXiv 1709.08894). First-order gradients are enough.
     Half-precision samples become float32 unless the critic itself is in half precision, as in `gradient_penalty`.
 
     Args:
@@ -40,20 +42,23 @@ def transport_penalty(critic: Critic, real: Tensor, generated: Tensor) -> Tensor
     refuse_coupled_samples(critic)
     real, generated = real.detach(), generated.detach()
     with torch.autocast(real.device.type, enabled=False):
-        # Differences themselves: distances from inner products lose all digits for points that are close.
-        exact = "donot_use_mm_for_euclid_dist"
+        # Distances from inner products lose all digits for close points, so differences are taken directly.
+        direct = "donot_use_mm_for_euclid_dist"
         wide = torch.promote_types(torch.promote_types(real.dtype, generated.dtype), torch.float32)
-        distance = torch.cdist(real.flatten(1).to(wide), generated.flatten(1).to(wide), compute_mode=exact)
-    on_real = one_value_a_sample(critic(critic_inputs(critic, real)), len(real), "critic")
-    on_generated = one_value_a_sample(critic(critic_inputs(critic, generated)), len(generated), "critic")
-    return (on_real[:, None] - on_generated[None] - distance).relu().square().mean()
+        distance = torch.cdist(real.flatten(1).to(wide), generated.flatten(1).to(wide), compute_mode=direct)
+    real_values = one_value_per_sample(critic(critic_inputs(critic, real)), len(real), "critic")
+    generated_values = one_value_per_sample(critic(critic_inputs(critic, generated)), len(generated), "critic")
+    return (real_values[:, None] - generated_values[None] - distance).relu().square().mean()
 
 
 @torch.no_grad()
 def clip_weights(critic: nn.Module, limit: float = 0.01) -> None:
-    """Clip every parameter of the critic to [-limit, limit], after each of its steps (Arjovsky et al. 2017).
+    """Clip every parameter of the critic to [-limit, limit].
 
-    The baseline that penalties replaced: it keeps the critic Lipschitz, with a constant that depends on the network.
+    Call it after each step of the critic (Arjovsky et al. 2017).
+
+    This is the baseline that penalties replaced. It keeps the critic Lipschitz, with a constant that depends on the
+    network.
 
     Args:
         critic: changed in place.

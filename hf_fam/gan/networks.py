@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .penalty import gradient_norms, one_value_a_sample
+from .penalty import gradient_norms, one_value_per_sample
 
 
 class GenerativeNetworks(nn.Module):
-    """A generator, a critic, and the moving average of the generator where one is kept.
+    """A generator, a critic, and optionally a moving average of the generator.
 
-    Its forward pass is that of a critic step or of a generator step, so that whatever wraps the module (autocast,
-    DistributedDataParallel) acts on both.
+    Its forward pass is that of a critic step or of a generator step, so that wrappers of the module (autocast,
+    DistributedDataParallel) act on both.
 
     Args:
         generator: from latent codes (n, latent_size) to samples.
@@ -25,7 +26,7 @@ class GenerativeNetworks(nn.Module):
         averaged: whether to keep a moving average of the generator's weights.
     """
 
-    # The Trainer's model card asks every model for one.
+    # The Trainer's model card reads this attribute of every model.
     config: Any = None
 
     def __init__(self, generator: nn.Module, critic: nn.Module, averaged: bool = False) -> None:
@@ -36,7 +37,10 @@ class GenerativeNetworks(nn.Module):
 
     @property
     def sampling_generator(self) -> nn.Module:
-        """The generator to take samples from: the moving average where there is one."""
+        """Return the generator to take samples from.
+
+        It is the moving average if there is one.
+        """
         return self.generator if self.ema_generator is None else self.ema_generator
 
     def forward(
@@ -46,12 +50,12 @@ class GenerativeNetworks(nn.Module):
         points: Tensor | None = None,
         latents: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One of the two forward passes.
+        """Run the forward pass of a critic step or of a generator step.
 
         Args:
             real: of shape (n, ...); for a critic step.
             generated: of the same shape.
-            points: where the critic's gradient is wanted, or None.
+            points: points at which to compute the critic's gradient, or None.
             latents: for a generator step, which needs nothing else.
 
         Returns:
@@ -61,50 +65,54 @@ class GenerativeNetworks(nn.Module):
         if latents is not None:
             return {"generator_loss": -self._mean_value(samples_of(self.generator(latents)))}
         assert real is not None and generated is not None
-        found = {"estimate": self._mean_value(real) - self._mean_value(generated)}
+        outputs = {"estimate": self._mean_value(real) - self._mean_value(generated)}
         if points is not None:
-            found["norms"] = gradient_norms(self.critic, points)
-        return found
+            outputs["norms"] = gradient_norms(self.critic, points)
+        return outputs
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Move the average by 1 - decay towards the generator; counters and other buffers are copied."""
+        """Move the average towards the generator by 1 - decay.
+
+        Counters and other buffers are copied.
+        """
         assert self.ema_generator is not None
-        pairs = zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True)
-        for averaged, current in pairs:
-            averaged.lerp_(current, 1 - decay)
+        averages, current = list(self.ema_generator.parameters()), list(self.generator.parameters())
+        get_ema_multi_avg_fn(decay)(averages, current, 0)
         for copied, own in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
             copied.copy_(own)
 
     def _mean_value(self, samples: Tensor) -> Tensor:
-        values = one_value_a_sample(self.critic(samples), len(samples), "critic")
-        # Under autocast the values are in half precision; their mean need not be.
+        values = one_value_per_sample(self.critic(samples), len(samples), "critic")
+        # Under autocast, the values are in half precision. Their mean is computed in float32.
         return values.to(torch.promote_types(values.dtype, torch.float32)).mean()
 
 
 def samples_of(output: object) -> Tensor:
-    """The tensor in what a generator returned: itself, or its ``sample`` (diffusers).
+    """Return the tensor of samples in a generator's output.
+
+    It is the output itself, or its ``sample`` (diffusers).
 
     Raises:
-        ValueError: there is none.
+        ValueError: the output contains no tensor of samples.
     """
     samples = getattr(output, "sample", output)
     if not isinstance(samples, Tensor):
         raise ValueError(
-            f"the generator gave a {type(output).__name__}: it has to give a tensor of samples, or an object with one "
-            "as its `sample`."
+            f"the generator returned a {type(output).__name__}: it must return a tensor of samples, or an object with "
+            "the tensor as `sample`."
         )
     return samples
 
 
-def floating_type(network: nn.Module) -> torch.dtype:
-    """The type of a network's weights."""
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's weights."""
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextlib.contextmanager
 def without_gradients_of(module: nn.Module) -> Iterator[None]:
-    """Gradients flow through the module, but not into its parameters."""
+    """Let gradients flow through a module, but not into its parameters."""
     trained = [p for p in module.parameters() if p.requires_grad]
     try:
         for parameter in trained:
@@ -117,7 +125,10 @@ def without_gradients_of(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """No gradients, and every submodule's own mode as it was afterwards."""
+    """Disable gradients and put a module in evaluation mode.
+
+    Afterwards, every submodule has its own mode again.
+    """
     training = [m for m in module.modules() if m.training]
     try:
         module.eval()

@@ -1,4 +1,4 @@
-"""What a path between two latent codes costs."""
+"""Energies of paths between two latent codes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ SCORED = (CRITIC, CONFORMAL)
 
 
 def step_lengths(outputs: Tensor) -> Tensor:
-    """||x_{i+1} - x_i|| for paths of shape (pairs, n, ...), as (pairs, n - 1)."""
+    """Return ||x_{i+1} - x_i|| of paths (pairs, n, ...), as (pairs, n - 1)."""
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     steps = (outputs[:, 1:] - outputs[:, :-1]).flatten(2)
     return row_norms(steps.flatten(0, 1)).reshape(steps.shape[:2])
 
 
 def realism(scores: Tensor, score_range: tuple[float, float]) -> Tensor:
-    """d = clip((clip(c, low, high) - off) / (high - off), .01, .99) with off = low - 10.
+    """Return the realism d of scores, between .01 and .99.
 
-    [released code] of arXiv 2203.01035. Scores below ``low`` have no gradient.
+    d = clip((clip(c, low, high) - off) / (high - off), .01, .99) with off = low - 10.
+
+    The formula is that of the released code of arXiv 2203.01035. Scores below ``low`` have no gradient.
     """
     low, high = score_range
     off = low - 10
@@ -32,7 +34,7 @@ def realism(scores: Tensor, score_range: tuple[float, float]) -> Tensor:
 def path_energy(
     energy: str, outputs: Tensor, scores: Tensor | None, score_range: tuple[float, float] | None, h: float
 ) -> Tensor:
-    """The energy of each path.
+    """Return the energy of each path.
 
     With s_i = ||x_{i+1} - x_i||^2 / P for P values a sample, and dbar_i the geometric mean of the realism of i and
     i + 1: ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2; ``"conformal"``: sum (1 + h / dbar_i)^2 s_i; else: sum s_i.
@@ -40,9 +42,9 @@ def path_energy(
     Args:
         energy: its name.
         outputs: (pairs, n, ...).
-        scores: (pairs, n), for the first two.
-        score_range: for the first two.
-        h: for the first two.
+        scores: (pairs, n), for ``"critic"`` and ``"conformal"``.
+        score_range: lowest and highest score, for the same two.
+        h: weight of the score, for the same two.
 
     Returns:
         (pairs,).

@@ -22,7 +22,7 @@ Critic = Callable[[Tensor], Any]
 
 
 def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target: float = 1.0) -> Tensor:
-    """The mean over samples of a penalty on the norm of the critic's gradient by its input.
+    """Return the mean penalty on the norm of a critic's gradient by its input.
 
     With g_i = ||grad f(x_i)||_2, over all dimensions of sample i:
 
@@ -30,8 +30,8 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
     - ``"two"``: (g_i - target)^2, WGAN-GP (Gulrajani et al. 2017, arXiv 1704.00028);
     - ``"zero"``: g_i^2, the penalty of R1 and R2 without their factor 1/2 (Mescheder et al. 2018, arXiv 1801.04406).
 
-    Add lambda times it to the critic's loss, mean f(generated) - mean f(real), and go backward once. Where a gradient
-    is 0, the norm's derivative is taken as 0.
+    Add lambda times it to the critic's loss, mean f(generated) - mean f(real), and go backward once. If a gradient is
+    0, the norm's derivative counts as 0.
 
     The critic is called outside autocast, also where Accelerate has patched autocast into it, and half-precision
     points become float32 unless the critic itself is in half precision. Attention takes the kernel that can be
@@ -39,12 +39,12 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
 
     Args:
         critic: from points to one number a sample, of shape (n,) or (n, 1, ...), or an object with such ``logits``.
-            For a conditional critic give ``lambda x: critic(x, labels)``. Each number may depend on its own sample
-            alone: batch normalization is found in a ``torch.nn.Module`` and refused, in other callables it is not.
-        points: of shape (n, ...), as a sampler such as `LinePoints` gives them; gradients do not flow into them.
+            For a conditional critic, give ``lambda x: critic(x, labels)``. Each number may depend on its own sample
+            only. Batch normalization is refused in a ``torch.nn.Module``, but not noticed in other callables.
+        points: of shape (n, ...), from a sampler such as `LinePoints`; gradients do not flow into them.
         side: ``"one"``, ``"two"`` or ``"zero"``.
-        target: the norm to stay below (or at), in units of the critic's output per unit of its input. ``"zero"`` has
-            none.
+        target: the largest norm without a penalty, in units of the critic's output per unit of its input. ``"zero"``
+            has no target.
 
     Returns:
         A scalar, in the graph of the critic's parameters where gradients are enabled.
@@ -69,18 +69,20 @@ def check_penalty(side: str, target: float) -> None:
     """Refuse a side that does not exist, or a target that it cannot have.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: the side or the target is invalid; the message names it.
     """
     if side not in SIDES:
         raise ValueError(f"side={side!r}: give one of {', '.join(map(repr, SIDES))}.")
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f'target={target!r}: give a positive number; side="zero" is the penalty without a target.')
     if side == ZERO and target != 1.0:
-        raise ValueError(f'target={target!r} has no meaning with side="zero", which penalizes every gradient.')
+        raise ValueError(
+            f'target={target!r} does not apply to side="zero", which penalizes every gradient: leave it out.'
+        )
 
 
 def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:
-    """The mean penalty of norms that were computed by `gradient_norms`."""
+    """Return the mean penalty of norms from `gradient_norms`."""
     excess = norms if side == ZERO else norms - target
     if side == ONE:
         excess = excess.relu()
@@ -88,7 +90,9 @@ def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:
 
 
 def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
-    """The norm of the critic's gradient at each point; ``max() - 1`` of it is how far the critic is from 1-Lipschitz.
+    """Return the norm of the critic's gradient at each point.
+
+    ``max() - 1`` of it shows how far the critic is from being 1-Lipschitz.
 
     Args:
         critic: as for `gradient_penalty`.
@@ -120,31 +124,31 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
         sdpa_kernel(SDPBackend.MATH),
     ):
         inputs = critic_inputs(critic, points).requires_grad_()
-        values = one_value_a_sample(critic(inputs), len(inputs), "critic")
+        values = one_value_per_sample(critic(inputs), len(inputs), "critic")
         gradient = None
         if values.requires_grad:
             total = values.double().sum() if values.dtype in HALF else values.sum()
             (gradient,) = torch.autograd.grad(total, inputs, create_graph=differentiable, allow_unused=True)
         if gradient is None:
             raise ValueError(
-                "the critic's output does not depend on the points through differentiable operations: it is a "
-                "constant, or detached (no_grad, .detach(), .item()) inside the critic."
+                "the critic's output does not depend on the points through differentiable operations: remove "
+                "constants, no_grad, .detach() or .item() from the critic."
             )
         return row_norms(gradient)
 
 
-def one_value_a_sample(output: Any, samples: int, what: str) -> Tensor:
-    """The output of a critic or scorer, as (n,).
+def one_value_per_sample(output: Any, samples: int, function: str) -> Tensor:
+    """Return the output of a critic or scorer, as (n,).
 
     Raises:
-        ValueError: it is not one number a sample.
+        ValueError: it is not one number for each sample.
     """
     values = getattr(output, "logits", output)
     if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != samples or values.numel() != samples:
-        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
+        description = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
         raise ValueError(
-            f"the {what} gave {given} for {samples} samples: it has to give one number a sample, of shape ({samples},) "
-            f"or ({samples}, 1). Average patches or choose a class in a function around it."
+            f"the {function} returned {description} for {samples} samples: it must return one number for each sample, "
+            f"of shape ({samples},) or ({samples}, 1). Wrap it in a function that averages patches or selects a class."
         )
     return values.reshape(samples)
 
@@ -153,23 +157,23 @@ def refuse_coupled_samples(critic: Critic) -> None:
     """Refuse batch normalization by the statistics of the batch.
 
     Raises:
-        ValueError: naming the module.
+        ValueError: there is one; the message names the module.
     """
     for name, module in _modules(critic):
         if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"critic: '{name or type(module).__name__}' is batch normalization ({type(module).__name__}). It makes "
-                "each sample's value depend on the other samples of the batch, so there is no gradient by one sample "
-                "to penalize. Use layer, group or instance normalization, or none, in the critic; the generator may "
-                "keep its own."
+                "each sample's value depend on the other samples of the batch, so the gradient by one sample is not "
+                "defined: use layer, group or instance normalization, or none, in the critic. The generator may have "
+                "batch normalization."
             )
 
 
 def critic_inputs(critic: Critic, points: Tensor) -> Tensor:
-    """The points without their graph, in the type of the critic's parameters."""
-    # What was made in inference mode can be in no graph, but a copy can.
+    """Return the points without their graph, in the critic's dtype."""
+    # A tensor from inference mode cannot be in a graph, but its copy can.
     points = points.clone() if points.is_inference() else points.detach()
-    return points.to(_working_type(critic, points))
+    return points.to(_critic_dtype(critic, points))
 
 
 def _modules(critic: Critic) -> list[tuple[str, nn.Module]]:
@@ -177,8 +181,11 @@ def _modules(critic: Critic) -> list[tuple[str, nn.Module]]:
     return list(module.named_modules()) if isinstance(module, nn.Module) else []
 
 
-def _working_type(critic: Critic, points: Tensor) -> torch.dtype:
-    """Of the critic's parameters, or float32 for points in half precision where there are none to look at."""
+def _critic_dtype(critic: Critic, points: Tensor) -> torch.dtype:
+    """Return the dtype of the critic's parameters.
+
+    Without parameters, half-precision points become float32.
+    """
     for _, module in _modules(critic):
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():

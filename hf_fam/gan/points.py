@@ -1,4 +1,4 @@
-"""Where the gradient of a critic is penalized."""
+"""The points at which the gradient of a critic is penalized."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .item_numbers import ItemDraws
+from .random_numbers import ItemRandomNumbers
 
-Draws = torch.Generator | ItemDraws
+RandomSource = torch.Generator | ItemRandomNumbers
 
 AROUND = ("real", "generated", "both")
 
@@ -19,20 +19,20 @@ AROUND = ("real", "generated", "both")
 class LinePoints:
     """Points on the lines between real and generated samples, alpha x + (1 - alpha) y, alpha ~ U(0, 1).
 
-    One alpha a sample; sample i of one batch goes with sample i of the other (Gulrajani et al. 2017).
+    Each sample has one alpha. Sample i of one batch is paired with sample i of the other (Gulrajani et al. 2017).
 
     Examples:
         >>> LinePoints()(torch.ones(4, 3), torch.ones(4, 3)).shape
         torch.Size([4, 3])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: RandomSource | None = None) -> Tensor:
         """Draw the points.
 
         Args:
             real: of shape (n, ...).
-            generated: of the same shape; of two types, the points have the wider one (autocast makes half precision).
-            generator: where the random numbers come from, a ``torch.Generator`` or `ItemDraws`; None: torch's own.
+            generated: of the same shape. The points have the wider of the two dtypes, as autocast makes half precision.
+            generator: source of random numbers, a ``torch.Generator`` or `ItemRandomNumbers`; None: torch's own.
 
         Raises:
             ValueError: the shapes differ.
@@ -40,19 +40,19 @@ class LinePoints:
         _same_shape(real, generated)
         dtype = torch.promote_types(real.dtype, generated.dtype)
         real, generated = real.detach().to(dtype), generated.detach().to(dtype)
-        return torch.lerp(generated, real, _one_a_sample(real, generator))
+        return torch.lerp(generated, real, _one_per_sample(real, generator))
 
 
 @dataclass(frozen=True)
 class LocalPoints:
     """Points around samples, x + alpha delta, alpha ~ U(0, 1), delta ~ U(-1, 1)^d * radius * std(batch).
 
-    One alpha a sample. std is over all values of the batch (the population's). Kodali et al. 2017, arXiv 1705.07215, as
-    in the code of WGAN-LP.
+    Each sample has one alpha. std is the population's, over all values of the batch. Source: Kodali et al. 2017, arXiv
+    1705.07215, as in the code of WGAN-LP.
 
     Args:
-        around: ``"real"``, ``"generated"``, or ``"both"``: n points around each, so that the mean over the
-            points is the average of the two penalties.
+        around: ``"real"``, ``"generated"``, or ``"both"``: n points around each. The mean over the points is then the
+            average of the two penalties.
         radius: positive, in standard deviations.
 
     Raises:
@@ -78,7 +78,7 @@ class LocalPoints:
         real: Tensor,
         generated: Tensor,
         *,
-        generator: Draws | None = None,
+        generator: RandomSource | None = None,
         deviations: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Draw the points.
@@ -86,8 +86,8 @@ class LocalPoints:
         Args:
             real: of shape (n, ...).
             generated: of the same shape.
-            generator: where the random numbers come from, a ``torch.Generator`` or `ItemDraws`; None: torch's own.
-            deviations: std of the real and of the generated samples, where these are a part of a larger batch.
+            generator: source of random numbers, a ``torch.Generator`` or `ItemRandomNumbers`; None: torch's own.
+            deviations: std of the real and of the generated samples, for parts of a larger batch.
 
         Raises:
             ValueError: the shapes differ.
@@ -100,9 +100,9 @@ class LocalPoints:
         pairs = zip(batches[self.around], spreads[self.around], strict=True)
         return torch.cat([self._near(batch.detach(), spread, generator) for batch, spread in pairs])
 
-    def _near(self, batch: Tensor, deviation: Tensor, generator: Draws | None) -> Tensor:
+    def _near(self, batch: Tensor, deviation: Tensor, generator: RandomSource | None) -> Tensor:
         delta = 2 * _uniform(batch.shape, batch, generator) - 1
-        return batch + _one_a_sample(batch, generator) * delta * (self.radius * deviation)
+        return batch + _one_per_sample(batch, generator) * delta * (self.radius * deviation)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class RealPoints:
         tensor([[1., 1.]])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
-        """The real samples, detached."""
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: RandomSource | None = None) -> Tensor:
+        """Return the real samples, detached."""
         return real.detach()
 
 
@@ -128,8 +128,8 @@ class GeneratedPoints:
         tensor([[0., 0.]])
     """
 
-    def __call__(self, real: Tensor, generated: Tensor, *, generator: Draws | None = None) -> Tensor:
-        """The generated samples, detached."""
+    def __call__(self, real: Tensor, generated: Tensor, *, generator: RandomSource | None = None) -> Tensor:
+        """Return the generated samples, detached."""
         return generated.detach()
 
 
@@ -137,17 +137,17 @@ def _same_shape(real: Tensor, generated: Tensor) -> None:
     if real.shape != generated.shape:
         raise ValueError(
             f"real samples of shape {tuple(real.shape)}, generated of {tuple(generated.shape)}: the points need "
-            "batches of the same shape; generate as many samples as the (last, shorter) real batch has."
+            "batches of the same shape. Generate as many samples as the real batch has; the last one may be shorter."
         )
 
 
-def _uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: Draws | None) -> Tensor:
-    """U(0, 1), drawn where the generator is."""
-    if isinstance(generator, ItemDraws):
+def _uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: RandomSource | None) -> Tensor:
+    """Return numbers from U(0, 1), drawn on the generator's device."""
+    if isinstance(generator, ItemRandomNumbers):
         return generator.uniform(shape).to(like)
     device = like.device if generator is None else generator.device
     return torch.rand(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
 
-def _one_a_sample(like: Tensor, generator: Draws | None) -> Tensor:
+def _one_per_sample(like: Tensor, generator: RandomSource | None) -> Tensor:
     return _uniform((len(like),), like, generator).reshape(-1, *[1] * (like.ndim - 1))

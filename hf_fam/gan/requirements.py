@@ -1,4 +1,4 @@
-"""What WGAN training cannot work with, refused before anything is trained."""
+"""Refuse settings and networks that WGAN training does not support, before it starts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from ..processes.decisions import refuse_unconnected_processes
 from .networks import in_evaluation_mode, samples_of
-from .penalty import one_value_a_sample, refuse_coupled_samples
+from .penalty import one_value_per_sample, refuse_coupled_samples
 from .training_args import WGANTrainingArguments
 
 
 def check_settings(args: WGANTrainingArguments) -> None:
-    """Refuse settings of the Trainer that do not go with two networks or with second derivatives.
+    """Refuse Trainer settings that do not work with two networks.
+
+    Some do not work with second derivatives.
 
     Raises:
-        ValueError: names the setting and the remedy.
+        ValueError: a setting is not supported; the message names it and says what to do.
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, which splits the batch out of sight: start "
-            "with `accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
+            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, which is not supported: start one process "
+            "per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
     if args.world_size > 1 and args.ddp_find_unused_parameters is False:
@@ -37,20 +39,20 @@ def check_settings(args: WGANTrainingArguments) -> None:
         raise ValueError("torch_compile=True: compiled networks cannot be differentiated twice: set it to False.")
     if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
         raise ValueError(
-            "gradient_checkpointing=True is a switch of transformers' models: call torch.utils.checkpoint with "
-            "use_reentrant=False inside your networks, and leave this at False."
+            "gradient_checkpointing=True works for transformers' models only: set it to False, and call "
+            "torch.utils.checkpoint with use_reentrant=False inside your networks."
         )
     if args.fp16_full_eval or args.bf16_full_eval:
-        raise ValueError("full half-precision evaluation would convert the networks for good: leave it off.")
+        raise ValueError("fp16_full_eval or bf16_full_eval would convert the networks permanently: set both to False.")
     if args.eval_emd and importlib.util.find_spec("scipy") is None:
-        raise ValueError("eval_emd=True needs scipy: pip install 'hf-fam[gan]', or leave it off.")
+        raise ValueError("eval_emd=True needs scipy: pip install 'hf-fam[gan]', or set it to False.")
 
 
-def refuse_keywords(given: dict[str, Any]) -> None:
-    """Refuse keywords of the Trainer that are for one model.
+def refuse_keywords(keywords: dict[str, Any]) -> None:
+    """Refuse keywords of the Trainer that are for a single model.
 
     Raises:
-        ValueError: names the keyword and what to do instead.
+        ValueError: there is such a keyword; the message names it and says what to do.
     """
     remedies = {
         "model": "give generator and critic",
@@ -59,31 +61,35 @@ def refuse_keywords(given: dict[str, Any]) -> None:
         "optimizers": "give optim and the critic_* and generator_* settings in the arguments, or override "
         "create_optimizer",
     }
-    for name in given.keys() & remedies:
-        raise ValueError(f"{name} has no meaning for two networks: {remedies[name]}.")
+    for name in keywords.keys() & remedies:
+        raise ValueError(f"{name} does not apply to two networks: {remedies[name]}.")
 
 
 def refuse_sharding(trainer: Any) -> None:
-    """Refuse FSDP and DeepSpeed also where a configuration of accelerate asks for them; args do not tell.
+    """Refuse FSDP and DeepSpeed.
+
+    The Trainer knows if a configuration of accelerate enables them; the arguments do not.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: one of them is enabled; the message says what to do.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
-            "FSDP and DeepSpeed shard weights, and the critic's are needed a second time, inside its gradient: use "
+            "FSDP and DeepSpeed shard weights, but the critic's gradient needs the whole weights again: use "
             "DistributedDataParallel (recipes/accelerate_configs/ddp.yaml)."
         )
 
 
-def latent_size_of(generator: nn.Module, given: int | None) -> int:
-    """The size of a latent code: what was given, or an attribute of the generator or its config.
+def latent_size_of(generator: nn.Module, argument: int | None) -> int:
+    """Return the size of a latent code.
+
+    It is the argument, or an attribute of the generator or of its config.
 
     Raises:
-        ValueError: it is nowhere to be found.
+        ValueError: the size is unknown.
     """
     config = getattr(generator, "config", None)
-    for size in (given, getattr(generator, "latent_size", None), getattr(config, "latent_size", None)):
+    for size in (argument, getattr(generator, "latent_size", None), getattr(config, "latent_size", None)):
         if size is not None:
             return int(size)
     raise ValueError(
@@ -93,7 +99,9 @@ def latent_size_of(generator: nn.Module, given: int | None) -> int:
 
 
 def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, real: Tensor) -> None:
-    """Try both networks on two samples, without changing them or drawing random numbers.
+    """Try both networks on two samples.
+
+    The networks and the random state do not change.
 
     Args:
         generator: the generator.
@@ -112,13 +120,13 @@ def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, rea
             generated = samples_of(generator(latents))
         except RuntimeError as error:
             raise ValueError(
-                f"latent_size={size}: the generator fails on latent codes of shape (2, {size}): {error}. Give the "
-                "latent_size that it was built for; if it takes another shape, begin it with torch.nn.Unflatten."
+                f"latent_size={size}: the generator fails on latent codes of shape (2, {size}): {error}. Give its own "
+                "latent_size. If it takes another shape, put torch.nn.Unflatten in front."
             ) from error
         if generated.shape != (2, *real.shape[1:]):
             raise ValueError(
                 f"the generator makes samples of shape {tuple(generated.shape[1:])}, the real ones of train_dataset "
-                f"have {tuple(real.shape[1:])}: bring them to one shape."
+                f"have {tuple(real.shape[1:])}: give both one shape."
             )
         for samples, kind in ((generated, "generated"), (real[:2], "real")):
             try:
@@ -127,25 +135,28 @@ def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, rea
                 raise ValueError(
                     f"the critic fails on {kind} samples of shape {tuple(samples.shape)}: {error}"
                 ) from error
-            one_value_a_sample(values, len(samples), "critic")
+            one_value_per_sample(values, len(samples), "critic")
 
 
 def check_finite(networks: nn.Module, step: int) -> None:
-    """Keep diverged weights out of a checkpoint.
+    """Refuse diverged weights before they are saved.
 
     Raises:
-        FloatingPointError: naming the weight.
+        FloatingPointError: a weight is not finite; the message names it.
     """
     for name, weight in networks.named_parameters():
         if not bool(weight.isfinite().all()):
             raise FloatingPointError(
-                f"'{name}' is not finite after step {step}, which is not saved: most likely the training diverged. "
-                "Lower the learning rates or penalty_lambda; the last checkpoint is usable (resume_from_checkpoint)."
+                f"'{name}' is not finite after step {step}, so the training probably diverged: lower the learning "
+                "rates or penalty_lambda, and use resume_from_checkpoint with the last checkpoint, which is finite."
             )
 
 
 def first_batch(collate: Any, dataset: Any) -> Any:
-    """What the collator makes of the first two items, or None where the data set cannot be looked into."""
+    """Return the collated first two items.
+
+    None if the data set has no length.
+    """
     try:
         count = len(dataset)
     except TypeError:

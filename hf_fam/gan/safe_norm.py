@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """The norm over all dimensions but the first; its derivatives of every order are 0 where a row is 0.
+    """Return the norm over all dimensions but the first.
 
-    Neither the value nor a derivative over- or underflows while the rows themselves do not.
+    Its derivatives of every order are 0 where a row is 0.
+
+    Value and derivatives do not over- or underflow unless the rows themselves do.
 
     Args:
         rows: of shape (n, ...).
@@ -20,11 +22,11 @@ def row_norms(rows: Tensor) -> Tensor:
     flat = rows.flatten(1)
     if flat.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
-    # The norm does not depend on the scale, so the scale is a constant to its derivatives too.
+    # The norm does not depend on the scale, so its derivatives treat the scale as a constant.
     scale = flat.detach().abs().amax(1)
     zero = scale == 0
     scale = scale.masked_fill(zero, 1)
     squares = (flat / scale[:, None]).square().sum(1)
-    # Two selections: the derivative of a root at 0 is infinite, and 0 times it not a number.
+    # Two selections, because the derivative of a root at 0 is infinite, and 0 times infinity is NaN.
     roots = torch.where(zero, 1, squares).sqrt()
     return torch.where(zero, 0, scale * roots)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
-    """Images side by side, about as many rows as columns, a pixel between them.
+    """Arrange images in a grid, with a pixel between them.
+
+    The grid has about as many rows as columns.
 
     Args:
         samples: of shape (n, channels, height, width) with 1 or 3 channels.
@@ -37,10 +39,10 @@ def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
 
 
 def refuse_missing_package(samples: Tensor) -> None:
-    """Refuse samples of which no picture can be written here.
+    """Refuse samples if the package for their pictures is not installed.
 
     Raises:
-        ValueError: Pillow, or for points of the plane matplotlib, is missing.
+        ValueError: Pillow is missing, or matplotlib for points of the plane.
     """
     package = "PIL" if _are_images(samples) else "matplotlib" if _are_planar(samples) else None
     if package is not None and importlib.util.find_spec(package) is None:
@@ -48,16 +50,18 @@ def refuse_missing_package(samples: Tensor) -> None:
 
 
 def write_picture(samples: Tensor, stem: Path, low: float, high: float) -> tuple[Path, Tensor | None]:
-    """Write samples as a grid of images, as points of the plane, or, if they are neither, as a tensor.
+    """Write samples as a picture, or as a tensor.
+
+    Images make a grid, and points of the plane a scatter plot. Other samples are saved as a tensor.
 
     Args:
         samples: of shape (n, ...).
-        stem: the file without its ending.
+        stem: the file without its extension.
         low: value of black, for images.
-        high: value of white.
+        high: value of white, for images.
 
     Returns:
-        The file, and the grid where there is one.
+        The file, and the grid of images or None.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = stem.with_suffix(".png")

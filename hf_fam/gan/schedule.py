@@ -1,4 +1,4 @@
-"""How many steps a critic makes for one of the generator."""
+"""The number of critic steps before each generator step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CriticSchedule:
         steps: critic steps before an ordinary generator step.
         warmup: critic steps before a generator step of the warm-up.
         warmup_steps: number of generator steps at the beginning that belong to the warm-up.
-        warmup_every: every so many generator steps, one more belongs to it; 0: none.
+        warmup_every: interval, in generator steps, of further warm-up steps; 0: none.
 
     Raises:
         ValueError: ``steps`` or ``warmup`` is not a whole number of at least 1, or another not of at least 0.
@@ -40,22 +40,27 @@ class CriticSchedule:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
 
     def critic_steps(self, generator_steps: int) -> int:
-        """The number of critic steps that are made when so many generator steps are."""
-        warm = min(generator_steps, self.warmup_steps)
-        long = warm
+        """Return the number of critic steps that precede some generator steps."""
+        initial_warmup = min(generator_steps, self.warmup_steps)
+        warmup_steps = initial_warmup
         if self.warmup_every:
-            long += _multiples_below(generator_steps, self.warmup_every) - _multiples_below(warm, self.warmup_every)
-        return self.steps * (generator_steps - long) + self.warmup * long
+            warmup_steps += _multiples_below(generator_steps, self.warmup_every) - _multiples_below(
+                initial_warmup, self.warmup_every
+            )
+        return self.steps * (generator_steps - warmup_steps) + self.warmup * warmup_steps
 
     def generator_steps(self, critic_steps: int) -> int:
-        """The number of generator steps that are made when so many critic steps are."""
+        """Return the number of generator steps that follow some critic steps."""
         return bisect.bisect_right(range(critic_steps + 2), critic_steps, key=self.critic_steps) - 1
 
     def generator_follows(self, critic_step: int) -> bool:
-        """Whether a generator step comes right after a critic step, which is counted from 0."""
+        """Return True if a generator step comes right after a critic step.
+
+        Critic steps count from 0.
+        """
         return self.generator_steps(critic_step + 1) > self.generator_steps(critic_step)
 
 
 def _multiples_below(number: int, divisor: int) -> int:
-    """Of 0, divisor, 2 divisor, ... how many are below a number."""
+    """Return how many of 0, divisor, 2 divisor, ... are below a number."""
     return -(-number // divisor)

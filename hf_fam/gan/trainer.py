@@ -14,16 +14,16 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from .._compat import CheckpointHooks, clip_gradients, mark_scheduler_as_created
-from .batch_parts import Part, cut_of_step, deviation
 from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
 from .evaluation import Features, SampleComparison
-from .item_numbers import ItemDraws
 from .lipschitz import clip_weights
-from .networks import GenerativeNetworks, floating_type, samples_of, without_gradients_of
+from .micro_batches import MicroBatch, micro_batch_shares, standard_deviation
+from .networks import GenerativeNetworks, samples_of, weight_dtype, without_gradients_of
 from .optimizers import CRITIC, GENERATOR, parameter_groups, schedule
 from .penalty import penalty_of_norms
 from .points import LocalPoints
+from .random_numbers import ItemRandomNumbers
 from .requirements import (
     check_finite,
     check_networks,
@@ -46,9 +46,9 @@ class WGANTrainer(CheckpointHooks, Trainer):
     1709.08894, for ``penalty="one"``). One step of the Trainer is one step of the critic.
 
     Both networks are parts of one module, ``trainer.model``, with one optimizer of two groups. Latent codes and points
-    are a function of (seed, step, item): cut into micro-batches and processes in whatever way, training is the same,
-    and a resumed one goes on as an uninterrupted one would. What is saved: ``model.safetensors`` with everything, for
-    resuming; ``generator.safetensors`` (the moving average, where there is one) and ``critic.safetensors`` for use.
+    are a function of (seed, step, item). So training does not depend on micro-batches and processes, and a resumed
+    training continues like an uninterrupted one. Saved files: ``model.safetensors`` with everything, for resuming;
+    ``generator.safetensors`` (the moving average if there is one) and ``critic.safetensors`` for use.
 
     Logged: ``loss`` (the critic's), ``wasserstein_estimate`` (without the penalty), ``gradient_penalty``,
     ``penalty_term`` = lambda times it, ``gradient_violation`` (largest gradient norm minus the target),
@@ -62,11 +62,11 @@ class WGANTrainer(CheckpointHooks, Trainer):
         train_dataset: real samples, as `hf_fam.gan.collate_samples` takes them.
         eval_dataset: held-out real samples.
         features: from samples to features (n, m), for the Frechet distance in evaluations.
-        compute_metrics: gets an ``EvalPrediction`` with generated samples as predictions and real ones as label_ids.
-        **kwargs: of the Trainer: data_collator, callbacks, optimizers, ...
+        compute_metrics: takes an ``EvalPrediction`` with generated samples as predictions and real ones as label_ids.
+        **kwargs: further arguments of the Trainer, such as data_collator and callbacks.
 
     Raises:
-        ValueError: a setting, network or data set that cannot work; the message names it and the remedy.
+        ValueError: a setting, network or data set is not supported; the message names it and says what to do.
 
     Examples:
         >>> import tempfile
@@ -92,8 +92,8 @@ class WGANTrainer(CheckpointHooks, Trainer):
         torch.Size([3, 2])
     """
 
-    # Losses are weighted by the samples of their micro-batch here, and not averaged by the Trainer: said for its later
-    # versions; for earlier ones by model_accepts_loss_kwargs and a number of items.
+    # compute_loss weights losses by the samples of their micro-batch, so the Trainer must not average them. Later
+    # versions read this attribute, earlier ones model_accepts_loss_kwargs and a number of items.
     loss_is_scaled_for_ga = True
     args: WGANTrainingArguments
 
@@ -111,10 +111,12 @@ class WGANTrainer(CheckpointHooks, Trainer):
     ) -> None:
         args = WGANTrainingArguments("tmp_trainer") if args is None else args
         if not isinstance(args, WGANTrainingArguments):
-            raise ValueError(f"args: a {type(args).__name__} says nothing of the critic; give WGANTrainingArguments.")
+            raise ValueError(
+                f"args: a {type(args).__name__} has no settings of the critic: give WGANTrainingArguments."
+            )
         for name, network in ((GENERATOR, generator), (CRITIC, critic)):
             if not isinstance(network, nn.Module):
-                raise ValueError(f"{name}: a {type(network).__name__} is given; it has to be a torch.nn.Module.")
+                raise ValueError(f"{name} is a {type(network).__name__}: give a torch.nn.Module.")
         refuse_keywords(kwargs)
         check_settings(args)
         self.latent_size = latent_size_of(generator, args.latent_size)
@@ -133,8 +135,8 @@ class WGANTrainer(CheckpointHooks, Trainer):
         self.features = features
         self.points = args.sampler
         self._critic_log = CriticLog()
-        self._parts: list[Part] = []
-        self._batches: list[Tensor] = []
+        self._micro_batches: list[MicroBatch] = []
+        self._real_batches: list[Tensor] = []
         self.add_callback(AfterCriticStep(self._begin_training, self._after_critic_step, self.save_samples))
         batch = None if train_dataset is None else first_batch(self.data_collator, train_dataset)
         if batch is not None:
@@ -145,37 +147,39 @@ class WGANTrainer(CheckpointHooks, Trainer):
 
     @property
     def networks(self) -> GenerativeNetworks:
-        """Both networks in one module."""
-        found: Any = self.model
-        assert isinstance(found, GenerativeNetworks)
-        return found
+        """Return both networks in one module."""
+        networks: Any = self.model
+        assert isinstance(networks, GenerativeNetworks)
+        return networks
 
     @property
     def generator(self) -> nn.Module:
-        """The generator as it is trained."""
+        """Return the generator in training."""
         return self.networks.generator
 
     @property
     def critic(self) -> nn.Module:
-        """The critic."""
+        """Return the critic."""
         return self.networks.critic
 
     @property
     def ema_generator(self) -> nn.Module | None:
-        """The moving average of the generator, where one is kept."""
+        """Return the moving average of the generator, or None."""
         return self.networks.ema_generator
 
     @property
     def generator_steps(self) -> int:
-        """Generator steps made so far."""
+        """Return the number of generator steps so far."""
         return self.args.critic_schedule.generator_steps(self.state.global_step)
 
     def sample(self, count: int, seed: int | None = None) -> Tensor:
-        """Samples of the generator, of its moving average where there is one, in evaluation mode.
+        """Return samples of the generator, in evaluation mode.
+
+        They are samples of the moving average if there is one.
 
         Args:
-            count: how many.
-            seed: of the latent codes; None: ``args.seed``. The first samples do not depend on the count.
+            count: number of samples.
+            seed: seed of the latent codes; None: ``args.seed``. The first samples do not depend on the count.
         """
         return self._comparison().generate(self._latents("samples", 0, 0, count, seed))
 
@@ -184,63 +188,82 @@ class WGANTrainer(CheckpointHooks, Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """The Trainer's micro-batches of one step; they are looked at together when the first one is trained on."""
+        """Return the micro-batches of one step.
+
+        `training_step` prepares them together when it gets the first one.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._batches, self._parts = [self._real_of(batch) for batch in batches], []
-        return [{SAMPLES: batch} for batch in self._batches], sum(map(len, self._batches))
+        self._real_batches, self._micro_batches = [self._real_of(batch) for batch in batches], []
+        return [{SAMPLES: batch} for batch in self._real_batches], sum(map(len, self._real_batches))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's step, on the next part of the batch."""
-        if not self._parts:
+        """Run the Trainer's step on the next micro-batch."""
+        if not self._micro_batches:
             model.train()
-            self._parts = self._prepared_parts()
-        part = self._parts.pop(0)
-        return super().training_step(model, {"part": part}, num_items_in_batch)
+            self._micro_batches = self._prepare_micro_batches()
+        micro_batch = self._micro_batches.pop(0)
+        return super().training_step(model, {"micro_batch": micro_batch}, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The critic's loss on one part of a step: -estimate + lambda penalty, weighted by its share of the samples."""
-        part: Part = inputs["part"]
-        outputs = model(real=part.real, generated=part.generated, points=part.points)
+        """Return the critic's loss on one micro-batch.
+
+        -estimate + lambda penalty, weighted by its share of the samples.
+        """
+        micro_batch: MicroBatch = inputs["micro_batch"]
+        outputs = model(real=micro_batch.real, generated=micro_batch.generated, points=micro_batch.points)
         loss, step = -outputs["estimate"], self.state.global_step
         penalty = norms = None
         weight = self.args.penalty_lambda * self.args.penalty_every
-        if part.points is not None:
+        if micro_batch.points is not None:
             norms = outputs["norms"]
             penalty = penalty_of_norms(norms, self.args.penalty, self.args.penalty_target)
             loss = loss + weight * penalty
             penalty, norms = penalty.detach(), norms.detach()
-        self._critic_log.add_critic(step, part.share, outputs["estimate"].detach(), penalty, norms, weight)
-        loss = loss * part.share
+        self._critic_log.add_critic(step, micro_batch.share, outputs["estimate"].detach(), penalty, norms, weight)
+        loss = loss * micro_batch.share
         return (loss, outputs) if return_outputs else loss
 
-    def _prepared_parts(self) -> list[Part]:
-        """Generated samples and points for all micro-batches of a critic step."""
+    def _prepare_micro_batches(self) -> list[MicroBatch]:
+        """Return all micro-batches of a critic step, with generated samples.
+
+        They have the points of the penalty, too.
+        """
         step = self.state.global_step
-        cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
-        parts = []
-        for real, (first, share) in zip(self._batches, cut, strict=True):
+        shares = micro_batch_shares([len(batch) for batch in self._real_batches], self.accelerator)
+        micro_batches = []
+        for real, (first, share) in zip(self._real_batches, shares, strict=True):
             latents = self._latents("critic", step, first, len(real))
             with torch.no_grad(), self.accelerator.autocast():
                 generated = samples_of(self.networks.generator(latents)).to(real.dtype)
-            parts.append(Part(first, share, real, generated))
+            micro_batches.append(MicroBatch(first, share, real, generated))
         if self.args.penalty == NONE or step % self.args.penalty_every:
-            return parts
-        given: dict[str, Any] = {}
+            return micro_batches
+        options: dict[str, Any] = {}
         if isinstance(self.points, LocalPoints):
-            kinds = [part.real for part in parts], [part.generated for part in parts]
-            given["deviations"] = tuple(deviation(samples, self.accelerator) for samples in kinds)
-        for part in parts:
-            draws = ItemDraws((self.args.seed, "points", step), part.first_item, len(part.real))
-            part.points = self.points(part.real, part.generated, generator=draws, **given)
-        return parts
+            samples_of_step = (
+                [micro_batch.real for micro_batch in micro_batches],
+                [micro_batch.generated for micro_batch in micro_batches],
+            )
+            options["deviations"] = tuple(standard_deviation(samples, self.accelerator) for samples in samples_of_step)
+        for micro_batch in micro_batches:
+            random_numbers = ItemRandomNumbers(
+                (self.args.seed, "points", step), micro_batch.first_item, len(micro_batch.real)
+            )
+            micro_batch.points = self.points(
+                micro_batch.real, micro_batch.generated, generator=random_numbers, **options
+            )
+        return micro_batches
 
     def _begin_training(self) -> None:
         self._critic_log = CriticLog()
 
     def _after_critic_step(self) -> None:
-        """Clip the critic; then the generator's step, where one is due, on as many samples as the critic had."""
+        """Clip the critic, and step the generator if a step is due.
+
+        The generator steps on as many samples as the critic.
+        """
         if self.args.clip_limit is not None:
             clip_weights(self.networks.critic, self.args.clip_limit)
         if not self.args.critic_schedule.generator_follows(self.state.global_step):
@@ -248,11 +271,11 @@ class WGANTrainer(CheckpointHooks, Trainer):
         model, networks = self.model_wrapped, self.networks
         model.zero_grad()
         with without_gradients_of(networks.critic):
-            cut = cut_of_step([len(batch) for batch in self._batches], self.accelerator)
-            for number, (real, (first, share)) in enumerate(zip(self._batches, cut, strict=True)):
+            shares = micro_batch_shares([len(batch) for batch in self._real_batches], self.accelerator)
+            for number, (real, (first, share)) in enumerate(zip(self._real_batches, shares, strict=True)):
                 latents = self._latents("generator", self.state.global_step, first, len(real))
-                last = number == len(cut) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                is_last = number == len(shares) - 1
+                with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                     self._generator_backward(model, latents, share)
         if self.args.max_grad_norm > 0:
             clip_gradients(self, model)
@@ -269,7 +292,7 @@ class WGANTrainer(CheckpointHooks, Trainer):
     # Optimizer, schedule, checkpoints, logs.
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimizer of the kind ``args.optim`` with a group for each network."""
+        """Return one optimizer of the kind ``args.optim``, a group per network."""
         if self.optimizer is None:
             kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(self.args, self.critic, self.generator, "betas" in settings)
@@ -277,7 +300,7 @@ class WGANTrainer(CheckpointHooks, Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """One schedule, by the steps of each network."""
+        """Return one schedule, by the steps of each network."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             assert optimizer is not None
@@ -286,12 +309,12 @@ class WGANTrainer(CheckpointHooks, Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The Trainer's logs; those of the training loss get critic and generator beside them."""
+        """Log values, and add those of critic and generator to the training loss."""
         if "loss" in logs:
 
             def mean(tensor: Tensor) -> Tensor:
-                found: Tensor = self.accelerator.reduce(tensor, reduction="mean")
-                return found
+                averaged: Tensor = self.accelerator.reduce(tensor, reduction="mean")
+                return averaged
 
             logs.update(self._critic_log.drain(self.args.penalty_target, mean, self.accelerator.gather))
             logs["generator_steps"] = self.generator_steps
@@ -301,16 +324,19 @@ class WGANTrainer(CheckpointHooks, Trainer):
         super().log(logs, *args, **kwargs)
 
     def before_checkpoint(self) -> None:
-        """Refuse weights that could not be resumed from."""
+        """Refuse to save weights that are not finite."""
         check_finite(self.networks, self.state.global_step)
 
     def state_to_save(self) -> dict[str, Tensor]:
-        """Copy the weights, since safetensors takes neither shared nor non-contiguous tensors."""
+        """Return copies of the weights for safetensors.
+
+        safetensors takes neither shared nor non-contiguous tensors.
+        """
         state = self.networks.state_dict()
         return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
 
     def after_saving(self, folder: Path) -> None:
-        """Write each network by itself."""
+        """Write each network into a separate file."""
         save_model(self.networks.sampling_generator, str(folder / "generator.safetensors"))
         save_model(self.critic, str(folder / "critic.safetensors"))
 
@@ -324,12 +350,15 @@ class WGANTrainer(CheckpointHooks, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Compare held-out real samples with generated ones, always of the same latent codes."""
+        """Compare held-out real samples with generated ones.
+
+        Every evaluation uses the same latent codes.
+        """
         real = self._held_out(dataloader)
         comparison = self._comparison()
         generated = comparison.generate(self._latents("evaluation", 0, 0, len(real))).to(real.dtype)
-        draws = ItemDraws((self.args.seed, "evaluation points"), 0, len(real))
-        metrics = comparison.metrics(real, generated, self.points(real, generated, generator=draws))
+        random_numbers = ItemRandomNumbers((self.args.seed, "evaluation points"), 0, len(real))
+        metrics = comparison.metrics(real, generated, self.points(real, generated, generator=random_numbers))
         if self.compute_metrics is not None:
             pair = EvalPrediction(predictions=generated.float().cpu().numpy(), label_ids=real.float().cpu().numpy())
             metrics.update(self.compute_metrics(pair))
@@ -338,20 +367,25 @@ class WGANTrainer(CheckpointHooks, Trainer):
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=named, num_samples=len(real))
 
     def _held_out(self, dataloader: Any) -> Tensor:
-        """The first real samples of all processes; the random state that training draws from stays as it is."""
-        found: list[Tensor] = []
+        """Return the first real samples of all processes.
+
+        The random state of the training does not change.
+        """
+        samples: list[Tensor] = []
         with torch.random.fork_rng():
             for batch in dataloader:
                 gathered = self.accelerator.gather_for_metrics(self._real_of(batch))
-                if sum(map(len, found)) < self.args.eval_samples:
-                    found.append(gathered)
-        return torch.cat(found)[: self.args.eval_samples]
+                if sum(map(len, samples)) < self.args.eval_samples:
+                    samples.append(gathered)
+        return torch.cat(samples)[: self.args.eval_samples]
 
     def save_samples(self) -> Path | None:
-        """Write a picture of samples, images or points of the plane, into ``output_dir/samples``; for tensorboard too.
+        """Write a picture of samples into ``output_dir/samples``.
+
+        The picture shows images or points of the plane. TensorBoard gets images, too.
 
         Returns:
-            Its path; samples of another kind are saved as a tensor. None in processes that write nothing.
+            The path of the file. Samples of another kind are saved as a tensor. None in processes that do not save.
         """
         samples = self.sample(self.args.sample_count)
         if not self.args.should_save:
@@ -374,14 +408,19 @@ class WGANTrainer(CheckpointHooks, Trainer):
         )  # fmt: skip
 
     def _latents(self, purpose: str, step: int, first_item: int, items: int, seed: int | None = None) -> Tensor:
-        """Latent codes that are a function of their numbers, in the generator's type."""
-        draws = ItemDraws((self.args.seed if seed is None else seed, purpose, step), first_item, items)
+        """Return latent codes that are a function of their numbers.
+
+        They have the dtype of the generator.
+        """
+        random_numbers = ItemRandomNumbers((self.args.seed if seed is None else seed, purpose, step), first_item, items)
         shape = (items, self.latent_size)
-        latents = 2 * draws.uniform(shape) - 1 if self.args.latent_prior == UNIFORM else draws.normal(shape)
-        return latents.to(self.args.device, floating_type(self.networks.generator))
+        latents = (
+            2 * random_numbers.uniform(shape) - 1 if self.args.latent_prior == UNIFORM else random_numbers.normal(shape)
+        )
+        return latents.to(self.args.device, weight_dtype(self.networks.generator))
 
     def _real_of(self, batch: Any) -> Tensor:
         samples = batch.get(SAMPLES) if isinstance(batch, dict) else None
         if not isinstance(samples, Tensor):
-            raise ValueError(f"data_collator: it has to return {{{SAMPLES!r}: tensor}}, the real samples of a batch.")
-        return samples.to(self.args.device, floating_type(self.networks.critic))
+            raise ValueError(f"data_collator must return {{{SAMPLES!r}: tensor}}, the real samples of a batch.")
+        return samples.to(self.args.device, weight_dtype(self.networks.critic))

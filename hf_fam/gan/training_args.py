@@ -18,7 +18,7 @@ PENALTIES = (*SIDES, NONE)
 POINTS = ("line", "local", "local_generated", "local_both", "real", "generated")
 NORMAL, UNIFORM = "normal", "uniform"
 PRIORS = (NORMAL, UNIFORM)
-# Metrics of which less is better; the Trainer takes more to be better unless a name ends in "loss".
+# Metrics of which less is better. For other names without "loss" at the end, the Trainer prefers more.
 _DISTANCES = ("emd", "frechet_distance", "wasserstein_estimate", "gradient_penalty", "gradient_violation")
 
 _NUMBERS = (
@@ -32,13 +32,13 @@ _NUMBERS = (
 )
 _RATES = ("learning_rate", "adam_beta1", "adam_beta2")
 
-# HfArgumentParser reads annotations, and "X | None" as strings only from Python 3.10.x on: Optional works everywhere.
+# HfArgumentParser reads annotations, and some versions of Python 3.10 do not resolve "X | None" from strings.
 # ruff: noqa: UP045
 
 
 def _optional(help: str) -> float | None:
-    found: float | None = field(default=None, metadata={"help": help})
-    return found
+    value: float | None = field(default=None, metadata={"help": help})
+    return value
 
 
 @dataclass
@@ -46,10 +46,10 @@ class WGANTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` and those of `WGANTrainer`.
 
     A *step* of the Trainer (``max_steps``, ``logging_steps``, ``save_steps``, epochs) is one step of the critic on one
-    batch of real samples; after every ``n_critic``-th comes one of the generator.
+    batch of real samples. A step of the generator follows every ``n_critic``-th critic step.
 
-    Other defaults than the Trainer's: Adam with learning rate 1e-4 and betas (0.5, 0.9), constant
-    (``lr_scheduler_type``), gradients not clipped (``max_grad_norm=0``), unused columns kept.
+    Defaults that differ from the Trainer's: Adam with a constant learning rate of 1e-4 and betas (0.5, 0.9), no
+    gradient clipping (``max_grad_norm=0``), unused columns kept.
 
     **What is trained how often**
 
@@ -58,38 +58,38 @@ class WGANTrainingArguments(TrainingArguments):
         latent_prior: ``"normal"``, or ``"uniform"`` on (-1, 1).
         n_critic: critic steps before each generator step.
         n_critic_warmup: the same during the warm-up; None: there is none.
-        n_critic_warmup_steps: generator steps at the beginning that are warm-up.
-        n_critic_warmup_every: one more warm-up step every so many generator steps; 0: none.
+        n_critic_warmup_steps: number of generator steps at the beginning that belong to the warm-up.
+        n_critic_warmup_every: interval, in generator steps, of further warm-up steps; 0: none.
         max_generator_steps: the length of the training in generator steps; sets ``max_steps``.
 
     **The penalty**, lambda E penalty(||grad f(x)||)
 
         penalty: ``"one"`` (WGAN-LP), ``"two"`` (WGAN-GP), ``"zero"`` (R1, R2) or ``"none"``.
         penalty_lambda: its strength lambda, positive.
-        penalty_target: the norm to stay below (or at).
-        penalty_points: where: ``"line"`` between real and generated samples, ``"local"`` (around real ones),
-            ``"local_generated"``, ``"local_both"``, ``"real"``, ``"generated"``.
-        penalty_radius: of the local points, in standard deviations.
-        penalty_every: lazy penalty: at every n-th critic step only, n times as strongly.
-        clip_limit: the baseline without a penalty (``penalty="none"``): weights of the critic are clipped to
+        penalty_target: the largest gradient norm without a penalty.
+        penalty_points: points of the penalty: ``"line"`` between real and generated samples, ``"local"`` (around real
+            ones), ``"local_generated"``, ``"local_both"``, ``"real"``, ``"generated"``.
+        penalty_radius: radius of the local points, in standard deviations.
+        penalty_every: lazy penalty, only at every n-th critic step and n times as strong.
+        clip_limit: the baseline without a penalty (``penalty="none"``). The critic's weights are clipped to
             +-clip_limit after each of its steps.
 
-    **The optimizers.** Both are of the kind ``optim``. What is None is taken from ``learning_rate``,
-    ``adam_beta1``, ``adam_beta2`` and ``lr_scheduler_type``; warm-up steps count each network's own steps.
+    **The optimizers.** Both are of the kind ``optim``. None stands for ``learning_rate``, ``adam_beta1``,
+    ``adam_beta2`` and ``lr_scheduler_type``. Warm-up steps count each network's own steps.
 
         critic_learning_rate, critic_adam_beta1, critic_adam_beta2, critic_lr_scheduler_type: the critic's.
         generator_learning_rate, generator_adam_beta1, generator_adam_beta2, generator_lr_scheduler_type: the
             generator's; its schedule runs over its own steps.
-        ema_decay: keep a moving average of the generator's weights, avg <- decay avg + (1 - decay) weights after each
-            of its steps; evaluation and sample grids use it.
+        ema_decay: decay of a moving average of the generator's weights, avg <- decay avg + (1 - decay) weights after
+            each of its steps. Evaluation and sample grids use the average. None: no average.
 
     **Samples and evaluation**
 
-        sample_steps: save a grid of samples every so many steps, and at the end; 0: none.
+        sample_steps: interval of steps at which a grid of samples is saved, and at the end; 0: none.
         sample_count: samples in a grid, always of the same latent codes.
         sample_low, sample_high: values of black and white, for images.
-        eval_samples: real samples, and as many generated ones, that an evaluation compares.
-        eval_emd: compute the exact earth mover's distance; for few dimensions and a few thousand samples.
+        eval_samples: number of real samples, and of generated ones, that an evaluation compares.
+        eval_emd: compute the exact earth mover's distance, for few dimensions and a few thousand samples.
 
     Raises:
         ValueError: a value is out of range; the message names the argument.
@@ -102,59 +102,71 @@ class WGANTrainingArguments(TrainingArguments):
 
     # Other defaults of the Trainer's arguments.
     learning_rate: float = field(
-        default=1e-4, metadata={"help": "Of both networks, where they have none of their own."}
+        default=1e-4, metadata={"help": "Learning rate of both networks, unless a network has its own."}
     )
-    adam_beta1: float = field(default=0.5, metadata={"help": "Of both networks, likewise."})
-    adam_beta2: float = field(default=0.9, metadata={"help": "Of both networks, likewise."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Of both networks, likewise."})
+    adam_beta1: float = field(default=0.5, metadata={"help": "Adam's beta1 of both networks, unless set for one."})
+    adam_beta2: float = field(default=0.9, metadata={"help": "Adam's beta2 of both networks, unless set for one."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "Schedule of both networks, unless set for one."}
+    )
     max_grad_norm: float = field(
-        default=0.0, metadata={"help": "Clip each network's gradient to this norm; 0: do not."}
+        default=0.0, metadata={"help": "Clip each network's gradient to this norm; 0: no clipping."}
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Stays off: columns are chosen by a collator."}
+        default=False, metadata={"help": "Leave at False: the collator selects columns."}
     )
 
     latent_size: Optional[int] = field(
-        default=None, metadata={"help": "Numbers in a latent code; unset: the generator's attribute latent_size."}
+        default=None, metadata={"help": "Numbers in a latent code; default: the generator's attribute latent_size."}
     )
-    latent_prior: str = field(default=NORMAL, metadata={"help": "normal, or uniform on (-1, 1)."})
+    latent_prior: str = field(
+        default=NORMAL, metadata={"help": "Distribution of latent codes: normal, or uniform on (-1, 1)."}
+    )
     n_critic: int = field(default=5, metadata={"help": "Critic steps before each generator step."})
-    n_critic_warmup: Optional[int] = field(default=None, metadata={"help": "The same during the warm-up."})
-    n_critic_warmup_steps: int = field(default=25, metadata={"help": "Generator steps at the beginning: warm-up."})
+    n_critic_warmup: Optional[int] = field(
+        default=None, metadata={"help": "Critic steps before each generator step during the warm-up."}
+    )
+    n_critic_warmup_steps: int = field(default=25, metadata={"help": "Generator steps of the warm-up."})
     n_critic_warmup_every: int = field(
-        default=0, metadata={"help": "One more warm-up step every so many generator steps; 0: none."}
+        default=0, metadata={"help": "Interval, in generator steps, of further warm-up steps; 0: none."}
     )
     max_generator_steps: Optional[int] = field(
         default=None, metadata={"help": "Length of the training in generator steps; sets max_steps."}
     )
     penalty: str = field(default=ONE, metadata={"help": "one (WGAN-LP), two (WGAN-GP), zero (R1, R2) or none."})
     penalty_lambda: float = field(default=10.0, metadata={"help": "Strength of the penalty."})
-    penalty_target: float = field(default=1.0, metadata={"help": "Norm of the gradient to stay below (or at)."})
-    penalty_points: str = field(default="line", metadata={"help": f"Where: one of {', '.join(POINTS)}."})
-    penalty_radius: float = field(default=1.0, metadata={"help": "Of local points, in standard deviations."})
+    penalty_target: float = field(default=1.0, metadata={"help": "Largest gradient norm without a penalty."})
+    penalty_points: str = field(
+        default="line", metadata={"help": f"Points of the penalty: one of {', '.join(POINTS)}."}
+    )
+    penalty_radius: float = field(default=1.0, metadata={"help": "Radius of local points, in standard deviations."})
     penalty_every: int = field(
-        default=1, metadata={"help": "Lazy penalty: at every n-th critic step only, n times as strongly."}
+        default=1, metadata={"help": "Lazy penalty: only at every n-th critic step, n times as strong."}
     )
-    clip_limit: Optional[float] = _optional("Clip the critic's weights; the baseline, with penalty none.")
-    critic_learning_rate: Optional[float] = _optional("The critic's; unset: learning_rate.")
-    critic_adam_beta1: Optional[float] = _optional("The critic's; unset: adam_beta1.")
-    critic_adam_beta2: Optional[float] = _optional("The critic's; unset: adam_beta2.")
+    clip_limit: Optional[float] = _optional("Clip the critic's weights to this size; needs penalty none.")
+    critic_learning_rate: Optional[float] = _optional("Learning rate of the critic; default: learning_rate.")
+    critic_adam_beta1: Optional[float] = _optional("Adam's beta1 of the critic; default: adam_beta1.")
+    critic_adam_beta2: Optional[float] = _optional("Adam's beta2 of the critic; default: adam_beta2.")
     critic_lr_scheduler_type: Optional[str] = field(
-        default=None, metadata={"help": "The critic's; unset: lr_scheduler_type."}
+        default=None, metadata={"help": "Schedule of the critic; default: lr_scheduler_type."}
     )
-    generator_learning_rate: Optional[float] = _optional("The generator's; unset: learning_rate.")
-    generator_adam_beta1: Optional[float] = _optional("The generator's; unset: adam_beta1.")
-    generator_adam_beta2: Optional[float] = _optional("The generator's; unset: adam_beta2.")
+    generator_learning_rate: Optional[float] = _optional("Learning rate of the generator; default: learning_rate.")
+    generator_adam_beta1: Optional[float] = _optional("Adam's beta1 of the generator; default: adam_beta1.")
+    generator_adam_beta2: Optional[float] = _optional("Adam's beta2 of the generator; default: adam_beta2.")
     generator_lr_scheduler_type: Optional[str] = field(
-        default=None, metadata={"help": "The generator's, over its own steps; unset: lr_scheduler_type."}
+        default=None, metadata={"help": "Schedule of the generator's own steps; default: lr_scheduler_type."}
     )
-    ema_decay: Optional[float] = _optional("Keep a moving average of the generator's weights.")
-    sample_steps: int = field(default=0, metadata={"help": "Save a grid of samples every so many steps; 0: none."})
+    ema_decay: Optional[float] = _optional("Decay of a moving average of the generator's weights.")
+    sample_steps: int = field(
+        default=0, metadata={"help": "Interval of steps at which a grid of samples is saved; 0: none."}
+    )
     sample_count: int = field(default=64, metadata={"help": "Samples in a grid."})
     sample_low: float = field(default=-1.0, metadata={"help": "Value of black in the samples, for images."})
     sample_high: float = field(default=1.0, metadata={"help": "Value of white in the samples, for images."})
     eval_samples: int = field(default=1000, metadata={"help": "Samples of each kind that an evaluation compares."})
-    eval_emd: bool = field(default=False, metadata={"help": "Exact earth mover's distance, for few dimensions."})
+    eval_emd: bool = field(
+        default=False, metadata={"help": "Compute the exact earth mover's distance, for few dimensions."}
+    )
 
     def __post_init__(self) -> None:
         """Validate, then let the Trainer's arguments do the same."""
@@ -167,8 +179,8 @@ class WGANTrainingArguments(TrainingArguments):
             steps = self.critic_schedule.critic_steps(self.max_generator_steps)
             if self.max_steps not in (-1, steps):
                 raise ValueError(
-                    f"max_steps={self.max_steps} and max_generator_steps={self.max_generator_steps}, which is "
-                    f"max_steps={steps}: give one of them."
+                    f"max_steps={self.max_steps} contradicts max_generator_steps={self.max_generator_steps}, which "
+                    f"means max_steps={steps}: give one of them."
                 )
             self.max_steps = steps
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -178,7 +190,7 @@ class WGANTrainingArguments(TrainingArguments):
 
     @property
     def critic_schedule(self) -> CriticSchedule:
-        """Critic steps before each generator step."""
+        """Return the number of critic steps before each generator step."""
         if self.n_critic_warmup is None:
             return CriticSchedule(self.n_critic, self.n_critic)
         return CriticSchedule(
@@ -187,7 +199,7 @@ class WGANTrainingArguments(TrainingArguments):
 
     @property
     def sampler(self) -> LinePoints | LocalPoints | RealPoints | GeneratedPoints:
-        """The object that draws the points of the penalty."""
+        """Return the object that draws the points of the penalty."""
         if self.penalty_points.startswith("local"):
             around = self.penalty_points.removeprefix("local").removeprefix("_") or "real"
             return LocalPoints(around, self.penalty_radius)
@@ -203,8 +215,8 @@ class WGANTrainingArguments(TrainingArguments):
         _check_choice(self, "latent_prior", PRIORS)
         if self.n_critic_warmup is None and self.n_critic_warmup_every:
             raise ValueError(
-                f"n_critic_warmup_every={self.n_critic_warmup_every} has no meaning without n_critic_warmup: give the "
-                "number of critic steps before such a generator step, n_critic_warmup=100."
+                f"n_critic_warmup_every={self.n_critic_warmup_every} does not apply without n_critic_warmup: give the "
+                "number of critic steps during the warm-up, such as n_critic_warmup=100."
             )
 
     def _check_penalty(self) -> None:
@@ -214,8 +226,8 @@ class WGANTrainingArguments(TrainingArguments):
             _check_positive(self, name)
         if self.penalty_radius != 1 and not self.penalty_points.startswith("local"):
             raise ValueError(
-                f"penalty_radius={self.penalty_radius!r} has no meaning with penalty_points={self.penalty_points!r}: "
-                'it is for "local", "local_generated" and "local_both".'
+                f"penalty_radius={self.penalty_radius!r} does not apply to penalty_points={self.penalty_points!r}: "
+                'leave it out, or use "local", "local_generated" or "local_both".'
             )
         if self.penalty != NONE:
             try:
@@ -224,18 +236,18 @@ class WGANTrainingArguments(TrainingArguments):
                 raise ValueError(f"penalty={self.penalty!r}, penalty_{error}") from None
         if self.clip_limit is not None and self.penalty != NONE:
             raise ValueError(
-                f"clip_limit={self.clip_limit!r} and penalty={self.penalty!r}: clipping is the baseline without a "
-                'penalty; give penalty="none" with it, or leave it out.'
+                f"clip_limit={self.clip_limit!r} and penalty={self.penalty!r}: clipping works without a penalty: "
+                'give penalty="none", or leave clip_limit out.'
             )
         if self.clip_limit is None and self.penalty == NONE:
             raise ValueError(
-                'penalty="none" without clip_limit: nothing would bound the critic\'s slope; give a limit such as '
+                'penalty="none" without clip_limit does not bound the critic\'s gradient: give a limit such as '
                 'clip_limit=0.01, or a penalty ("one").'
             )
 
     def _check_optimizers(self) -> None:
         if not (_is_number(self.learning_rate) and self.learning_rate >= 0):
-            raise ValueError(f"learning_rate={self.learning_rate!r}: give a number that is not negative.")
+            raise ValueError(f"learning_rate={self.learning_rate!r}: give a number of at least 0.")
         for network in ("critic_", "generator_"):
             _check_positive(self, f"{network}learning_rate")
         for network in ("", "critic_", "generator_"):
@@ -248,9 +260,8 @@ class WGANTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay!r}: give a number between 0 and 1, such as 0.999, or None.")
         if self.fp16:
             raise ValueError(
-                "fp16=True: the scaled loss of float16 training and a penalty that is squared after a gradient was "
-                "taken need different scales, and the scaler skips steps of one network alone. Use bf16=True, whose "
-                "range is that of float32, or float32."
+                "fp16=True does not work, because loss and squared penalty need different scales, and the gradient "
+                "scaler may skip steps of one network: use bf16=True, which has the range of float32, or float32."
             )
 
     def _check_samples(self) -> None:
@@ -259,11 +270,11 @@ class WGANTrainingArguments(TrainingArguments):
             _check_whole(self, name, 1)
         low, high = self.sample_low, self.sample_high
         if not (_is_number(low) and _is_number(high) and low < high):
-            raise ValueError(f"sample_low={low!r}, sample_high={high!r}: give two numbers; low has to be below.")
+            raise ValueError(f"sample_low={low!r}, sample_high={high!r}: give two numbers, the lower one first.")
 
 
 def _numbers_from_strings(args: WGANTrainingArguments) -> None:
-    """YAML reads 1e-4 as a string."""
+    """Convert strings to numbers, because YAML reads 1e-4 as a string."""
     own = [f"{network}{name}" for network in ("", "critic_", "generator_") for name in _RATES]
     for name in (*_NUMBERS, *own):
         value = getattr(args, name)
@@ -271,7 +282,7 @@ def _numbers_from_strings(args: WGANTrainingArguments) -> None:
             try:
                 setattr(args, name, float(value))
             except ValueError:
-                raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
+                raise ValueError(f"{name}={value!r} is not a number: give a number such as 0.001.") from None
 
 
 def _is_number(value: Any) -> bool:
@@ -279,12 +290,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_left_out(args: WGANTrainingArguments, name: str) -> bool:
-    """Whether the argument is None and may be."""
+    """Return True if the argument is None by default and unset."""
     return getattr(args, name) is None and WGANTrainingArguments.__dataclass_fields__[name].default is None
 
 
 def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:
-    """Keep it as an int: YAML and JSON may have made 2.0 of it."""
+    """Check a whole number and store it as an int.
+
+    YAML and JSON may have turned 2 into 2.0.
+    """
     value = getattr(args, name)
     if _is_left_out(args, name):
         return

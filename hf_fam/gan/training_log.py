@@ -1,4 +1,4 @@
-"""What the trainer logs of critic and generator: kept on the device, gathered only when something is logged."""
+"""Logged values of critic and generator, kept on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class CriticLog:
-    """Means over the steps since the last log; of the slopes, the largest.
+    """Means over the steps since the last log, and the largest gradient norm.
 
     Examples:
         >>> log = CriticLog()
@@ -35,14 +35,14 @@ class CriticLog:
         norms: Tensor | None = None,
         weight: float = 0.0,
     ) -> None:
-        """Note one micro-batch of a critic step.
+        """Record one micro-batch of a critic step.
 
         Args:
             step: optimizer steps already taken.
-            share: factor with which the micro-batch enters the mean over its step.
+            share: weight of the micro-batch in the mean over its step.
             estimate: mean f(real) - mean f(generated), detached.
             penalty: without lambda, where it was computed in this step.
-            norms: of the gradients that it penalizes.
+            norms: norms of the penalized gradients.
             weight: lambda, times the interval of a lazy penalty.
         """
         self._estimates.setdefault(step, []).append(estimate * share)
@@ -53,13 +53,13 @@ class CriticLog:
         self._largest.append(norms.max())
 
     def add_generator(self, step: int, share: float, loss: Tensor) -> None:
-        """Note one micro-batch of a generator step."""
+        """Record one micro-batch of a generator step."""
         self._generator.setdefault(step, []).append(loss * share)
 
     def drain(
         self, target: float, mean_over_processes: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
     ) -> dict[str, float]:
-        """The means since the last call, under the names that are logged.
+        """Return the means since the last call, under their logged names.
 
         Args:
             target: the norm that gradients should stay below.
@@ -70,16 +70,16 @@ class CriticLog:
         named = (
             ("wasserstein_estimate", self._estimates, self._estimates),
             ("gradient_penalty", self._penalties, self._penalties),
-            # A lazy penalty is 0 in between, and its term a mean over all critic steps.
+            # A lazy penalty is 0 between its steps, so its term is a mean over all critic steps.
             ("penalty_term", self._terms, self._estimates),
             ("generator_loss", self._generator, self._generator),
         )
-        for name, found, counted in named:
-            if found:
-                total = torch.stack([part for parts in found.values() for part in parts]).sum()
-                logs[name] = mean_over_processes(total / len(counted)).item()
+        for name, values, steps in named:
+            if values:
+                total = torch.stack([part for parts in values.values() for part in parts]).sum()
+                logs[name] = mean_over_processes(total / len(steps)).item()
         if self._largest:
             logs["gradient_violation"] = gather(torch.stack(self._largest).max().reshape(1)).max().item() - target
-        for kept in (self._estimates, self._penalties, self._terms, self._generator, self._largest):
-            kept.clear()
+        for buffer in (self._estimates, self._penalties, self._terms, self._generator, self._largest):
+            buffer.clear()
         return {name: float(f"{value:.7g}") for name, value in logs.items()}

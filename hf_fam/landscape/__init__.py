@@ -8,8 +8,9 @@ from __future__ import annotations
 from .certificate import SplitCertificate, Verdict, split_certificate
 from .descent import find_critical_point
 from .design import DesignedMinimum, design_minimum
-from .escape import EscapePath, PathPoint, escape_path
+from .escape import EscapePath, escape_path
 from .objective import HalfSquaredError
+from .path_point import PathPoint
 from .splitting import merge_duplicates, split_neuron, widen
 
 __all__ = [

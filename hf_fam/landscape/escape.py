@@ -15,29 +15,12 @@ from .certificate import SADDLE, SplitCertificate
 from .descent import descend, search
 from .hidden_layer import HiddenLayer, find_hidden_layer
 from .objective import Loss, Objective, float64_copy, trainable
+from .path_point import DESCEND, SLIDE, STEP, PathPoint
 from .splitting import RATIO_OUTSIDE, split_fan_out, split_hidden
 
-SLIDE, STEP, DESCEND = "slide", "step", "descend"
 # Largest rounding error of the loss, relative to loss and ratio: weights of the ratio's size cancel in the outputs.
 ROUNDING = 1e-12
 SAMPLES = 4
-
-
-@dataclass(frozen=True)
-class PathPoint:
-    """A point of the path.
-
-    Attributes:
-        phase: "slide", "step" or "descend".
-        ratio: lambda of the split; constant after the slide, when the two neurons change independently.
-        length: length of the path so far, in the space of the parameters.
-        loss: the loss here.
-    """
-
-    phase: str
-    ratio: float
-    length: float
-    loss: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +51,7 @@ class EscapePath:
         """
         from .path_figure import plot_path
 
-        plot_path(self, path)
+        plot_path(self.points, path)
 
 
 @torch.enable_grad()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .escape import EscapePath
+from .path_point import DESCEND, SLIDE, PathPoint
 
 
-def plot_path(escape: EscapePath, path: str | Path) -> None:
+def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
     """Draw the loss over the ratio of the slide, then over the path's length.
 
     Both panels share one axis of losses.
 
     Args:
-        escape: the path.
+        points: the points of the path.
         path: the file to write. Its extension selects the format.
 
     Raises:
@@ -24,10 +23,10 @@ def plot_path(escape: EscapePath, path: str | Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    slide = [point for point in escape.points if point.phase == "slide"]
-    rest = [slide[-1], *(point for point in escape.points if point.phase != "slide")]
-    steps = [point for point in rest if point.phase != "descend"]
-    descent = [steps[-1], *(point for point in rest if point.phase == "descend")]
+    slide = [point for point in points if point.phase == SLIDE]
+    rest = [slide[-1], *(point for point in points if point.phase != SLIDE)]
+    steps = [point for point in rest if point.phase != DESCEND]
+    descent = [steps[-1], *(point for point in rest if point.phase == DESCEND)]
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -39,6 +38,6 @@ def plot_path(escape: EscapePath, path: str | Path) -> None:
     right.set(title="then down", xlabel="length of the path")
     right.legend()
     for axes in (left, right):
-        axes.set_ylim(bottom=0 if min(escape.losses) >= 0 else None)
+        axes.set_ylim(bottom=0 if min(point.loss for point in points) >= 0 else None)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Date": None} if str(path).endswith(".svg") else None)

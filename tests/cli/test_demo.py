@@ -25,9 +25,16 @@ from transformers import (
 )
 
 from hf_fam import FAMTrainer
-from hf_fam.cli.demo import DemoSettings, FrozenSettings, run_demo, run_frozen_demo
-from hf_fam.cli.demo.fine_tuning import EpochRecorder, make_trainer
-from hf_fam.cli.demo.frozen import SmallNetwork, embed, format_case, paired, spread
+from hf_fam.cli.demo.fine_tuning import DemoSettings, EpochRecorder, make_trainer, run_demo
+from hf_fam.cli.demo.frozen import (
+    FrozenSettings,
+    SmallNetwork,
+    embed,
+    format_case,
+    paired_difference,
+    run_frozen_demo,
+    standard_deviation,
+)
 from hf_fam.cli.demo.report import compare, format_table, interpret, kappa_at_loss
 from hf_fam.cli.demo.task import Task, packaged_model, read_rows
 from hf_fam.cli.demo.timing import interleaved_step_seconds
@@ -153,6 +160,10 @@ def test_data_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("hf_fam.cli.demo.task.resources.files", lambda package: tmp_path / package)
     with pytest.raises(ValueError, match="reinstall hf-fam"):
         read_rows()
+    file = tmp_path / "hf_fam.cli.demo" / "banking77_30_intents.csv"
+    file.parent.mkdir()
+    file.write_text('split,text,label\ntrain,"a, b",c\n', encoding="utf-8")
+    assert read_rows() == [{"split": "train", "text": "a, b", "label": "c"}]
 
 
 def test_missing_model_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,4 +323,4 @@ def test_stored_embeddings_are_means_over_tokens(encoder: Path, tmp_path: Path) 
 
 
 def test_spread_of_one_run_is_not_a_number() -> None:
-    assert all(math.isnan(x) for x in (spread([1.0]), paired([1.0], [2.0])[1]))
+    assert all(math.isnan(x) for x in (standard_deviation([1.0]), paired_difference([1.0], [2.0])[1]))

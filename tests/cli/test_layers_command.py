@@ -214,7 +214,7 @@ def errors(tmp_path: Path) -> list[tuple[str, list[str], str]]:
         ("empty", [], "contains no config.json"),
         ("broken", [], "not a valid JSON"),
         ("unknown", [], "no_such_type"),
-        ("nameless", [], "names no architecture: choose a head by --task sequence-classification"),
+        ("nameless", [], "names no architecture: choose a head with --task sequence-classification"),
         ("foreign", [], "MyBert, which transformers does not contain"),
         ("impossible", [], "no BertForMaskedLM can be made"),
         ("nameless", ["--task", "poetry"], "--task poetry: choose one of sequence-classification"),

@@ -190,7 +190,7 @@ def test_normalisation_of_single_samples_is_not() -> None:
         ({"side": "both"}, "side='both'"),
         ({"target": 0.0}, "target=0.0"),
         ({"target": float("nan")}, "target=nan"),
-        ({"side": "zero", "target": 2.0}, "no meaning"),
+        ({"side": "zero", "target": 2.0}, "does not apply"),
         ({"points": torch.ones(4, 3, dtype=torch.long)}, "torch.int64"),
         ({"points": torch.ones(3)}, r"\(n, 1\)"),
         ({"points": torch.ones(0, 3)}, "at least one"),

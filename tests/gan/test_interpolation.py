@@ -112,23 +112,23 @@ def test_every_energy_and_curve(energy: str, curve: str) -> None:
     make = decoder()
     features = (lambda x: x.flatten(1)[:, :3]) if energy == "feature" else None
     before = torch.get_rng_state()
-    found = interpolate(
+    result = interpolate(
         make, z0, z1, scorer=score, features=features, energy=energy, curve=curve, points=6, steps=20,
         learning_rate=0.02, calibration=64, sphere=True, resample=False,
     )  # fmt: skip
     assert torch.equal(before, torch.get_rng_state())
-    assert found.latents.shape == (3, 6, 4) and found.samples.shape == (3, 6, 2, 3)
-    assert torch.equal(found.latents[:, 0], z0) and torch.equal(found.latents[:, -1], z1)
-    torch.testing.assert_close(found.samples[1], make(found.latents[1]).detach())
-    torch.testing.assert_close(found.scores[2], score(found.samples[2]))
-    torch.testing.assert_close(found.worst_score, found.scores.min(1).values)
-    torch.testing.assert_close(found.mean_score, found.scores.mean(1))
-    torch.testing.assert_close(found.length[0], found.samples[0].diff(dim=0).flatten(1).norm(dim=1).sum())
-    assert not found.samples.requires_grad and all(p.grad is None for p in make.parameters())
+    assert result.latents.shape == (3, 6, 4) and result.samples.shape == (3, 6, 2, 3)
+    assert torch.equal(result.latents[:, 0], z0) and torch.equal(result.latents[:, -1], z1)
+    torch.testing.assert_close(result.samples[1], make(result.latents[1]).detach())
+    torch.testing.assert_close(result.scores[2], score(result.samples[2]))
+    torch.testing.assert_close(result.worst_score, result.scores.min(1).values)
+    torch.testing.assert_close(result.mean_score, result.scores.mean(1))
+    torch.testing.assert_close(result.length[0], result.samples[0].diff(dim=0).flatten(1).norm(dim=1).sum())
+    assert not result.samples.requires_grad and all(p.grad is None for p in make.parameters())
     if energy in ("linear", "slerp"):
-        assert found.energy is None and torch.equal(found.latents, getattr(found, energy).latents)
+        assert result.energy is None and torch.equal(result.latents, getattr(result, energy).latents)
     else:
-        assert (found.energy <= found.start_energy).all() and (found.energy < found.start_energy).any()
+        assert (result.energy <= result.start_energy).all() and (result.energy < result.start_energy).any()
 
 
 def test_a_pair_does_not_depend_on_the_others_nor_on_chunks() -> None:
@@ -147,12 +147,12 @@ def test_a_pair_does_not_depend_on_the_others_nor_on_chunks() -> None:
 
 def test_the_best_iterate_is_kept() -> None:
     """With a learning rate that throws the path about, the energy returned is that of the curve returned."""
-    found = interpolate(
+    result = interpolate(
         plane, LEFT, RIGHT, scorer=ring, learning_rate=2.0, steps=25, score_range=(-50.0, 0.0), resample=False
     )
-    assert found.energy <= found.start_energy
-    scores = ring(found.samples[0])[None]
-    torch.testing.assert_close(path_energy("critic", found.samples, scores, (-50.0, 0.0), 0.2), found.energy)
+    assert result.energy <= result.start_energy
+    scores = ring(result.samples[0])[None]
+    torch.testing.assert_close(path_energy("critic", result.samples, scores, (-50.0, 0.0), 0.2), result.energy)
 
 
 def test_the_best_of_all_iterates_is_kept_for_each_pair() -> None:
@@ -170,13 +170,13 @@ def test_scores_are_calibrated_by_quantiles_of_generated_samples() -> None:
     make, z = decoder(), torch.randn(1, 4).double()
     codes = 3 * torch.randn(333, 4).double()
     settings = {"scorer": score, "points": 4, "steps": 1, "quantiles": (0.1, 0.8)}
-    found = interpolate(make, z, -z, calibration=codes, **settings)
+    result = interpolate(make, z, -z, calibration=codes, **settings)
     expected = np.quantile(score(make(codes)).detach().numpy(), (0.1, 0.8))
-    assert found.score_range == pytest.approx(tuple(expected), rel=1e-12)
+    assert result.score_range == pytest.approx(tuple(expected), rel=1e-12)
     drawn = torch.randn((500, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     expected = np.quantile(score(make(drawn)).detach().numpy(), (0.1, 0.8))
-    found = interpolate(make, z, -z, calibration=500, seed=7, **settings)
-    assert found.score_range == pytest.approx(tuple(expected), rel=1e-12)
+    result = interpolate(make, z, -z, calibration=500, seed=7, **settings)
+    assert result.score_range == pytest.approx(tuple(expected), rel=1e-12)
     assert interpolate(make, z, -z, scorer=score, energy="pullback", steps=1).score_range is None
 
 
@@ -185,19 +185,19 @@ def test_feature_energy_is_that_of_the_features() -> None:
     seen = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
     settings = {"points": 7, "steps": 40, "learning_rate": 0.02, "resample": False}
-    found = interpolate(decoder(), z0, z1, features=seen, energy="feature", **settings)
-    looked_at = seen(found.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
-    torch.testing.assert_close(found.energy, looked_at.diff(dim=1).square().mean(2).sum(1))
-    assert (found.energy < found.start_energy).all()
+    result = interpolate(decoder(), z0, z1, features=seen, energy="feature", **settings)
+    looked_at = seen(result.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
+    torch.testing.assert_close(result.energy, looked_at.diff(dim=1).square().mean(2).sum(1))
+    assert (result.energy < result.start_energy).all()
     other = interpolate(decoder(), z0, z1, energy="pullback", **settings)
     torch.testing.assert_close(other.energy, other.samples.diff(dim=1).flatten(2).square().mean(2).sum(1))
-    assert not torch.allclose(other.latents, found.latents)
+    assert not torch.allclose(other.latents, result.latents)
     # with a scored energy, features take the samples' place in s_i
-    found = interpolate(
+    result = interpolate(
         decoder(), z0, z1, features=seen, scorer=score, score_range=(-8.0, 0.0), energy="conformal", **settings
     )
-    looked_at = seen(found.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
-    torch.testing.assert_close(found.energy, path_energy("conformal", looked_at, found.scores, (-8.0, 0.0), 0.2))
+    looked_at = seen(result.samples.flatten(0, 1)).detach().reshape(2, 7, 2)
+    torch.testing.assert_close(result.energy, path_energy("conformal", looked_at, result.scores, (-8.0, 0.0), 0.2))
 
 
 @pytest.mark.parametrize("h", [0.0, 0.05, 1.5])
@@ -207,15 +207,15 @@ def test_h_is_the_given_one(h: float) -> None:
     z0, z1 = torch.randn(2, 4).double(), torch.randn(2, 4).double()
     settings = {"scorer": score, "score_range": (-8.0, 0.0), "points": 6, "steps": 15, "learning_rate": 0.02}
     for energy in ("critic", "conformal"):
-        found = interpolate(decoder(), z0, z1, energy=energy, h=h, resample=False, **settings)
+        result = interpolate(decoder(), z0, z1, energy=energy, h=h, resample=False, **settings)
         for pair in range(2):
-            d = [min((min(max(c, -8.0), 0.0) + 18) / 18, 0.99) for c in found.scores[pair].tolist()]
+            d = [min((min(max(c, -8.0), 0.0) + 18) / 18, 0.99) for c in result.scores[pair].tolist()]
             expected = 0.0
             for i in range(5):
-                root = ((found.samples[pair, i + 1] - found.samples[pair, i]).square().sum().item() / 6) ** 0.5
+                root = ((result.samples[pair, i + 1] - result.samples[pair, i]).square().sum().item() / 6) ** 0.5
                 toll = h / math.sqrt(d[i] * d[i + 1])
                 expected += (toll + root) ** 2 if energy == "critic" else ((1 + toll) * root) ** 2
-            assert found.energy[pair].item() == pytest.approx(expected, rel=1e-10), energy
+            assert result.energy[pair].item() == pytest.approx(expected, rel=1e-10), energy
 
 
 @pytest.mark.parametrize("curve", ["polynomial", "cubic", "nodes"])
@@ -237,14 +237,14 @@ def test_radii_on_the_sphere_are_between_those_of_the_ends(curve: str) -> None:
 def test_a_scorer_of_small_range_hardly_acts() -> None:
     """The 10 of the realism is in the units of the score, as the documentation warns."""
     z = torch.tensor([[-1.0, 0.0]]).double()
-    found = {
+    result = {
         scale: interpolate(
             plane, z, -z, scorer=lambda x, scale=scale: scale * ring(x), score_range=(-50.0 * scale, 0.0), points=24,
             degree=5, steps=200, learning_rate=0.01,
         ).length.item()
         for scale in (1, 0.02)
     }  # fmt: skip
-    assert found[1] > 2.4 and found[0.02] < 2.1
+    assert result[1] > 2.4 and result[0.02] < 2.1
 
 
 def test_constant_speed() -> None:
@@ -273,9 +273,9 @@ def test_modules_are_evaluated_and_given_back() -> None:
 def test_half_precision_images_and_equal_ends() -> None:
     make = nn.ConvTranspose2d(2, 3, 2).bfloat16()
     z = torch.randn(2, 2, 3, 3).bfloat16()
-    found = interpolate(make, z, z.flip(0), scorer=score, points=5, **QUICK)
-    assert found.latents.dtype == found.samples.dtype == torch.bfloat16
-    assert found.latents.shape == (2, 5, 2, 3, 3) and torch.equal(found.latents[:, -1], z.flip(0))
+    result = interpolate(make, z, z.flip(0), scorer=score, points=5, **QUICK)
+    assert result.latents.dtype == result.samples.dtype == torch.bfloat16
+    assert result.latents.shape == (2, 5, 2, 3, 3) and torch.equal(result.latents[:, -1], z.flip(0))
     still = interpolate(plane, LEFT, LEFT, scorer=ring, score_range=(-50.0, 0.0), steps=2)
     assert still.latents.isfinite().all() and still.length.item() < 0.01
 
@@ -285,8 +285,8 @@ def test_half_precision_images_and_equal_ends() -> None:
     [
         ({"energy": "best"}, "energy='best'"),
         ({"curve": "line"}, "curve='line'"),
-        ({"scorer": None}, "needs scorer="),
-        ({"energy": "feature"}, "needs features="),
+        ({"scorer": None}, "needs a scorer, .*give scorer="),
+        ({"energy": "feature"}, "needs a function of the samples: give features="),
         ({"points": 2}, "points=2"),
         ({"degree": 1}, "degree=1"),
         ({"steps": 1e3}, "steps=1000.0: give a whole number"),
@@ -300,9 +300,9 @@ def test_half_precision_images_and_equal_ends() -> None:
         ({"z0": torch.zeros(2), "z1": torch.zeros(2)}, r"z0\[None\]"),
         ({"z0": LEFT * math.nan}, "z0 has values"),
         ({"calibration": torch.zeros(5, 3)}, r"\(n, 2\)"),
-        ({"scorer": lambda x: 0 * x.sum(1)}, "does not tell samples apart"),
-        ({"scorer": lambda x: x}, r"scorer gave shape"),
-        ({"generator": lambda z: z[:1]}, "generator gave"),
+        ({"scorer": lambda x: 0 * x.sum(1)}, "does not distinguish samples"),
+        ({"scorer": lambda x: x}, r"scorer returned shape"),
+        ({"generator": lambda z: z[:1]}, "generator returned"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, object], said: str) -> None:
@@ -317,7 +317,7 @@ def test_an_infinite_energy_is_reported() -> None:
 
 
 def test_a_generator_without_gradients_is_refused() -> None:
-    with pytest.raises(ValueError, match="no gradient comes back"):
+    with pytest.raises(ValueError, match="the latent codes get no gradient from the samples"):
         interpolate(torch.no_grad()(lambda z: 2 * z), LEFT, RIGHT, energy="pullback")
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         interpolate(plane, LEFT, RIGHT, energy="pullback")

@@ -36,9 +36,9 @@ def counted(pairs: int, points: int, chunk_size: int | None) -> dict[str, int]:
             score_range=(-9.0, 0.0), steps=5, chunk_size=chunk_size,
         )  # fmt: skip
     assert chunk_size is None or max(sizes["generator"]) <= chunk_size
-    found = {f"calls of the {name}": len(each) for name, each in sizes.items()}
-    found |= {f"rows of the {name}": sum(each) for name, each in sizes.items()}
-    return found | {"flops": flops.get_total_flops()}
+    result = {f"calls of the {name}": len(each) for name, each in sizes.items()}
+    result |= {f"rows of the {name}": sum(each) for name, each in sizes.items()}
+    return result | {"flops": flops.get_total_flops()}
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])

@@ -43,13 +43,13 @@ def test_autoencoder_of_diffusers(dtype: torch.dtype) -> None:
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).to(dtype)
     z0, z1 = torch.randn(2, 2, 2, 4, 4).to(dtype)
-    found = interpolate(
+    result = interpolate(
         vae.decode, z0, z1, scorer=score, points=5, steps=10, learning_rate=0.02, calibration=64, chunk_size=4
     )
-    assert found.samples.shape == (2, 5, 3, 8, 8) and found.samples.dtype == dtype
-    assert torch.equal(found.latents[:, 0], z0) and torch.equal(found.latents[:, -1], z1)
-    assert (found.energy < found.start_energy).all()
-    torch.testing.assert_close(found.samples[0], vae.eval().decode(found.latents[0]).sample, rtol=0.02, atol=0.02)
+    assert result.samples.shape == (2, 5, 3, 8, 8) and result.samples.dtype == dtype
+    assert torch.equal(result.latents[:, 0], z0) and torch.equal(result.latents[:, -1], z1)
+    assert (result.energy < result.start_energy).all()
+    torch.testing.assert_close(result.samples[0], vae.eval().decode(result.latents[0]).sample, rtol=0.02, atol=0.02)
     assert all(p.grad is None for p in vae.parameters())
 
 
@@ -60,5 +60,5 @@ def test_classifier_of_transformers_as_scorer() -> None:
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=1, **sizes)
     vit = transformers.ViTForImageClassification(config)
     make = nn.Sequential(nn.Linear(4, 192), nn.Unflatten(1, (3, 8, 8)))
-    found = interpolate(make, torch.randn(2, 4), torch.randn(2, 4), scorer=vit, **QUICK)
-    torch.testing.assert_close(found.scores[0], vit.eval()(found.samples[0]).logits[:, 0].detach())
+    result = interpolate(make, torch.randn(2, 4), torch.randn(2, 4), scorer=vit, **QUICK)
+    torch.testing.assert_close(result.scores[0], vit.eval()(result.samples[0]).logits[:, 0].detach())

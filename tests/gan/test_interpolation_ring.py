@@ -28,12 +28,12 @@ def density(x: Tensor) -> Tensor:
     return bell(x) - x.norm(dim=1).log()
 
 
-def found(scorer: object, **settings: object) -> Interpolation:
+def find_path(scorer: object, **settings: object) -> Interpolation:
     return interpolate(lambda z: z, LEFT, -LEFT, scorer=scorer, h=0.2, points=24, score_range=(BOTTOM, 0), **settings)
 
 
 def test_the_four_known_numbers() -> None:
-    path = found(density, degree=5, steps=300, learning_rate=1e-3)
+    path = find_path(density, degree=5, steps=300, learning_rate=1e-3)
     middle = torch.tensor([[1 / 23, 0.0]]).double()  # the two points nearest to the center
     assert path.linear.worst_score.item() == pytest.approx(density(middle).item(), rel=1e-6)
     assert path.linear.worst_score.item() == pytest.approx(-42.7, abs=0.1)
@@ -43,7 +43,7 @@ def test_the_four_known_numbers() -> None:
 
 
 def test_the_bell_misses_the_straight_line_only() -> None:
-    path = found(bell, degree=3, steps=1500, learning_rate=0.01)
+    path = find_path(bell, degree=3, steps=1500, learning_rate=0.01)
     assert path.linear.worst_score.item() == pytest.approx(BOTTOM * (1 - 1 / 23) ** 2, rel=1e-9)
     assert path.worst_score.item() == pytest.approx(-2.8, abs=0.2)
     assert path.length.item() == pytest.approx(2.60, abs=0.05)

@@ -60,16 +60,16 @@ def test_one_sided_finds_its_optimum_from_every_start(strength: float, expected:
 
 @pytest.mark.parametrize(("strength", "average"), [(1, 0.667), (10, 0.067), (100, 0.0067)])
 def test_two_sided_has_optima_of_the_wrong_sign(strength: float, average: float) -> None:
-    excess, found = 2 / (3 * strength), []
+    excess, results = 2 / (3 * strength), []
     for start in starts():
         slopes, estimate = optimum(start, strength, "two")
         for slope, right, begun in ((slopes[2], 1, start[2]), (-slopes[0], 1, -start[0])):
             expected = 1 + excess if begun > 0 else -(1 - excess)
             assert slope.item() == pytest.approx(right * expected, abs=1e-9)
-        found.append(estimate)
-    assert sum(found) / 4 == pytest.approx(excess, abs=1e-9)
-    assert sum(found) / 4 == pytest.approx(average, abs=0.0005)
-    assert max(found) == pytest.approx(1 + excess)  # the best optimum is the same
+        results.append(estimate)
+    assert sum(results) / 4 == pytest.approx(excess, abs=1e-9)
+    assert sum(results) / 4 == pytest.approx(average, abs=0.0005)
+    assert max(results) == pytest.approx(1 + excess)  # the best optimum is the same
 
 
 def test_two_sided_below_two_thirds_has_one_optimum() -> None:

@@ -79,8 +79,8 @@ def test_names_in_the_arguments(tmp_path: Path) -> None:
     }
     assert set(named) == set(POINTS)
     for name, (given, expected) in named.items():
-        found = wgan_arguments(tmp_path, penalty_points=name, **given).sampler
-        assert type(found) is type(expected) and found == expected, name
+        result = wgan_arguments(tmp_path, penalty_points=name, **given).sampler
+        assert type(result) is type(expected) and result == expected, name
 
 
 def test_what_is_refused() -> None:

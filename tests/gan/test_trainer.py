@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainerCallback
 
 from hf_fam.gan import (
     CriticSchedule,
-    ItemDraws,
+    ItemRandomNumbers,
     LinePoints,
     WGANTrainer,
     WGANTrainingArguments,
@@ -26,7 +26,7 @@ from support.tiny import logged
 
 
 def latents(purpose: str, step: int, count: int, seed: int = 42) -> Tensor:
-    return ItemDraws((seed, purpose, step), 0, count).normal((count, 3))
+    return ItemRandomNumbers((seed, purpose, step), 0, count).normal((count, 3))
 
 
 def written_out(generator: nn.Module, critic: nn.Module, data: Tensor, steps: int, n_critic: int) -> list[float]:
@@ -37,7 +37,7 @@ def written_out(generator: nn.Module, critic: nn.Module, data: Tensor, steps: in
     for step in range(steps):
         real = data.roll(-8 * step, 0)[:8]
         fake = generator(latents("critic", step, 8)).detach()
-        where = LinePoints()(real, fake, generator=ItemDraws((42, "points", step), 0, 8))
+        where = LinePoints()(real, fake, generator=ItemRandomNumbers((42, "points", step), 0, 8))
         estimate = critic(real).mean() - critic(fake).mean()
         estimates.append(estimate.item())
         of_critic.zero_grad()
@@ -59,12 +59,25 @@ def test_training_is_the_written_out_loop(tmp_path: Path) -> None:
     trainer = wgan_trainer(tmp_path, *own, train_dataset=data, kind=InOrder, penalty_lambda=3.0, **own_settings)
     trainer.train()
     for network, expected in zip(own, reference, strict=True):
-        for found, wanted in zip(network.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+        for result, wanted in zip(network.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-12)
     assert logged(trainer, "wasserstein_estimate") == pytest.approx(estimates, rel=1e-6)
     assert logged(trainer, "loss") == pytest.approx(
         [t - e for t, e in zip(logged(trainer, "penalty_term"), estimates, strict=True)], rel=1e-4
     )
+
+
+class CriticWeights(TrainerCallback):
+    """Keeps the critic's weights at the event at which the generator steps.
+
+    Callbacks run in the order in which they were added: before or after the generator's step.
+    """
+
+    def __init__(self, critic: nn.Module) -> None:
+        self.critic, self.kept = critic, []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.kept.append(copy.deepcopy(self.critic.state_dict()))
 
 
 def test_generator_steps_leave_the_critic_alone(tmp_path: Path) -> None:
@@ -72,18 +85,14 @@ def test_generator_steps_leave_the_critic_alone(tmp_path: Path) -> None:
     critic = tiny_critic()
     critic[0].weight.requires_grad_(False)
     before = critic[0].weight.clone()
-    trainer = wgan_trainer(tmp_path, critic=critic, n_critic=1, max_steps=3)
-    seen: list[bool] = []
-    step = trainer._after_critic_step
-
-    def watched() -> None:
-        weights = copy.deepcopy(critic.state_dict())
-        step()
-        seen.append(all(torch.equal(w, weights[n]) for n, w in critic.state_dict().items()))
-
-    trainer._after_critic_step = watched
+    before_step, after_step = CriticWeights(critic), CriticWeights(critic)
+    trainer = wgan_trainer(tmp_path, critic=critic, callbacks=[before_step], n_critic=1, max_steps=3)
+    trainer.add_callback(after_step)
     trainer.train()
-    assert seen == [True] * 3 and torch.equal(critic[0].weight, before)
+    assert len(before_step.kept) == 3 and torch.equal(critic[0].weight, before)
+    for earlier, later in zip(before_step.kept, after_step.kept, strict=True):
+        assert all(torch.equal(weight, earlier[name]) for name, weight in later.items())
+    assert not torch.equal(after_step.kept[0]["5.weight"], after_step.kept[1]["5.weight"])
     assert [p.requires_grad for p in critic.parameters()] == [False, *[True] * 5]
     steps = {group["network"]: trainer.optimizer.state[group["params"][0]]["step"].item()
              for group in trainer.optimizer.param_groups}  # fmt: skip
@@ -112,8 +121,8 @@ def test_uniform_latent_codes_are_on_minus_one_to_one(tmp_path: Path) -> None:
     generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     trainer.train()
     expected = [("critic", 0), ("critic", 1), ("generator", 1), ("critic", 2), ("critic", 3), ("generator", 3)]
-    for found, (purpose, step) in zip(seen, expected, strict=True):
-        assert torch.equal(found, 2 * ItemDraws((42, purpose, step), 0, 64).uniform((64, 3)) - 1)
+    for result, (purpose, step) in zip(seen, expected, strict=True):
+        assert torch.equal(result, 2 * ItemRandomNumbers((42, purpose, step), 0, 64).uniform((64, 3)) - 1)
     codes = torch.cat(seen).flatten()
     assert -1 < codes.min() < -0.95 and 0.95 < codes.max() < 1
     assert scipy_stats.kstest(codes.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-3
@@ -268,8 +277,8 @@ def test_batch_of_one(tmp_path: Path) -> None:
 
 
 def test_numbers_of_an_item_do_not_depend_on_its_batch() -> None:
-    whole = ItemDraws((1, "a", 2), 0, 10)
-    parts = [ItemDraws((1, "a", 2), k, 5) for k in (0, 5)]
+    whole = ItemRandomNumbers((1, "a", 2), 0, 10)
+    parts = [ItemRandomNumbers((1, "a", 2), k, 5) for k in (0, 5)]
     for shape in ((2, 3), ()):
         assert torch.equal(whole.uniform((10, *shape)), torch.cat([p.uniform((5, *shape)) for p in parts]))
     assert not torch.equal(whole.uniform((10,)), whole.uniform((10,)))
@@ -277,7 +286,7 @@ def test_numbers_of_an_item_do_not_depend_on_its_batch() -> None:
 
 def test_draws_are_uniform_and_normal() -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
-    draws = ItemDraws((0, "x", 0), 0, 200)
+    draws = ItemRandomNumbers((0, "x", 0), 0, 200)
     assert scipy_stats.kstest(draws.uniform((200, 100)).flatten().numpy(), "uniform").pvalue > 1e-3
     normal = draws.normal((200, 100))
     assert scipy_stats.kstest(normal.flatten().numpy(), "norm").pvalue > 1e-3

@@ -19,9 +19,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What two processes made of all settings, in one launch."""
     folder = tmp_path_factory.mktemp("two_processes")
     launch(SCRIPT, str(folder))
-    found = torch.load(folder / "found.pt")
-    assert {result["processes"] for result in found.values()} == {2}
-    return found
+    values = torch.load(folder / "found.pt")
+    assert {result["processes"] for result in values.values()} == {2}
+    return values
 
 
 def assert_same(result: dict[str, Any], reference: dict[str, Any]) -> None:

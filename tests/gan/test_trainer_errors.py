@@ -21,8 +21,8 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"n_critic": float("nan")}, "n_critic=nan: give a whole number"),
     ({"n_critic": None}, "n_critic=None: give a whole number"),
     ({"n_critic_warmup": 0}, "n_critic_warmup=0"),
-    ({"n_critic_warmup_every": 500}, "n_critic_warmup_every=500 has no meaning without n_critic_warmup"),
-    ({"penalty_radius": 2.0}, "penalty_radius=2.0 has no meaning with penalty_points='line'"),
+    ({"n_critic_warmup_every": 500}, "n_critic_warmup_every=500 does not apply without n_critic_warmup"),
+    ({"penalty_radius": 2.0}, "penalty_radius=2.0 does not apply to penalty_points='line'"),
     ({"n_critic_warmup_every": -1}, "n_critic_warmup_every=-1: give a whole number of at least 0"),
     ({"latent_size": 0}, "latent_size=0"),
     ({"latent_prior": "gaussian"}, "latent_prior='gaussian': give one of 'normal', 'uniform'"),
@@ -39,7 +39,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"critic_lr_scheduler_type": "nope"}, "critic_lr_scheduler_type='nope': give one of 'linear'"),
     ({"lr_scheduler_type": "nope"}, "^lr_scheduler_type='nope': give one of 'linear'"),
     ({"sample_high": None}, "sample_low=-1.0, sample_high=None"),
-    ({"penalty": "zero", "penalty_target": 2.0}, "penalty='zero', penalty_target=2.0 has no meaning"),
+    ({"penalty": "zero", "penalty_target": 2.0}, "penalty='zero', penalty_target=2.0 does not apply"),
     ({"penalty_radius": float("nan")}, "penalty_radius=nan"),
     ({"penalty_every": 0}, "penalty_every=0"),
     ({"penalty": "none"}, 'penalty="none" without clip_limit'),
@@ -48,8 +48,11 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"critic_learning_rate": -1.0}, "critic_learning_rate=-1.0"),
     ({"generator_adam_beta1": 1.0}, "generator_adam_beta1=1.0"),
     ({"ema_decay": 1.0}, "ema_decay=1.0: give a number between 0 and 1"),
-    ({"fp16": True}, "fp16=True: .* Use bf16=True"),
-    ({"max_steps": 7, "max_generator_steps": 2}, "max_steps=7 and max_generator_steps=2, which is max_steps=4"),
+    ({"fp16": True}, "fp16=True does not work, .*: use bf16=True"),
+    (
+        {"max_steps": 7, "max_generator_steps": 2},
+        "max_steps=7 contradicts max_generator_steps=2, which means max_steps=4",
+    ),
     ({"eval_samples": 0}, "eval_samples=0"),
     ({"sample_low": 1.0}, "sample_low=1.0, sample_high=1.0"),
 ]
@@ -77,10 +80,10 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"torch_compile": True}, "torch_compile=True: compiled networks cannot be differentiated twice"),
     ({"gradient_checkpointing": True}, "gradient_checkpointing=True"),
     ({"ddp_static_graph": True}, "ddp_static_graph=True"),
-    ({"bf16_full_eval": True}, "half-precision evaluation"),
+    ({"bf16_full_eval": True}, "fp16_full_eval or bf16_full_eval would convert the networks"),
     ({"latent_size": 4}, r"latent_size=4: the generator fails on latent codes of shape \(2, 4\)"),
     ({"latent_size": None}, "latent_size is unknown"),
-    ({"optimizers": (None, None)}, "optimizers has no meaning for two networks"),
+    ({"optimizers": (None, None)}, "optimizers does not apply to two networks"),
     ({"train_dataset": []}, "train_dataset is empty"),
     ({"train_dataset": torch.zeros(4, 2, dtype=torch.uint8)}, "give floating-point ones"),
     ({"train_dataset": [torch.zeros(2), torch.zeros(3)]}, "samples of different shapes"),
@@ -88,7 +91,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"train_dataset": ["text"] * 4}, "an item of type str is no tensor"),
     ({"train_dataset": torch.zeros(4)}, r"give each as a tensor of shape \(1,\)"),
     ({"train_dataset": torch.zeros(4, 3)}, r"the generator makes samples of shape \(2,\), the real ones .* \(3,\)"),
-    ({"data_collator": torch.stack}, "data_collator: it has to return {'samples': tensor}"),
+    ({"data_collator": torch.stack}, "data_collator must return {'samples': tensor}"),
     ({"critic_lr_scheduler_type": "reduce_lr_on_plateau"}, "critic_lr_scheduler_type: .* follows a metric"),
 ]
 
@@ -101,10 +104,10 @@ def test_settings(tmp_path: Path, given: dict[str, Any], message: str) -> None:
 
 NETWORKS = [
     (tiny_generator(), nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "critic: '1' is batch norm"),
-    (tiny_generator(), nn.Linear(2, 3), r"the critic gave shape \(2, 3\) for 2 samples"),
+    (tiny_generator(), nn.Linear(2, 3), r"the critic returned shape \(2, 3\) for 2 samples"),
     (tiny_generator(), nn.Linear(5, 1), "the critic fails on generated samples of shape"),
     (tiny_generator().requires_grad_(False), tiny_critic(), "generator: no parameter of Sequential requires"),
-    (lambda z: z, tiny_critic(), "generator: a function is given; it has to be a torch.nn.Module"),
+    (lambda z: z, tiny_critic(), "generator is a function: give a torch.nn.Module"),
 ]
 
 
@@ -116,9 +119,9 @@ def test_networks(tmp_path: Path, generator: Any, critic: Any, message: str) -> 
 
 def test_other_arguments(tmp_path: Path) -> None:
     args = TrainingArguments(str(tmp_path), report_to="none")
-    with pytest.raises(ValueError, match="args: a TrainingArguments says nothing of the critic"):
+    with pytest.raises(ValueError, match="args: a TrainingArguments has no settings of the critic"):
         WGANTrainer(tiny_generator(), tiny_critic(), args=args, train_dataset=points())
-    with pytest.raises(ValueError, match="model_init has no meaning"):
+    with pytest.raises(ValueError, match="model_init does not apply"):
         WGANTrainer(tiny_generator(), tiny_critic(), args=wgan_arguments(tmp_path), model_init=tiny_critic)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_fam.gan import earth_movers_distance, frechet_distance
+from hf_fam.gan import ItemRandomNumbers, earth_movers_distance, frechet_distance
 from hf_fam.gan.sample_grid import image_grid
 from support.gans import points, tiny_critic, wgan_trainer
 
@@ -58,7 +58,7 @@ def test_violation_in_an_evaluation(tmp_path: Path) -> None:
 
 def test_features_of_the_wrong_shape(tmp_path: Path) -> None:
     trainer = wgan_trainer(tmp_path, eval_dataset=points(), features=lambda x: x.sum())
-    with pytest.raises(ValueError, match=r"features gave shape \(\)"):
+    with pytest.raises(ValueError, match=r"features returned shape \(\)"):
         trainer.evaluate()
 
 
@@ -81,9 +81,9 @@ def test_grids_of_images_are_saved_and_logged(tmp_path: Path, channels: int) -> 
         sample_count=5, max_steps=5, report_to="tensorboard", logging_steps=5,
     )  # fmt: skip
     trainer.train()
-    found = sorted((tmp_path / "samples").iterdir())
-    assert [f.name for f in found] == ["step-000002.png", "step-000004.png", "step-000005.png"]
-    picture = torch.from_numpy(np.array(Image.open(found[-1]))).reshape(9, 17, channels)
+    result = sorted((tmp_path / "samples").iterdir())
+    assert [f.name for f in result] == ["step-000002.png", "step-000004.png", "step-000005.png"]
+    picture = torch.from_numpy(np.array(Image.open(result[-1]))).reshape(9, 17, channels)
     assert torch.equal(picture.permute(2, 0, 1), image_grid(trainer.sample(5)))
     (file,) = tmp_path.rglob("events.out.tfevents*")
     events = EventAccumulator(str(file))
@@ -115,9 +115,11 @@ def test_samples_are_of_the_average_in_evaluation_mode(tmp_path: Path) -> None:
     assert not torch.equal(trainer.sample(3, seed=1), first)
     assert trainer.generator.training and trainer.ema_generator is not None
 
+    latents = ItemRandomNumbers((trainer.args.seed, "samples", 0), 0, 3).normal((3, 3)).float()
+
     def by(network: nn.Module) -> Tensor:
         with torch.no_grad():
-            return network.eval()(trainer._latents("samples", 0, 0, 3))
+            return network.eval()(latents)
 
     assert torch.equal(by(trainer.ema_generator), first) and not torch.equal(by(trainer.generator), first)
 

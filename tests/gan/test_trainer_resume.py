@@ -50,10 +50,10 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, setting: str) -> None:
     uninterrupted = run(tmp_path, SETTINGS[setting])
     states = torch.get_rng_state()
     resumed = run(tmp_path, SETTINGS[setting], resume=True)
-    expected, found = everything(uninterrupted), everything(resumed)
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert any(name.startswith("optimizer") for name in found)
+    expected, result = everything(uninterrupted), everything(resumed)
+    assert expected.keys() == result.keys()
+    assert [name for name in expected if not torch.equal(expected[name], result[name])] == []
+    assert any(name.startswith("optimizer") for name in result)
     assert history(resumed)[:7] == history(uninterrupted)[:7]
     assert resumed.lr_scheduler.get_last_lr() == uninterrupted.lr_scheduler.get_last_lr()
     assert torch.equal(torch.get_rng_state(), states)
@@ -66,8 +66,8 @@ def test_evaluations_pictures_and_samples_leave_training_as_it_is(tmp_path: Path
         tmp_path / "watched",
         {**given, "eval_strategy": "steps", "eval_steps": 1, "eval_dataset": plain.train_dataset, "sample_steps": 1},
     )
-    expected, found = everything(plain), everything(watched)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    expected, result = everything(plain), everything(watched)
+    assert [name for name in expected if not torch.equal(expected[name], result[name])] == []
 
 
 def test_each_network_is_saved_by_itself(tmp_path: Path) -> None:
@@ -97,20 +97,20 @@ def test_tied_and_channels_last_weights_are_saved_and_resumed(tmp_path: Path) ->
         )
         return generator, critic.to(memory_format=torch.channels_last)
 
-    found = []
+    results = []
     data = torch.randn(16, 1, 2, 3, generator=torch.Generator().manual_seed(1))
     for resume in (False, True):
         given = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "train_dataset": data, "ema_decay": 0.5}
         trainer = wgan_trainer(tmp_path, *networks(int(resume)), **given)
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
-        found.append(everything(trainer))
-    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+        results.append(everything(trainer))
+    assert [name for name in results[0] if not torch.equal(results[0][name], results[1][name])] == []
 
 
 def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
     data = points()
     data[7] = float("nan")
     trainer = wgan_trainer(tmp_path, train_dataset=data, max_steps=6, save_strategy="steps", save_steps=5)
-    with pytest.raises(FloatingPointError, match=r"is not finite after step 5, which is not saved"):
+    with pytest.raises(FloatingPointError, match=r"is not finite after step 5, so the training probably diverged"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))

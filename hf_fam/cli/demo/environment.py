@@ -1,4 +1,4 @@
-"""What the demo's numbers depend on beside its settings, and which seeds there are."""
+"""The versions that the demo's numbers depend on, and a check of its seeds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..._version import __version__
 
 
 def check_seeds(first: int, last: int) -> None:
-    """Before the work, not when the first of the libraries refuses one of them.
+    """Refuse seeds that some library does not accept, before any work.
 
     Raises:
-        ValueError: a seed is not a number that all libraries take.
+        ValueError: a seed is out of range.
     """
     if first < 0 or last >= 2**32:
-        raise ValueError(f"seed={first}: give a number of at least 0, and below {2**32 - (last - first)}.")
+        raise ValueError(f"seed={first}: give a number of at least 0 and below {2**32 - (last - first)}.")
 
 
 def versions() -> dict[str, Any]:
-    """Versions, and the number of threads."""
+    """Return the versions of libraries and the number of threads."""
     return {
         "hf_fam": __version__,
         "transformers": transformers.__version__,

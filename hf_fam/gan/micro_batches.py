@@ -1,4 +1,4 @@
-"""One step's batch in the parts that micro-batches and processes make of it."""
+"""The micro-batches of one step, in this process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 @dataclass
-class Part:
+class MicroBatch:
     """One micro-batch of a critic step in one process.
 
     Args:
         first_item: number of its first sample in the step.
-        share: the weight of its mean in what this process contributes, so that the mean over processes of the sum over
-            micro-batches is the mean over all samples.
+        share: the weight of its mean in the contribution of this process. The mean over processes of the sum over
+            micro-batches is then the mean over all samples.
         real: of shape (n, ...).
         generated: of the same shape.
-        points: where the critic's gradient is penalized; None: not in this step.
+        points: points at which the critic's gradient is penalized; None: no penalty in this step.
     """
 
     first_item: int
@@ -30,18 +30,18 @@ class Part:
     points: Tensor | None = None
 
 
-def cut_of_step(sizes: Sequence[int], accelerator: Any) -> list[tuple[int, float]]:
-    """First item and share of each of this process's micro-batches.
+def micro_batch_shares(sizes: Sequence[int], accelerator: Any) -> list[tuple[int, float]]:
+    """Return first item and share of each micro-batch of this process.
 
-    Samplers hand out items micro-batch by micro-batch, and in each process by process.
+    Samplers assign items micro-batch by micro-batch, and process by process within each.
 
     Args:
-        sizes: samples in each of them.
-        accelerator: accelerate's ``Accelerator``; with several processes, all have to ask.
+        sizes: number of samples in each micro-batch.
+        accelerator: accelerate's ``Accelerator``. With several processes, every process has to call this.
 
     Examples:
         >>> import types
-        >>> cut_of_step([4, 2], types.SimpleNamespace(num_processes=1, process_index=0))
+        >>> micro_batch_shares([4, 2], types.SimpleNamespace(num_processes=1, process_index=0))
         [(0, 0.6666666666666666), (4, 0.3333333333333333)]
     """
     processes, own = accelerator.num_processes, accelerator.process_index
@@ -54,13 +54,16 @@ def cut_of_step(sizes: Sequence[int], accelerator: Any) -> list[tuple[int, float
     return [(first, size * processes / total) for first, size in zip(firsts, sizes, strict=True)]
 
 
-def deviation(parts: Sequence[Tensor], accelerator: Any) -> Tensor:
-    """The population's standard deviation of all values of a step's batch, over micro-batches and processes."""
-    values = torch.cat([part.detach().double().flatten() for part in parts])
+def standard_deviation(micro_batches: Sequence[Tensor], accelerator: Any) -> Tensor:
+    """Return the standard deviation of all values of a step's batch.
+
+    It is that of the population, over micro-batches and processes.
+    """
+    values = torch.cat([samples.detach().double().flatten() for samples in micro_batches])
     sums = torch.stack([torch.ones_like(values).sum(), values.sum()])
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums, reduction="sum")
     square = (values - sums[1] / sums[0]).square().sum()
     if accelerator.num_processes > 1:
         square = accelerator.reduce(square, reduction="sum")
-    return (square / sums[0]).sqrt().to(parts[0].dtype)
+    return (square / sums[0]).sqrt().to(micro_batches[0].dtype)

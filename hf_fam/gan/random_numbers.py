@@ -1,4 +1,4 @@
-"""Random numbers of a batch that are a function of numbers alone: the seed, what they are for, the step, the item."""
+"""Random numbers of a batch that are a function of seed, purpose, step and item."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch import Tensor
 from ..calculus.signs import key, subkeys
 
 
-class ItemDraws:
-    """Uniform and normal numbers for the items of a batch; an item gets the same ones in whatever part it is computed.
+class ItemRandomNumbers:
+    """Uniform and normal random numbers for the items of a batch.
 
-    Each call draws new numbers, so the order of calls matters, as with a ``torch.Generator``. The numbers come from
+    An item gets the same numbers in every micro-batch and process.
+
+    Each call returns new numbers, so the order of calls matters, as with a ``torch.Generator``. The numbers come from
     the counter-based generator of `hf_fam.calculus.signs`; there is no state to save.
 
     Args:
-        numbers: what the draws depend on: seed, purpose, step.
+        numbers: seed, purpose and step, which the random numbers depend on.
         first_item: number of the batch's first item in the whole step.
-        items: how many there are.
+        items: number of items.
 
     Examples:
-        >>> whole = ItemDraws((0, "latents", 3), 0, 4).uniform((4, 2))
-        >>> part = ItemDraws((0, "latents", 3), 2, 2).uniform((2, 2))
+        >>> whole = ItemRandomNumbers((0, "latents", 3), 0, 4).uniform((4, 2))
+        >>> part = ItemRandomNumbers((0, "latents", 3), 2, 2).uniform((2, 2))
         >>> bool((whole[2:] == part).all())
         True
     """
@@ -34,26 +36,26 @@ class ItemDraws:
         self._calls = 0
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """U(0, 1), never 0 or 1, in float64 on the CPU.
+        """Return numbers from U(0, 1), never 0 or 1, in float64 on the CPU.
 
         Args:
-            shape: of the batch, its first dimension the items.
+            shape: shape of the batch; its first dimension counts the items.
 
         Raises:
             ValueError: the first dimension is not the number of items.
         """
         count, *rest = shape
         if count != len(self._items):
-            raise ValueError(f"draws of shape {tuple(shape)} for {len(self._items)} items: give one row an item.")
-        calls = key((*self._numbers, self._calls), torch.device("cpu"))
+            raise ValueError(f"shape={tuple(shape)} for {len(self._items)} items: give one row for each item.")
+        call_key = key((*self._numbers, self._calls), torch.device("cpu"))
         self._calls += 1
         positions = torch.arange(torch.Size(rest).numel())
-        bits = subkeys(subkeys(calls, self._items)[:, None], positions)
-        # The upper 53 bits, and half a unit more.
+        bits = subkeys(subkeys(call_key, self._items)[:, None], positions)
+        # The upper 53 bits plus half a unit.
         return (((bits >> 11) & (2**53 - 1)).double() + 0.5).mul_(2.0**-53).reshape(shape)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers, in float64 on the CPU.
+        """Return standard normal numbers, in float64 on the CPU.
 
         Args:
             shape: as for `uniform`.
