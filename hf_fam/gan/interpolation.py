@@ -142,8 +142,8 @@ def interpolate(
     Examples:
         >>> z = torch.tensor([[-1.0, 0.0]])
         >>> ring = lambda x: -50 * (x.norm(dim=1) - 1) ** 2
-        >>> found = interpolate(lambda z: z, z, -z, scorer=ring, score_range=(-50, 0), learning_rate=0.05)
-        >>> bool(found.worst_score > found.linear.worst_score), bool(found.length > 2)
+        >>> path = interpolate(lambda z: z, z, -z, scorer=ring, score_range=(-50, 0), learning_rate=0.05)
+        >>> bool(path.worst_score > path.linear.worst_score), bool(path.length > 2)
         (True, True)
     """
     _check(
