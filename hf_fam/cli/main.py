@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["layers", "no/such/folder"])
         1
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options.run(options)
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="hf-fam",
         description="Flatness-aware fine-tuning: change Trainer to FAMTrainer.",

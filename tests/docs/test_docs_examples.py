@@ -84,7 +84,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("hf-fam")])
 def test_hf_fam_commands_exist(command: str) -> None:
-    cli._parser().parse_args(shlex.split(command)[1:])
+    cli.make_parser().parse_args(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
