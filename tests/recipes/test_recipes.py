@@ -193,6 +193,7 @@ def test_every_module_is_a_task_with_a_launcher_and_configurations() -> None:
     assert {path.stem for path in default_configuration("causal_lm").parent.iterdir()} == modules
     for task in TASKS:
         assert {path.name for path in (RECIPES / task).iterdir() if path.is_file()} == {
+            "README.md",
             "run.py",
             *(f"{method}.yaml" for method in METHODS),
         }
