@@ -97,6 +97,11 @@ def merged_weight(module: nn.Module, base: Tensor) -> Tensor:
     return weight
 
 
+def has_active_dropout(module: nn.Module) -> bool:
+    """Return True if the adapter of a layer drops features at random now."""
+    return is_adapted(module) and any(m.training and m.p > 0 for m in module.modules() if isinstance(m, nn.Dropout))
+
+
 def _active_adapters(layer: Any) -> list[str]:
     return [name for name in layer.active_adapters if name in layer.lora_A]
 

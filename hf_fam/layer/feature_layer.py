@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calculus.torch_internals import is_in_backward_pass, own_parameters, version
-from .adapters import base_layer
+from ..calculus.torch_internals import forward_hooks, is_in_backward_pass, own_parameters, version
+from .adapters import base_layer, has_active_dropout
 from .compilation import forget_compiled_code
 from .finding import AUTO, resolve_layer, unwrap
 from .kinds import has_custom_forward, linear_map_of
 from .linear_map import LinearMap
+from .quantized import is_quantized
+
+# How many rows of the first batch are compared with W phi + b.
+_CHECKED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class FeatureLayer:
         self.out_features: int = self.linear_map.out_features
         self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
         self.called_without_gradients = False
-        self._needs_check = has_custom_forward(self.module)
+        self._is_checked = False
         self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
@@ -167,8 +171,8 @@ class FeatureLayer:
             self.called_without_gradients = True
             return output
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if capturing and self._needs_check:
-            self._check_linear(features)
+        if capturing and not self._is_checked:
+            self._check_linear(features, output)
         # A recomputed output is perturbed again in the same way, but not captured again.
         if self.perturb is not None and (capturing or self.is_recomputing):
             output = self.perturb(features, output, self.linear_map)
@@ -180,21 +184,42 @@ class FeatureLayer:
         output = self.linear_map.outputs(rows)
         return output.clone() if self.copies else output
 
+    def _may_differ(self) -> bool:
+        """Return True if something else than torch's own forward pass may have made the output."""
+        layer = base_layer(self.module)
+        is_patched = any("forward" in vars(module) for module in (self.module, layer))
+        first_hook = next(forward_hooks(self.module), None)
+        is_hooked_before = getattr(first_hook, "__self__", None) is not self
+        return has_custom_forward(layer) or is_patched or is_hooked_before
+
     @torch.no_grad()
-    def _check_linear(self, features: Tensor) -> None:
-        """Check that a class with its own forward pass computes ``W phi + b``."""
-        module: Any = base_layer(self.module)
-        linear_map = linear_map_of(module)
+    def _check_linear(self, features: Tensor, output: Tensor) -> None:
+        """Check on some rows that the layer returns ``W phi + b``, whatever computed it.
+
+        A class, an instance or an earlier hook may compute something else.
+        """
+        if torch.compiler.is_compiling():
+            return
+        self._is_checked = True
+        layer = base_layer(self.module)
+        if not self._may_differ() or is_quantized(layer) or has_active_dropout(self.module):
+            return  # rounding and random numbers cannot be computed again
+        weight, bias = self.weight, getattr(layer, "bias", None)
+        if weight.device != features.device:  # moved away after the forward pass
+            return
         with torch.autocast(features.device.type, enabled=False):
-            expected = linear_map.times(linear_map.feature_rows(features).to(module.weight.dtype))
-            expected = expected if module.bias is None else expected + module.bias
-        difference = (linear_map.rows(module.forward(features)) - expected).abs().max()
-        if difference > 0.02 * expected.abs().max():
+            phi = self.linear_map.feature_rows(features).flatten(0, -2)[:_CHECKED_ROWS]
+            expected = self.linear_map.times(phi.to(weight.dtype))
+            expected = expected if bias is None else expected + bias
+        actual = self.linear_map.rows(output).flatten(0, -2)[:_CHECKED_ROWS]
+        if not expected.isfinite().all():
+            return
+        if (actual - expected).abs().max() > 0.02 * expected.abs().max():
             raise TypeError(
-                f"layer '{self.name}' is a {type(module).__name__}, whose forward pass is not W phi + b with its "
-                "weight and bias, so relative flatness is not defined for it: choose another layer."
+                f"layer '{self.name}' is a {type(layer).__name__}, whose forward pass is not W phi + b "
+                "with its weight and bias (its own forward method, or a forward hook, changes the output), so relative "
+                "flatness is not defined for it: choose another layer."
             )
-        self._needs_check = False
 
 
 def _without_hook() -> FeatureLayer:

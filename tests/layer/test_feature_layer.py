@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -323,3 +325,49 @@ def test_neither_peft_nor_bitsandbytes_nor_transformers_is_imported() -> None:
 def test_a_second_head_that_helps_the_first_is_not_the_head() -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 4), "main_head": nn.Linear(4, 3), "aux_head": nn.Linear(4, 3)})
     assert FeatureLayer(model).name == "main_head"
+
+
+def halved_by_its_instance(layer: nn.Linear) -> None:
+    layer.forward = lambda phi: 0.5 * F.linear(phi, layer.weight, layer.bias)  # type: ignore[method-assign]
+
+
+def halved_by_a_hook(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+
+
+@pytest.mark.parametrize("halve", [halved_by_its_instance, halved_by_a_hook])
+def test_an_output_that_is_not_the_layers_own_is_refused(halve: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    halve(model[2])
+    flatness = RelativeFlatness(model, "2")
+    message = r"layer '2' is a Linear, whose forward pass is not W phi \+ b"
+    with pytest.raises(TypeError, match=message), flatness.capture():
+        model(torch.randn(8, 4))
+
+
+@pytest.mark.parametrize("change", ["none", "after ours", "same output", "accelerate"])
+def test_an_output_that_is_the_layers_own_is_taken(change: str) -> None:
+    """Also where a hook comes later: what it does belongs to the tail."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    if change == "same output":
+        model[2].register_forward_hook(lambda module, inputs, output: None)
+    if change == "accelerate":
+        model[2].forward = functools.partial(nn.Linear.forward, model[2])  # type: ignore[method-assign]
+    flatness = RelativeFlatness(model, "2", "dense")
+    inputs, labels = torch.randn(8, 4).double(), torch.arange(8) % 3
+    factor = 0.5 if change == "after ours" else 1.0
+    if change == "after ours":
+        with flatness.capture():
+            model(inputs)
+        model[2].register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    with flatness.capture():
+        logits = model(inputs)
+    kappa = flatness(F.cross_entropy(logits, labels))
+
+    def loss_of(weight: Tensor) -> Tensor:
+        z = F.linear(torch.tanh(model[0](inputs)), weight, model[2].bias)
+        return F.cross_entropy(factor * z, labels)
+
+    w = model[2].weight.detach()
+    hessian = torch.autograd.functional.hessian(loss_of, w)
+    torch.testing.assert_close(kappa.detach(), torch.einsum("si,ti,sjtj->", w, w, hessian))
