@@ -87,7 +87,7 @@ class LayerMeasurement:
         refuse_once_differentiable(gradients(loss, batch.pre_activations))
         finder = CouplingFinder()
         self.coupling = finder(batch)
-        if finder.nested:
+        if finder.has_nested_calls:
             raise ValueError(
                 f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next "
                 "(shared blocks), which cannot be measured: choose a layer that is called once, such as the head."

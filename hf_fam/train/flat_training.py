@@ -159,7 +159,7 @@ class FlatTraining:
                     loss = compute_loss(copied(prepared_inputs(trainer, inputs)))
                 flatness(loss)
             if flatness.mean is not None:
-                flatness.mean.forget_step()
+                flatness.mean.discard_step()
         self.first_batch_is_examined = is_known
 
     # A micro-batch.

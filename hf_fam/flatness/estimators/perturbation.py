@@ -41,7 +41,7 @@ class FeaturePerturbation(Estimator):
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
         self.strength = 0.0
-        self.coupling = CouplingFinder()
+        self.coupling_finder = CouplingFinder()
         self._seeds = Seeds()
         self._center: Tensor | None = None
         self._used_coupling = Coupling.BATCH
@@ -50,7 +50,7 @@ class FeaturePerturbation(Estimator):
 
     def adapt_to_sharding(self) -> None:
         """Take one matrix for the whole batch: the loss must not be differentiated to find the coupling."""
-        self.coupling.found, self._finds_coupling = Coupling.BATCH, False
+        self.coupling_finder.coupling, self._finds_coupling = Coupling.BATCH, False
 
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
         """Perturb the layer's output in the next forward pass.
@@ -66,7 +66,7 @@ class FeaturePerturbation(Estimator):
         self.strength, self._seeds, self._center, self._added = strength, next_seeds(), mean, []
         # One matrix for the whole batch is right whatever is coupled, so it serves until the coupling is known. A
         # coupling that is found after the forward pass must not change what is computed again in the backward pass.
-        self._used_coupling = self.coupling.found or Coupling.BATCH
+        self._used_coupling = self.coupling_finder.coupling or Coupling.BATCH
         self.layer.perturb = self.perturb
 
     def perturb(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
@@ -88,9 +88,9 @@ class FeaturePerturbation(Estimator):
         """
         if self._finds_coupling:
             try:
-                self.coupling(batch)
+                self.coupling_finder(batch)
             except SecondDerivativeError:
-                self.coupling.found = Coupling.BATCH
+                self.coupling_finder.coupling = Coupling.BATCH
         kappa = batch.loss.new_zeros(())
         scale = batch.loss.new_ones(())
         added, self._added = self._added, []

@@ -26,7 +26,7 @@ class RandomProbes(Estimator):
 
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
-        self.coupling = CouplingFinder()
+        self.coupling_finder = CouplingFinder()
 
     def relative_cost(self, operations: Operations) -> float:
         """Return the expected extra time of a step with one probe."""
@@ -35,8 +35,10 @@ class RandomProbes(Estimator):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return kappa of the batch, in the graph."""
-        coupling = self.coupling(batch)
-        features = [phi.detach() for phi in batch.perturbed] if batch.weights_only else batch.perturbed
+        coupling = self.coupling_finder(batch)
+        features = (
+            [phi.detach() for phi in batch.perturbed_features] if batch.weights_only else batch.perturbed_features
+        )
         kappa = batch.loss.new_zeros(())
         for k in range(self.probes):
             kappa = kappa + self.probe(batch, draw(features, batch.linear_map, coupling, batch.seeds, k))
