@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..flatness.attach import AttachedFlatness, attach, has_term
+from ..flatness.attach import AttachedFlatness, attach, has_flatness_term
 from ..flatness.estimators import ClosedForm, default_lambda
 from ..layer.finding import AUTO
 from ..processes.decisions import mean_over_processes
@@ -151,7 +151,7 @@ def refuse_second_term(trainer: Any, model: nn.Module | None) -> None:
     if model is None:
         return
     detach_interrupted(model, trainer.state)
-    if any(has_term(module) for module in model.modules()):
+    if any(has_flatness_term(module) for module in model.modules()):
         raise ValueError(
             f"{name} trains the flatness term itself, but hf_fam.attach has put one on this model: detach() the handle "
             "that attach returned, or set fam_lambda=0."

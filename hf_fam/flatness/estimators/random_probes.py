@@ -1,4 +1,4 @@
-"""What the estimators with random directions share: find the coupling, draw directions, average."""
+"""The base class of the estimators that average over random directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..coupling import CouplingFinder
 from ..directions import draw
 from .base import Choice, Estimator, Operations
 
-# Cost of the tail's double backward pass, and of drawing a direction, in forward passes of the tail and of the layer.
+# Cost of the tail's double backward pass and of drawing a direction, in forward passes of the tail and of the layer.
 # Fitted to seven layers of a 6-layer BERT of width 384 on a CPU, with eager attention (recipes/benchmarks/scaling.py).
 _TAIL_FACTOR = 4.5
 _DIRECTION_FACTOR = 3.0
