@@ -115,7 +115,10 @@ def averages_micro_batches(trainer: Any) -> bool | None:
 
 
 def model_from_config(model_class: Any, config: Any) -> nn.Module:
-    """Build a model without weights. ``PreTrainedModel._from_config``: transformers 5.15 to 5.23."""
+    """Build a model without weights.
+
+    ``PreTrainedModel._from_config``: transformers 5.15 to 5.23.
+    """
     model: nn.Module = model_class._from_config(config)
     return model
 

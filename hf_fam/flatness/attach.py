@@ -1,9 +1,9 @@
 """Flatness-aware training of the head in any training loop, by a term in the backward pass.
 
 The head's output passes through an identity. Its backward receives g = dL/dz, which contains every scale of the loss
-(accumulation, token weights, mixed precision). It computes the item weights from g (docs/mathematics.md, closed form)
-and adds the gradient of ``lambda * kappa`` to those of the logits, the features and the weight. This needs no second
-derivative, so it works in compiled models and in training loops that hide their loss.
+(accumulation, token weights, mixed precision). It computes the item weights from g (docs/mathematics.md, closed form).
+Then it adds the gradient of ``lambda * kappa`` to the gradients of the logits, the features and the weight. This needs
+no second derivative, so it works in compiled models and in training loops that hide their loss.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ class Coupling(str, enum.Enum):
 
 
 class CouplingFinder:
-    """Coupling of a model's layer, tested at the first batch, at larger batches and every hundredth batch.
+    """Finder of the coupling of a model's layer.
 
-    A coupling that was found once is kept: a smaller batch cannot remove it.
+    It tests the first batch, larger batches and every hundredth batch. A coupling that was found once is kept: a
+    smaller batch cannot remove it.
 
     Attributes:
         coupling: the strongest coupling so far; None before the first batch whose loss has curvature.
@@ -132,7 +133,7 @@ def _find_coupling(
 
 
 def calls_are_nested(features: Sequence[Tensor], pre_activations: Sequence[Tensor]) -> bool:
-    """Return True if the features of one call of a layer depend on the output of an earlier one."""
+    """Return True if one call of a layer uses the output of an earlier one."""
     for k, phi in enumerate(features):
         if k and phi.requires_grad:
             earlier = list(pre_activations[:k])

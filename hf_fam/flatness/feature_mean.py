@@ -90,7 +90,7 @@ class FeatureMean:
         """Restore a `state`, or start over if it is None.
 
         Args:
-            state: what `state` returned.
+            state: result of `state`.
             like: tensor whose device and precision the mean gets.
         """
         mean, self._steps = (state["mean"], state["steps"]) if state else (None, 0)

@@ -1,4 +1,4 @@
-"""Closed forms of kappa for the classification head, by the form of the loss and its item weights.
+"""Closed forms of kappa for the classification head, by the form of the loss.
 
 Softmax cross-entropy: with p_i = softmax(z_i) and item weights c_i (softmax_head.py),
 
@@ -53,7 +53,7 @@ def recognize_calls(batch: Batch) -> HeadLoss | None:
 
 
 def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
-    """Refuse grouped convolutions and coupled calls: the closed form is a sum over rows."""
+    """Refuse grouped convolutions and coupled calls, which have no closed form."""
     if batch.linear_map.groups > 1:
         raise NoClosedForm("the head is a grouped convolution")
     calls = batch.pre_activations
@@ -228,6 +228,6 @@ def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:
 
 
 def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the ratio, or 0 if the denominator underflows: the item's kappa is 0 then."""
+    """Return the ratio, or 0 if the denominator underflows, as the item's kappa does."""
     tiny = torch.finfo(denominator.dtype).tiny
     return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), torch.zeros_like(numerator))

@@ -1,4 +1,4 @@
-"""The diagonal blocks ``H_{s,s}`` of a layer's Hessian, one for every row of W, and products with them.
+"""The diagonal blocks ``H_{s,s}`` of a layer's Hessian, one for every row of W.
 
 For uncoupled rows of pre-activations,
 
@@ -210,5 +210,5 @@ def _batched_products(firsts: Sequence[Tensor], inputs: Sequence[Tensor], vector
         products_of_vectors = [
             vector_products(firsts, inputs, [v[k] for v in vectors], create_graph=False) for k in range(len(vectors[0]))
         ]
-        return [torch.stack(products) for products in zip(*products_of_vectors, strict=True)]
+        return [torch.stack(h) for h in zip(*products_of_vectors, strict=True)]
     return [torch.zeros_like(v) if h is None else h for h, v in zip(products, vectors, strict=True)]

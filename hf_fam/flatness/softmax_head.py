@@ -1,4 +1,4 @@
-"""kappa of a head under softmax cross-entropy: all at once, in chunks of rows, or from a sketch of the weight.
+"""kappa of a head under softmax cross-entropy, exact or from a sketch of the weight.
 
 With p_i = softmax(z_i) and item weights c_i,
 
@@ -10,8 +10,8 @@ The exact form costs three products of the head's size. For large vocabularies, 
 ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
 
 Rounding: without chunks the relative error is about eps sqrt(C), even for confident rows, until their probabilities
-underflow. With chunks the variance of a row is a difference of numbers of the size of ||w_k - mu||^2, where mu is the
-mean of the rows of W. Its error is a few eps times that. In float32, kappa of a row whose best class leads by 10 logits
+underflow. With chunks the variance of a row is a difference of numbers of the size of ||w_k - mu||^2, mu the mean of
+all w_k. Its error is a few eps times that. In float32, kappa of a row whose best class leads by 10 logits
 has a relative error of about 1e-3; at 15 logits it is about 0.1. Such rows contribute little to a mean over all rows.
 For a data set of only such rows, use float64.
 
@@ -237,9 +237,9 @@ def backward_through_sketch(sketch_gradient: Tensor, signs: Tensor, into: Tensor
 def logit_gradient(
     p: Tensor, scales: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return ``a_i p_ik (v_ik - sum_j p_ij v_ij)`` and ``a_i p_ik``, shapes ``(n, C)``.
+    """Return the derivative of kappa by the logits, and ``a_i p_ik``.
 
-    The first is the derivative by the logits. p is overwritten.
+    Both have shape ``(n, C)``. The derivative is ``a_i p_ik (v_ik - sum_j p_ij v_ij)``. p is overwritten.
 
     Args:
         p: probabilities, shape ``(n, C)``.

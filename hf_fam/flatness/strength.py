@@ -1,4 +1,4 @@
-"""The strength lambda of the flatness term, and the size of the perturbations that it corresponds to."""
+"""The strength lambda of the flatness term, and the corresponding size of perturbations."""
 
 from __future__ import annotations
 

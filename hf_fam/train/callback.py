@@ -23,7 +23,7 @@ _ATTACHED: weakref.WeakKeyDictionary[AttachedFlatness, weakref.ref[Any]] = weakr
 
 
 class FAMCallback(TrainerCallback):
-    """Flatness-aware training of the classification head in any ``transformers.Trainer``.
+    """Flatness-aware training of the classification head in any ``Trainer``.
 
     The callback minimizes ``loss + fam_lambda * kappa`` (Adilova et al. 2023) for softmax cross-entropy with hard
     labels; see `hf_fam.attach`. Use `FAMMixin` for other losses, hidden layers or centered features.

@@ -54,7 +54,10 @@ class FlatTraining:
         self.forget_training()
 
     def forget_training(self) -> None:
-        """Reset the state of an earlier training, or of an attempt of ``auto_find_batch_size``."""
+        """Reset the state of an earlier training.
+
+        It may also be an earlier attempt of ``auto_find_batch_size``.
+        """
         self.log = FlatnessLog()
         self.is_first_batch_checked = False
         self._step, self._micro_batch = -1, 0
@@ -289,7 +292,7 @@ def whole_model(trainer: Any) -> nn.Module:
 
 
 def _sums_micro_batches(trainer: Any, num_items_in_batch: Any) -> bool:
-    """Return True if the Trainer sums the micro-batches of a step; False if it averages."""
+    """Return True if the Trainer sums the micro-batches of a step."""
     scaled = averages_micro_batches(trainer)
     if scaled is not None:
         return scaled

@@ -44,7 +44,7 @@ def refuse_parallelism(trainer: Any) -> None:
 
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
-    """Refuse settings under which the term would be wrong, unsynchronized or impossible.
+    """Refuse settings that would make the term wrong, unsynchronized or impossible.
 
     Args:
         args: the ``TrainingArguments``.

@@ -75,9 +75,9 @@ class FAMMixin(_Host):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the task loss, in training with the gradient of ``loss + lambda * kappa``.
+        """Return the task loss, with the gradient of ``loss + lambda * kappa``.
 
-        The value is that of the task loss, so that logs compare with plain training.
+        The value is that of the task loss, so that logs compare with plain training. Evaluation adds no term.
         """
         strength = self._fam.strength_of_batch(self, model)
         if strength is None:

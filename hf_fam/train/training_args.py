@@ -41,7 +41,9 @@ def refuse_removed_fields(names: Iterable[str]) -> None:
 
 @dataclass
 class FAMArguments:
-    """Arguments of flatness-aware training, which minimizes ``loss + fam_lambda * kappa``.
+    """Arguments of flatness-aware training.
+
+    The training minimizes ``loss + fam_lambda * kappa``. A small kappa is flat.
 
     Use it alone, as ``FAMTrainer(..., fam_args=FAMArguments(...))``, or as a base class of your own training arguments.
     ``HfArgumentParser`` reads both. `FAMTrainingArguments` combines it with the Trainer's arguments.

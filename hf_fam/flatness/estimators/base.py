@@ -28,7 +28,7 @@ class ActsIn(enum.Enum):
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of one item's forward pass, and the shape of the layer.
+    """Floating-point operations of one item's forward pass, and the layer's shape.
 
     Attributes:
         model: operations of the whole model.

@@ -35,7 +35,9 @@ _SMALL_HEAD_FACTOR = 4.0
 
 
 class ClosedForm(Estimator):
-    """Exact, for heads under softmax cross-entropy, sigmoid cross-entropy, squared error and other known losses.
+    """Exact, for heads under softmax cross-entropy and other common losses.
+
+    The others are sums over outputs: sigmoid cross-entropy, squared error, Huber and Poisson losses, for example.
 
     The form of the loss is verified at the first batch and then at every hundredth.
     """
@@ -126,7 +128,7 @@ def _refuse_without_closed_form(
     estimator: str,
     is_head_by_default: bool,
 ) -> None:
-    """Refuse a loss without a closed form, unless Hessian probes at the head can replace it.
+    """Refuse a loss without a closed form, unless Hessian probes can replace it.
 
     Args:
         error: why there is no closed form.

@@ -1,4 +1,4 @@
-"""The dense reference: kappa from its definition, by the full Hessian of a small layer's weight."""
+"""The dense reference: kappa by the full Hessian of a small layer's weight."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .random_probes import RandomProbes
 
 
 class GaussNewtonProbes(RandomProbes):
-    """Random probes of kappa with the Gauss-Newton matrix, which is never negative for a convex loss."""
+    """Random probes with the Gauss-Newton matrix, never negative for a convex loss."""
 
     name = "gauss_newton"
     default_strength = 0.001

@@ -13,7 +13,7 @@ from .random_probes import RandomProbes
 
 
 class HessianProbes(RandomProbes):
-    """Random probes of the exact kappa, for any layer and loss; a probe can be negative."""
+    """Random probes of the exact kappa, for any layer and loss; can be negative."""
 
     name = "hessian"
     default_strength = 0.001

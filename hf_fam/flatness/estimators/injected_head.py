@@ -1,8 +1,8 @@
-"""The flatness term of the head in the backward pass: an identity that adds the gradient of lambda kappa.
+"""The flatness term of the head in the backward pass, added by an identity.
 
-Its backward receives g = dL/dz, which contains every scale of the loss. With hard labels ``g = c (p - onehot)``, so g
-gives both the item weights and the probabilities. The logits need not be stored, and the loss is not differentiated
-again. Its own backward has freed its temporaries by then. The gradient of W is added to the one from the loss.
+The backward of the identity receives g = dL/dz, which contains every scale of the loss. With hard labels
+``g = c (p - onehot)``, so g gives both the item weights and the probabilities. The logits need not be stored, and the
+loss is not differentiated again. Its own backward has freed its temporaries by then. The gradient of W is added to the one from the loss.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class InjectedHead(Estimator):
         self._calls = []
 
     def for_batch(self, batch: Batch) -> Estimator:
-        """Return this estimator for one call under cross-entropy, else the one in the loss.
+        """Return this estimator for one call under cross-entropy, else that in the loss.
 
         After the first other batch, the estimator in the loss is always used.
         """

@@ -25,7 +25,7 @@ from .base import ActsIn, Choice, Estimator
 
 
 class FeaturePerturbation(Estimator):
-    """The loss under random feature perturbations: first derivatives only, for any layer.
+    """The loss under random feature perturbations, with first derivatives only.
 
     Attributes:
         strength: lambda of the next forward pass. 0 means no perturbation.
@@ -49,7 +49,7 @@ class FeaturePerturbation(Estimator):
         self._perturbations: list[tuple[Tensor, Tensor]] = []
 
     def adapt_to_sharding(self) -> None:
-        """Use one matrix for the whole batch, because finding the coupling needs derivatives."""
+        """Use one matrix for the whole batch; finding the coupling needs derivatives."""
         self.coupling_finder.coupling, self._finds_coupling = Coupling.BATCH, False
 
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:

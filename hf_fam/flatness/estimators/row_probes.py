@@ -15,7 +15,7 @@ _ELEMENTWISE_COST = 32
 
 
 class RowProbes(ClosedForm):
-    """Unbiased, for heads with a large vocabulary: the closed form from a random sketch of the weight."""
+    """The closed form from a random sketch of the weight, for large vocabularies."""
 
     name = "row_probes"
     can_center = False
