@@ -51,7 +51,8 @@ class RelativeFlatness:
             logits. ``"representation"`` is the hidden layer whose outputs the head reads. A dotted module name or a
             module selects any other layer.
         estimator: how kappa is computed. ``"auto"`` chooses the closed form for a head, row probes for a head of more
-            than 4096 classes, and Gauss-Newton probes for a hidden layer.
+            than 4096 classes, and Gauss-Newton probes for a hidden layer. If no head is found, it chooses Hessian
+            probes.
 
             - ``"closed_form"``: exact, for heads. Knows softmax cross-entropy, sigmoid cross-entropy, squared error
               and other common losses.
@@ -229,8 +230,8 @@ class RelativeFlatness:
     def __call__(self, loss: Tensor) -> Tensor:
         """Return kappa of the captured batch, in the units of ``loss``.
 
-        The result is a scalar in the autograd graph. ``"perturbation"``, and a large head that was captured with a
-        strength, act without it: their result is zero until the backward pass fills in kappa.
+        The result is a scalar in the autograd graph. With ``"perturbation"``, and for a large head that was captured
+        with a strength, the term acts by itself: the result is zero until the backward pass fills in kappa.
 
         Args:
             loss: the scalar loss of the captured forward pass.

@@ -193,9 +193,8 @@ class FlatTraining:
         squares = None
         if self._micro_batch == 0 and self._step % RATIO_EVERY == 0:
             squares = self.flatness.gradient_squares(loss, kappa)
-        accumulation_steps = getattr(
-            trainer, "current_gradient_accumulation_steps", 1
-        )  # set inside the training loop only
+        # The training loop sets this attribute.
+        accumulation_steps = getattr(trainer, "current_gradient_accumulation_steps", 1)
         share = 1.0 if _sums_micro_batches(trainer, num_items_in_batch) else 1.0 / accumulation_steps
         self.log.add(self._step, loss.detach(), kappa.detach(), share, strength, squares)
         # Other devices would have to wait here, and several processes must stop together: see before_optimizer_step.

@@ -2,7 +2,8 @@
 
 The backward of the identity receives g = dL/dz, which contains every scale of the loss. With hard labels
 ``g = c (p - onehot)``, so g gives both the item weights and the probabilities. The logits need not be stored, and the
-loss is not differentiated again. Its own backward has freed its temporaries by then. The gradient of W is added to the one from the loss.
+loss is not differentiated again. Its own backward has freed its temporaries by then. The gradient of W is added to the
+one from the loss.
 """
 
 from __future__ import annotations
