@@ -1,7 +1,6 @@
-"""What hf_fam uses of transformers, accelerate, TRL and sentence-transformers that they do not document.
+"""Undocumented attributes of transformers, accelerate, TRL and sentence-transformers.
 
-Nothing else in the package touches these names. Each entry says in which versions it was seen; tests/test_compat.py
-fails when an installed version no longer has it.
+hf_fam uses these names only in this file. Each entry lists the versions that have them.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ if TYPE_CHECKING:
 else:
     _Host = object
 
-# The attributes in which trainers collect, inside compute_loss, what they log: TRL 1.16 (`_metrics`,
-# `_total_train_tokens`), sentence-transformers 5.2 to 6.2 (`accum_loss_components`).
+# Attributes in which compute_loss collects values for the log: TRL 1.16 (`_metrics`, `_total_train_tokens`),
+# sentence-transformers 5.2 to 6.2 (`accum_loss_components`).
 _LOGGED_IN_COMPUTE_LOSS = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
 
 class CheckpointHooks(_Host):
-    """A base class, to stand in front of a ``Trainer``, that is told when the Trainer saves.
+    """Base class in front of a ``Trainer``, with hooks for saving.
 
     ``Trainer._save_checkpoint`` and ``Trainer._save``: transformers 5.15 to 5.23.
     """
 
     def before_checkpoint(self) -> None:
-        """Refuse, by raising, to save a checkpoint that could not be resumed from."""
+        """Raise an error to refuse a checkpoint."""
 
     def state_to_save(self) -> dict[str, Any] | None:
         """Return the weights to save; None for the model's own state dict."""
         return None
 
     def after_saving(self, folder: Path) -> None:
-        """Write further files into a folder that a model was saved to."""
+        """Write more files into the folder of a saved model."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.before_checkpoint()
@@ -53,13 +52,13 @@ class CheckpointHooks(_Host):
 
 
 class WeightLoadingHooks(_Host):
-    """A base class, to stand in front of a ``Trainer``, that is told when the Trainer has loaded a checkpoint.
+    """Base class in front of a ``Trainer``, with a hook for loading a checkpoint.
 
     ``Trainer._load_from_checkpoint`` and ``Trainer._load_best_model``: transformers 5.15 to 5.23.
     """
 
     def after_loading_weights(self, model: Any, folder: str) -> None:
-        """Complete the weights of a model that were loaded from a folder."""
+        """Complete the weights that a model loaded from a folder."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -71,12 +70,17 @@ class WeightLoadingHooks(_Host):
 
 
 def prepared_inputs(trainer: Any, inputs: Any) -> Any:
-    """Return a batch on the trainer's device. ``Trainer._prepare_inputs``: transformers 5.15 to 5.23."""
+    """Return a batch on the trainer's device.
+
+    ``Trainer._prepare_inputs``: transformers 5.15 to 5.23.
+    """
     return trainer._prepare_inputs(inputs)
 
 
 def train_batch_size(trainer: Any) -> int:
-    """Return the items a device gets in one micro-batch, as ``auto_find_batch_size`` may have changed it.
+    """Return the number of items of one micro-batch on one device.
+
+    ``auto_find_batch_size`` may have changed it.
 
     ``Trainer._train_batch_size``: transformers 5.15 to 5.23.
     """
@@ -85,12 +89,15 @@ def train_batch_size(trainer: Any) -> int:
 
 
 def clip_gradients(trainer: Any, model: nn.Module) -> Any:
-    """Clip gradients as the Trainer does. ``Trainer._clip_grad_norm``: transformers 5.15 to 5.23."""
+    """Clip gradients as the Trainer does.
+
+    ``Trainer._clip_grad_norm``: transformers 5.15 to 5.23.
+    """
     return trainer._clip_grad_norm(model)
 
 
 def mark_scheduler_as_created(trainer: Any) -> None:
-    """Have the Trainer make its schedule anew for the next training.
+    """Make the Trainer create a new schedule for the next training.
 
     ``Trainer._created_lr_scheduler``: transformers 5.15 to 5.23.
     """
@@ -98,22 +105,26 @@ def mark_scheduler_as_created(trainer: Any) -> None:
 
 
 def averages_micro_batches(trainer: Any) -> bool | None:
-    """Return what decides whether losses are divided by the accumulation steps; None where a rule decides.
+    """Return the Trainer's ``loss_is_scaled_for_ga``, or None if it has none.
 
-    ``Trainer.loss_is_scaled_for_ga``: transformers 5.23; absent before.
+    It decides whether losses are divided by the accumulation steps. ``Trainer.loss_is_scaled_for_ga``: transformers
+    5.23.
     """
-    scaled: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)
-    return scaled
+    is_scaled: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)
+    return is_scaled
 
 
 def model_from_config(model_class: Any, config: Any) -> nn.Module:
-    """Build a model without weights. ``PreTrainedModel._from_config``: transformers 5.15 to 5.23."""
+    """Build a model without weights.
+
+    ``PreTrainedModel._from_config``: transformers 5.15 to 5.23.
+    """
     model: nn.Module = model_class._from_config(config)
     return model
 
 
 def forget_source(config: Any) -> None:
-    """Have a configuration no longer name the model it was loaded from.
+    """Remove the name of the source model from a configuration.
 
     ``PreTrainedConfig._name_or_path``: transformers 5.15 to 5.23.
     """
@@ -121,7 +132,7 @@ def forget_source(config: Any) -> None:
 
 
 def serves_config(auto_class: Any, config: Any) -> bool:
-    """Return whether an ``AutoModelFor...`` class has a model for a configuration.
+    """Return True if an ``AutoModelFor...`` class has a model for a configuration.
 
     ``_BaseAutoModelClass._model_mapping``: transformers 5.15 to 5.23.
     """
@@ -130,18 +141,18 @@ def serves_config(auto_class: Any, config: Any) -> bool:
 
 @contextlib.contextmanager
 def restore_logged_quantities(trainer: Any) -> Iterator[None]:
-    """Undo what a trainer's compute_loss collects for its log inside the block."""
-    before = {name: copy.deepcopy(getattr(trainer, name)) for name in _LOGGED_IN_COMPUTE_LOSS if hasattr(trainer, name)}
+    """Discard values that compute_loss collects for the log inside the block."""
+    values = {name: copy.deepcopy(getattr(trainer, name)) for name in _LOGGED_IN_COMPUTE_LOSS if hasattr(trainer, name)}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in values.items():
             setattr(trainer, name, value)
 
 
 @contextlib.contextmanager
 def without_patched_forward(modules: list[Any]) -> Iterator[None]:
-    """Call modules outside the autocast that accelerate patches into their ``forward``.
+    """Call modules without the autocast that accelerate adds to their ``forward``.
 
     ``module._original_forward``: accelerate 1.3 to 1.15.
     """

@@ -1,4 +1,4 @@
-"""Relative flatness of one batch, one estimator a file; torch is all they know.
+"""Relative flatness of one batch; every estimator has its own file and needs torch alone.
 
 See docs/mathematics.md for the definition and its equivalent forms.
 """

@@ -1,9 +1,9 @@
-"""Head FAM for any training loop: the term enters at the head, in the backward pass.
+"""Flatness-aware training of the head in any training loop, by a term in the backward pass.
 
-The head's output passes through an identity whose backward receives g = dL/dz with every scale of the loss inside
-(accumulation, token weights, mixed precision), reads the item weights off it (docs/mathematics.md, closed form) and
-adds the gradient of ``lambda * kappa`` to those of the logits, the features and the weight. Nothing is differentiated
-twice, so it works in compiled models and in loops whose loss cannot be reached.
+The head's output passes through an identity. Its backward receives g = dL/dz, which contains every scale of the loss
+(accumulation, token weights, mixed precision). It computes the item weights from g (docs/mathematics.md, closed form).
+Then it adds the gradient of ``lambda * kappa`` to the gradients of the logits, the features and the weight. This needs
+no second derivative, so it works in compiled models and in training loops that hide their loss.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..layer.fused_head import UnfusedHead
 from .batch import Seeds
 from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
-from .row_signs import row_signs, unnumbered_row_signs
+from .row_signs import random_row_signs, row_signs
 from .strength import is_strength
 
-# In so many backward passes the gradient of the loss is looked at.
-_LOOKS = 3
+# Number of backward passes in which the gradient of the loss is checked.
+_CHECKS = 3
 
 
 def attach(
@@ -38,28 +38,28 @@ def attach(
     *,
     row_probes: int = 0,
 ) -> AttachedFlatness:
-    """Train the head's relative flatness from now on, in whatever loop the model is trained.
+    """Add the head's relative flatness to the training, in any training loop.
 
-    For softmax cross-entropy with hard labels, under any reduction, item or class weights, ignored and shifted labels.
-    Works in compiled models, too; what was compiled before is compiled again.
+    The loss must be softmax cross-entropy with hard labels. Any reduction, item weights, class weights, ignored labels
+    and shifted labels are fine. Compiled models work, too; code that was compiled before is compiled again.
 
-    What the loss is cannot be proven from its gradient. Label smoothing, soft labels, losses that are no softmax
-    cross-entropy and preference losses are noticed in the first backward passes, with a warning; focal loss and others
-    whose gradient looks the same are not. In compiled models nothing is looked at. `RelativeFlatness` proves it.
+    The first backward passes check the gradient of the loss. Label smoothing, soft labels, preference losses and other
+    losses give a warning. The check cannot detect focal loss and losses with a similar gradient, and compiled models
+    skip it. `RelativeFlatness` verifies the loss exactly.
 
     Args:
-        model: the model that is trained.
-        strength: lambda, at least 0; can be changed later (``attached.strength = ...``).
-        layer: the layer into the logits, see `RelativeFlatness`.
-        row_probes: 0 for the exact kappa; for large vocabularies a number of row probes, such as 16, which costs next
-            to nothing. In a compiled model they are drawn from torch's global random state.
+        model: the model to train.
+        strength: lambda, at least 0. You can change it later (``attached.strength = ...``).
+        layer: the layer that computes the logits, see `RelativeFlatness`.
+        row_probes: 0 for the exact kappa. For large vocabularies use row probes, for example 16: they cost little. In a
+            compiled model their signs come from torch's global random state.
 
     Returns:
         A handle with the last kappa and ``detach()``.
 
     Raises:
-        ValueError: a negative strength, no such layer, a head with a single output, or one that has the term already; a
-            number of probes below 0.
+        ValueError: the strength or the number of probes is negative, the layer does not exist, or the head has a single
+            output or a flatness term already.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -68,7 +68,7 @@ def attach(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
         >>> attached = attach(model, strength=0.003)
         >>> loss = nn.functional.cross_entropy(model(torch.randn(5, 4)), torch.tensor([0, 1, 2, 0, 1]))
-        >>> loss.backward()  # your loop, as it is
+        >>> loss.backward()  # your training loop does not change
         >>> attached.kappa() > 0
         True
         >>> attached.detach()
@@ -79,7 +79,7 @@ def attach(
 
 
 class AttachedFlatness:
-    """What `attach` returns; see there.
+    """Handle of an attached flatness term, as `attach` returns it.
 
     Attributes:
         layer: the head.
@@ -92,42 +92,42 @@ class AttachedFlatness:
         layer: str | nn.Module = AUTO,
         row_probes: int = 0,
     ) -> None:
-        self._row_probes, self._calls = row_probes, 0
+        self._row_probes, self._call_number = row_probes, 0
         if isinstance(layer, str) and layer == REPRESENTATION:
             raise ValueError(
-                f'layer="{REPRESENTATION}" makes no logits, and attach is for softmax cross-entropy over the '
-                "outputs of one layer: leave it out for the head, or use RelativeFlatness or FAMMixin."
+                f'layer="{REPRESENTATION}" makes no logits, but attach is for softmax cross-entropy over the outputs '
+                "of one layer: remove the argument to use the head, or use RelativeFlatness or FAMMixin."
             )
         self.layer = FeatureLayer(model, layer)
         if self.layer.out_features < 2:
             raise ValueError(
-                f"layer '{self.layer.name}' has one output (regression, a reward, multiple choice), and attach is for "
-                "softmax cross-entropy over the outputs of one layer: use RelativeFlatness or FAMMixin, which find out "
-                "what the loss is."
+                f"layer '{self.layer.name}' has one output (regression, a reward, multiple choice), but attach is for "
+                "softmax cross-entropy over the outputs of one layer: use RelativeFlatness or FAMMixin, which support "
+                "other losses."
             )
-        if has_term(self.layer.module):
+        if has_flatness_term(self.layer.module):
             raise ValueError(
-                f"layer '{self.layer.name}' has a flatness term already: detach() the handle that attach returned "
-                "before (FAMCallback does so by itself), or change its strength."
+                f"layer '{self.layer.name}' has a flatness term already: detach() the handle that attach returned, or "
+                "change its strength."
             )
         weight = self.layer.linear_map.weight
         self._strength = torch.zeros((), dtype=wide(weight.dtype), device=weight.device, requires_grad=True)
         self.strength = strength
-        self._looks = _LOOKS
+        self._checks_left = _CHECKS
         self._unfused = UnfusedHead(unwrap(model))
         self._unfused.attach()
         forget_compiled_code()
-        # Before all others: FSDP's hook takes the weight away.
+        # This hook must run before FSDP's, which removes the weight.
         self._hook = self.layer.module.register_forward_hook(self._inject, prepend=True)
-        self._acts = True
+        self._is_active = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """On a copy of the model, pickled or not, the hook does nothing."""
-        return _doing_nothing, ()
+        """Return an inactive term for copies of the model, pickled or not."""
+        return _inactive, ()
 
     @property
     def strength(self) -> float:
-        """Lambda."""
+        """Return lambda."""
         return float(self._strength.detach())
 
     @strength.setter
@@ -138,9 +138,10 @@ class AttachedFlatness:
             self._strength.fill_(value)
 
     def kappa(self) -> float:
-        """kappa since the last call, summed over backward passes, in the units of what ``backward`` was called on.
+        """Return kappa since the last call, summed over backward passes.
 
-        With a gradient scaler, divide by its scale. Warns, and is 0, if no backward pass went through the term.
+        The units are those of the loss that ``backward`` was called on. With a gradient scaler, divide by its scale.
+        The result is 0, with a warning, if no backward pass used the term.
         """
         kappa = self.take_kappa()
         if kappa is None:
@@ -149,64 +150,67 @@ class AttachedFlatness:
         return float(kappa)
 
     def take_kappa(self) -> Tensor | None:
-        """`kappa` as a tensor, without waiting for the device; None if no backward pass went through the term."""
+        """Return `kappa` as a tensor, without waiting for the device.
+
+        None if no backward pass used the term.
+        """
         kappa, self._strength.grad = self._strength.grad, None
         return kappa
 
     def explain_inaction(self) -> str:
-        """Why no backward pass may have gone through the term."""
+        """Return the message about a term that no backward pass used."""
         return (
-            f"No backward pass has gone through the flatness term at '{self.layer.name}' since the last look. Either "
-            "there was none in training mode; or the loss does not depend on this layer (a loss that is fused with the "
-            "head, Liger's for instance, goes past it); or the model was compiled while it was detached; or the head "
-            "and all below it is frozen."
+            f"No backward pass has gone through the flatness term at '{self.layer.name}' since the last call. Possible "
+            "causes: no backward pass ran in training mode; the loss does not depend on this layer (a loss that is "
+            "fused with the head, such as Liger's, does not call it); the model was compiled while the term was "
+            "detached; or the head and all layers below it are frozen."
         )
 
     def detach(self) -> None:
-        """Remove the hooks; the model is as it was."""
+        """Remove the term and its hooks from the model."""
         self._hook.remove()
         self._unfused.detach()
         forget_compiled_code()
 
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not (self._acts and module.training and torch.is_grad_enabled()):
+        if not (self._is_active and module.training and torch.is_grad_enabled()):
             return output
         linear_map = self.layer.linear_map
         logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
         m, device = features.shape[-1], output.device
         if torch.compiler.is_compiling():
-            signs = unnumbered_row_signs(self._row_probes, m, device)
+            signs = random_row_signs(self._row_probes, m, device)
         else:
-            self._calls += 1
-            signs = row_signs(self._row_probes, m, device, Seeds((self._calls,)))
+            self._call_number += 1
+            signs = row_signs(self._row_probes, m, device, Seeds((self._call_number,)))
         weight = linear_map.weight
         injected: Tensor = InjectFlatness.apply(logits, features, weight, self._strength, signs, False, None)
-        if not torch.compiler.is_compiling() and self._looks and injected.requires_grad:
-            injected.register_hook(functools.partial(self._look, logits.detach()))
+        if not torch.compiler.is_compiling() and self._checks_left and injected.requires_grad:
+            injected.register_hook(functools.partial(self._check_gradient, logits.detach()))
         return linear_map.outputs(injected)
 
-    def _look(self, logits: Tensor, gradient: Tensor) -> None:
-        """Warn, once, if the loss is not what `attach` is for."""
-        if self._looks and bool(gradient.any()):
-            self._looks -= 1
+    def _check_gradient(self, logits: Tensor, gradient: Tensor) -> None:
+        """Warn once if the loss is not softmax cross-entropy with hard labels."""
+        if self._checks_left and bool(gradient.any()):
+            self._checks_left -= 1
             if not is_hard_label_gradient(gradient, logits):
-                self._looks = 0
+                self._checks_left = 0
                 warnings.warn(
                     f"The gradient of the loss at '{self.layer.name}' is not that of softmax cross-entropy with hard "
-                    "labels (label smoothing, soft labels, sigmoid, preferences, logits that are changed after this "
-                    "layer ...), so kappa is weighted wrongly here. Where the loss can be reached, use "
-                    "RelativeFlatness or FAMMixin, which find out what it is.",
+                    "labels (label smoothing, soft labels, sigmoid, preferences, logits that change after this "
+                    "layer ...), so kappa has wrong item weights here. Use RelativeFlatness or FAMMixin, which support "
+                    "other losses.",
                     stacklevel=2,
                 )
 
 
-def has_term(module: nn.Module) -> bool:
-    """Whether `attach` has put a term on this very module."""
+def has_flatness_term(module: nn.Module) -> bool:
+    """Return True if `attach` has put a term on this module."""
     owners = (getattr(hook, "__self__", None) for hook in forward_hooks(module))
-    return any(isinstance(owner, AttachedFlatness) and owner._acts for owner in owners)
+    return any(isinstance(attached, AttachedFlatness) and attached._is_active for attached in owners)
 
 
-def _doing_nothing() -> AttachedFlatness:
+def _inactive() -> AttachedFlatness:
     attached = AttachedFlatness.__new__(AttachedFlatness)
-    attached._acts = False
+    attached._is_active = False
     return attached

@@ -1,4 +1,4 @@
-"""What every estimator gets: one batch, seen from the feature layer."""
+"""The input of every estimator: one batch, seen from the feature layer."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from ..layer.linear_map import LinearMap
 
 @dataclass(frozen=True)
 class Seeds:
-    """Where the random signs of one batch come from.
+    """Seeds of the random signs of one batch.
 
     Attributes:
-        numbers: alike on every process and micro-batch of a step.
+        numbers: seeds, the same on every process and micro-batch of a step.
         first_item: position of this batch's first item in the whole batch of the step.
-        items: how many items this batch has, where rows are items and tokens in one; None if every row is an item.
+        items: number of items in this batch, if the first dimension contains several rows of each item; None if every
+            entry of the first dimension is an item.
     """
 
     numbers: tuple[int, ...] = (0,)
     first_item: int = 0
     items: int | None = None
 
-    def of_rows(self, rows: int, first_dimension: int, stream: Sequence[int | str], device: torch.device) -> Tensor:
-        """A key for every row, a function of the numbers, the item and the position in it, shape ``(items, ...)``.
+    def row_keys(self, rows: int, first_dimension: int, stream: Sequence[int | str], device: torch.device) -> Tensor:
+        """Return a random key for every row, shape ``(items, rows of an item)``.
+
+        A key is a function of the seeds, the item and the position in the item.
 
         Args:
-            rows: how many.
-            first_dimension: of what the rows are taken of; the number of items, unless `items` says otherwise.
-            stream: tells apart what is drawn.
-            device: of the result.
+            rows: number of rows.
+            first_dimension: size of the first dimension of the tensor. It counts the items if `items` is None.
+            stream: name of the random numbers, so that different ones are independent.
+            device: device of the result.
         """
         count = self.items if self.items and first_dimension % self.items == 0 else first_dimension
         items = torch.arange(self.first_item, self.first_item + count, device=device) << 32
@@ -48,15 +51,15 @@ class Batch:
     """One batch, after its forward pass.
 
     Attributes:
-        loss: L, scalar, in the graph.
-        features: what every call of the layer got, in the layer's own layout: for a row layer phi, ``(..., m)``.
+        loss: L, a scalar in the graph.
+        features: input of every call of the layer, in the layer's own layout: for a linear layer phi, ``(..., m)``.
         pre_activations: z of every call of the layer, channels last, shapes ``(..., d)``.
         linear_map: W, and how it acts on features.
-        logits: what every call of the head returned; the pre-activations themselves where the layer is the head.
-        seeds: where random signs come from.
+        logits: output of every call of the head. If the layer is the head, these are the pre-activations.
+        seeds: seeds of the random signs.
         weights_only: let the gradient reach W alone.
-        center: what is taken off the features where they are perturbed, shape ``(m,)``, or None.
-        graph: what lies between the layer and the loss; walked when it is asked for first.
+        center: shape ``(m,)``, subtracted from the features before they are perturbed; or None.
+        graph: the operations between the layer and the loss, found on first use.
     """
 
     loss: Tensor
@@ -70,29 +73,29 @@ class Batch:
 
     @cached_property
     def graph(self) -> TailGraph:
-        """What lies between the layer and the loss, with the logits marked."""
+        """Return the operations between the layer and the loss."""
         return TailGraph(self.loss, self.pre_activations, self.logits)
 
     @property
-    def perturbed(self) -> Sequence[Tensor]:
-        """The features that kappa perturbs: centered, if there is a center."""
+    def perturbed_features(self) -> Sequence[Tensor]:
+        """Return the features that kappa perturbs, centered if there is a center."""
         return self.features if self.center is None else [phi - self.center for phi in self.features]
 
     @property
     def weight(self) -> Tensor:
-        """W, shape ``(d, m)``."""
+        """Return W, shape ``(d, m)``."""
         return self.linear_map.weight
 
 
 class RecheckSchedule:
-    """Whether the form of the loss is examined again: at the first batch, then at every hundredth."""
+    """Schedule of the checks of the loss: the first batch, then every hundredth."""
 
     EVERY = 100
 
     def __init__(self) -> None:
         self._calls = 0
 
-    def due(self) -> bool:
-        """Count one call; return whether the loss is examined at it."""
+    def is_due(self) -> bool:
+        """Count one call and return True if the loss is checked at it."""
         self._calls += 1
         return self._calls % self.EVERY == 1

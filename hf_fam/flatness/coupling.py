@@ -1,6 +1,6 @@
-"""Which rows of the pre-activations react to each other, found out by Hessian-vector products.
+"""Find which rows of the pre-activations the loss couples, by Hessian-vector products.
 
-The shape of the input proves nothing: multiple choice, preference pairs, experts and windows all flatten.
+The shape of the input does not show it: multiple choice, preference pairs, experts and windows all flatten their rows.
 """
 
 from __future__ import annotations
@@ -16,67 +16,71 @@ from .batch import Batch, RecheckSchedule
 
 
 class Coupling(str, enum.Enum):
-    """Which rows of the pre-activations are coupled by the second derivative of the loss."""
+    """Rows of the pre-activations that the second derivative of the loss couples."""
 
-    ROWS = "rows"  # none: every row is on its own
-    ITEMS = "items"  # rows of one item (tokens of a sequence, calls of a shared layer), but not the items
-    BATCH = "batch"  # items too (batch normalization, multiple choice, contrastive losses)
+    ROWS = "rows"  # no rows: every row is independent
+    ITEMS = "items"  # rows of one item (tokens of a sequence, calls of a shared layer)
+    BATCH = "batch"  # different items, too (batch normalization, multiple choice, contrastive losses)
 
 
 class CouplingFinder:
-    """The coupling of a model's layer: found at the first batch, at every larger one, and again now and then.
+    """Finder of the coupling of a model's layer.
 
-    What was once found stays found, so that a batch of one after a batch of many changes nothing.
+    It tests the first batch, larger batches and every hundredth batch. A coupling that was found once is kept: a
+    smaller batch cannot remove it.
 
     Attributes:
-        nested: one call of the layer has been seen to feed another.
+        coupling: the strongest coupling so far; None before the first batch whose loss has curvature.
+        has_nested_calls: whether one call of the layer used the output of another.
     """
 
     def __init__(self) -> None:
-        self.found: Coupling | None = None
-        self.nested = False
-        self._schedule = RecheckSchedule()
-        self._most_rows = 0
+        self.coupling: Coupling | None = None
+        self.has_nested_calls = False
+        self._recheck_schedule = RecheckSchedule()
+        self._largest_row_count = 0
 
     def __call__(self, batch: Batch) -> Coupling:
-        """The coupling to use for this batch.
+        """Return the coupling to use for this batch.
 
         Raises:
             SecondDerivativeError: an operation of the tail has no second derivative.
         """
         rows = sum(z[..., 0].numel() for z in batch.pre_activations)
-        items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _alike(batch.pre_activations)
-        if self._schedule.due() or rows > self._most_rows or self.found is None:
-            self.nested = self.nested or calls_are_nested(batch.features, batch.pre_activations)
-            now = find_coupling(batch.loss, batch.pre_activations, batch.features, items=items)
-            if now is not None:
-                self._most_rows = max(self._most_rows, rows)
-                strength = list(Coupling)
-                self.found = now if self.found is None else max(now, self.found, key=strength.index)
-        if self.found is None:
-            return Coupling.BATCH  # which is right whatever is coupled
-        if self.found is Coupling.ITEMS and not items:  # which items are the same can no longer be told
-            self.found = Coupling.BATCH
-        return self.found
+        has_items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _have_same_items(
+            batch.pre_activations
+        )
+        if self._recheck_schedule.is_due() or rows > self._largest_row_count or self.coupling is None:
+            self.has_nested_calls = self.has_nested_calls or calls_are_nested(batch.features, batch.pre_activations)
+            observed = find_coupling(batch.loss, batch.pre_activations, batch.features, has_items=has_items)
+            if observed is not None:
+                self._largest_row_count = max(self._largest_row_count, rows)
+                order = list(Coupling)
+                self.coupling = observed if self.coupling is None else max(observed, self.coupling, key=order.index)
+        if self.coupling is None:
+            return Coupling.BATCH  # unbiased for every coupling
+        if self.coupling is Coupling.ITEMS and not has_items:  # the rows of one item are unknown
+            self.coupling = Coupling.BATCH
+        return self.coupling
 
 
 def find_coupling(
-    loss: Tensor, pre_activations: Sequence[Tensor], features: Sequence[Tensor] = (), *, items: bool = True
+    loss: Tensor, pre_activations: Sequence[Tensor], features: Sequence[Tensor] = (), *, has_items: bool = True
 ) -> Coupling | None:
-    """Which rows the loss couples at this point.
+    """Return which rows the loss couples on a batch.
 
-    Rows are numbered and split by each bit of their number in turn, so that every pair is separated at least once:
-    ``ceil(log2(rows))`` Hessian-vector products find every coupling that the second derivative has here. Calls that
-    feed one another are coupled in any case.
+    The rows are numbered and split by each bit of their numbers in turn. Every pair of rows is separated at least once,
+    so ``ceil(log2(rows))`` Hessian-vector products find every coupling of the second derivative. Nested calls, where
+    one call of the layer uses the output of another, always count as coupled.
 
     Args:
-        loss: scalar, in the graph.
+        loss: a scalar in the graph.
         pre_activations: z of every call of the layer, shapes ``(..., d)``.
-        features: what every call got; needed where one call may feed another.
-        items: whether the first dimension counts items.
+        features: input of every call; needed if calls may be nested.
+        has_items: whether the first dimension counts items.
 
     Returns:
-        None where the loss has no curvature, as in a batch without labels: nothing can be told there.
+        The coupling. None if the loss has no curvature, for example on a batch without labels.
 
     Examples:
         >>> import torch
@@ -85,60 +89,62 @@ def find_coupling(
         ('rows', 'batch')
     """
     first = gradients(loss, pre_activations, range_scale(loss, pre_activations))
-    curved: list[bool] = []
+    has_curvature: list[bool] = []
 
-    def products(moved: Sequence[Tensor]) -> list[Tensor]:
-        answers = vector_products(first, pre_activations, moved, create_graph=False)
-        curved.append(any(bool(h.any()) for h in answers))
-        return answers
+    def multiply(vectors: Sequence[Tensor]) -> list[Tensor]:
+        products = vector_products(first, pre_activations, vectors, create_graph=False)
+        has_curvature.append(any(bool(h.any()) for h in products))
+        return products
 
-    found = _coupling(products, pre_activations, features, items)
-    return found if any(curved) or not curved else None
+    coupling = _find_coupling(multiply, pre_activations, features, has_items)
+    return coupling if any(has_curvature) or not has_curvature else None
 
 
-def _coupling(
-    products: Callable[[Sequence[Tensor]], list[Tensor]],
+def _find_coupling(
+    multiply: Callable[[Sequence[Tensor]], list[Tensor]],
     pre_activations: Sequence[Tensor],
     features: Sequence[Tensor],
-    items: bool,
+    has_items: bool,
 ) -> Coupling:
     vectors = [_fixed_normal(z) for z in pre_activations]
-    nested = calls_are_nested(features, pre_activations)
-    rows = _numbered([z[..., :1] for z in pre_activations])
-    items = items and _alike(pre_activations)
-    if not items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):
-        return Coupling.BATCH if nested or _respond(products, vectors, rows, rows) else Coupling.ROWS
-    of_items = [_item_numbers(z) for z in pre_activations]
-    if _respond(products, vectors, of_items, of_items):
+    has_nested_calls = calls_are_nested(features, pre_activations)
+    rows = _element_numbers([z[..., :1] for z in pre_activations])
+    has_items = has_items and _have_same_items(pre_activations)
+    if not has_items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):
+        return Coupling.BATCH if has_nested_calls or _is_coupled(multiply, vectors, rows, rows) else Coupling.ROWS
+    item_numbers = [_item_numbers(z) for z in pre_activations]
+    if _is_coupled(multiply, vectors, item_numbers, item_numbers):
         return Coupling.BATCH
-    if nested:
+    if has_nested_calls:
 
-        def pulled(moved: Sequence[Tensor]) -> list[Tensor]:
-            return vector_products(features, pre_activations, moved, create_graph=False)
+        def multiply_through_features(vectors: Sequence[Tensor]) -> list[Tensor]:
+            return vector_products(features, pre_activations, vectors, create_graph=False)
 
         directions = [_fixed_normal(phi) for phi in features]
-        apart = _respond(pulled, directions, [_item_numbers(phi) for phi in features], of_items)
-        return Coupling.BATCH if apart else Coupling.ITEMS
+        is_coupled = _is_coupled(
+            multiply_through_features, directions, [_item_numbers(phi) for phi in features], item_numbers
+        )
+        return Coupling.BATCH if is_coupled else Coupling.ITEMS
     positions = [
         n.expand(z.shape[0], *n.shape[1:])
-        for n, z in zip(_numbered([z[:1, ..., :1] for z in pre_activations]), pre_activations, strict=True)
+        for n, z in zip(_element_numbers([z[:1, ..., :1] for z in pre_activations]), pre_activations, strict=True)
     ]
-    return Coupling.ITEMS if _respond(products, vectors, positions, positions) else Coupling.ROWS
+    return Coupling.ITEMS if _is_coupled(multiply, vectors, positions, positions) else Coupling.ROWS
 
 
 def calls_are_nested(features: Sequence[Tensor], pre_activations: Sequence[Tensor]) -> bool:
-    """Whether the output of one call of the layer is used for the features of a later one."""
+    """Return True if one call of a layer uses the output of an earlier one."""
     for k, phi in enumerate(features):
         if k and phi.requires_grad:
             earlier = list(pre_activations[:k])
-            found = torch.autograd.grad(phi.sum(), earlier, retain_graph=True, allow_unused=True)
-            if any(g is not None for g in found):
+            derivatives = torch.autograd.grad(phi.sum(), earlier, retain_graph=True, allow_unused=True)
+            if any(g is not None for g in derivatives):
                 return True
     return False
 
 
-def _alike(pre_activations: Sequence[Tensor]) -> bool:
-    """Whether all calls are about the same items."""
+def _have_same_items(pre_activations: Sequence[Tensor]) -> bool:
+    """Return True if all calls can be about the same items."""
     return len({(z.shape[0], z.dim()) for z in pre_activations}) == 1
 
 
@@ -151,8 +157,8 @@ def _item_numbers(like: Tensor) -> Tensor:
     return torch.arange(like.shape[0], device=like.device).view(-1, *[1] * (like.dim() - 1))
 
 
-def _numbered(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Every element's running number, over all tensors together."""
+def _element_numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the number of every element, counted over all tensors together."""
     numbers, start = [], 0
     for t in tensors:
         numbers.append(torch.arange(start, start + t.numel(), device=t.device).view(t.shape))
@@ -160,17 +166,19 @@ def _numbered(tensors: Sequence[Tensor]) -> list[Tensor]:
     return numbers
 
 
-def _respond(
-    products: Callable[[Sequence[Tensor]], list[Tensor]],
+def _is_coupled(
+    multiply: Callable[[Sequence[Tensor]], list[Tensor]],
     vectors: Sequence[Tensor],
     numbers: Sequence[Tensor],
-    answering: Sequence[Tensor],
+    product_numbers: Sequence[Tensor],
 ) -> bool:
-    """Whether what has one number answers to a direction on what has another."""
+    """Return True if a vector on rows of one number has a product on rows of another."""
     largest = max(int(n.max()) if n.numel() else 0 for n in numbers)
     for bit in range(largest.bit_length()):
-        answers = products([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers, strict=True)])
-        threshold = rounding_error(answers)  # which is what a fully masked token may answer with
-        if any((h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in zip(answers, answering, strict=True)):
+        products = multiply([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers, strict=True)])
+        threshold = rounding_error(products)  # a fully masked token may show this much
+        if any(
+            (h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in zip(products, product_numbers, strict=True)
+        ):
             return True
     return False

@@ -1,8 +1,8 @@
 """Random directions ``u = W A phi`` in pre-activation space.
 
 kappa is the mean of ``u^T (d2L/dz2) u`` over random m x m matrices A with independent zero-mean unit-variance
-entries. Rows (items, tokens, positions) that the tail couples must share one A; rows that it does not couple may each
-have their own, which has less variance (docs/mathematics.md, form b). Groups of a convolution have one A each.
+entries. Rows (items, tokens, positions) that the tail couples must share one A. Uncoupled rows may each have their own,
+which lowers the variance (docs/mathematics.md, form b). Each group of a convolution has its own A.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .coupling import Coupling
 def draw(
     features: Sequence[Tensor], linear_map: LinearMap, coupling: Coupling, seeds: Seeds, probe: int = 0
 ) -> list[Tensor]:
-    """A random direction for every call of the layer.
+    """Return a random direction for every call of the layer.
 
-    Signs are a function of seeds and probe alone where items are coupled, and of the item and the position in it
-    where they are not: it does not matter how the batch of a step is cut into micro-batches and processes. A block that
-    is computed again under gradient checkpointing gets the same ones, and so do coupled calls of the layer.
+    The signs are a function of the seeds and the probe. If items are uncoupled, they also depend on the item and the
+    position in it. The split of a step's batch into micro-batches and processes makes no difference. Blocks that
+    gradient checkpointing recomputes, and coupled calls of the layer, get the same signs.
 
     Args:
         features: phi of every call, in the layer's layout.
         linear_map: W, and how it acts on features.
-        coupling: which rows share a matrix.
-        seeds: where the signs come from.
+        coupling: which rows share a matrix A.
+        seeds: seeds of the signs.
         probe: number of the probe.
 
     Returns:
@@ -42,7 +42,9 @@ def draw(
     directions = []
     for phi in features:
         if coupling is Coupling.ROWS:
-            directions.append(_norm_form(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, seeds, (probe, "r"))))
+            directions.append(
+                _row_direction(phi, linear_map, _signs(linear_map.sign_shape(phi), phi, seeds, (probe, "r")))
+            )
             continue
         shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
         r, a = (_signs(shape, phi, seeds, (probe, name)) for name in ("r", "a"))
@@ -51,16 +53,16 @@ def draw(
 
 
 def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | None) -> Tensor:
-    """The direction u for given signs.
+    """Return the direction u for fixed signs, differentiable to phi and W.
 
-    Without ``a`` (uncoupled rows): ``u_t = ||phi_t|| W r_t``. With it, A = r a^T: ``u_t = (a . phi_t) W r``.
-    Both are unbiased for what they are used for; u stays in the graph through phi and W.
+    Without ``a``, for uncoupled rows: ``u_t = ||phi_t|| W r_t``. With ``a``, for coupled rows, A = r a^T and
+    ``u_t = (a . phi_t) W r``.
 
     Args:
         features: phi, in the layer's layout.
         linear_map: W, and how it acts on features.
         r: signs that broadcast to the rows, shape ``(..., G m)``.
-        a: signs, one vector for all rows or one an item (`LinearMap.vector_shape`), or None.
+        a: signs, one vector for all rows or one for each item (`LinearMap.vector_shape`), or None.
 
     Examples:
         >>> import torch
@@ -74,8 +76,8 @@ def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | No
     """
     phi = features.to(wide(features.dtype))
     with torch.autocast(phi.device.type, enabled=False):
-        amounts = linear_map.norms(phi) if a is None else linear_map.projections(phi, a)
-        return linear_map.scaled(amounts, linear_map.times(r))
+        scales = linear_map.norms(phi) if a is None else linear_map.projections(phi, a)
+        return linear_map.scaled(scales, linear_map.times(r))
 
 
 def draw_for_trace(
@@ -86,43 +88,43 @@ def draw_for_trace(
     seeds: Seeds,
     probe: int = 0,
 ) -> list[Tensor]:
-    """Directions u whose mean ``u^T (d2L/dz2) u`` is Tr H, the trace of the Hessian by the weight.
+    """Return directions u whose mean ``u^T (d2L/dz2) u`` is the trace of the Hessian.
 
-    ``u_t = ||phi_t|| r_t``, or ``(a . phi_t) r`` where rows are coupled, with signs r in R^d: those of kappa with the
-    identity in place of W.
+    Tr H is the trace of the Hessian by the weight. ``u_t = ||phi_t|| r_t`` for uncoupled rows and ``(a . phi_t) r`` for
+    coupled ones, with signs r in R^d: the directions of kappa with the identity in place of W.
 
     Args:
         features: phi of every call, in the layer's layout.
         pre_activations: z of every call, channels last.
         linear_map: how W acts on features.
         coupling: which rows share signs.
-        seeds: where the signs come from.
+        seeds: seeds of the signs.
         probe: number of the probe.
     """
     directions = []
     for phi, z in zip(features, pre_activations, strict=True):
-        wider = phi.to(wide(phi.dtype))
+        phi_wide = phi.to(wide(phi.dtype))
         if coupling is Coupling.ROWS:
-            amounts, r = linear_map.norms(wider), _signs(z.shape, phi, seeds, (probe, "trace r"))
+            scales, r = linear_map.norms(phi_wide), _signs(z.shape, phi, seeds, (probe, "trace r"))
         else:
             shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
-            amounts = linear_map.projections(wider, _signs(shape, phi, seeds, (probe, "trace a")))
+            scales = linear_map.projections(phi_wide, _signs(shape, phi, seeds, (probe, "trace a")))
             r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, seeds, (probe, "trace r")).expand(z.shape)
-        directions.append(linear_map.scaled(amounts, r))
+        directions.append(linear_map.scaled(scales, r))
     return directions
 
 
-def _norm_form(features: Tensor, linear_map: LinearMap, signs: Tensor) -> Tensor:
-    """``u_t = ||phi_t|| W r_t`` with signs of its own for every row."""
+def _row_direction(features: Tensor, linear_map: LinearMap, signs: Tensor) -> Tensor:
+    """Return ``u_t = ||phi_t|| W r_t``, with different signs for every row."""
     phi = features.to(wide(features.dtype))
     with torch.autocast(phi.device.type, enabled=False):
         return linear_map.scaled(linear_map.norms(phi), linear_map.times_signs(signs))
 
 
 def _signs(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int | str, ...]) -> Tensor:
-    """Signs of a shape ``(items, ..., m)``, or of the shape ``(m,)`` for all items together."""
+    """Return signs of shape ``(items, ..., m)``, or ``(m,)`` if all items share them."""
     dtype = wide(like.dtype)
     if len(shape) == 1:
         return signs(key((*seeds.numbers, *stream), like.device), shape[-1], dtype)
-    keys = seeds.of_rows(math.prod(shape[:-1]), shape[0], stream, like.device)
+    keys = seeds.row_keys(math.prod(shape[:-1]), shape[0], stream, like.device)
     return signs(keys, shape[-1], dtype).view(shape)

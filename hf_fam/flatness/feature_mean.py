@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ..calculus.derivatives import wide
 
-# Later batches count for a twentieth each: the mean of twenty batches, soon after a trunk has moved.
+# Later batches count for a twentieth each, so that the mean soon follows a backbone that is trained.
 MEMORY = 0.05
 
 
 class FeatureMean:
-    """Mean over rows of the features of the steps so far, not that of the step under way.
+    """Running mean of a layer's features over all finished steps.
 
-    A bias takes up any shift of the features, ``W phi + b = W (phi - c) + (b + W c)``, and kappa does not: what all
-    items share counts as size. With c the mean, perturbations are relative to what tells items apart.
+    A bias absorbs any shift of the features: ``W phi + b = W (phi - c) + (b + W c)``. kappa changes with it, because
+    kappa counts what all items share. With the mean as c, perturbations are relative to the items' differences.
 
-    The mean is over all micro-batches and processes of a step, so that it does not matter how a step's batch is cut.
+    Each step's mean is over all its micro-batches and processes. How the batch is split makes no difference.
 
     Attributes:
-        value: c, shape ``(m,)``; None before the first step is over.
+        value: c, shape ``(m,)``; None before the first step ends.
 
     Examples:
         >>> mean = FeatureMean()
-        >>> mean.note([torch.tensor([[1.0, 2.0], [3.0, 4.0]])])
+        >>> mean.add([torch.tensor([[1.0, 2.0], [3.0, 4.0]])])
         >>> mean.value is None
         True
         >>> mean.end_step()
@@ -38,39 +38,39 @@ class FeatureMean:
     def __init__(self) -> None:
         self.value: Tensor | None = None
         self._steps = 0
-        self._sum: Tensor | None = None  # of the step under way, the number of rows behind it
+        self._sum: Tensor | None = None  # of the current step: the sums, then the number of rows
 
     @torch.no_grad()
-    def note(self, features: Sequence[Tensor]) -> None:
-        """Count the rows of one micro-batch.
+    def add(self, features: Sequence[Tensor]) -> None:
+        """Add the rows of one micro-batch to the current step.
 
         Args:
             features: phi of every call of the layer, shapes ``(..., m)``.
         """
         for phi in features:
             rows = phi.detach().reshape(-1, phi.shape[-1]).to(wide(phi.dtype))
-            found = torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])])
-            self._sum = found if self._sum is None else self._sum + found
+            batch_sum = torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])])
+            self._sum = batch_sum if self._sum is None else self._sum + batch_sum
 
-    def of(self, features: Sequence[Tensor]) -> Tensor:
-        """c; the mean of these features while there is none."""
+    def center_for(self, features: Sequence[Tensor]) -> Tensor:
+        """Return c, or the mean of these features before the first step ends."""
         if self.value is not None:
             return self.value
-        alone = FeatureMean()
-        alone.note(features)
-        alone.end_step()
-        assert alone.value is not None
-        return alone.value
+        batch_mean = FeatureMean()
+        batch_mean.add(features)
+        batch_mean.end_step()
+        assert batch_mean.value is not None
+        return batch_mean.value
 
-    def end_step(self, summed: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
-        """Take what was noted into the mean.
+    def end_step(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+        """Move the running mean towards the mean of the current step.
 
         Args:
-            summed: adds up a tensor over all processes.
+            sum_over_processes: adds up a tensor over all processes.
         """
         if self._sum is None:
             return
-        total, self._sum = summed(self._sum), None
+        total, self._sum = sum_over_processes(self._sum), None
         self._steps += 1
         mean = total[:-1] / total[-1]
         if self.value is None:
@@ -78,16 +78,21 @@ class FeatureMean:
         else:
             self.value = self.value + max(1 / self._steps, MEMORY) * (mean - self.value)
 
-    def forget_step(self) -> None:
-        """Drop what was noted of the step under way: it is begun anew."""
+    def discard_step(self) -> None:
+        """Discard the rows of the current step."""
         self._sum = None
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs, fit for JSON."""
+        """Return the state that a resumed training needs, ready for JSON."""
         return {"mean": None if self.value is None else self.value.tolist(), "steps": self._steps}
 
     def load(self, state: dict[str, Any] | None, like: Tensor) -> None:
-        """Take up `state`, on the device and in the precision of ``like``; begin anew if there is none."""
+        """Restore a `state`, or start over if it is None.
+
+        Args:
+            state: result of `state`.
+            like: tensor whose device and precision the mean gets.
+        """
         mean, self._steps = (state["mean"], state["steps"]) if state else (None, 0)
         self.value = None if mean is None else torch.tensor(mean, dtype=wide(like.dtype), device=like.device)
         self._sum = None

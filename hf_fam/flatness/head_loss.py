@@ -1,16 +1,16 @@
-"""Closed forms of kappa for the layer into the logits: what the loss is, and its item weights.
+"""Closed forms of kappa for the classification head, by the form of the loss.
 
 Softmax cross-entropy: with p_i = softmax(z_i) and item weights c_i (softmax_head.py),
 
     kappa = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
 
-A loss that treats every output on its own (sigmoid cross-entropy, squared error, Huber, Poisson ...), with
+An elementwise loss, a sum over outputs (sigmoid cross-entropy, squared error, Huber, Poisson ...), with
 h_ik = d2L/dz_ik^2:
 
     kappa = sum_ik h_ik ||phi_i||^2 ||w_k||^2
 
-The labels appear in neither, except through c and h, which are read off the loss itself: reductions, ignored and
-shifted labels, class weights, label smoothing, ``num_items_in_batch`` and any scale of the loss come out right unasked.
+The labels enter only through c and h, which are computed from the loss itself. They contain reductions, ignored and
+shifted labels, class weights, label smoothing, ``num_items_in_batch`` and any scale of the loss.
 Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; docs/mathematics.md for the derivation.
 """
 
@@ -26,32 +26,34 @@ from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
 from .batch import Batch
 from .loss_graph import is_cross_entropy
-from .softmax_head import chunks_of
+from .softmax_head import row_chunks
 from .vocabulary import is_large
 
-# How far, relative to its size, a Hessian-vector product may be from the assumed one.
+# Largest distance between a Hessian-vector product and the expected one, relative to the product.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class NoClosedForm(ValueError):
-    """The loss, as a function of the logits, has none of the closed forms; the message says why."""
+    """The loss has no closed form as a function of the logits; the message says why."""
 
 
 def recognize_calls(batch: Batch) -> HeadLoss | None:
-    """Prove the form of the loss for all calls of the head, see `recognize`; calls that show nothing do not count.
+    """Return the form of the loss for all calls of the head, see `recognize`.
+
+    Calls on which the loss has no curvature are ignored.
 
     Raises:
-        NoClosedForm: there is none, or not one for all.
+        NoClosedForm: the loss has no closed form, or different ones for different calls.
     """
     _refuse_coupled_groups_or_calls(batch)
-    forms = {recognize(batch.loss, z, batch.graph) for z in batch.pre_activations} - {None}
-    if len(forms) > 1:
+    head_losses = {recognize(batch.loss, z, batch.graph) for z in batch.pre_activations} - {None}
+    if len(head_losses) > 1:
         raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
-    return forms.pop() if forms else None
+    return head_losses.pop() if head_losses else None
 
 
 def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
-    """The closed form is one sum over rows, each with features of its own."""
+    """Refuse grouped convolutions and coupled calls, which have no closed form."""
     if batch.linear_map.groups > 1:
         raise NoClosedForm("the head is a grouped convolution")
     calls = batch.pre_activations
@@ -59,12 +61,12 @@ def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
         return
     first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
     for k, z in enumerate(calls):
-        moved = [torch.zeros_like(other) for other in calls]
+        vectors = [torch.zeros_like(other) for other in calls]
         generator = torch.Generator(z.device).manual_seed(0)
-        moved[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
-        answers = vector_products(first, calls, moved, create_graph=False)
-        threshold = rounding_error(answers)
-        if any(h.abs().max() > threshold for j, h in enumerate(answers) if j != k):
+        vectors[k] = torch.randn(z.shape, generator=generator, device=z.device).to(z.dtype)
+        products = vector_products(first, calls, vectors, create_graph=False)
+        threshold = rounding_error(products)
+        if any(h.abs().max() > threshold for j, h in enumerate(products) if j != k):
             raise NoClosedForm(
                 f"the head is called {len(calls)} times in a forward pass and the loss couples the calls"
             )
@@ -72,11 +74,11 @@ def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """What the loss was proven to be, as a function of the logits.
+    """Form of the loss as a function of the logits.
 
     Attributes:
         kind: ``"softmax"`` or ``"elementwise"``.
-        item_weights: how c is found: from a Hessian ``"product"``, or from the ``"gradient"`` (hard labels only).
+        item_weights: how to compute c: from a Hessian ``"product"``, or from the ``"gradient"`` (hard labels only).
     """
 
     kind: Literal["softmax", "elementwise"]
@@ -84,20 +86,20 @@ class HeadLoss:
 
 
 def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> HeadLoss | None:
-    """Prove the form of a loss by one Hessian-vector product with a random vector.
+    """Return the form of a loss, by one Hessian-vector product with a random vector.
 
-    The gradient alone does not prove it: focal loss has the gradient's direction of cross-entropy.
+    The gradient alone is no proof: that of focal loss has the direction of cross-entropy's.
 
     Args:
-        loss: scalar, in the graph.
+        loss: a scalar in the graph.
         logits: z, shape ``(..., C)``.
-        graph: what lies between them, where it was walked already.
+        graph: the operations between them, if they are known already.
 
     Returns:
-        None where the loss has no curvature, as without labels or far from Huber's targets: that proves nothing.
+        The form. None if the loss has no curvature, for example without labels or far from Huber's targets.
 
     Raises:
-        NoClosedForm: the loss is of neither kind.
+        NoClosedForm: the loss is neither softmax cross-entropy nor elementwise.
 
     Examples:
         >>> import torch
@@ -113,7 +115,7 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
     (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
-    # Without the most probable class no difference of nearly equal numbers is taken, however confident the model.
+    # Leaving out the most probable class avoids cancellation when the model is confident.
     if classes > 1:
         vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
@@ -121,39 +123,39 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
         return None
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
-    tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models take the loss in float32
+    tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models compute the loss in float32
 
-    def agrees(assumed: Tensor) -> bool:
-        return bool(torch.linalg.vector_norm(product - assumed) <= tolerance * torch.linalg.vector_norm(product))
+    def is_product(expected: Tensor) -> bool:
+        return bool(torch.linalg.vector_norm(product - expected) <= tolerance * torch.linalg.vector_norm(product))
 
     def softmax_product(c: Tensor) -> Tensor:
         return c.unsqueeze(-1) * p * (vector - (p * vector).sum(-1, keepdim=True))
 
-    if is_large(classes) and agrees(softmax_product(weights_from_gradient(first, p))):
+    if is_large(classes) and is_product(softmax_product(weights_from_gradient(first, p))):
         return HeadLoss("softmax", "gradient")
-    if classes > 1 and agrees(softmax_product(weights_from_product(first, logits))):
-        # Any loss of the difference of two logits has this Hessian; cross-entropy alone has a constant c.
-        if classes > 2 or _constant_weights(first, logits, 10 * tolerance):
+    if classes > 1 and is_product(softmax_product(weights_from_product(first, logits))):
+        # Any loss of the difference of two logits has this Hessian. Only cross-entropy has a constant c.
+        if classes > 2 or _has_constant_weights(first, logits, 10 * tolerance):
             return HeadLoss("softmax", "product")
         raise NoClosedForm("its second derivative is that of cross-entropy with weights that depend on the logits")
-    if agrees(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
+    if is_product(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
         return HeadLoss("elementwise")
     raise NoClosedForm("its second derivative is neither that of softmax cross-entropy nor separate for every output")
 
 
-def _constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
+def _has_constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
     c = weights_from_product(first, logits, create_graph=True)
     if not c.requires_grad:
         return True
-    # Where the model is sure, c is a ratio of two tiny numbers, which half precision does not know well.
+    # If the model is confident, c is a ratio of two tiny numbers, which is inaccurate in half precision.
     p = logits.detach().to(c.dtype).softmax(-1).topk(2, dim=-1).values.prod(-1)
     weighted = c * p
-    (slope,) = torch.autograd.grad(weighted.sum(), logits, retain_graph=True)
-    return bool(torch.linalg.vector_norm(slope) <= tolerance * torch.linalg.vector_norm(weighted))
+    (derivative,) = torch.autograd.grad(weighted.sum(), logits, retain_graph=True)
+    return bool(torch.linalg.vector_norm(derivative) <= tolerance * torch.linalg.vector_norm(weighted))
 
 
 def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *, weights_only: bool = False) -> Tensor:
-    """kappa of a head under a loss that treats every output on its own.
+    """Return kappa of a head under an elementwise loss.
 
     Args:
         features: phi, shape ``(..., m)``.
@@ -177,14 +179,14 @@ def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *,
 
 
 def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Item weights c of a softmax loss with any labels, shape ``(...)``.
+    """Return the item weights c of a softmax loss with any labels, shape ``(...)``.
 
     ``c_i = -(H e_k)_j / (p_k p_j)`` for the two most probable classes k and j.
 
     Args:
         first: dL/dz that can be differentiated again, shape ``(..., C)``.
         logits: z, shape ``(..., C)``.
-        create_graph: keep c in the graph, to see whether it depends on z.
+        create_graph: keep c in the graph, to check whether it depends on z.
     """
     p = (logits if create_graph else logits.detach()).to(wide(logits.dtype)).softmax(-1)
     (p_k, p_j), (k, j) = (t.unbind(-1) for t in p.topk(2, dim=-1))
@@ -195,9 +197,10 @@ def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = 
 
 
 def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
-    """Item weights c of a softmax loss with hard labels, shape ``(...)``, constant.
+    """Return the item weights c of a softmax loss with hard labels, shape ``(...)``.
 
-    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, for all classes but the labeled one have g = c p.
+    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, because g = c p for all classes except the label. The
+    result is constant.
 
     Args:
         first: g = dL/dz, shape ``(..., C)``.
@@ -209,19 +212,22 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
 
 
 def weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
-    """Return `weights_from_gradient`, with the probabilities of a part of the rows at a time."""
+    """Return `weights_from_gradient`, computed for a chunk of the rows at a time."""
     g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
-    rows = chunks_of(None, *z.shape)
-    found = [weights_from_gradient(g[part], z[part].softmax(-1, dtype)) for part in rows]
-    return torch.cat(found).view(logits.shape[:-1])
+    chunks = row_chunks(None, *z.shape)
+    weights = [weights_from_gradient(g[rows], z[rows].softmax(-1, dtype)) for rows in chunks]
+    return torch.cat(weights).view(logits.shape[:-1])
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:
-    """h = d2L/dz_ik^2 of a loss that treats every output on its own: the Hessian's product with ones, in the graph."""
+    """Return h = d2L/dz_ik^2 of an elementwise loss, in the graph.
+
+    It is the product of the Hessian with ones.
+    """
     return vector_products([first], [logits], [torch.ones_like(logits)])[0]
 
 
 def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """0 where the denominator underflows: the item's kappa vanishes there too."""
+    """Return the ratio, or 0 if the denominator underflows, as the item's kappa does."""
     tiny = torch.finfo(denominator.dtype).tiny
     return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), torch.zeros_like(numerator))

@@ -1,4 +1,4 @@
-"""Relative flatness of one layer on the batch that was just computed, for any training loop."""
+"""Relative flatness of one layer on the current batch, for any training loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
 from ..layer.sharding import is_sharded, refuse_unsupported_sharding
 from .batch import Batch, RecheckSchedule, Seeds
-from .checks import check_captures, check_reaches_loss, explain, refuse_compiled_loss
+from .checks import check_captures, check_reaches_loss, explain_missing_derivative, refuse_compiled_loss
 from .estimators import (
     FULL,
     GRADIENTS,
@@ -37,46 +37,55 @@ from .feature_mean import FeatureMean
 
 
 class RelativeFlatness:
-    """Relative flatness kappa of a layer, in the autograd graph of the loss; no second forward pass.
+    """Relative flatness kappa of one layer, ready to be added to the loss.
 
     ``kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}`` with ``H_{s,s'} = d2L / dw_s dw_s'`` (Petzka et al. 2021;
     Adilova et al. 2023, definition 3). A *small* kappa is *flat*.
 
+    Run the forward pass inside ``with flatness.capture():``. Then call the object with the loss. It returns kappa of
+    this batch, in the autograd graph. No second forward pass is needed.
+
     Args:
-        model: the model that is trained.
-        layer: ``"auto"`` (the head), ``"head"``, ``"representation"``, a dotted module name, or the module.
-        estimator: ``"closed_form"`` (heads under softmax cross-entropy, sigmoid, squared error ...: exact),
-            ``"row_probes"`` (the same from a random sketch of the weight, for large vocabularies), ``"hessian"``
-            (random probes of the exact kappa, any layer and loss), ``"gauss_newton"`` (non-negative probes),
-            ``"perturbation"`` (the loss itself under random feature perturbations, first order only), ``"dense"`` (the
-            full Hessian of a small layer), or ``"auto"``: for the head the closed form, above 4096 classes row probes;
-            elsewhere Gauss-Newton probes.
-        probes: how many random probes are averaged; None for 16 row probes, or 1 probe of a tail. Closed form,
-            perturbation and dense use none.
-        generator: where the seeds of the probes come from; by default they are numbered, so that the random state of
-            the training is untouched.
-        gradient: ``"full"``, or ``"weights_only"``: the gradient reaches W alone (what the papers' released code
-            effectively computes; for comparison).
-        center: perturb the features around their running mean (`FeatureMean`) instead of around 0. The layer's bias
-            takes up a shift of the features, so the function is the same; kappa then does not count what all items
-            share, which in BERT's first token is most of ``||phi||^2``. The first batch only shows the mean: its kappa
-            has no gradient. Not the papers' definition. For linear layers only, and not for dense, row probes or
-            more than 4096 classes. None: where possible at a head that is trained alone and has a bias, as in the
-            trainers.
+        model: the model to train.
+        layer: the layer to flatten. ``"auto"`` and ``"head"`` are the classification head, the layer that computes the
+            logits. ``"representation"`` is the hidden layer whose outputs the head reads. A dotted module name or a
+            module selects any other layer.
+        estimator: how kappa is computed. ``"auto"`` chooses the closed form for a head, row probes for a head of more
+            than 4096 classes, and Gauss-Newton probes for a hidden layer. If no head is found, it chooses Hessian
+            probes.
+
+            - ``"closed_form"``: exact, for heads. Knows softmax cross-entropy, sigmoid cross-entropy, squared error
+              and other common losses.
+            - ``"row_probes"``: the closed form from a random sketch of the weight, for large vocabularies.
+            - ``"hessian"``: random probes of the exact kappa, for any layer and loss.
+            - ``"gauss_newton"``: random probes that are never negative for a convex loss.
+            - ``"perturbation"``: the loss under random feature perturbations. Needs first derivatives only.
+            - ``"dense"``: the full Hessian, a reference for small layers.
+        probes: number of random probes to average. Defaults to 16 for row probes and to 1 for Hessian and Gauss-Newton
+            probes. The other estimators use none.
+        generator: random generator for the seeds of the probes. By default the seeds are numbered, so the random state
+            of the training does not change.
+        gradient: ``"full"`` or ``"weights_only"``. With ``"weights_only"`` the gradient reaches W alone, as in the
+            papers' released code.
+        center: perturb the features around their running mean (`FeatureMean`) instead of around 0. kappa then ignores
+            what the features of all items share. The layer's bias absorbs the shift, so the model computes the same
+            function. The first batch only provides the mean, so its kappa has no gradient. Available for linear layers
+            up to 4096 classes, except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
+            is trained, as the trainers do. The papers' definition is False.
 
     Attributes:
         layer: the `FeatureLayer`.
-        mean: the features' running mean, or None without ``center``.
-        at_head: whether the layer is the one into the logits, as far as the model tells.
-        method: the `Estimator` in use, with its traits; another one if the loss has no closed form.
-        watch: the hooks that a forward pass is captured with, and what they captured.
-        default_strength: lambda where none is given, by the estimator that was chosen at first.
-        ends_steps: whether every `capture` begins a new step of the running mean; whoever sets this to False calls
-            ``mean.end_step`` when all micro-batches of a step are over.
+        mean: running mean of the features, or None without ``center``.
+        at_head: whether the layer computes the logits, as far as the model shows.
+        method: the `Estimator` in use, with its traits. It is replaced if the loss has no closed form.
+        watch: the hooks that capture the forward pass, and the captures.
+        default_strength: default lambda of the estimator that was chosen first.
+        ends_steps: whether every `capture` begins a new step of the running mean. If you set it to False, call
+            ``mean.end_step`` after the last micro-batch of a step.
 
     Raises:
-        ValueError: an unknown layer, estimator or gradient; an estimator that cannot serve the layer; ``center`` for a
-            layer or an estimator that has none; ``probes`` below 1; a model in ``torch.nn.DataParallel``.
+        ValueError: the layer, estimator or gradient is unknown; the estimator does not support the layer; ``center`` is
+            not available here; ``probes`` is below 1; the model is wrapped in ``torch.nn.DataParallel``.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -105,18 +114,18 @@ class RelativeFlatness:
         check_choice("estimator", estimator, estimator_names())
         check_choice("gradient", gradient, GRADIENTS)
         if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-            raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None.")
+            raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None for the default.")
         self._model, self._layer_argument, self._center_argument = model, layer, center
         self.layer = FeatureLayer(model, layer)
         self._head_module = find_head(unwrap(model))[1]
         head = _head(model, self.layer, self._head_module)
         self.at_head = head is self.layer
-        self.layer.copies |= not self.at_head  # cheap, as the logits of a large vocabulary are not
+        self.layer.copies |= not self.at_head  # a copy of a hidden layer is cheap, a copy of many logits is not
         self.method = make_estimator(
             estimator,
             Choice(model, self.layer, head, probes, gradient == WEIGHTS_ONLY, is_head_by_default=layer in (AUTO, HEAD)),
         )
-        self._chosen = self.method
+        self._initial_method = self.method
         self.default_strength = default_lambda(self.method.name, self.layer.out_features, at_head=self.at_head)
         if center is None:
             center = self.centers_by_default
@@ -124,7 +133,7 @@ class RelativeFlatness:
             self.method.refuse_to_center()
         self.mean = FeatureMean() if center else None
         self.ends_steps = True
-        # The closed form needs no derivative of a tail, weights_only no third one.
+        # Only third derivatives of a tail need exact normalizations.
         self._exact_norms = self.method.tail_derivatives == 3 and not self.at_head
         self.watch = ForwardWatch(
             model,
@@ -135,37 +144,43 @@ class RelativeFlatness:
         )
         self._model_class: type | None = None
         self._is_sharded = False
-        self._schedule = RecheckSchedule()
+        self._recheck_schedule = RecheckSchedule()
         self._has_reached_loss = False
         self._generator = generator
         self._seeds = Seeds()
-        self._count = 0
+        self._call_number = 0
         self._reference: Tensor | None = None
 
     @property
     def estimator(self) -> str:
-        """Name of the estimator in use; changes to ``"hessian"`` if the loss has no closed form."""
+        """Return the name of the estimator in use.
+
+        It changes to ``"hessian"`` if the loss has no closed form.
+        """
         return self.method.name
 
     @property
     def probes(self) -> int:
-        """How many random probes are averaged, where there are any."""
+        """Return the number of random probes that are averaged."""
         return self.method.probes
 
     @property
     def centers_by_default(self) -> bool:
-        """What ``center=None`` means for the model as it is now: True if only a head with a bias is trained.
+        """Return what ``center=None`` means for the model as it is now.
 
-        Its bias takes up the mean of the features, so its function does not change.
+        True if only a head with a bias is trained. The bias absorbs the mean of the features, so the function does not
+        change.
         """
-        alone = self.at_head and has_bias(self.layer.module) and self.layer.is_trained_alone(self._model)
-        return alone and self._chosen.centers()
+        head_is_trained_alone = (
+            self.at_head and has_bias(self.layer.module) and self.layer.is_trained_alone(self._model)
+        )
+        return head_is_trained_alone and self._initial_method.can_center_layer()
 
     @property
     def is_outdated(self) -> bool:
-        """Whether an object made now would be another one.
+        """Return True if a new object for the same model would differ.
 
-        The model may have got a new head or an adapter since, or something may be trained that was not.
+        The model may have a new head or an adapter, or other parameters may be trainable now.
         """
         model = unwrap(self._model)
         if (
@@ -176,113 +191,117 @@ class RelativeFlatness:
         return self._center_argument is None and self.centers_by_default != (self.mean is not None)
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
-        """Make the next probes a function of some numbers, so that a resumed run draws what an uninterrupted one does.
+        """Set the seeds of the next probes, so that a resumed run repeats them.
 
-        With ``first_item`` it does not matter either how the batch of a step is cut into micro-batches and processes:
-        every item gets the signs that it would get in the whole batch.
+        With ``first_item``, every item gets the same random signs however the batch of a step is split into
+        micro-batches and processes.
 
         Args:
-            numbers: alike on every process and micro-batch of a step, such as a seed and the step.
+            numbers: seeds, the same on every process and micro-batch of a step: for example a seed and the step.
             first_item: position of the next batch's first item in the whole batch of the step.
-            items: how many items the next batch has, if rows of one item lie behind each other in the first dimension
-                (flattened tokens, choices); None if that dimension counts the items.
+            items: number of items in the next batch, if the first dimension contains several rows of each item
+                (flattened tokens, choices). None if the first dimension counts the items.
         """
-        self._seeds, self._count = Seeds(numbers, first_item, items), 0
+        self._seeds, self._call_number = Seeds(numbers, first_item, items), 0
 
     @contextlib.contextmanager
     def capture(self, strength: float | None = None) -> Iterator[None]:
-        """Watch the forward pass inside the ``with`` block.
+        """Capture the forward pass inside the ``with`` block.
 
         Args:
-            strength: lambda, which ``"perturbation"`` needs, as it acts in the forward pass. For a head of more than
-                4096 classes under cross-entropy it saves memory: the term then acts in the backward pass, with this
-                strength, and adding it to the loss has no further effect.
+            strength: lambda. Required by ``"perturbation"``, which acts in the forward pass. A head of more than 4096
+                classes under cross-entropy uses it to save memory: the term then acts in the backward pass, and adding
+                the result to the loss has no further effect.
 
         Raises:
-            ValueError: ``"perturbation"`` got no strength, or a negative one; the model is sharded by FSDP, and the
-                estimator is another.
+            ValueError: ``"perturbation"`` got no strength or a negative one, or the estimator does not support a model
+                that is sharded by FSDP.
         """
-        self._reference = None  # with it goes the graph of a pass that was never differentiated
+        self._reference = None  # frees the graph of a pass without a backward pass
         if self.mean is not None and self.ends_steps:
             self.mean.end_step()
-        self._look_for_sharding()
+        self._check_sharding()
         if self.mean is not None and self.mean.value is None and strength is not None:
-            strength = min(strength, 0.0)  # the first batch only shows the mean
+            strength = min(strength, 0.0)  # the first batch only provides the mean
         self.method.begin(strength, self._next_seeds, None if self.mean is None else self.mean.value)
         with self.watch.capture():
             yield
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """Return kappa of the batch that was captured last, a scalar in the graph and in the units of ``loss``.
+        """Return kappa of the captured batch, in the units of ``loss``.
 
-        With ``"perturbation"``, and for a large head that was captured with a strength, the term acts without being
-        added: the result is zero, and once the backward pass is over it holds kappa.
+        The result is a scalar in the autograd graph. With ``"perturbation"``, and for a large head that was captured
+        with a strength, the term acts by itself: the result is zero until the backward pass fills in kappa.
 
         Args:
-            loss: the scalar that the captured forward pass led to.
+            loss: the scalar loss of the captured forward pass.
 
         Raises:
-            ValueError: the loss is not a scalar, the layer was not called, or nothing at or below it is trainable.
-            SecondDerivativeError: an operation above the layer, an attention kernel for instance, has no second
-                derivative.
+            ValueError: the loss is not a scalar, the layer was not called, or no parameter at or below it is trainable.
+            SecondDerivativeError: an operation above the layer has no second derivative, for example an attention
+                kernel.
         """
         batch = self._batch(loss)
-        is_examined = self._schedule.due()
-        kappa = self._estimated(batch, is_examined)
+        is_check_due = self._recheck_schedule.is_due()
+        kappa = self._estimate(batch, is_check_due)
         if self.mean is not None:
             kappa = kappa if self.mean.value is not None else kappa.detach()
-            self.mean.note(batch.features)
-        # A loss of 0 or NaN, of a batch without labels, says nothing.
+            self.mean.add(batch.features)
+        # A batch without labels has a loss of 0 or NaN. Its kappa of 0 is no reason to warn.
         value = loss.detach()
-        vanishes = is_examined and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
-        if vanishes and batch.graph.is_reached:
+        is_zero = is_check_due and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
+        if is_zero and batch.graph.is_reached:
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
-                "error, hinge), or the layer's weight is 0. While that is so, the term does nothing.",
+                "error, hinge), or the layer's weight is 0. The flatness term has no effect until this changes.",
                 stacklevel=2,
             )
         return kappa
 
     def gradient_squares(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
-        """Return ``||d kappa||^2`` and ``||d loss||^2`` at the features of the batch that kappa was just taken of.
+        """Return ``||d kappa||^2`` and ``||d loss||^2`` by the features of the last batch.
 
-        Squares, because those of micro-batches and processes add up to those of the whole batch. Taken at phi, or at z
-        where nothing below the layer is trainable. Where the term of a large head acts in the backward pass, they are
-        taken at z, and zero until that is over. None for ``"perturbation"``, whose term has no gradient of its own.
+        The squares of micro-batches and processes add up to those of the whole batch. The derivatives are by phi, or by
+        z if nothing below the layer is trainable. If the term of a large head acts in the backward pass, they are by z,
+        and the result is zero until the backward pass.
 
         Args:
-            loss: the loss that kappa was taken of.
-            kappa: what calling this object returned.
+            loss: the loss of the batch.
+            kappa: the kappa that this object returned for it.
 
         Returns:
-            Shape ``(2,)``, in float32 at least.
+            A tensor of shape ``(2,)``, in float32 or wider. None for ``"perturbation"``, whose term has no gradient of
+            its own.
         """
         reference, self._reference = self._reference, None
         return None if reference is None else self.method.gradient_squares(loss, kappa, reference)
 
     def detach(self) -> None:
-        """Remove the hooks from the model; the next `capture` brings them back."""
+        """Remove the hooks from the model.
+
+        The next `capture` registers them again.
+        """
         self.watch.detach()
         self.method.forget()
         self._reference = None
 
-    def _estimated(self, batch: Batch, is_examined: bool) -> Tensor:
+    def _estimate(self, batch: Batch, is_check_due: bool) -> Tensor:
         method = self.method.for_batch(batch)
         try:
-            if is_examined and method.tail_derivatives > 0:
-                self._examine(batch, method)
+            if is_check_due and method.tail_derivatives > 0:
+                self._check_loss(batch, method)
             with torch.autocast(batch.loss.device.type, enabled=False):
                 return method(batch)
         except NoClosedForm as error:
             self.method = self.method.replacement(error, batch)
-            return self._estimated(batch, is_examined)
+            return self._estimate(batch, is_check_due)
         except SecondDerivativeError as error:
-            raise SecondDerivativeError(explain(error, self.layer, self.estimator)) from error
+            raise SecondDerivativeError(explain_missing_derivative(error, self.layer, self.estimator)) from error
 
-    def _examine(self, batch: Batch, method: Estimator) -> None:
-        """Refuse a loss, by its graph, whose derivatives would be missing or wrong."""
+    def _check_loss(self, batch: Batch, method: Estimator) -> None:
+        """Refuse a loss whose graph gives missing or wrong derivatives."""
         if self._has_reached_loss and not batch.graph.is_reached:
-            return  # the batch of another task, whose loss has no curvature here
+            return  # a batch of another task, whose loss does not use this layer
         check_reaches_loss(batch, self.layer, is_compiled(self._model))
         self._has_reached_loss = True
         refuse_compiled_loss(batch)
@@ -292,9 +311,9 @@ class RelativeFlatness:
         if self._exact_norms:
             refuse_fused_norms(batch.graph)
 
-    def _look_for_sharding(self) -> None:
+    def _check_sharding(self) -> None:
         model = unwrap(self._model)
-        if type(model) is not self._model_class:  # fully_shard gives a model another class
+        if type(model) is not self._model_class:  # fully_shard changes the model's class
             self._model_class, self._is_sharded = type(model), is_sharded(model)
         if self._is_sharded:
             first_order = self.method.acts_in is ActsIn.FORWARD_PASS
@@ -305,8 +324,8 @@ class RelativeFlatness:
         captures, heads = self.watch.take()
         check_captures(loss, self.layer, self.method.choice.head, captures, heads)
         assert captures
-        first = captures[0]
-        self._reference = first.features if first.features.requires_grad else first.pre_activations
+        first_call = captures[0]
+        self._reference = first_call.features if first_call.features.requires_grad else first_call.pre_activations
         return Batch(
             loss=loss,
             features=[c.features for c in captures],
@@ -315,19 +334,22 @@ class RelativeFlatness:
             logits=[c.pre_activations for c in heads],
             seeds=self._next_seeds(),
             weights_only=self.method.weights_only,
-            center=None if self.mean is None else self.mean.of([c.features for c in captures]),
+            center=None if self.mean is None else self.mean.center_for([c.features for c in captures]),
         )
 
     def _next_seeds(self) -> Seeds:
         if self._generator is not None:
-            drawn = int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device))
-            return Seeds((drawn,))
-        self._count += 1
-        return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._count))
+            number = int(torch.randint(2**62, (), generator=self._generator, device=self._generator.device))
+            return Seeds((number,))
+        self._call_number += 1
+        return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._call_number))
 
 
 def _head(model: nn.Module, layer: FeatureLayer, module: nn.Module) -> FeatureLayer | None:
-    """The layer into the logits: the feature layer itself, another one, or None if it is of an unknown kind."""
+    """Return the layer that computes the logits, or None if its kind is unknown.
+
+    If the feature layer is the head, it is returned itself.
+    """
     if module is layer.module:
         return layer
     with contextlib.suppress(TypeError):

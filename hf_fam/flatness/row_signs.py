@@ -10,30 +10,30 @@ from .batch import Seeds
 
 
 def row_signs(probes: int, in_features: int, device: torch.device, seeds: Seeds) -> Tensor | None:
-    """Return the signs R that the seeds stand for, alike in a whole step.
+    """Return the signs R of the seeds, the same in a whole step.
 
     Args:
         probes: P, the number of row probes; 0 for the exact form.
         in_features: m.
-        device: of the result.
-        seeds: where the signs come from.
+        device: device of the result.
+        seeds: seeds of the signs.
 
     Returns:
         Shape ``(m, P)``; None without probes.
     """
     if not probes:
         return None
-    row_of_w = subkeys(key((*seeds.numbers, "R"), device), torch.arange(in_features, device=device))
-    return signs(row_of_w, probes, torch.int8)
+    keys = subkeys(key((*seeds.numbers, "R"), device), torch.arange(in_features, device=device))
+    return signs(keys, probes, torch.int8)
 
 
-def unnumbered_row_signs(probes: int, in_features: int, device: torch.device) -> Tensor | None:
-    """Return signs from torch's random state, for compiled code, in which nobody numbers the steps.
+def random_row_signs(probes: int, in_features: int, device: torch.device) -> Tensor | None:
+    """Return signs from torch's random state, for compiled code without seeds.
 
     Args:
         probes: P, the number of row probes; 0 for the exact form.
         in_features: m.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         Shape ``(m, P)``; None without probes.

@@ -1,7 +1,7 @@
-"""What every row of pre-activations contributes to kappa and to the trace of the Hessian, as numbers.
+"""Contributions of single rows of pre-activations to kappa and to the trace of the Hessian.
 
-The estimators return one scalar in the graph, for training. Measuring needs the contributions themselves: they give
-the standard error over items. Nothing here is differentiated any further.
+For training, the estimators return one scalar in the graph. Measuring needs the single contributions, for the standard
+error over items. They are plain numbers without a graph.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .estimators.gauss_newton import push_forward
 from .head_loss import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
 
-# Up to this many classes probabilities are taken in float64, so that 1 - p of a confident model is right.
+# Up to this many classes, probabilities are computed in float64, so that 1 - p is accurate for a confident model.
 _FLOAT64_CLASSES = 4096
 
 
 @dataclass(frozen=True)
 class RowValues:
-    """Contributions of single rows; their sums are the values of the batch.
+    """Contributions of single rows, which sum up to the values of the batch.
 
     Attributes:
-        kappa: of every call of the layer, shapes ``(...)``.
-        trace: to ``Tr H``, the same shapes; empty if it was not asked for.
-        layerwise: to ``||W||_F^2 Tr H``, summed over groups; the same shapes.
+        kappa: contributions to kappa, for every call of the layer, shapes ``(...)``.
+        trace: contributions to ``Tr H``, the same shapes; empty if it was not computed.
+        layerwise: contributions to ``||W||_F^2 Tr H``, summed over groups, the same shapes.
         curvature: ``d2L/dz_is^2`` of every row of every call, shapes ``(..., d)``; empty for random directions.
     """
 
@@ -40,13 +40,13 @@ class RowValues:
 
 
 def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
-    """Exact contributions of the rows of a head, see `flatness.head_loss`.
+    """Return the exact contributions of the rows of a head, see `flatness.head_loss`.
 
     With h_is = c_i p_is (1 - p_is) for softmax cross-entropy: ``Tr H = sum_i ||phi_i||^2 sum_s h_is``.
 
     Args:
-        batch: its loss was recognized as ``form``.
-        form: what `flatness.head_loss.recognize_calls` returned.
+        batch: the batch after its forward pass.
+        form: form of its loss, from `flatness.head_loss.recognize_calls`.
 
     Examples:
         >>> import torch
@@ -60,71 +60,74 @@ def closed_form_rows(batch: Batch, form: HeadLoss) -> RowValues:
         >>> rows.kappa[0], rows.trace[0]  # 4 * Var(+-1) and 4 * (1/4 + 1/4)
         (tensor([4.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
-    found = [
-        _closed_form_call(batch, phi, z, form) for phi, z in zip(batch.features, batch.pre_activations, strict=True)
+    contributions = [
+        _contributions_of_call(batch, phi, z, form)
+        for phi, z in zip(batch.features, batch.pre_activations, strict=True)
     ]
-    kappa, trace, curvature = zip(*found, strict=True)
-    square = batch.weight.detach().double().square().sum().to(trace[0].dtype)
-    return RowValues(kappa, trace, [square * t for t in trace], curvature)
+    kappa, trace, curvature = zip(*contributions, strict=True)
+    weight_square = batch.weight.detach().double().square().sum().to(trace[0].dtype)
+    return RowValues(kappa, trace, [weight_square * t for t in trace], curvature)
 
 
-def _closed_form_call(batch: Batch, features: Tensor, z: Tensor, form: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:
-    exact = z.device.type != "mps" and z.shape[-1] <= _FLOAT64_CLASSES
-    dtype = torch.float64 if exact else wide(z.dtype)
+def _contributions_of_call(batch: Batch, features: Tensor, z: Tensor, form: HeadLoss) -> tuple[Tensor, Tensor, Tensor]:
+    is_float64 = z.device.type != "mps" and z.shape[-1] <= _FLOAT64_CLASSES
+    dtype = torch.float64 if is_float64 else wide(z.dtype)
     scale = range_scale(batch.loss, [z])
     (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights != "gradient")
     phi = batch.linear_map.feature_rows(features).detach().to(dtype)
     w = batch.weight.detach().to(dtype)
-    squares = phi.square().sum(-1)
+    feature_squares = phi.square().sum(-1)
     if form.kind == "elementwise":
         h = elementwise_curvature(first, z).detach().to(dtype) / scale
-        return squares * (h @ w.square().sum(-1)), squares * h.sum(-1), h
+        return feature_squares * (h @ w.square().sum(-1)), feature_squares * h.sum(-1), h
     if form.item_weights == "gradient":
         c = weights_from_gradient(first, z.detach().to(wide(z.dtype)).softmax(-1)).to(dtype) / scale
     else:
         c = weights_from_product(first, z).to(dtype) / scale
     p = z.detach().to(dtype).softmax(-1)
     h = c.unsqueeze(-1) * p * (1 - p)
-    w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
-    spread = c * (p @ w.square().sum(-1) - (p @ w).square().sum(-1))
-    return squares * spread, squares * h.sum(-1), h
+    w = w - w.mean(0)  # kappa does not change, and cancellation becomes harmless
+    kappa_of_rows = c * (p @ w.square().sum(-1) - (p @ w).square().sum(-1))
+    return feature_squares * kappa_of_rows, feature_squares * h.sum(-1), h
 
 
 def exact_rows(batch: Batch, first: Sequence[Tensor], scale: Tensor | float = 1.0) -> RowValues:
-    """Exact contributions of uncoupled rows under any loss: d Hessian-vector products of the tail.
+    """Return the exact contributions of uncoupled rows under any loss.
 
-    ``kappa_i = ||phi_i||^2 <W W^T, d2L/dz_i^2>``.
+    ``kappa_i = ||phi_i||^2 <W W^T, d2L/dz_i^2>``, by d Hessian-vector products of the tail.
 
     Args:
-        batch: after its forward pass; no row reacts to another.
+        batch: the batch after its forward pass; its rows must be uncoupled.
         first: dL/dz of every call, which can be differentiated again.
-        scale: which they were multiplied by, see `curvature.range_scale`.
+        scale: factor of these derivatives, see `calculus.derivatives.range_scale`.
 
     Raises:
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     w = batch.weight.detach().to(wide(batch.weight.dtype))
-    gram, square = w @ w.T, w.square().sum()
+    gram, weight_square = w @ w.T, w.square().sum()
     kappa, trace, curvature = [], [], []
     for phi, z, g in zip(batch.features, batch.pre_activations, first, strict=True):
-        h, spread = (t / scale for t in row_curvatures(g, z, gram))
-        squares = batch.linear_map.norms(phi.detach().to(h.dtype)).squeeze(-1).square()
-        kappa.append(squares * spread)
-        trace.append(squares * h.sum(-1))
+        h, kappa_of_rows = (t / scale for t in row_curvatures(g, z, gram))
+        feature_squares = batch.linear_map.norms(phi.detach().to(h.dtype)).squeeze(-1).square()
+        kappa.append(feature_squares * kappa_of_rows)
+        trace.append(feature_squares * h.sum(-1))
         curvature.append(h)
-    return RowValues(kappa, trace, [square * t for t in trace], curvature)
+    return RowValues(kappa, trace, [weight_square * t for t in trace], curvature)
 
 
 def hessian_rows(
     batch: Batch, first: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor | float = 1.0
 ) -> list[Tensor]:
-    """``u_t * (H u)_t`` of every row, for one direction u and the Hessian H of the loss by all pre-activations.
+    """Return ``u_t * (H u)_t`` of every row, for one direction u.
+
+    H is the Hessian of the loss by all pre-activations.
 
     Args:
-        batch: after its forward pass.
+        batch: the batch after its forward pass.
         first: dL/dz of every call, which can be differentiated again.
         directions: u for every call, the shapes of the pre-activations.
-        scale: which the derivatives were multiplied by, see `curvature.range_scale`.
+        scale: factor of these derivatives, see `calculus.derivatives.range_scale`.
 
     Returns:
         Shapes ``(..., d)``.
@@ -134,14 +137,16 @@ def hessian_rows(
     """
     u = [v.detach().to(z.dtype) for v, z in zip(directions, batch.pre_activations, strict=True)]
     product = vector_products(first, batch.pre_activations, u, create_graph=False)
-    return [value / scale for value in _products(directions, product)]
+    return [products / scale for products in _row_products(directions, product)]
 
 
 def gauss_newton_rows(batch: Batch, directions: Sequence[Tensor]) -> list[Tensor]:
-    """``(J u)_t * (d2L/dlogits2 J u)_t`` of every row of logits, see `flatness.gauss_newton_probe`.
+    """Return ``(J u)_t * (d2L/dlogits2 J u)_t`` of every row of logits.
+
+    See `flatness.estimators.gauss_newton.gauss_newton_probe`.
 
     Args:
-        batch: after its forward pass, with logits.
+        batch: the batch after its forward pass, with logits.
         directions: u for every call, the shapes of the pre-activations.
 
     Returns:
@@ -151,12 +156,12 @@ def gauss_newton_rows(batch: Batch, directions: Sequence[Tensor]) -> list[Tensor
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     u = [v.detach().to(z.dtype) for v, z in zip(directions, batch.pre_activations, strict=True)]
-    moved = [v.detach() for v in push_forward(batch.logits, batch.pre_activations, u)]
+    logit_directions = [v.detach() for v in push_forward(batch.logits, batch.pre_activations, u)]
     scale = range_scale(batch.loss, batch.logits)
     first = gradients(batch.loss, batch.logits, scale)
-    product = vector_products(first, batch.logits, moved, create_graph=False)
-    return [value / scale for value in _products(moved, product)]
+    product = vector_products(first, batch.logits, logit_directions, create_graph=False)
+    return [products / scale for products in _row_products(logit_directions, product)]
 
 
-def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+def _row_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     return [a.detach().to(wide(a.dtype)) * b.detach().to(wide(b.dtype)) for a, b in zip(left, right, strict=True)]

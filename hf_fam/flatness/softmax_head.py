@@ -1,23 +1,22 @@
-"""kappa of a head under softmax cross-entropy: all at once, in chunks of rows, or from a sketch of the weight.
+"""kappa of a head under softmax cross-entropy, exact or from a sketch of the weight.
 
 With p_i = softmax(z_i) and item weights c_i,
 
     kappa = sum_i c_i ||phi_i||^2 ( sum_k p_ik ||w_k||^2 - ||sum_k p_ik w_k||^2 )
           = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
 
-Exact, this costs three products of the head's size. A large vocabulary has two cheaper, unbiased forms:
+The exact form costs three products of the head's size. For large vocabularies, row probes are cheaper and unbiased:
+``W R / sqrt(P)`` replaces W, with a Rademacher matrix R of shape ``(m, P)`` that all rows share.
+``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
 
-- *row probes*: W is replaced by ``W R / sqrt(P)`` with a Rademacher matrix R of shape ``(m, P)``, shared by all rows.
-  ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
-- *token sampling*: a random part of the rows whose item weight is not 0, scaled up.
+Rounding: without chunks the relative error is about eps sqrt(C), even for confident rows, until their probabilities
+underflow. With chunks the variance of a row is a difference of numbers of the size of ||w_k - mu||^2, mu the mean of
+all w_k. Its error is a few eps times that. In float32, kappa of a row whose best class leads by 10 logits
+has a relative error of about 1e-3; at 15 logits it is about 0.1. Such rows contribute little to a mean over all rows.
+For a data set of only such rows, use float64.
 
-Rounding: all at once the relative error is about eps sqrt(C), for confident rows too, until their probabilities
-underflow. In chunks the variance of a row is a difference of numbers of the size of ||w_k - mu||^2, mu the
-mean of the rows of W: its error is some eps times that. In float32 a row whose best class leads all others by 10 has
-kappa to about 1e-3, one that leads by 15 to about a tenth, of a kappa that is 1e-3 or 1e-5 of that of an undecided row.
-In a mean over rows of all kinds that is nothing; a data set of such rows alone takes float64.
-
-Of a temporary of the size of the logits a quarter exists at a time, and never more than ``CHUNK_ELEMENTS`` entries.
+Temporaries of the size of the logits are split into chunks: at most a quarter exists at a time, and never more than
+``CHUNK_ELEMENTS`` entries.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from torch import Tensor
 
 from ..calculus.derivatives import wide
 
-# Entries of one temporary of chunk x V; there are two or three of them at a time (32 MB each in float32). Smaller
-# chunks spend their time on reading and writing the gradient of W, (V, m), once a chunk.
+# Largest number of entries of a temporary. Two or three exist at a time (32 MB each in float32). With smaller chunks,
+# reading and writing the gradient of W once for every chunk would dominate the time.
 CHUNK_ELEMENTS = 2**23
 
-# Below this many logits the derivatives are taken all at once: a small head is all overhead.
-_AT_ONCE = 2**20
+# Up to this many logits, no chunks are used: for a small head, overhead dominates.
+_MAX_UNCHUNKED = 2**20
 
 
 def softmax_flatness(
@@ -49,13 +48,13 @@ def softmax_flatness(
     weights_only: bool = False,
     signs: Tensor | None = None,
 ) -> Tensor:
-    """kappa of a head under softmax cross-entropy.
+    """Return kappa of a head under softmax cross-entropy.
 
     Args:
         features: phi, shape ``(..., m)``.
         logits: z, shape ``(..., C)``.
         weight: W, shape ``(C, m)``.
-        item_weights: c, shape ``(...)``, constant; rows of weight 0 cost nothing where there are many logits.
+        item_weights: c, shape ``(...)``, constant. With many logits, rows of weight 0 are skipped.
         weights_only: let the gradient reach W alone.
         signs: R, shape ``(m, P)``, for row probes; None for the exact form.
 
@@ -75,13 +74,15 @@ def softmax_flatness(
         features, logits = features.detach(), logits.detach()
     phi, c = features.to(dtype).reshape(-1, features.shape[-1]), item_weights.to(dtype).flatten()
     z = logits.reshape(-1, logits.shape[-1])
-    if z.numel() > _AT_ONCE:
+    if z.numel() > _MAX_UNCHUNKED:
         return _ChunkedFlatness.apply(phi, z, weight, c, signs)
     return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c)
 
 
 def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``W R / sqrt(P)``, shape ``(C, P)``, differentiable to W; W itself without signs.
+    """Return ``W R / sqrt(P)``, shape ``(C, P)``, differentiable to W.
+
+    Without signs, return W itself.
 
     Examples:
         >>> import torch
@@ -90,12 +91,13 @@ def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
     """
     if signs is None:
         return weight.to(dtype)
-    parts = [part.to(dtype) @ signs.to(dtype) for part in _parts(weight)]  # half precision is widened bit by bit
-    return torch.cat(parts) / math.sqrt(signs.shape[1])
+    # Half precision is widened one chunk at a time.
+    sketches = [part.to(dtype) @ signs.to(dtype) for part in _weight_chunks(weight)]
+    return torch.cat(sketches) / math.sqrt(signs.shape[1])
 
 
 class _SoftmaxFlatness(torch.autograd.Function):
-    """kappa with its derivatives written out: a small head is all overhead, and this has the fewest operations."""
+    """kappa of a small head with explicit derivatives, to save overhead."""
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
@@ -106,20 +108,20 @@ class _SoftmaxFlatness(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
-        return (*(gradient * d if need else None for need, d in needed), None)
+        pairs = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
+        return (*(gradient * d if is_needed else None for is_needed, d in pairs), None)
 
 
 def softmax_flatness_and_derivatives(
     phi: Tensor, z: Tensor, w: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kappa of a head under softmax cross-entropy and its derivatives by phi, z and W, all at once.
+    """Return kappa of a softmax cross-entropy head and its derivatives by phi, z, W.
 
     With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k p_ik w_k and a_i = c_i ||phi_i||^2:
     ``dkappa/dz_ik = a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
-    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``. All is computed relative to the most probable class t of a row,
-    from the probabilities of the others, so that nothing of the size of ||w_t|| has to cancel: kappa and its
-    derivatives keep the precision of the logits, however confident a row is.
+    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``. Everything is computed relative to the most probable class t of a
+    row, from the probabilities of the other classes. This avoids cancellation, so that kappa and its derivatives keep
+    the precision of the logits for confident rows, too.
 
     Args:
         phi: features, shape ``(N, m)``.
@@ -127,33 +129,34 @@ def softmax_flatness_and_derivatives(
         w: W, shape ``(C, m)``, or a sketch of it, shape ``(C, P)``.
         c: item weights, shape ``(N,)``.
     """
-    w = w - w.mean(0)  # kappa does not change, cancellation becomes harmless
+    w = w - w.mean(0)  # kappa does not change, and cancellation becomes harmless
     top = z.argmax(-1, keepdim=True)
-    q = z.softmax(-1).scatter(1, top, 0.0)  # of the other classes: all that is large cancels beforehand
+    q = z.softmax(-1).scatter(1, top, 0.0)  # probabilities of the other classes
     rest = q.sum(-1, keepdim=True)
-    of_top = w.index_select(0, top.squeeze(1))
-    moved = torch.addcmul(q @ w, rest, of_top, value=-1)  # mean - w_top
-    mean = of_top + moved
+    top_rows = w.index_select(0, top.squeeze(1))
+    mean_offset = torch.addcmul(q @ w, rest, top_rows, value=-1)  # mean - w_top
+    mean = top_rows + mean_offset
     squares = w.square().sum(-1)
     v = torch.addmm(squares, mean, w.T, alpha=-2)
-    v = v + (of_top * (mean + moved)).sum(-1, keepdim=True)  # up to a constant a row ||w_k - mean||^2; 0 at the top
+    # ||w_k - mean||^2 up to a constant in each row, 0 at the top class.
+    v = v + (top_rows * (mean + mean_offset)).sum(-1, keepdim=True)
     q_v = (q * v).sum(-1, keepdim=True)
-    variance = q_v.squeeze(-1) + moved.square().sum(-1)
-    amount = c * phi.square().sum(-1)
-    weighted = amount.unsqueeze(-1) * q
-    at_top = (rest - 1) * amount.unsqueeze(-1)  # -a_i p_i,top
-    of_w = torch.addmm(weighted.sum(0).unsqueeze(-1) * w, weighted.T, mean, alpha=-1)
-    of_w = 2 * of_w.index_add(0, top.squeeze(1), at_top * moved)
-    of_z = (weighted * (v - q_v)).scatter(1, top, at_top * q_v)
-    return amount @ variance, (2 * c * variance).unsqueeze(-1) * phi, of_z, of_w
+    variance = q_v.squeeze(-1) + mean_offset.square().sum(-1)
+    scales = c * phi.square().sum(-1)
+    scaled_p = scales.unsqueeze(-1) * q
+    scaled_top = (rest - 1) * scales.unsqueeze(-1)  # -a_i p_i,top
+    grad_w = torch.addmm(scaled_p.sum(0).unsqueeze(-1) * w, scaled_p.T, mean, alpha=-1)
+    grad_w = 2 * grad_w.index_add(0, top.squeeze(1), scaled_top * mean_offset)
+    grad_z = (scaled_p * (v - q_v)).scatter(1, top, scaled_top * q_v)
+    return scales @ variance, (2 * c * variance).unsqueeze(-1) * phi, grad_z, grad_w
 
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """The rows of W, or of a sketch of it, with what the chunks need of them.
+    """The rows of W or of a sketch of it, with their mean and squared norms.
 
-    They are not centered in place, which would be a copy of W: kappa does not depend on the center, and with it in the
-    formulas cancellation is harmless.
+    Centering the rows in place would copy W. Instead, the formulas contain the center, which makes cancellation
+    harmless. kappa does not depend on the center.
 
     Attributes:
         rows: w_k, shape ``(C, m)`` or ``(C, P)``.
@@ -166,95 +169,102 @@ class ClassVectors:
     squares: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> ClassVectors:
-        """Those of W, or of its sketch by signs."""
+    def from_weight(cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> ClassVectors:
+        """Return the class vectors of W, or of its sketch by signs."""
         rows = sketch(weight.detach(), signs, dtype)
         center = rows.mean(0)
-        squares = torch.cat([(part - center).square_().sum(-1) for part in _parts(rows)])
+        squares = torch.cat([(part - center).square_().sum(-1) for part in _weight_chunks(rows)])
         return cls(rows, center, squares)
 
     def mean(self, p: Tensor) -> Tensor:
-        """``sum_k p_ik w_k - mu``, shape ``(n, m)``."""
+        """Return ``sum_k p_ik w_k - mu``, shape ``(n, m)``."""
         return torch.addmm(self.center, p, self.rows, beta=-1)
 
     def variance(self, p: Tensor, mean: Tensor) -> Tensor:
-        """``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
-        # Not a product: over 100,000 classes its plain sum loses the many small probabilities.
+        """Return ``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
+        # A matrix product would lose the many small probabilities of 100,000 classes.
         return (p * self.squares).sum(-1) - mean.square().sum(-1)
 
 
 class WeightGradient:
-    """A multiple of dkappa/dW, summed over chunks: in a buffer of its own, or added to a gradient that is there.
+    """A multiple of dkappa/dW, summed over chunks.
 
-    ``2 sum_i a_i p_ik (w_k - mean_i)``; of the sketch where the rows are its.
+    ``2 sum_i a_i p_ik (w_k - mean_i)``. With the rows of a sketch, it is the derivative by the sketch.
 
     Args:
         rows: w_k, shape ``(C, m)``.
         center: mu, shape ``(m,)``.
-        factor: a scalar.
-        into: the gradient to add to, shape ``(C, m)``; None for a new one.
+        factor: the multiple, a scalar.
+        into: gradient to add to, shape ``(C, m)``; None for a new one.
     """
 
     def __init__(self, rows: Tensor, center: Tensor, factor: Tensor, into: Tensor | None = None) -> None:
         self._rows, self._center, self._factor = rows, center, 2 * factor
         self._total = torch.zeros_like(rows) if into is None else into
-        self._mass = torch.zeros(rows.shape[0], dtype=center.dtype, device=rows.device)
+        self._scale_sums = torch.zeros(rows.shape[0], dtype=center.dtype, device=rows.device)
 
-    def add(self, weighted: Tensor, mean: Tensor) -> None:
-        """One chunk: ``a_i p_ik``, shape ``(n, C)``, and the centered means, shape ``(n, m)``."""
+    def add(self, scaled_p: Tensor, mean: Tensor) -> None:
+        """Add one chunk.
+
+        Args:
+            scaled_p: ``a_i p_ik``, shape ``(n, C)``.
+            mean: centered means, shape ``(n, m)``.
+        """
         dtype = self._total.dtype
-        self._mass += weighted.sum(0)
-        self._total.addmm_(weighted.T.to(dtype), (-self._factor * mean).to(dtype))
+        self._scale_sums += scaled_p.sum(0)
+        self._total.addmm_(scaled_p.T.to(dtype), (-self._factor * mean).to(dtype))
 
     def finish(self) -> Tensor:
-        """The sum, when every chunk was added."""
-        mass, dtype = self._factor * self._mass, self._total.dtype
-        self._total.addcmul_(mass.to(dtype).unsqueeze(-1), self._rows.to(dtype))
-        return self._total.addr_(mass.to(dtype), self._center.to(dtype), alpha=-1)
+        """Return the sum after the last chunk."""
+        scale_sums, dtype = self._factor * self._scale_sums, self._total.dtype
+        self._total.addcmul_(scale_sums.to(dtype).unsqueeze(-1), self._rows.to(dtype))
+        return self._total.addr_(scale_sums.to(dtype), self._center.to(dtype), alpha=-1)
 
 
-def through_sketch(of_sketch: Tensor, signs: Tensor, into: Tensor | None = None) -> Tensor:
-    """The derivative by W from that by its sketch: ``of_sketch R^T / sqrt(P)``.
+def backward_through_sketch(sketch_gradient: Tensor, signs: Tensor, into: Tensor | None = None) -> Tensor:
+    """Return the derivative by W: ``sketch_gradient R^T / sqrt(P)``.
 
     Args:
-        of_sketch: shape ``(C, P)``.
+        sketch_gradient: the derivative by the sketch, shape ``(C, P)``.
         signs: R, shape ``(m, P)``.
-        into: the gradient to add to, shape ``(C, m)``; None for a new one.
+        into: gradient to add to, shape ``(C, m)``; None for a new one.
     """
-    dtype = of_sketch.dtype if into is None else into.dtype
-    scaled, back = (of_sketch / math.sqrt(signs.shape[1])).to(dtype), signs.T.to(dtype)
-    return scaled @ back if into is None else into.addmm_(scaled, back)
+    dtype = sketch_gradient.dtype if into is None else into.dtype
+    scaled, signs_transposed = (sketch_gradient / math.sqrt(signs.shape[1])).to(dtype), signs.T.to(dtype)
+    return scaled @ signs_transposed if into is None else into.addmm_(scaled, signs_transposed)
 
 
-def of_logits(
-    p: Tensor, amount: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
+def logit_gradient(
+    p: Tensor, scales: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``a_i p_ik (v_ik - sum_j p_ij v_ij)`` and ``a_i p_ik``, shapes ``(n, C)``; p is overwritten.
+    """Return the derivative of kappa by the logits, and ``a_i p_ik``.
+
+    Both have shape ``(n, C)``. The derivative is ``a_i p_ik (v_ik - sum_j p_ij v_ij)``. p is overwritten.
 
     Args:
         p: probabilities, shape ``(n, C)``.
-        amount: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
-        vectors: of the classes.
-        mean: their centered mean under p, shape ``(n, m)``.
-        variance: theirs under p, shape ``(n,)``.
+        scales: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
+        vectors: rows of W.
+        mean: centered mean of the rows under p, shape ``(n, m)``.
+        variance: variance of the rows under p, shape ``(n,)``.
     """
-    v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant a row
+    v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant in each row
     p_v = (variance - (mean * (mean + 2 * vectors.center)).sum(-1)).unsqueeze(-1)
-    weighted = p.mul_(amount.unsqueeze(-1))
-    return v.sub_(p_v).mul_(weighted), weighted
+    scaled_p = p.mul_(scales.unsqueeze(-1))
+    return v.sub_(p_v).mul_(scaled_p), scaled_p
 
 
 class _ChunkedFlatness(torch.autograd.Function):
-    """kappa, with probabilities that exist a chunk at a time and are computed again in the backward pass."""
+    """kappa in chunks, whose probabilities are computed again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, signs: Tensor | None) -> Tensor:
-        vectors = ClassVectors.of(w, signs, phi.dtype)
+        vectors = ClassVectors.from_weight(w, signs, phi.dtype)
         kappa = phi.new_zeros(())
-        for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
-            p = take(z, rows).softmax(-1, phi.dtype)
+        for rows in row_chunks(c.nonzero().squeeze(1), *z.shape):
+            p = select_rows(z, rows).softmax(-1, phi.dtype)
             variance = vectors.variance(p, vectors.mean(p))
-            kappa += (take(c, rows) * take(phi, rows).square().sum(-1)) @ variance
+            kappa += (select_rows(c, rows) * select_rows(phi, rows).square().sum(-1)) @ variance
         ctx.save_for_backward(phi, z, w, c, signs)
         return kappa
 
@@ -262,57 +272,63 @@ class _ChunkedFlatness(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         phi, z, w, c, signs = ctx.saved_tensors
-        vectors = ClassVectors.of(w, signs, phi.dtype)
-        to_phi, to_z, to_w, *_ = ctx.needs_input_grad
-        of_phi = torch.zeros_like(phi) if to_phi else None
-        of_z = torch.zeros_like(z) if to_z else None
-        of_w = WeightGradient(vectors.rows, vectors.center, torch.ones_like(gradient)) if to_w else None
+        vectors = ClassVectors.from_weight(w, signs, phi.dtype)
+        needs_phi, needs_z, needs_w, *_ = ctx.needs_input_grad
+        grad_phi = torch.zeros_like(phi) if needs_phi else None
+        grad_z = torch.zeros_like(z) if needs_z else None
+        grad_w = WeightGradient(vectors.rows, vectors.center, torch.ones_like(gradient)) if needs_w else None
         c = gradient * c
-        for rows in chunks_of(c.nonzero().squeeze(1), *z.shape):
-            p, c_, phi_ = take(z, rows).softmax(-1, phi.dtype), take(c, rows), take(phi, rows)
+        for rows in row_chunks(c.nonzero().squeeze(1), *z.shape):
+            p, c_chunk, phi_chunk = (
+                select_rows(z, rows).softmax(-1, phi.dtype),
+                select_rows(c, rows),
+                select_rows(phi, rows),
+            )
             mean = vectors.mean(p)
             variance = vectors.variance(p, mean)
-            if of_phi is not None:
-                of_phi[rows] = (2 * c_ * variance).unsqueeze(-1) * phi_
-            part, weighted = of_logits(p, c_ * phi_.square().sum(-1), vectors, mean, variance)
-            if of_z is not None:
-                of_z[rows] = part.to(z.dtype)
-            if of_w is not None:
-                of_w.add(weighted, mean)
-            del p, part, weighted  # before the next chunk needs the room
-        total = None if of_w is None else of_w.finish()
-        if total is not None:
-            total = (total if signs is None else through_sketch(total, signs)).to(w.dtype)
-        return of_phi, of_z, total, None, None
+            if grad_phi is not None:
+                grad_phi[rows] = (2 * c_chunk * variance).unsqueeze(-1) * phi_chunk
+            part, scaled_p = logit_gradient(p, c_chunk * phi_chunk.square().sum(-1), vectors, mean, variance)
+            if grad_z is not None:
+                grad_z[rows] = part.to(z.dtype)
+            if grad_w is not None:
+                grad_w.add(scaled_p, mean)
+            del p, part, scaled_p  # frees memory for the next chunk
+        weight_gradient = None if grad_w is None else grad_w.finish()
+        if weight_gradient is not None:
+            weight_gradient = (
+                weight_gradient if signs is None else backward_through_sketch(weight_gradient, signs)
+            ).to(w.dtype)
+        return grad_phi, grad_z, weight_gradient, None, None
 
 
-def chunks_of(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:
-    """Numbers of rows, a chunk at a time; slices where all count.
+def row_chunks(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:
+    """Yield chunks of row numbers, or slices if all rows are used.
 
-    A chunk has at most ``CHUNK_ELEMENTS`` logits, and at most a quarter of them all unless they are few.
+    A chunk has at most ``CHUNK_ELEMENTS`` logits, and at most a quarter of all logits unless they are few.
 
     Args:
-        rows: numbers of the rows that count, or None for all.
-        count: N, the number of all rows.
+        rows: numbers of the rows to use, or None for all.
+        count: N, the total number of rows.
         classes: C.
 
     Examples:
         >>> import torch
-        >>> list(chunks_of(torch.tensor([1, 3]), 4, 5)), list(chunks_of(None, 9, 2**20))
+        >>> list(row_chunks(torch.tensor([1, 3]), 4, 5)), list(row_chunks(None, 9, 2**20))
         ([tensor([1, 3])], [slice(0, 2, None), ..., slice(8, 9, None)])
     """
-    # Four chunks or more: together with the gradients of the logits they stay below what a loss takes for itself.
-    size = max(1, min(CHUNK_ELEMENTS, max(_AT_ONCE, count * classes // 4)) // classes)
+    # With four chunks or more, the temporaries and the gradient of the logits need less memory than the loss itself.
+    size = max(1, min(CHUNK_ELEMENTS, max(_MAX_UNCHUNKED, count * classes // 4)) // classes)
     if rows is None or rows.numel() == count:
         yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
     elif rows.numel():
         yield from rows.split(size)
 
 
-def take(t: Tensor, rows: Tensor | slice) -> Tensor:
-    """The given rows of a tensor; a view where they are a slice."""
+def select_rows(t: Tensor, rows: Tensor | slice) -> Tensor:
+    """Return rows of a tensor, as a view if they are a slice."""
     return t[rows] if isinstance(rows, slice) else t.index_select(0, rows)
 
 
-def _parts(rows: Tensor) -> Sequence[Tensor]:
+def _weight_chunks(rows: Tensor) -> Sequence[Tensor]:
     return rows.split(max(1, CHUNK_ELEMENTS // max(1, rows.shape[1])))

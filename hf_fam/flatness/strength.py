@@ -1,4 +1,4 @@
-"""The strength lambda of the term, and the size of perturbations that it stands for."""
+"""The strength lambda of the flatness term, and the corresponding size of perturbations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numbers
 
 
 def is_strength(value: object) -> bool:
-    """Whether it is a finite number of at least 0.
+    """Return True for a finite number of at least 0.
 
     Examples:
         >>> is_strength(0.1), is_strength(-1), is_strength("0.1")
@@ -17,10 +17,12 @@ def is_strength(value: object) -> bool:
 
 
 def delta_of(strength: float, in_features: int) -> float:
-    """Relative size of the feature perturbation that lambda stands for, ``sqrt(2 m lambda)``.
+    """Return the relative size of the feature perturbations of lambda.
+
+    ``delta = sqrt(2 m lambda)``.
 
     Args:
-        strength: lambda, not negative.
+        strength: lambda, at least 0.
         in_features: m.
 
     Examples:
@@ -31,7 +33,9 @@ def delta_of(strength: float, in_features: int) -> float:
 
 
 def lambda_of(delta: float, in_features: int) -> float:
-    """The lambda that perturbations of relative size delta stand for, ``delta^2 / (2 m)``.
+    """Return the lambda of feature perturbations of relative size delta.
+
+    ``lambda = delta^2 / (2 m)``.
 
     Args:
         delta: size of ``delta A phi`` relative to phi.

@@ -1,4 +1,4 @@
-"""Watch one forward pass: a feature layer, the head above it, and what has to be computed otherwise meanwhile."""
+"""Capture one forward pass of a feature layer and the head."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .fused_head import UnfusedHead
 
 
 class ForwardWatch:
-    """The hooks that a forward pass is captured with.
+    """The hooks that capture a forward pass.
 
     Args:
         model: the model that contains the layer.
         layer: the feature layer.
-        head: the layer into the logits, where it is watched too.
+        head: the layer that computes the logits, to capture it, too.
         exact_norms: compute normalizations above the layer from elementary operations, for third derivatives.
-        unfuse_head: run a head that is fused with its loss through its logits.
+        unfuse_head: make a head that is fused with its loss compute its logits.
 
     Attributes:
-        captures: of the layer's calls in the last forward pass; None before one, and when they were taken.
-        head_captures: of the head's calls.
+        captures: captures of the layer in the last forward pass; None before it and after `take`.
+        head_captures: captures of the head; None likewise.
     """
 
     def __init__(
@@ -58,13 +58,16 @@ class ForwardWatch:
             yield
 
     def take(self) -> tuple[Sequence[Capture] | None, Sequence[Capture]]:
-        """Return what was captured of the layer and of the head, and let go of it."""
-        captures, heads = self.captures, self.head_captures
+        """Return the captures of the layer and of the head, and release them."""
+        captures, head_captures = self.captures, self.head_captures
         self.captures = self.head_captures = None
-        return captures, heads or []
+        return captures, head_captures or []
 
     def detach(self) -> None:
-        """Remove the hooks; the next `capture` brings them back."""
+        """Remove the hooks from the model.
+
+        The next `capture` registers them again.
+        """
         for layer in (self._layer, self._head):
             if layer is not None:
                 layer.detach()

@@ -87,7 +87,7 @@ class LayerMeasurement:
         refuse_once_differentiable(gradients(loss, batch.pre_activations))
         finder = CouplingFinder()
         self.coupling = finder(batch)
-        if finder.nested:
+        if finder.has_nested_calls:
             raise ValueError(
                 f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next "
                 "(shared blocks), which cannot be measured: choose a layer that is called once, such as the head."
@@ -126,7 +126,7 @@ class LayerMeasurement:
         if self.with_trace:
             self._collect(self.trace, [r.trace for r in rows], weights, scale)
             self._collect(self.layerwise, [r.layerwise for r in rows], weights, scale)
-        if self.blocks is not None and not self.blocks.overflown and self.exact:
+        if self.blocks is not None and not self.blocks.has_overflown and self.exact:
             self._add_blocks(batch, rows[0].curvature, scale)
         self.seconds += time.perf_counter() - started
 

@@ -1,4 +1,4 @@
-"""Random probes as measuring takes them: what every row contributes, as numbers."""
+"""Random probes for measuring: the contributions of every row, as numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..calculus.derivatives import gradients, range_scale
 from ..flatness.batch import Batch
 from ..flatness.row_values import RowValues, exact_rows, gauss_newton_rows, hessian_rows
 
-# From the directions of one probe to what every row of pre-activations, or of logits, contributes.
-Values = Callable[[Sequence[Tensor]], list[Tensor]]
+# Function from the directions of one probe to the contributions of every row of pre-activations or logits.
+RowFunction = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class RowProbes(ABC):
-    """One kind of random probe.
+    """A kind of random probe.
 
     Attributes:
-        name: what users write.
-        needs_logits: the layer into the logits is watched, too.
-        can_be_exact: d products take the place of probes where rows are not coupled.
-        has_grouped_layerwise: Tr H of the groups of a convolution can be told apart.
+        name: name that users write.
+        needs_logits: whether the layer that computes the logits is captured, too.
+        can_be_exact: whether d products can replace the probes if rows are uncoupled.
+        has_grouped_layerwise: whether Tr H can be computed for each group of a convolution.
     """
 
     name: ClassVar[str]
@@ -32,11 +32,14 @@ class RowProbes(ABC):
     has_grouped_layerwise: ClassVar[bool]
 
     @abstractmethod
-    def values(self, batch: Batch) -> Values:
+    def values(self, batch: Batch) -> RowFunction:
         """Return the function from directions to contributions on a batch."""
 
     def exact(self, batch: Batch) -> tuple[RowValues, int]:
-        """Return the exact contributions of uncoupled rows, and how many Hessian-vector products they took."""
+        """Return the exact contributions of uncoupled rows.
+
+        The second result is the number of Hessian-vector products.
+        """
         raise TypeError(f"{self.name} has no exact form.")
 
 
@@ -48,7 +51,7 @@ class HessianRows(RowProbes):
     can_be_exact = True
     has_grouped_layerwise = True
 
-    def values(self, batch: Batch) -> Values:
+    def values(self, batch: Batch) -> RowFunction:
         """Return the function from directions to ``u_t * (H u)_t``."""
         scale = range_scale(batch.loss, batch.pre_activations)
         first = gradients(batch.loss, batch.pre_activations, scale)
@@ -69,7 +72,7 @@ class GaussNewtonRows(RowProbes):
     can_be_exact = False
     has_grouped_layerwise = False
 
-    def values(self, batch: Batch) -> Values:
+    def values(self, batch: Batch) -> RowFunction:
         """Return the function from directions to ``(J u)_t * (d2L/dlogits2 J u)_t``."""
         return lambda directions: gauss_newton_rows(batch, directions)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..calculus.derivatives import gradients, range_scale, wide
 from ..calculus.lanczos import Eigenvalues, largest_eigenvalues
-from ..flatness.row_blocks import KEPT_NUMBERS, layer_product, row_block_products
+from ..flatness.row_blocks import MAX_NUMBERS, layer_product, row_block_products
 from ..layer.feature_layer import Capture, FeatureLayer
 from .layer_measurement import LayerMeasurement
 
@@ -42,7 +42,7 @@ def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses,
         SecondDerivativeError: an operation of the tail has no second derivative.
     """
     blocks, layer = measurement.blocks, measurement.layer
-    is_lost = torch.tensor([float(blocks is None or blocks.overflown)])
+    is_lost = torch.tensor([float(blocks is None or blocks.has_overflown)])
     if data.reduce(is_lost) == 0 and blocks is not None:
         kept_blocks = blocks
 
@@ -97,7 +97,7 @@ def _in_chunks(
 ) -> Eigenvalues:
     """Compute eigenvalues of as many rows at once as memory allows."""
     outputs, features = measurement.layer.out_features, measurement.layer.in_features
-    rows_at_once = max(1, KEPT_NUMBERS // (features * min(iterations, features)))
+    rows_at_once = max(1, MAX_NUMBERS // (features * min(iterations, features)))
     starts = _start(measurement, outputs, features)
     results = []
     for first in range(0, outputs, rows_at_once):

@@ -1,4 +1,4 @@
-"""What flatness-aware training keeps between the steps of a Trainer."""
+"""The state of flatness-aware training between the steps of a Trainer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import AUTO
 from ..layer.model_state import preserve_state
 from ..processes.decisions import stop_together, sum_over_processes
-from .first_batch import copied, correct_loss_scaling
+from .first_batch import copy_of_inputs, correct_loss_scaling
 from .log import FlatnessLog, problem_of_weights
 from .model_card import FlatnessSummary, first_logged, last_logged
-from .requirements import NEVER_REACHED, check_requirements, refuse_parallelism
+from .requirements import MISSING_TERM, check_requirements, refuse_parallelism
 from .strength import strength_at
 from .training_args import CORRECTED, FAMArguments
 
-# Between so many steps the gradient ratio is measured once, for the log; it costs one more pass through the tail.
+# The gradient ratio is measured for the log once in this many steps. It costs one more pass through the tail.
 RATIO_EVERY = 10
 
 # The key of the features' mean in the Trainer's state.
@@ -32,72 +32,75 @@ _STATE = "FAM"
 
 
 class FlatTraining:
-    """Strength, log and counters of a training, with `FAMMixin` or with `FAMCallback`.
+    """Strength, log and counters of a training with `FAMMixin` or `FAMCallback`.
 
     Args:
         arguments: layer, estimator and strength.
 
     Attributes:
-        arguments: the same.
-        flatness: the estimator on the model as it is now; None where nothing is flattened.
-        default_strength: lambda where ``fam_lambda`` is None.
-        log: what came since the last log.
-        first_batch_is_examined: what only a batch can show is known.
+        arguments: layer, estimator and strength.
+        flatness: flatness of the current model; None in plain training.
+        default_strength: lambda if ``fam_lambda`` is None.
+        log: entries since the last log.
+        is_first_batch_checked: whether a first batch has shown how the model uses its loss.
     """
 
     def __init__(self, arguments: FAMArguments) -> None:
         self.arguments = arguments
         self.flatness: RelativeFlatness | None = None
         self.default_strength = 0.0
-        self._made_for: tuple[Any, ...] = ()
+        self._settings: tuple[Any, ...] = ()
         self._loss_scaling: tuple[bool, bool | None] | None = None
         self.forget_training()
 
     def forget_training(self) -> None:
-        """Begin anew, after an earlier training or an attempt that was broken off (``auto_find_batch_size``)."""
+        """Reset the state of an earlier training.
+
+        It may also be an earlier attempt of ``auto_find_batch_size``.
+        """
         self.log = FlatnessLog()
-        self.first_batch_is_examined = False
+        self.is_first_batch_checked = False
         self._step, self._micro_batch = -1, 0
 
     @property
     def strength(self) -> float:
-        """Lambda after warm-up."""
-        given = self.arguments.fam_lambda
-        return self.default_strength if given is None else given
+        """Return lambda after the warm-up."""
+        strength = self.arguments.fam_lambda
+        return self.default_strength if strength is None else strength
 
     def strength_at(self, state: Any) -> float:
-        """Return lambda in the step that a Trainer is about to take.
+        """Return lambda in the Trainer's next step.
 
         Args:
             state: the ``TrainerState``.
         """
         return strength_at(state.global_step, self.strength, self.arguments.fam_warmup_steps, state.max_steps)
 
-    # The estimator, for the Trainer's model and arguments as they are now.
-
     def prepare(self, trainer: Any) -> RelativeFlatness | None:
-        """Return the estimator, made anew for a new model (``model_init``) or new arguments; None for plain training.
+        """Return the flatness of the Trainer's current model, or None for plain training.
+
+        It is made again for a new model (``model_init``) or new arguments.
 
         Args:
             trainer: the ``Trainer``.
 
         Raises:
-            ValueError: a setting that FAM cannot work with; the message names it and the remedy.
+            ValueError: a setting does not work with FAM; the message names it and says what to do.
         """
         fam = self.arguments
         fam.validate_fam()
-        if fam.fam_lambda == 0 or trainer.model is None:  # in a search the model is made anew for every trial
+        if fam.fam_lambda == 0 or trainer.model is None:  # a hyperparameter search makes its models later
             self.detach()
-            self.flatness, self._made_for = None, ()  # which would keep an earlier model in memory
+            self.flatness, self._settings = None, ()  # frees an earlier model
             return None
-        made_for = (trainer.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_center)
-        if self.flatness is None or made_for != self._made_for:
+        settings = (trainer.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_center)
+        if self.flatness is None or settings != self._settings:
             self.detach()
             self.flatness = RelativeFlatness(
                 whole_model(trainer), fam.fam_layer, fam.fam_estimator, fam.fam_probes, center=fam.fam_center
             )
             self.flatness.ends_steps = False
-            self._made_for = made_for
+            self._settings = settings
             self.default_strength = self.flatness.default_strength
             check_requirements(trainer.args, self.flatness)
             refuse_parallelism(trainer)
@@ -108,29 +111,28 @@ class FlatTraining:
         if self.flatness is not None:
             self.flatness.detach()
 
-    # A training.
+    def reset_loss_scaling(self, trainer: Any) -> None:
+        """Undo the loss scaling that an earlier training corrected.
 
-    def keep_loss_scaling(self, trainer: Any) -> None:
-        """Undo the correction of an earlier training's loss scale: this one may have another strength.
-
-        The correction stands until then, so that evaluation after training agrees with that during it.
+        The next training may have another strength. Until it begins, the correction stays, so that evaluations after
+        the training compare with those during it.
         """
         if self._loss_scaling is not None:
             trainer.model_accepts_loss_kwargs, trainer.loss_is_scaled_for_ga = self._loss_scaling
         self._loss_scaling = trainer.model_accepts_loss_kwargs, averages_micro_batches(trainer)
 
     def begin_training(self, trainer: Any) -> None:
-        """Forget an earlier training, and take up the features' mean of the one that is resumed."""
+        """Reset the state, and load the mean of the features of a resumed training."""
         self.forget_training()
         if self.flatness is not None and self.flatness.is_outdated:
-            self._made_for = ()
+            self._settings = ()
         flatness = self.prepare(trainer)
         if flatness is not None and flatness.mean is not None:
-            saved, layer = trainer.state.stateful_callbacks.get(_STATE, {}).get("mean"), flatness.layer
-            of_this_layer = saved is not None and saved.get("layer", layer.name) == layer.name
-            flatness.mean.load(saved if of_this_layer else None, layer.weight)
+            saved_mean, layer = trainer.state.stateful_callbacks.get(_STATE, {}).get("mean"), flatness.layer
+            is_same_layer = saved_mean is not None and saved_mean.get("layer", layer.name) == layer.name
+            flatness.mean.load(saved_mean if is_same_layer else None, layer.weight)
 
-    def examine_first_batch(
+    def check_first_batch(
         self,
         trainer: Any,
         compute_loss: Callable[..., Any],
@@ -138,44 +140,42 @@ class FlatTraining:
         inputs: dict[str, Any],
         num_items_in_batch: Any,
     ) -> None:
-        """See what only a batch can show: does the loss honor num_items_in_batch, which rows does it couple?
+        """Check on the first batch how the loss is scaled and which rows it couples.
 
         Args:
             trainer: the ``Trainer``.
-            compute_loss: the Trainer's own, called as ``compute_loss(inputs, num_items_in_batch=...)``.
-            model: the model as the training loop sees it.
+            compute_loss: the Trainer's own function, called as ``compute_loss(inputs, num_items_in_batch=...)``.
+            model: the model of the training loop.
             inputs: the first batch.
-            num_items_in_batch: what the Trainer passes for it.
+            num_items_in_batch: the number that the Trainer passes for this batch.
         """
         model.train()
-        is_known, is_active, scaling = True, self.strength > 0, self.arguments.fam_loss_scaling
+        is_conclusive, is_active, scaling = True, self.strength > 0, self.arguments.fam_loss_scaling
         if scaling == CORRECTED or (scaling == AUTO and is_active):
-            is_known = correct_loss_scaling(trainer, compute_loss, model, inputs, num_items_in_batch)
+            is_conclusive = correct_loss_scaling(trainer, compute_loss, model, inputs, num_items_in_batch)
         flatness = self.prepare(trainer)
         if flatness is not None and is_active and flatness.method.acts_in is ActsIn.FORWARD_PASS:
-            # So that even the first step draws what the others do, after a resumption too.
+            # The coupling must be known before the first step, so that a resumed training repeats its signs.
             with preserve_state(model), restore_logged_quantities(trainer):
                 with flatness.capture(0.0):
-                    loss = compute_loss(copied(prepared_inputs(trainer, inputs)))
+                    loss = compute_loss(copy_of_inputs(prepared_inputs(trainer, inputs)))
                 flatness(loss)
             if flatness.mean is not None:
-                flatness.mean.forget_step()
-        self.first_batch_is_examined = is_known
-
-    # A micro-batch.
+                flatness.mean.discard_step()
+        self.is_first_batch_checked = is_conclusive
 
     def strength_of_batch(self, trainer: Any, model: nn.Module) -> float | None:
-        """Return lambda for this batch; None in evaluation and where FAM is off."""
+        """Return lambda for this batch; None in evaluation and in plain training."""
         if not (model.training and torch.is_grad_enabled()) or self.prepare(trainer) is None or self.strength == 0:
             return None
         return self.strength_at(trainer.state)
 
     def seeded_flatness(self, trainer: Any, inputs: dict[str, Any]) -> RelativeFlatness:
-        """Return the estimator, its probes a function of seed, step and item, however the step's batch is cut."""
+        """Return the flatness, with probes that are a function of seed, step and item."""
         step = trainer.state.global_step
         self._micro_batch = self._micro_batch + 1 if step == self._step else 0
         self._step = step
-        # Samplers hand out items micro-batch by micro-batch, and in each process by process.
+        # Samplers order the items by micro-batch, and within a micro-batch by process.
         args, size = trainer.args, train_batch_size(trainer)
         if args.accelerator_config.split_batches:
             size //= args.world_size
@@ -189,40 +189,39 @@ class FlatTraining:
         assert self.flatness is not None
         mean = self.flatness.mean
         if mean is not None and mean.value is None:
-            return  # the first step shows the mean of the features, and the term does not act
+            return  # the first step only provides the mean of the features
         squares = None
         if self._micro_batch == 0 and self._step % RATIO_EVERY == 0:
             squares = self.flatness.gradient_squares(loss, kappa)
-        parts = getattr(trainer, "current_gradient_accumulation_steps", 1)  # set in the training loop alone
-        share = 1.0 if _sums_micro_batches(trainer, num_items_in_batch) else 1.0 / parts
+        # The training loop sets this attribute.
+        accumulation_steps = getattr(trainer, "current_gradient_accumulation_steps", 1)
+        share = 1.0 if _sums_micro_batches(trainer, num_items_in_batch) else 1.0 / accumulation_steps
         self.log.add(self._step, loss.detach(), kappa.detach(), share, strength, squares)
-        # Elsewhere a look costs a wait, and several processes look together: before_optimizer_step, before_checkpoint.
+        # Other devices would have to wait here, and several processes must stop together: see before_optimizer_step.
         if kappa.device.type == "cpu" and trainer.args.world_size == 1 and kappa.requires_grad:
             stop_together(self.log.problem(), trainer.accelerator)
 
-    # A step, a log, a checkpoint.
-
     def before_optimizer_step(self, trainer: Any) -> None:
-        """End the step of the features' mean; stop at a NaN where looking costs little.
+        """End the step of the features' mean, and on CPUs stop at a NaN.
 
-        All processes come here equally often and exchange one tensor of one shape.
+        All processes call this equally often and exchange one tensor of one shape.
         """
         step = trainer.state.global_step
         if self._step != step:
             if self._step < 0 and self.flatness is not None and self.strength > 0:
-                raise RuntimeError(NEVER_REACHED.format(trainer=type(trainer).__name__))
+                raise RuntimeError(MISSING_TERM.format(trainer=type(trainer).__name__))
             return
         if self.flatness is not None and self.flatness.mean is not None:
             self.flatness.mean.end_step(functools.partial(trainer.accelerator.reduce, reduction="sum"))
         if trainer.args.device.type != "cpu":
             return
         problem = self.log.problem()
-        (stopping,) = sum_over_processes([float(problem is not None)], trainer.accelerator)
-        if stopping:
+        (must_stop,) = sum_over_processes([float(problem is not None)], trainer.accelerator)
+        if must_stop:
             stop_together(problem, trainer.accelerator)
 
-    def logged(self, trainer: Any) -> dict[str, float]:
-        """Return the means since the last log, over all processes, under the names that are logged."""
+    def means_to_log(self, trainer: Any) -> dict[str, float]:
+        """Return the means since the last log, over all processes, by their logged names."""
         if self.flatness is None:
             return {}
         stop_together(self.log.problem(), trainer.accelerator)
@@ -230,7 +229,7 @@ class FlatTraining:
         return self.log.drain(self.flatness.layer.in_features, mean)
 
     def before_checkpoint(self, trainer: Any) -> None:
-        """Refuse a checkpoint with weights that are not finite; put the features' mean into the Trainer's state."""
+        """Refuse weights that are not finite, and save the mean of the features."""
         flatness = self.prepare(trainer)
         if flatness is None or self.strength == 0:
             return
@@ -241,7 +240,7 @@ class FlatTraining:
             trainer.state.stateful_callbacks[_STATE] = {"mean": mean}
 
     def summary(self, trainer: Any, base_model: str | None, step_time_ratio: float | None) -> FlatnessSummary | None:
-        """Return what the model card says; None where nothing was trained with FAM."""
+        """Return the contents of the model card; None if FAM trained nothing."""
         flatness, history = self.flatness, trainer.state.log_history
         if flatness is None or trainer.state.global_step == 0 or self.strength == 0:
             return None
@@ -260,11 +259,11 @@ class FlatTraining:
 
 
 class FlatTrainingCallback(TrainerCallback):
-    """The beginning of a training, and the moment before an optimizer step.
+    """Callback at the start of a training and before each optimizer step.
 
     Args:
-        training: the state to keep.
-        trainer: the ``Trainer`` whose it is.
+        training: the state of flatness-aware training.
+        trainer: its ``Trainer``.
     """
 
     def __init__(self, training: FlatTraining, trainer: Any) -> None:
@@ -280,7 +279,10 @@ class FlatTrainingCallback(TrainerCallback):
 
 
 def whole_model(trainer: Any) -> nn.Module:
-    """Return the model; for sentence-transformers' losses with weights of their own the loss, which contains it."""
+    """Return the module that contains all trained weights.
+
+    This is the model, or a loss of sentence-transformers that has weights of its own and contains the model.
+    """
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     loss = getattr(trainer, "loss", None)
     if isinstance(loss, nn.Module) and {*loss.parameters()} - {*model.parameters()}:
@@ -289,7 +291,7 @@ def whole_model(trainer: Any) -> nn.Module:
 
 
 def _sums_micro_batches(trainer: Any, num_items_in_batch: Any) -> bool:
-    """Whether micro-batches of a step are summed (the Trainer's own rule) and not averaged."""
+    """Return True if the Trainer sums the micro-batches of a step."""
     scaled = averages_micro_batches(trainer)
     if scaled is not None:
         return scaled

@@ -1,4 +1,4 @@
-"""What a model card says about flatness-aware training, added to the card that the Trainer writes."""
+"""The section about flatness-aware training in a model card."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..flatness.strength import delta_of
 
 TAGS = ("hf_fam", "relative-flatness")
 
-# The section is found again by its frame, so that a second call replaces it.
-_BEGIN, _END = "<!-- hf_fam: begin -->", "<!-- hf_fam: end -->"
-_SECTION = re.compile(rf"\n*^{_BEGIN}$.*^{_END}$\n*", re.DOTALL | re.MULTILINE)
+# These marks identify the section, so that a second call replaces it.
+_SECTION_BEGIN, _SECTION_END = "<!-- hf_fam: begin -->", "<!-- hf_fam: end -->"
+_SECTION = re.compile(rf"\n*^{_SECTION_BEGIN}$.*^{_SECTION_END}$\n*", re.DOTALL | re.MULTILINE)
 
-_FLATNESS = """
+_FLATNESS_TEMPLATE = """
 ## Flatness-aware training
 
 Trained with hf_fam (`pip install hf-fam`), which adds λ κ to the loss: κ is the relative flatness of one layer
@@ -47,7 +47,7 @@ batches of the training and with its dropout.
 ```
 """
 
-_COMMAND = """
+_COMMAND_TEMPLATE = """
 ## The command that repeats the training
 
 {fence}bash
@@ -58,19 +58,19 @@ _COMMAND = """
 
 @dataclass(frozen=True)
 class FlatnessSummary:
-    """How a model was trained, for its card.
+    """Summary of a flatness-aware training for a model card.
 
     Attributes:
         layer: dotted name of the feature layer.
         in_features: m, its number of features.
-        estimator: name of the estimator that was in use at the end.
-        strength: lambda.
-        kappa: relative flatness as it was logged last, or None if it never was.
-        kappa_before: as it was logged first, or None.
-        base_model: name of the model that was fine-tuned, or None if there was none.
-        step_time_ratio: seconds a step over those of plain training, if they were measured.
-        centered: whether features were taken around their running mean.
-        last_strength: lambda as it was logged last, or None: warm-up may have kept it lower.
+        estimator: name of the estimator at the end of the training.
+        strength: lambda after the warm-up.
+        kappa: last logged relative flatness, or None.
+        kappa_before: first logged relative flatness, or None.
+        base_model: name of the model that was fine-tuned, or None.
+        step_time_ratio: duration of a step relative to plain training, or None.
+        centered: whether the features were centered on their running mean.
+        last_strength: last logged lambda, or None. It is lower if the training ended during the warm-up.
 
     Examples:
         >>> FlatnessSummary("classifier", 400, "closed_form", strength=0.005, kappa=None).delta
@@ -90,29 +90,33 @@ class FlatnessSummary:
 
     @property
     def delta(self) -> float:
-        """Relative size of the feature perturbations that the strength stands for, ``sqrt(2 m lambda)``."""
+        """Return the relative size of feature perturbations, ``sqrt(2 m lambda)``."""
         return delta_of(self.strength, self.in_features)
 
-    def _lower_at_the_end(self) -> str | None:
-        last = self.last_strength
-        return None if last is None or math.isclose(last, self.strength, rel_tol=1e-3) else f"{last:.4g}"
+    def _last_strength_if_different(self) -> str | None:
+        last_strength = self.last_strength
+        return (
+            None
+            if last_strength is None or math.isclose(last_strength, self.strength, rel_tol=1e-3)
+            else f"{last_strength:.4g}"
+        )
 
     def to_markdown(self) -> str:
-        """The section of the card; names are escaped, so that none can change its structure."""
+        """Return the section of the card, with escaped names."""
         rows = {
             "base model": self.base_model,
             "layer": self.layer,
             "features": "centered on their running mean" if self.centered else None,
             "estimator of κ": self.estimator,
             "strength λ": f"{self.strength:.4g}",
-            "λ at the end of training, as logged (warm-up)": self._lower_at_the_end(),
+            "λ at the end of training, as logged (warm-up)": self._last_strength_if_different(),
             f"δ = √(2 m λ), m = {self.in_features} features": f"{self.delta:.4g}",
-            "κ at the start of training, as logged": _number(self.kappa_before),
-            "κ at the end of training, as logged": _number(self.kappa),
+            "κ at the start of training, as logged": _format_number(self.kappa_before),
+            "κ at the end of training, as logged": _format_number(self.kappa),
             "time of a step, relative to plain training": self.step_time_ratio and f"{self.step_time_ratio:.3g}",
         }
-        shown = [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items() if value is not None]
-        return _FLATNESS.format(rows="\n".join(shown))
+        lines = [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items() if value is not None]
+        return _FLATNESS_TEMPLATE.format(rows="\n".join(lines))
 
 
 def extend_model_card(
@@ -121,19 +125,21 @@ def extend_model_card(
     results: Sequence[EvalResult] = (),
     command: str | None = None,
 ) -> list[str]:
-    r"""Add tags and sections about the training to a model card; earlier such sections are replaced.
+    r"""Add tags and sections about the training to a model card.
+
+    They replace the sections of an earlier call.
 
     Args:
         path: the README.md that ``Trainer.create_model_card`` wrote.
-        summary: what the section about flatness says; None leaves it and the tags out (plain training).
-        results: of the evaluation, for the card's metadata; without any those that are there stay.
-        command: what repeats the training.
+        summary: contents of the section about flatness. None for plain training: no section and no tags.
+        results: results of the evaluation, for the card's metadata. If there are none, the card keeps its own.
+        command: command line that repeats the training.
 
     Returns:
         The card's tags.
 
     Raises:
-        FileNotFoundError: there is no card.
+        FileNotFoundError: the card does not exist.
         ValueError: the card's metadata is not a valid block of YAML.
 
     Examples:
@@ -145,21 +151,21 @@ def extend_model_card(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no model card to extend; call Trainer.create_model_card first.")
+        raise FileNotFoundError(f"{path}: there is no model card to extend: call Trainer.create_model_card first.")
     card = ModelCard.load(path)
-    card.data.tags = _merged(card.data.tags, TAGS if summary is not None else ())
+    card.data.tags = _merge_tags(card.data.tags, TAGS if summary is not None else ())
     if results:
         card.data.eval_results = list(results)
         card.data.model_name = card.data.get("model_name") or path.resolve().parent.name
-    body = _SECTION.sub("\n", card.text).rstrip()
+    other_text = _SECTION.sub("\n", card.text).rstrip()
     section = (summary.to_markdown() if summary is not None else "") + (_command_section(command) if command else "")
-    card.text = f"{body}\n\n{_BEGIN}\n{section}\n{_END}\n" if section else f"{body}\n"
+    card.text = f"{other_text}\n\n{_SECTION_BEGIN}\n{section}\n{_SECTION_END}\n" if section else f"{other_text}\n"
     card.save(path)
     return list(card.data.tags)
 
 
 def first_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The first value of a name in a Trainer's ``state.log_history``, or None.
+    """Return the first value of a name in a Trainer's log, or None.
 
     Examples:
         >>> first_logged([{"loss": 1.0}, {"fam_kappa": 2.0}, {"fam_kappa": 1.5}], "fam_kappa")
@@ -169,7 +175,7 @@ def first_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | Non
 
 
 def last_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The last value of a name in a Trainer's ``state.log_history``, or None.
+    """Return the last value of a name in a Trainer's log, or None.
 
     Examples:
         >>> last_logged([{"fam_kappa": 2.0}, {"fam_kappa": 1.5}, {"train_runtime": 9.0}], "fam_kappa")
@@ -179,7 +185,7 @@ def last_logged(history: Sequence[Mapping[str, Any]], name: str) -> float | None
 
 
 def escape_markdown(text: object) -> str:
-    r"""Text that shows as it is, on one line, in a paragraph or a table cell.
+    r"""Return text on one line whose special characters Markdown shows as they are.
 
     Examples:
         >>> print(escape_markdown("pre_classifier | <b>\n# x"))
@@ -188,16 +194,16 @@ def escape_markdown(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", " ".join(str(text).split()))
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "not logged" if value is None else f"{value:.4g}"
 
 
 def _command_section(command: str) -> str:
-    """In a fence that is longer than any within the command."""
-    longest = max((len(run) for run in re.findall("`+", command)), default=0)
-    return _COMMAND.format(fence="`" * max(3, longest + 1), command=command)
+    """Return a fenced block, with a fence longer than any inside the command."""
+    longest = max((len(backticks) for backticks in re.findall("`+", command)), default=0)
+    return _COMMAND_TEMPLATE.format(fence="`" * max(3, longest + 1), command=command)
 
 
-def _merged(tags: str | list[str] | None, new: Sequence[str]) -> list[str]:
-    present = [tags] if isinstance(tags, str) else list(tags or [])
-    return list(dict.fromkeys([*present, *new]))
+def _merge_tags(tags: str | list[str] | None, new: Sequence[str]) -> list[str]:
+    old = [tags] if isinstance(tags, str) else list(tags or [])
+    return list(dict.fromkeys([*old, *new]))

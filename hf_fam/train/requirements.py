@@ -1,4 +1,4 @@
-"""Training settings that FAM cannot work with, refused before anything is trained."""
+"""Refuse training settings that do not work with FAM, before the training starts."""
 
 from __future__ import annotations
 
@@ -9,85 +9,85 @@ from ..flatness.relative_flatness import RelativeFlatness
 from ..processes.decisions import refuse_unconnected_processes
 
 _SHARDED = (
-    "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, whose gradient would be lost outside the "
-    "forward pass: use DistributedDataParallel or ZeRO stage 1 or 2; or, in a loop of your own, "
-    "hf_fam.attach, which works inside torch's fully_shard (docs/distributed.md)."
+    "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, so its gradient would be lost: use "
+    "DistributedDataParallel or ZeRO stage 1 or 2. In your own training loop, "
+    "hf_fam.attach works inside torch's fully_shard (docs/distributed.md)."
 )
 
-# What only the first step can show.
-NEVER_REACHED = (
+# Only the first step can show this.
+MISSING_TERM = (
     "The flatness term did not enter the first step, though fam_lambda is above 0: {trainer} computes its loss without "
-    "FAMMixin.compute_loss, or with the model in evaluation mode. If a class of yours overrides compute_loss, put the "
-    "mixin in front of it, `class MyFAMTrainer(FAMMixin, MyTrainer)`; if it has a loop of its own, use "
-    "RelativeFlatness or attach in it; fam_lambda=0 is plain training."
+    "FAMMixin.compute_loss, or with the model in evaluation mode. If your class overrides compute_loss, put the "
+    "mixin in front of it: `class MyFAMTrainer(FAMMixin, MyTrainer)`. If it has its own training loop, use "
+    "RelativeFlatness or attach there. For plain training, set fam_lambda=0."
 )
 
 
 def refuse_parallelism(trainer: Any) -> None:
-    """Refuse what only a Trainer knows: ways of sharing one model, or one batch, between processes.
+    """Refuse parallelism that splits a model or a batch between processes.
 
     Args:
-        trainer: the ``Trainer``.
+        trainer: the ``Trainer``, which alone knows these settings.
 
     Raises:
-        ValueError: names the setting and the remedy.
+        ValueError: names the setting and what to do.
     """
-    if getattr(trainer, "is_fsdp_enabled", False):  # by a configuration of accelerate; args.fsdp does not tell
+    if getattr(trainer, "is_fsdp_enabled", False):  # args.fsdp does not show FSDP from a configuration of accelerate
         raise ValueError(_SHARDED)
     for name, kind in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
         size = getattr(trainer, f"get_{name}_size", lambda: 1)()
         if size > 1:
             raise ValueError(
-                f"{kind} parallelism ({name}_size={size}) splits the layer or the batch between processes in ways that "
-                "FAM cannot see: use DistributedDataParallel."
+                f"{kind} parallelism ({name}_size={size}) is not supported, because it splits the layer or the batch "
+                "between processes: use DistributedDataParallel."
             )
 
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
-    """Refuse settings under which the term would be wrong, unsynchronized or impossible.
+    """Refuse settings that would make the term wrong, unsynchronized or impossible.
 
     Args:
         args: the ``TrainingArguments``.
-        flatness: layer and estimator that were chosen.
+        flatness: the layer and its estimator.
 
     Raises:
-        ValueError: names the setting and the remedy.
+        ValueError: names the setting and what to do.
     """
     refuse_split_models(args)
     if getattr(args, "ddp_static_graph", None):
         raise ValueError(
-            "ddp_static_graph=True leaves gradients unsynchronized, without an error, when the loss is differentiated "
-            "more than once, or a first batch is looked at: set it to False."
+            "ddp_static_graph=True would leave gradients unsynchronized, because FAM differentiates the loss more than "
+            "once: set it to False."
         )
     if args.torch_compile and flatness.method.acts_in is not ActsIn.FORWARD_PASS:
         raise ValueError(
-            f"torch_compile=True compiles the whole model, which cannot be differentiated twice, and fam_estimator="
-            f'"{flatness.estimator}" needs that: for the head use Trainer with callbacks=[FAMCallback(fam_lambda=...)] '
-            f'(or hf_fam.attach), which work in compiled models; or fam_estimator="perturbation"; or set '
-            "torch_compile=False and compile the backbone alone (model.base_model.compile())."
+            f"torch_compile=True compiles the whole model, which cannot be differentiated twice, but fam_estimator="
+            f'"{flatness.estimator}" needs that. For the head, use callbacks=[FAMCallback(fam_lambda=...)] '
+            f'(or hf_fam.attach), which work in compiled models; or use fam_estimator="perturbation"; or set '
+            "torch_compile=False and compile only the backbone (model.base_model.compile())."
         )
-    liger = getattr(args, "liger_kernel_config", None) or {}
-    if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
+    liger_config = getattr(args, "liger_kernel_config", None) or {}
+    if getattr(args, "use_liger_kernel", False) and liger_config.get("fused_linear_cross_entropy", True):
         raise ValueError(
-            "use_liger_kernel=True fuses the head with the loss, so that neither logits nor second derivatives exist: "
+            "use_liger_kernel=True fuses the head with the loss, which then has no logits and no second derivatives: "
             'set liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False}, or '
             "use_liger_kernel=False."
         )
 
 
 def refuse_split_models(args: Any) -> None:
-    """Refuse what takes the model apart, or computes its loss in a way that cannot be seen.
+    """Refuse settings that split the model or change its logits unseen.
 
     Args:
         args: the ``TrainingArguments``.
 
     Raises:
-        ValueError: names the setting and the remedy.
+        ValueError: names the setting and what to do.
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, whose replicas FAM cannot see: start with "
-            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one of them."
+            f"{args.n_gpu} GPUs in one process use torch.nn.DataParallel, which is not supported: start with "
+            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
     if args.fsdp or _is_zero3(args):
@@ -95,8 +95,8 @@ def refuse_split_models(args: Any) -> None:
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(
-            f"temperature={temperature!r}: TRL's trainers divide the logits by it out of sight, so kappa would be that "
-            "of other logits: set it to 1.0."
+            f"temperature={temperature!r}: TRL's trainers divide the logits by it after the head, so kappa would be "
+            "that of other logits: set it to 1.0."
         )
 
 

@@ -1,4 +1,4 @@
-"""FAMTrainer: ``transformers.Trainer`` with relative flatness in its loss."""
+"""FAMTrainer and FAMMixin: flatness-aware training with ``transformers.Trainer``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .._compat import CheckpointHooks
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import resolve_layer
 from .callback import refuse_second_term
-from .card_writing import name_of_base_model, write_card
+from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
 from .training_args import FAMArguments
 
-if TYPE_CHECKING:  # what the mixin expects of the class that stands behind it
+if TYPE_CHECKING:  # the class that the mixin is combined with
 
     class _Host(CheckpointHooks, Trainer):
         """A Trainer."""
@@ -25,44 +25,47 @@ else:
 
 
 class FAMMixin(_Host):
-    """Flatness-aware training for any ``Trainer`` subclass: ``class MyTrainer(FAMMixin, SFTTrainer)``.
+    """Flatness-aware training for any ``Trainer`` subclass.
 
-    Minimizes ``loss + lambda * kappa`` (Adilova et al. 2023): one forward pass, one backward pass, an ordinary
-    optimizer. Logged beside the task loss: ``fam_kappa``, ``fam_term`` = lambda kappa, ``fam_lambda``,
-    ``fam_grad_ratio`` and ``fam_delta`` = sqrt(2 m lambda).
+    Put it in front of the Trainer: ``class MyTrainer(FAMMixin, SFTTrainer)``. It minimizes ``loss + lambda * kappa``
+    (Adilova et al. 2023) with one forward pass, one backward pass and the usual optimizer. The log adds ``fam_kappa``,
+    ``fam_term`` = lambda kappa, ``fam_lambda``, ``fam_grad_ratio`` and ``fam_delta`` = sqrt(2 m lambda).
 
     Args:
-        *args: the Trainer's.
-        fam_args: arguments of FAM, where ``args`` does not contain them. A hyperparameter search sets fields of
-            ``args`` alone, so search over fam_* fields with `FAMTrainingArguments`.
-        **kwargs: the Trainer's.
+        *args: positional arguments of the Trainer.
+        fam_args: arguments of flatness-aware training. Needed only if ``args`` does not contain them. For a
+            hyperparameter search over fam_* fields, use `FAMTrainingArguments` instead.
+        **kwargs: keyword arguments of the Trainer.
 
     Raises:
-        ValueError: a setting that FAM cannot work with; the message names it and the remedy.
+        ValueError: a setting does not work with FAM; the message names it and says what to do.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
         if Trainer in order and order.index(Trainer) < order.index(FAMMixin):
-            raise TypeError(f"class {cls.__name__}: put FAMMixin in front of the Trainer, which would go past it.")
+            raise TypeError(f"class {cls.__name__}: put FAMMixin in front of the Trainer in the list of base classes.")
 
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
         elif not isinstance(fam_args, FAMArguments):
-            raise ValueError(f"fam_args={fam_args!r}: give FAMArguments(...), or None.")
-        if isinstance(fam_args.fam_layer, nn.Module):  # arguments are written to JSON, so they keep the name
+            raise ValueError(f"fam_args={fam_args!r}: give FAMArguments(...) or None.")
+        if isinstance(fam_args.fam_layer, nn.Module):  # arguments are saved as JSON, so they store the name
             fam_args.fam_layer = resolve_layer(whole_model(self), fam_args.fam_layer)[0]
         self.fam_args = fam_args
         self._fam = FlatTraining(fam_args)
-        self._fam.prepare(self)  # an unknown layer is refused now, not after the data was prepared
+        self._fam.prepare(self)  # refuses an unknown layer before the data is prepared
         self.add_callback(FlatTrainingCallback(self._fam, self))
 
     @property
     def relative_flatness(self) -> RelativeFlatness | None:
-        """The estimator on the model that is trained; None while ``fam_lambda`` is 0, or there is no model yet."""
+        """Return the flatness of the trained model.
+
+        None while ``fam_lambda`` is 0, or before a model exists.
+        """
         return None if self.fam_args.fam_lambda == 0 else self._fam.flatness
 
     def compute_loss(
@@ -72,9 +75,9 @@ class FAMMixin(_Host):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Compute the user's own loss; while training its gradient is that of ``loss + lambda * kappa``.
+        """Return the task loss, with the gradient of ``loss + lambda * kappa``.
 
-        The value stays the task loss, so that everything which is logged compares with plain training.
+        The value is that of the task loss, so that logs compare with plain training. Evaluation adds no term.
         """
         strength = self._fam.strength_of_batch(self, model)
         if strength is None:
@@ -89,53 +92,54 @@ class FAMMixin(_Host):
         return (loss, *outputs) if return_outputs else loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; afterwards the model carries no hooks of ours."""
+        """Train as the Trainer does, then remove the hooks from the model."""
         if self.fam_args.fam_lambda != 0:
-            # In a search the model is made anew for every trial, and there is none yet.
+            # A hyperparameter search makes a new model for every trial, later.
             refuse_second_term(self, None if self.model is None else whole_model(self))
-        self._fam.keep_loss_scaling(self)
+        self._fam.reset_loss_scaling(self)
         try:
             return super().train(*args, **kwargs)
         finally:
             self._fam.detach()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Take the Trainer's step; before the first one, see what can only be seen on a batch."""
-        if not self._fam.first_batch_is_examined:
-            plain = functools.partial(super().compute_loss, model)
-            self._fam.examine_first_batch(self, plain, model, inputs, num_items_in_batch)
+        """Take the Trainer's step; check the first batch before the first one."""
+        if not self._fam.is_first_batch_checked:
+            compute_plain_loss = functools.partial(super().compute_loss, model)
+            self._fam.check_first_batch(self, compute_plain_loss, model, inputs, num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does, and the term beside the training loss."""
+        """Log as the Trainer does, with the flatness term beside the training loss."""
         if "loss" in logs:
-            logs = {**logs, **self._fam.logged(self)}
+            logs = {**logs, **self._fam.means_to_log(self)}
         super().log(logs, *args, **kwargs)
 
     def before_checkpoint(self) -> None:
-        """Refuse a checkpoint that could not be resumed from."""
+        """Refuse to save a checkpoint that could not be resumed."""
         self._fam.before_checkpoint(self)
 
     def create_model_card(
         self, *args: Any, command: str | None = None, step_time_ratio: float | None = None, **kwargs: Any
     ) -> None:
-        """Write the Trainer's card, with tags, a section about flatness and the evaluation as metadata.
+        """Write the Trainer's model card, with a section about flatness.
 
-        For the metadata, give ``tasks`` and ``dataset`` (or ``dataset_tags``). `push_to_hub` passes all of these on.
+        The card also gets tags and the evaluation as metadata. The metadata needs ``tasks`` and ``dataset`` (or
+        ``dataset_tags``). `push_to_hub` accepts the same arguments.
 
         Args:
-            *args: the Trainer's.
-            command: what one types to repeat the training, shown as it is.
-            step_time_ratio: seconds a step over those of plain training, if you measured them.
-            **kwargs: the Trainer's.
+            *args: positional arguments of the Trainer's method.
+            command: command line that repeats the training.
+            step_time_ratio: duration of a step relative to plain training, if you measured it.
+            **kwargs: keyword arguments of the Trainer's method.
         """
-        base_model = kwargs.get("finetuned_from") or name_of_base_model(self.model)
+        base_model = kwargs.get("finetuned_from") or base_model_name(self.model)
         summarize = functools.partial(self._fam.summary, self, base_model, step_time_ratio)
         write_card(self, super().create_model_card, args, kwargs, summarize, command)
 
 
 def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:
-    """A scalar with the value of ``loss``, bit for bit, and the gradient of ``loss + term``.
+    """Return a scalar with the value of ``loss`` and the gradient of ``loss + term``.
 
     Examples:
         >>> import torch
@@ -149,9 +153,9 @@ def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:
 
 
 class FAMTrainer(FAMMixin, Trainer):
-    """``transformers.Trainer`` that also makes the loss flat; everything else is the Trainer's.
+    """``transformers.Trainer`` with flatness-aware training.
 
-    Plain ``TrainingArguments`` are accepted too and give the FAM defaults.
+    ``args`` may be `FAMTrainingArguments`, or plain ``TrainingArguments`` for the defaults of FAM.
 
     Examples:
         >>> import tempfile, torch
@@ -180,4 +184,4 @@ class FAMTrainer(FAMMixin, Trainer):
 
 
 class FAMSeq2SeqTrainer(FAMMixin, Seq2SeqTrainer):
-    """``transformers.Seq2SeqTrainer`` that also makes the loss flat."""
+    """``transformers.Seq2SeqTrainer`` with flatness-aware training."""

@@ -1,4 +1,4 @@
-"""The arguments of FAM, alone and mixed into the Trainer's."""
+"""Arguments of flatness-aware training, alone and as part of the Trainer's."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..layer.finding import AUTO
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
 
-# Fields that do not exist, and what to do instead.
+# Removed fields, and what to do instead.
 _REMOVED = {
     "fam_max_grad_ratio": "lower fam_lambda, or let it rise with fam_warmup_steps",
-    "fam_every_n_steps": "leave it out, the term acts in every step",
-    "fam_token_fraction": 'leave it out, fam_estimator="row_probes" is cheap for large vocabularies',
-    "fam_gradient": 'leave it out, RelativeFlatness(gradient="weights_only") has it for comparison',
+    "fam_every_n_steps": "remove it, the term acts in every step",
+    "fam_token_fraction": 'remove it, fam_estimator="row_probes" is cheap for large vocabularies',
+    "fam_gradient": 'remove it, or use RelativeFlatness(gradient="weights_only") for comparisons',
 }
 
 
 def refuse_removed_fields(names: Iterable[str]) -> None:
-    """Refuse arguments that hf_fam once had.
+    """Refuse arguments that earlier versions of hf_fam had.
 
     Args:
-        names: of the arguments that are given.
+        names: names of the arguments.
 
     Raises:
-        ValueError: one of them does not exist; the message says what to use.
+        ValueError: an argument was removed; the message says what to do.
     """
     for name in names:
         if name in _REMOVED:
@@ -41,28 +41,31 @@ def refuse_removed_fields(names: Iterable[str]) -> None:
 
 @dataclass
 class FAMArguments:
-    """Arguments of flatness-aware training, ``loss + fam_lambda * kappa``.
+    """Arguments of flatness-aware training.
 
-    A plain dataclass: ``HfArgumentParser`` reads it alone (hand it to ``FAMTrainer(..., fam_args=...)``) or as a base
-    of any ``TrainingArguments`` subclass.
+    The training minimizes ``loss + fam_lambda * kappa``. A small kappa is flat.
+
+    Use it alone, as ``FAMTrainer(..., fam_args=FAMArguments(...))``, or as a base class of your own training arguments.
+    ``HfArgumentParser`` reads both. `FAMTrainingArguments` combines it with the Trainer's arguments.
 
     Args:
-        fam_layer: the layer to flatten: ``"auto"`` (the head), ``"head"``, ``"representation"`` or a dotted module
-            name.
-        fam_lambda: strength lambda, at least 0. None takes the default of the estimator (docs/choosing.md); 0 is plain
-            training, bit for bit.
-        fam_estimator: ``"auto"``, ``"closed_form"``, ``"row_probes"``, ``"hessian"``, ``"gauss_newton"``,
-            ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
-        fam_probes: number of random probes a step, for ``"hessian"`` and ``"gauss_newton"`` (1 by default) and
-            ``"row_probes"`` (16 by default).
-        fam_center: perturb the features around their running mean, which is kept in ``trainer_state.json``; see
-            `RelativeFlatness`. None centers them if a linear head with a bias is all that is trained and the estimator
-            can (up to 4096 classes); this is looked up when a training starts. False is the papers' definition.
-        fam_warmup_steps: steps over which lambda rises linearly; below 1 a fraction of the training.
-        fam_loss_scaling: many classification models accept ``num_items_in_batch`` and ignore it, so that the stock
-            Trainer multiplies their gradients by the number of accumulation steps and of processes (transformers
-            issue 47688). ``"corrected"`` finds such models at the first step and divides that out, with one warning;
-            ``"stock"`` leaves it; ``"auto"`` corrects if lambda is above 0, and leaves plain training as it is.
+        fam_layer: the layer to flatten. ``"auto"`` and ``"head"`` are the classification head, ``"representation"`` is
+            the hidden layer whose outputs the head reads. A dotted module name selects any other layer.
+        fam_lambda: strength of the flatness term, at least 0. Defaults to the strength of the estimator
+            (docs/choosing.md). 0 is plain training, bit for bit.
+        fam_estimator: how kappa is computed: ``"auto"``, ``"closed_form"``, ``"row_probes"``, ``"hessian"``,
+            ``"gauss_newton"``, ``"perturbation"`` or ``"dense"``; see `RelativeFlatness`.
+        fam_probes: number of random probes in a step. Defaults to 1 for ``"hessian"`` and ``"gauss_newton"`` and to 16
+            for ``"row_probes"``.
+        fam_center: perturb the features around their running mean; see `RelativeFlatness`. By default, features are
+            centered when only a head with a bias is trained and the estimator supports it. The papers' definition is
+            False. The mean is saved in ``trainer_state.json``.
+        fam_warmup_steps: number of steps over which lambda rises linearly. A number below 1 is a fraction of the
+            training.
+        fam_loss_scaling: what to do about models that accept ``num_items_in_batch`` but ignore it. The stock Trainer
+            multiplies their gradients by the number of accumulation steps and processes (transformers issue 47688).
+            ``"corrected"`` detects such models at the first step, divides the factor out and warns once. ``"stock"``
+            keeps the factor. ``"auto"`` corrects it when lambda is above 0.
 
     Raises:
         ValueError: a value is out of range; the message names the argument.
@@ -79,60 +82,66 @@ class FAMArguments:
         metadata={"help": "Layer to flatten: auto (the head), head, representation, or a dotted module name."},
     )
     fam_lambda: Optional[float] = field(  # noqa: UP045 -- HfArgumentParser reads this form on every Python
-        default=None, metadata={"help": "Strength lambda. Defaults to that of the estimator; 0 is plain training."}
+        default=None,
+        metadata={"help": "Strength of the flatness term. Defaults to that of the estimator. 0 is plain training."},
     )
     fam_estimator: str = field(
         default=AUTO,
-        metadata={"help": "auto, closed_form, row_probes, hessian, gauss_newton, perturbation or dense."},
+        metadata={
+            "help": "How to compute kappa: auto, closed_form, row_probes, hessian, gauss_newton, perturbation or dense."
+        },
     )
     fam_probes: Optional[int] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "Random probes a step. Defaults to 1 (hessian, gauss_newton) or 16 (row_probes)."},
+        metadata={
+            "help": "Number of random probes in a step. Defaults to 1 (hessian, gauss_newton) or 16 (row_probes)."
+        },
     )
     fam_center: Optional[bool] = field(  # noqa: UP045
         default=None,
         metadata={
             "help": "Perturb the features around their running mean. Defaults to true if only the head is trained.",
             "nargs": "?",
-            "const": True,  # the bare flag, which HfArgumentParser gives to plain bool alone
+            "const": True,  # allows the bare flag, as for fields of type bool
         },
     )
     fam_warmup_steps: float = field(
-        default=0.0, metadata={"help": "Steps over which lambda rises linearly; below 1 a fraction of the training."}
+        default=0.0,
+        metadata={"help": "Number of steps over which lambda rises linearly. Below 1: a fraction of the training."},
     )
     fam_loss_scaling: str = field(
         default=AUTO,
         metadata={
-            "help": "auto, corrected or stock: whether the loss of models that ignore num_items_in_batch is divided "
-            "by the accumulation steps and processes that the stock Trainer multiplies it by."
+            "help": "auto, corrected or stock. The stock Trainer multiplies the gradients of models that ignore "
+            "num_items_in_batch by the accumulation steps and processes; corrected divides this factor out."
         },
     )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> FAMArguments:
-        """Refuse removed fields before the dataclass finds them unexpected."""
+        """Refuse removed fields with a message that says what to do instead."""
         refuse_removed_fields(kwargs)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        """Validate, then let the Trainer's arguments do the same."""
+        """Validate these arguments, then those of the next base class."""
         for name in ("fam_lambda", "fam_warmup_steps"):
-            _make_float(self, name)
-        _make_whole(self, "fam_probes")
+            _convert_to_float(self, name)
+        _convert_to_int(self, "fam_probes")
         self.validate_fam()
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
+        parent_post_init = getattr(super(), "__post_init__", None)
+        if parent_post_init is not None:
+            parent_post_init()
 
     def validate_fam(self) -> None:
         """Refuse values that are out of range.
 
         Raises:
-            ValueError: with the argument's name, the value and what to do.
+            ValueError: a value is out of range. The message names the argument, the value and what to do.
         """
         if not isinstance(self.fam_layer, (str, nn.Module)):
             raise ValueError(
-                f'fam_layer={self.fam_layer!r}: give "auto", "head", "representation", a dotted module name (a string: '
-                'in YAML write "0", with quotes) or a module.'
+                f'fam_layer={self.fam_layer!r}: give "auto", "head", "representation", a dotted module name (in YAML '
+                'with quotes: "0") or a module.'
             )
         if self.fam_center is not None and not isinstance(self.fam_center, bool):
             raise ValueError(f"fam_center={self.fam_center!r}: give True, False or None.")
@@ -140,51 +149,56 @@ class FAMArguments:
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
         if self.fam_lambda is not None and not (math.isfinite(self.fam_lambda) and self.fam_lambda >= 0):
             raise ValueError(
-                f"fam_lambda={self.fam_lambda!r}: a small kappa is flat, so give a finite strength of at least 0 "
-                "(0 is plain training), or None for the default."
+                f"fam_lambda={self.fam_lambda!r}: give a finite strength of at least 0 (0 is plain training), or None "
+                "for the default."
             )
         if self.fam_probes is not None and self.fam_probes < 1:
-            raise ValueError(f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None.")
-        has_probes = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).default_probes is not None
-        if self.fam_probes is not None and not has_probes:
             raise ValueError(
-                f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes; leave it at None.'
+                f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None for the default."
+            )
+        uses_probes = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).default_probes is not None
+        if self.fam_probes is not None and not uses_probes:
+            raise ValueError(
+                f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '
+                "fam_probes at None."
             )
         if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
-            raise ValueError(f"fam_warmup_steps={self.fam_warmup_steps!r}: give steps, or a fraction below 1.")
+            raise ValueError(
+                f"fam_warmup_steps={self.fam_warmup_steps!r}: give a number of steps, or a fraction below 1."
+            )
 
 
-def _may_be_none(name: str) -> bool:
+def _is_optional(name: str) -> bool:
     return FAMArguments.__dataclass_fields__[name].default is None
 
 
-def _make_float(args: FAMArguments, name: str) -> None:
-    """YAML reads 1e-3 as a string, and a hyperparameter search casts what it tries to the type that is there."""
-    given = getattr(args, name)
+def _convert_to_float(args: FAMArguments, name: str) -> None:
+    """Convert a field to float: YAML reads 1e-3 as a string."""
+    value = getattr(args, name)
     try:
-        setattr(args, name, None if given is None and _may_be_none(name) else float(given))
+        setattr(args, name, None if value is None and _is_optional(name) else float(value))
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={given!r} is not a number: give one, such as 0.001.") from None
+        raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
 
 
-def _make_whole(args: FAMArguments, name: str) -> None:
-    """As `_make_float`, for what is counted; a search over floats tries 2.0."""
-    given = getattr(args, name)
-    if given is None and _may_be_none(name):
+def _convert_to_int(args: FAMArguments, name: str) -> None:
+    """Convert a field to int: a hyperparameter search over floats may try 2.0."""
+    value = getattr(args, name)
+    if value is None and _is_optional(name):
         return
     try:
-        number = float("nan") if isinstance(given, bool) else float(given)
+        number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if not number.is_integer():
-        or_none = ", or None" if _may_be_none(name) else ""
-        raise ValueError(f"{name}={given!r}: give a whole number of at least 1{or_none}.")
+        or_none = ", or None for the default" if _is_optional(name) else ""
+        raise ValueError(f"{name}={value!r}: give a whole number of at least 1{or_none}.")
     setattr(args, name, int(number))
 
 
 @dataclass
 class FAMTrainingArguments(FAMArguments, TrainingArguments):
-    """``transformers.TrainingArguments`` and `FAMArguments` in one.
+    """``transformers.TrainingArguments`` together with `FAMArguments`.
 
     Examples:
         >>> FAMTrainingArguments(output_dir="out", fam_lambda=0.01, report_to="none").fam_lambda
@@ -194,4 +208,4 @@ class FAMTrainingArguments(FAMArguments, TrainingArguments):
 
 @dataclass
 class FAMSeq2SeqTrainingArguments(FAMArguments, Seq2SeqTrainingArguments):
-    """``transformers.Seq2SeqTrainingArguments`` and `FAMArguments` in one."""
+    """``transformers.Seq2SeqTrainingArguments`` together with `FAMArguments`."""

@@ -102,7 +102,7 @@ def assert_term_is_what_is_defined(
         assert flatness.estimator == estimator
         if estimator != "closed_form":
             definition.complete_basis(monkeypatch, m)
-            flatness.method.probes = m if flatness.method.coupling.found == "rows" else m * m
+            flatness.method.probes = m if flatness.method.coupling_finder.coupling == "rows" else m * m
         value = found()
         flatness.detach()
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -36,7 +36,7 @@ def test_coupling_of_models(model: str, layer: str, precision: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         flatness(loss)
-    assert flatness.method.coupling.found == COUPLINGS[model, layer]
+    assert flatness.method.coupling_finder.coupling == COUPLINGS[model, layer]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -49,4 +49,4 @@ def test_coupling_of_tails(tail: str, dtype: torch.dtype) -> None:
     with flatness.capture():
         loss = case.run()
     flatness(loss)
-    assert flatness.method.coupling.found == case.coupling
+    assert flatness.method.coupling_finder.coupling == case.coupling

@@ -49,7 +49,7 @@ def test_batches_of_the_same_size_are_looked_at_now_and_then() -> None:
 def test_a_batch_without_curvature_says_nothing() -> None:
     """A batch without labels; whatever is coupled, all rows together are right until a loss tells."""
     finder = CouplingFinder()
-    assert finder(batch(torch.sum, 8)) is Coupling.BATCH and finder.found is None
+    assert finder(batch(torch.sum, 8)) is Coupling.BATCH and finder.coupling is None
     assert finder(batch(separate, 4)) is Coupling.ROWS
     assert finder(batch(torch.sum, 16)) is Coupling.ROWS
     assert finder(batch(contrastive, 8)) is Coupling.BATCH

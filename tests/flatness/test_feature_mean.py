@@ -171,9 +171,9 @@ def test_mean_does_not_depend_on_how_a_step_is_cut() -> None:
     steps = [torch.randn(12, 3).double() for _ in range(40)]
     whole, cut = FeatureMean(), FeatureMean()
     for step in steps:
-        whole.note([step])
+        whole.add([step])
         for part in (step[:1], step[1:7].view(2, 3, 3), step[7:]):
-            cut.note([part])
+            cut.add([part])
         for mean in (whole, cut):
             mean.end_step()
     torch.testing.assert_close(whole.value, cut.value)
@@ -190,9 +190,9 @@ def test_mean_does_not_depend_on_how_a_step_is_cut() -> None:
 def test_sum_over_processes() -> None:
     one, other, both = FeatureMean(), FeatureMean(), FeatureMean()
     x = torch.randn(9, 3)
-    one.note([x[:2]])
-    other.note([x[2:]])
-    both.note([x])
+    one.add([x[:2]])
+    other.add([x[2:]])
+    both.add([x])
     both.end_step()
     one.end_step(lambda total: total + other._sum)
     torch.testing.assert_close(one.value, both.value)

@@ -113,7 +113,7 @@ def test_mean_of_probes_within_three_percent(
             loss = share * F.cross_entropy(model(inputs), labels)
         (seen,) = flatness.watch.captures
         kappa = flatness(loss)
-    seeds, coupling = Seeds((3,)), flatness.method.coupling.found
+    seeds, coupling = Seeds((3,)), flatness.method.coupling_finder.coupling
     assert coupling.value == "rows"
 
     tail, layer = copy.deepcopy(model[3:]).double(), copy.deepcopy(model[2]).double()

@@ -254,7 +254,7 @@ def test_perturbation_of_nested_calls_is_the_loss_of_a_perturbed_weight() -> Non
     flatness.seed(3)
     with flatness.capture(0.0):
         flatness(case.run()[1])
-    flatness.method.coupling.found = Coupling.BATCH  # type: ignore[union-attr]
+    flatness.method.coupling_finder.coupling = Coupling.BATCH  # type: ignore[union-attr]
     with flatness.capture(0.02):
         _, perturbed = case.run()
         first = flatness.watch.captures[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_fam.flatness import softmax_head
 from hf_fam.flatness.batch import Seeds
-from hf_fam.flatness.row_signs import row_signs, unnumbered_row_signs
+from hf_fam.flatness.row_signs import random_row_signs, row_signs
 from hf_fam.flatness.softmax_head import softmax_flatness, softmax_flatness_and_derivatives
 
 N, C, M = 7, 11, 3
@@ -34,7 +34,7 @@ def with_gradients(kappa: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(softmax_head, "CHUNK_ELEMENTS", rows * C + 1)
-    monkeypatch.setattr(softmax_head, "_AT_ONCE", 0)
+    monkeypatch.setattr(softmax_head, "_MAX_UNCHUNKED", 0)
 
 
 @pytest.mark.parametrize("probes", [None, 2])
@@ -44,7 +44,7 @@ def test_chunks_change_nothing(count: int, rows: int, probes: int | None, monkey
     """Sizes that do not divide N, a batch of one, rows that have no weight at all."""
     phi, z, w, c = case(count)
     c[1::3] = 0
-    signs = unnumbered_row_signs(probes or 0, M, c.device)
+    signs = random_row_signs(probes or 0, M, c.device)
     expected = with_gradients(softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
     in_chunks(monkeypatch, rows)
     found = with_gradients(3 * softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
@@ -97,7 +97,7 @@ def test_spread_of_row_probes_falls_with_their_number() -> None:
     w = torch.randn(C, 64, dtype=torch.float64)
 
     def draw(probes: int) -> torch.Tensor:
-        return softmax_flatness(phi, z, w, c, signs=unnumbered_row_signs(probes, 64, c.device))
+        return softmax_flatness(phi, z, w, c, signs=random_row_signs(probes, 64, c.device))
 
     exact = softmax_flatness(phi, z, w, c)
     spread = {p: torch.stack([draw(p) for _ in range(200)]).sub(exact).div(exact).std() for p in (1, 16)}

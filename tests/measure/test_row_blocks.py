@@ -52,7 +52,7 @@ def test_lanczos_equals_scipy_and_its_residual_bounds_the_error() -> None:
 
 def test_kept_rows_equal_dense_blocks() -> None:
     phi, h, v = torch.randn(50, 4), torch.randn(50, 3), torch.randn(3, 4)
-    kept, folded, lost = RowBlocks(3, 4), RowBlocks(3, 4, space=100), RowBlocks(3, 4, space=40)
+    kept, folded, lost = RowBlocks(3, 4), RowBlocks(3, 4, max_numbers=100), RowBlocks(3, 4, max_numbers=40)
     for blocks in (kept, folded, lost):
         for part in torch.arange(50).split(9):
             blocks.add(phi[part], h[part])
@@ -60,8 +60,8 @@ def test_kept_rows_equal_dense_blocks() -> None:
     torch.testing.assert_close(kept.product(v), true)
     torch.testing.assert_close(folded.product(v), true)
     torch.testing.assert_close(folded.product(v[1:], start=1), true[1:])
-    assert lost.overflown and not kept.overflown
-    assert not folded.overflown  # 50 rows of 7 numbers do not fit into a space of 100, the dense blocks do
+    assert lost.has_overflown and not kept.has_overflown
+    assert not folded.has_overflown  # 50 rows of 7 numbers do not fit into a space of 100, the dense blocks do
 
 
 @pytest.mark.parametrize("space", [10**6, 400, 20])

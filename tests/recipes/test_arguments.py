@@ -47,7 +47,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
         ("method: sam\nsam_rho: 0.0\n", [], "positive radius"),
         ("method: baseline\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
         ("fam_estimator: magic\n", [], "fam_estimator"),
-        ("fam_every_n_steps: 2\n", [], "^fam_every_n_steps is not an argument of hf_fam: leave it out"),
+        ("fam_every_n_steps: 2\n", [], "^fam_every_n_steps is not an argument of hf_fam: remove it"),
         ("", ["--fam-max-grad-ratio", "0.1"], "^fam_max_grad_ratio is not an argument of hf_fam: lower fam_lambda"),
     ],
 )

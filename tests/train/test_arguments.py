@@ -152,9 +152,9 @@ def test_fields_are_those_that_the_design_names() -> None:
 
 REMOVED = {
     "fam_max_grad_ratio": (0.5, "lower fam_lambda, or let it rise with fam_warmup_steps"),
-    "fam_every_n_steps": (2, "leave it out, the term acts in every step"),
+    "fam_every_n_steps": (2, "remove it, the term acts in every step"),
     "fam_token_fraction": (0.25, 'fam_estimator="row_probes" is cheap for large vocabularies'),
-    "fam_gradient": ("weights_only", 'RelativeFlatness(gradient="weights_only") has it'),
+    "fam_gradient": ("weights_only", 'remove it, or use RelativeFlatness(gradient="weights_only")'),
 }
 
 

@@ -68,7 +68,7 @@ def test_strength_out_of_range(value: float) -> None:
         ("fam_probes", "several", "whole number of at least 1, or None"),
         ("fam_probes", float("inf"), "whole number of at least 1, or None"),
         ("fam_warmup_steps", None, "is not a number"),
-        ("fam_layer", 0, 'in YAML write "0", with quotes'),
+        ("fam_layer", 0, 'in YAML with quotes: "0"'),
         ("fam_layer", None, '"representation"'),
         ("fam_center", "false", "True, False or None"),
     ],
@@ -155,7 +155,7 @@ def test_nothing_trainable_at_or_below_the_layer(tmp_path: Path, estimator: str)
     model.bert.requires_grad_(False)
     trainer = fam_trainer(tmp_path, model, fam_layer="representation", fam_estimator=estimator)
     said = message_of(ValueError, trainer.train)
-    assert_says(said, "'bert.pooler.dense'", "trainable", "unfreeze", "further up")
+    assert_says(said, "'bert.pooler.dense'", "trainable", "unfreeze", "closer to the loss")
 
 
 class Detour(nn.Module):
@@ -500,7 +500,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, strategy: str
     given = {"max_grad_norm": 0, "save_strategy": strategy, "save_steps": 1, "max_steps": 3}
     trainer = fam_trainer(tmp_path, fam_lambda=1e39, train_dataset=classified(4), **given)
     said = message_of(NonFiniteFlatnessError, trainer.train)
-    assert_says(said, "after step 1", "not saved", "fam_lambda=1e+39", "resume_from_checkpoint")
+    assert_says(said, "after step 1", "no checkpoint is saved", "fam_lambda=1e+39", "resume_from_checkpoint")
     assert list(tmp_path.glob("checkpoint-*")) == []
 
 

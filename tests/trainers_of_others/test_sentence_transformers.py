@@ -66,7 +66,7 @@ def test_ranking_loss_with_a_hidden_layer(tmp_path: Path) -> None:
     for trainer in (plain, off, on):
         trainer.train()
     assert_same_weights(plain.model, off.model)
-    assert on.relative_flatness.method.coupling.found.value == "batch"
+    assert on.relative_flatness.method.coupling_finder.coupling.value == "batch"
     assert logged(on, "loss")[0] == pytest.approx(logged(plain, "loss")[0], rel=1e-4)
     assert logged(on, "loss")[1] != logged(plain, "loss")[1]
     assert hook_count(on.model) == 0

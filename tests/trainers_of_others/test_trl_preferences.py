@@ -83,7 +83,7 @@ def test_the_heads_closed_form_is_rejected_and_probes_take_over(tmp_path: Path, 
         on.train()
     assert_same_weights(plain.model, off.model)
     assert on.relative_flatness.estimator == "hessian"
-    assert on.relative_flatness.method.coupling.found.value == "batch"
+    assert on.relative_flatness.method.coupling_finder.coupling.value == "batch"
     losses, expected = logged(on, "loss"), logged(plain, "loss")
     assert losses[0] == pytest.approx(expected[0], rel=1e-5)
     # The first step of Adam depends on the signs of the gradient alone, so the losses after it may agree.

@@ -1,4 +1,4 @@
-"""Estimators of relative flatness, one a file."""
+"""Estimators of relative flatness, one in each file."""
 
 from ..head_loss import NoClosedForm
 from .base import ActsIn, Choice, Estimator, Operations
@@ -47,6 +47,6 @@ __all__ = [
     "unregister",
 ]
 
-# In this order they are listed.
+# The order in which they are listed.
 for _kind in (ClosedForm, RowProbes, HessianProbes, GaussNewtonProbes, FeaturePerturbation, Dense):
     register(_kind)

@@ -1,4 +1,4 @@
-"""What an estimator is: its traits, and what it does with a batch."""
+"""The base class of all estimators: their traits and methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..head_loss import NoClosedForm
 
 
 class ActsIn(enum.Enum):
-    """Where an estimator's term acts in a training step."""
+    """Part of a training step in which an estimator's term acts."""
 
     LOSS = "the loss"
     FORWARD_PASS = "the forward pass"
@@ -28,12 +28,12 @@ class ActsIn(enum.Enum):
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of one item's forward pass, and the shape of the layer.
+    """Floating-point operations of one item's forward pass, and the layer's shape.
 
     Attributes:
-        model: of the whole model.
-        layer: of the layer itself.
-        tail: of everything that is called after the layer.
+        model: operations of the whole model.
+        layer: operations of the layer itself.
+        tail: operations of all modules that are called after the layer.
         out_features: d.
         in_features: m.
     """
@@ -47,15 +47,15 @@ class Operations:
 
 @dataclass(frozen=True)
 class Choice:
-    """What an estimator is made for.
+    """Model, layer and options that an estimator is made for.
 
     Attributes:
         model: the model.
         layer: the feature layer.
-        head: the layer into the logits; the feature layer itself where it is the head; None if none is known.
-        probes: how many random probes are averaged; None for the default.
+        head: the layer that computes the logits, which may be the feature layer itself; None if it is unknown.
+        probes: number of random probes to average; None for the default.
         weights_only: let the gradient reach W alone.
-        is_head_by_default: nobody named the layer: it was taken for the head.
+        is_head_by_default: whether the user named no layer, so that the last one was taken for the head.
     """
 
     model: nn.Module
@@ -67,34 +67,35 @@ class Choice:
 
     @property
     def at_head(self) -> bool:
-        """Whether the layer is the one into the logits."""
+        """Return True if the layer computes the logits."""
         return self.head is self.layer
 
 
 class Estimator(ABC):
-    """Relative flatness of a batch: a scalar in the graph, in the units of the loss.
+    """An estimator of the relative flatness of a batch.
 
-    A subclass states its traits as class attributes, is registered with `register`, and can then be named wherever an
-    estimator is: ``RelativeFlatness(estimator=...)``, ``fam_estimator``, ``hf-fam layers``, the table in the
-    documentation.
+    Calling it returns a scalar in the autograd graph, in the units of the loss.
+
+    A subclass sets its traits as class attributes. After `register`, its name works wherever an estimator is named:
+    ``RelativeFlatness(estimator=...)``, ``fam_estimator``, ``hf-fam layers`` and the table in the documentation.
 
     Attributes:
-        name: what users write.
-        default_strength: lambda where none is given.
-        acts_in: where the term acts.
-        tail_derivatives: highest order of the derivatives of the loss by the layer's outputs that training with the
-            term takes, in the step's own graph; 0 where the loss is not differentiated by us at all.
-        needs_logits: the layer into the logits is watched, too.
-        can_center: kappa around the mean of the features exists.
-        default_probes: number of random probes where none is given; None for an estimator without probes.
-        weights_only_possible: the gradient can be restricted to W.
-        only_at_head: it serves the layer into the logits alone.
+        name: name that users write.
+        default_strength: default lambda.
+        acts_in: part of the training step in which the term acts.
+        tail_derivatives: highest derivative of the loss by the layer's outputs that a training step computes; 0 if the
+            estimator does not differentiate the loss.
+        needs_logits: whether the layer that computes the logits is watched, too.
+        can_center: whether kappa can be computed around the mean of the features.
+        default_probes: default number of random probes; None for an estimator without probes.
+        weights_only_possible: whether the gradient can be restricted to W.
+        only_at_head: whether it supports only the layer that computes the logits.
 
     Args:
-        choice: what it is made for.
+        choice: model, layer and options.
 
     Raises:
-        ValueError: it cannot serve the layer; the message names the remedy.
+        ValueError: the estimator does not support the layer; the message says what to use instead.
     """
 
     name: str
@@ -126,52 +127,57 @@ class Estimator(ABC):
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
-        """Return whether ``estimator="auto"`` takes this one at a layer."""
+        """Return True if ``estimator="auto"`` chooses this one at a layer."""
         return False
 
     def relative_cost(self, operations: Operations) -> float | None:
-        """Return the expected extra time of a training step, as a fraction of plain training's; None if unknown."""
+        """Return the expected extra time of a training step.
+
+        The unit is a step of plain training. None if the time is unknown.
+        """
         return None
 
-    def centers(self) -> bool:
-        """Return whether the layer has a form with centered features under this estimator."""
+    def can_center_layer(self) -> bool:
+        """Return True if the features of the layer can be centered."""
         return self.can_center and isinstance(self.layer.linear_map, RowMap)
 
     def refuse_to_center(self) -> None:
-        """Refuse to center the features where there is no such form.
+        """Refuse to center the features if the layer or the estimator cannot.
 
         Raises:
-            ValueError: with the remedy.
+            ValueError: the features cannot be centered; the message says what to do.
         """
         if not isinstance(self.layer.linear_map, RowMap):
             raise ValueError(
-                f"center=True (fam_center) is for linear layers, and '{self.layer.name}' is a convolution, whose "
-                "padding would move with the mean: leave it at False."
+                f"center=True (fam_center) is for linear layers, but '{self.layer.name}' is a convolution: set it to "
+                "False."
             )
-        if not self.centers():
+        if not self.can_center_layer():
             raise ValueError(
                 f"center=True (fam_center) is not possible with estimator=\"{self.name}\" at '{self.layer.name}': "
-                'leave it at False, or use "hessian" or "perturbation".'
+                'set it to False, or use "hessian" or "perturbation".'
             )
 
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
         """Prepare for the next forward pass.
 
         Args:
-            strength: lambda; None where the caller did not say it.
-            next_seeds: returns where random numbers of the forward pass come from, and counts its calls.
-            mean: the features' mean, shape ``(m,)``, where one is known.
+            strength: lambda; None if the caller did not give one.
+            next_seeds: returns new seeds for the random numbers of the forward pass.
+            mean: mean of the features, shape ``(m,)``, if it is known.
         """
 
     def for_batch(self, batch: Batch) -> Estimator:
-        """Return the estimator that serves a batch: this one, or another that takes its place."""
+        """Return the estimator to use for a batch: this one or a substitute."""
         return self
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuse a batch that this estimator cannot serve, whenever the form of the loss is examined.
+        """Refuse a batch that this estimator does not support.
+
+        Called when the loss is checked: at the first batch, then at every hundredth.
 
         Raises:
-            ValueError: with the remedy.
+            ValueError: the batch is not supported; the message says what to do.
         """
 
     @abstractmethod
@@ -179,30 +185,36 @@ class Estimator(ABC):
         """Return kappa of the batch."""
 
     def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
-        """Return the estimator to use from now on for a loss that this one cannot serve.
+        """Return the estimator that replaces this one for the rest of the training.
+
+        Args:
+            error: why this estimator does not support the loss.
+            batch: the batch after its forward pass.
 
         Raises:
-            ValueError: there is none; the message names the remedy.
+            ValueError: there is no replacement; the message says what to do.
         """
         raise error
 
     def gradient_squares(self, loss: Tensor, kappa: Tensor, reference: Tensor) -> Tensor | None:
-        """Return ``||d kappa||^2`` and ``||d loss||^2`` by a tensor, shape ``(2,)``; None if kappa has no gradient.
+        """Return ``||d kappa||^2`` and ``||d loss||^2`` by a tensor, shape ``(2,)``.
+
+        None if kappa has no gradient.
 
         Args:
-            loss: of the batch.
-            kappa: what calling this object returned for the batch.
-            reference: the features, or the layer's outputs.
+            loss: loss of the batch.
+            kappa: kappa of the batch, as this object returned it.
+            reference: the tensor to differentiate by: the features or the layer's outputs.
         """
         if not kappa.requires_grad:
             return None
         return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def adapt_to_sharding(self) -> None:
-        """Do without what a sharded model cannot do."""
+        """Avoid operations that a sharded model does not support."""
 
     def forget(self) -> None:
-        """Let go of the last forward pass, for which no backward pass will come."""
+        """Release the last forward pass, which gets no backward pass."""
 
 
 def _gradient_norm(output: Tensor, reference: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The closed form of kappa at the layer into the logits."""
+"""The closed form of kappa for the classification head."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from .base import Choice, Estimator, Operations
 from .hessian import HessianProbes
 from .injected_head import InjectedHead
 
-# Cost in products of the head's size: of a large head, and of a small one, whose loss is differentiated twice. Fitted
-# to the head of SmolLM2-135M on a CPU (recipes/benchmarks/scaling.py, rows `causal`).
+# Cost of a large and of a small head, in forward passes of the head. The loss of a small head is differentiated twice.
+# Fitted to the head of SmolLM2-135M on a CPU (recipes/benchmarks/scaling.py, rows `causal`).
 LARGE_HEAD_FACTOR = 3.0
 _SMALL_HEAD_FACTOR = 4.0
 
 
 class ClosedForm(Estimator):
-    """Exact, for heads under softmax cross-entropy, sigmoid cross-entropy, squared error and other known losses.
+    """Exact, for heads under softmax cross-entropy and other common losses.
 
-    The form of the loss is proven at the first batch, and again now and then.
+    The others are sums over outputs: sigmoid cross-entropy, squared error, Huber and Poisson losses, for example.
+
+    The form of the loss is verified at the first batch and then at every hundredth.
     """
 
     name = "closed_form"
@@ -51,17 +53,17 @@ class ClosedForm(Estimator):
         if self._is_large():
             self.tail_derivatives = 1
         self._form: HeadLoss | None = None
-        self._schedule = RecheckSchedule()
+        self._recheck_schedule = RecheckSchedule()
 
     @classmethod
     def make(cls, choice: Choice) -> Estimator:
-        """Return an estimator; at a large head one that acts in the backward pass where it can."""
+        """Return an estimator; a large head gets one that can act in the backward pass."""
         in_loss = cls(choice)
         return InjectedHead(in_loss, in_loss.row_probes) if in_loss._is_large() else in_loss
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
-        """Take heads that are not large."""
+        """Return True for heads that are not large."""
         return head is layer and not is_large(layer.out_features)
 
     def relative_cost(self, operations: Operations) -> float:
@@ -73,27 +75,27 @@ class ClosedForm(Estimator):
         """Return kappa of the batch, in the graph.
 
         Raises:
-            NoClosedForm: none of the forms holds.
+            NoClosedForm: the loss has no closed form.
         """
-        if self._schedule.due() or self._form is None:
+        if self._recheck_schedule.is_due() or self._form is None:
             self._form = recognize_calls(batch) or self._form
-        # Where the loss has no curvature at all, each form gives 0, and the next batch is examined again.
+        # A loss without curvature has kappa = 0 in each form. The next batch is checked again.
         form = self._form or HeadLoss("elementwise")
-        calls = zip(batch.perturbed, batch.pre_activations, strict=True)
-        parts = [self._of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
-        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+        calls = zip(batch.perturbed_features, batch.pre_activations, strict=True)
+        kappas = [self._kappa_of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
+        return torch.stack(kappas).sum() if len(kappas) > 1 else kappas[0]
 
     def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
         """Return Hessian probes, with a warning.
 
         Raises:
-            ValueError: the layer is not the head, or nobody named it and it may not be the head.
+            ValueError: the layer is not the head, or it was chosen automatically and may not be the head.
         """
         choice = self.choice
         _refuse_without_closed_form(error, batch, self.layer, choice.head, self.name, choice.is_head_by_default)
         warnings.warn(
             f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
-            f'instead (estimator="{HessianProbes.name}" says so from the start).',
+            f'instead. Set estimator="{HessianProbes.name}" to choose them from the start.',
             stacklevel=4,
         )
         return HessianProbes(self._choice_of_replacement())
@@ -104,14 +106,14 @@ class ClosedForm(Estimator):
     def _is_large(self) -> bool:
         return is_large(self.layer.out_features) and self.layer.linear_map.groups == 1
 
-    def _of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+    def _kappa_of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
         scale = range_scale(batch.loss, [z])
         (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights == "product")
         if form.kind == "elementwise":
             curvature = elementwise_curvature(first, z)
             return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
-        by_gradient = form.item_weights == "gradient"
-        c = weights_in_chunks(first, z.detach()) if by_gradient else weights_from_product(first, z)
+        is_from_gradient = form.item_weights == "gradient"
+        c = weights_in_chunks(first, z.detach()) if is_from_gradient else weights_from_product(first, z)
         del first
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
         c = c.flatten() / scale
@@ -119,35 +121,40 @@ class ClosedForm(Estimator):
 
 
 def _refuse_without_closed_form(
-    error: Exception, batch: Batch, layer: FeatureLayer, head: FeatureLayer | None, estimator: str, taken_for_head: bool
+    error: Exception,
+    batch: Batch,
+    layer: FeatureLayer,
+    head: FeatureLayer | None,
+    estimator: str,
+    is_head_by_default: bool,
 ) -> None:
-    """Refuse a loss without a closed form, unless Hessian probes at the head can take its place.
+    """Refuse a loss without a closed form, unless Hessian probes can replace it.
 
     Args:
         error: why there is no closed form.
-        batch: after its forward pass.
+        batch: the batch after its forward pass.
         layer: the feature layer.
-        head: the layer into the logits, if there is one.
-        estimator: its name.
-        taken_for_head: nobody named the layer.
+        head: the layer that computes the logits, if it is known.
+        estimator: name of the estimator.
+        is_head_by_default: whether the user named no layer.
 
     Raises:
-        ValueError: names the layer and the remedy.
+        ValueError: names the layer and what to do.
     """
     if head is not layer:
         raise ValueError(
             f"layer '{layer.name}' has no closed form: {error}. estimator=\"{estimator}\" is for "
             f'the layer into the logits; use "gauss_newton", "hessian" or "perturbation".'
         ) from error
-    if taken_for_head and batch.graph.multiplies_by_parameters(_last_outputs(batch)):
+    if is_head_by_default and batch.graph.multiplies_by_parameters(_last_outputs(batch)):
         raise ValueError(
-            f"no layer into the logits was found: '{layer.name}' was taken for it, but other "
-            "parts of the model multiply its output (a contrastive loss does). Name the layer to flatten: "
-            f'layer="{layer.name}" is possible, others are listed by `hf-fam layers MODEL`.'
+            f"no layer into the logits was found: '{layer.name}' is the last layer, but other parts of the model "
+            "multiply its output (a contrastive loss does). Name the layer to flatten: "
+            f'layer="{layer.name}" is possible, and `hf-fam layers MODEL` lists the others.'
         ) from error
 
 
 def _last_outputs(batch: Batch) -> Sequence[Tensor]:
-    """Without the calls of the layer that feed later ones."""
+    """Return the outputs of the calls whose output no later call uses."""
     nested = calls_are_nested(batch.features, batch.pre_activations)
     return batch.pre_activations[-1:] if nested else batch.pre_activations

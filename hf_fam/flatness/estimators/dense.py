@@ -1,4 +1,4 @@
-"""The dense reference: the full Hessian of a small layer's weight, straight from the definition."""
+"""The dense reference: kappa by the full Hessian of a small layer's weight."""
 
 from __future__ import annotations
 
@@ -37,21 +37,24 @@ class Dense(Estimator):
 
 
 def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
-    """Refuse a shared parameter: its Hessian is that of all its uses, and kappa is that of one layer."""
-    own = {id(p) for p in layer.module.parameters(recurse=False)}
+    """Refuse a weight that other modules share.
+
+    Its Hessian covers all its uses, but kappa is that of one layer.
+    """
+    own_parameters = {id(p) for p in layer.module.parameters(recurse=False)}
     for name, module in model.named_modules():
-        if module is not layer.module and own & {id(p) for p in module.parameters(recurse=False)}:
+        if module is not layer.module and own_parameters & {id(p) for p in module.parameters(recurse=False)}:
             raise ValueError(
-                f"estimator=\"dense\" differentiates by the weight itself, and '{layer.name}' shares its weight with "
+                f"estimator=\"dense\" differentiates by the weight itself, but '{layer.name}' shares its weight with "
                 f'\'{name}\': use "closed_form", "hessian" or "gauss_newton".'
             )
 
 
 @dataclass(frozen=True)
 class DenseFlatness:
-    """Every variant of relative flatness of one layer, differentiable where the Hessian is.
+    """All variants of relative flatness of one layer.
 
-    Each is a sum over the groups of a grouped convolution, whose rows of W have different features.
+    They are differentiable if the Hessian is. For a grouped convolution, each is a sum over the groups.
 
     Attributes:
         kappa: sum over all pairs of rows of ``<w_s, w_s'> Tr H_{s,s'}`` (Adilova et al. 2023, definition 3).
@@ -65,28 +68,28 @@ class DenseFlatness:
 
 
 def weight_hessian(loss: Tensor, weight: Tensor, create_graph: bool = True) -> Tensor:
-    """d2L/dW2, the shape of W twice: ``(d, m, d, m)`` for a matrix.
+    """Return d2L/dW2, the shape of W twice: ``(d, m, d, m)`` for a matrix.
 
     Args:
-        loss: scalar, in the graph.
+        loss: a scalar in the graph.
         weight: W as the layer stores it, a leaf that requires a gradient.
         create_graph: keep the Hessian differentiable.
 
     Raises:
-        ValueError: more than ``MAX_WEIGHTS`` weights, or a weight that is no trainable parameter.
+        ValueError: W has more than ``MAX_WEIGHTS`` entries, or it is not a trainable parameter.
     """
     if weight.numel() > MAX_WEIGHTS:
         raise ValueError(
-            f'estimator="dense" needs a matrix of {weight.numel()} x {weight.numel()}; it is a reference for layers of '
-            f'up to {MAX_WEIGHTS} weights. Use "closed_form", "hessian" or "gauss_newton".'
+            f'estimator="dense" supports layers of up to {MAX_WEIGHTS} weights, but this one has {weight.numel()}: use '
+            '"closed_form", "hessian" or "gauss_newton".'
         )
     if not weight.is_leaf:
         raise ValueError(
-            'estimator="dense" differentiates by the weight itself, and here it is made of other parameters (an '
+            'estimator="dense" differentiates by the weight itself, but here it is made of other parameters (an '
             'adapter, a parametrization): use "closed_form", "hessian" or "gauss_newton".'
         )
     if not weight.requires_grad:
-        raise ValueError('estimator="dense" differentiates by the weight itself: unfreeze it, or use "hessian".')
+        raise ValueError('estimator="dense" cannot differentiate by a frozen weight: unfreeze it, or use "hessian".')
     (first,) = gradients(loss, [weight])
     rows = []
     for k in range(weight.numel()):
@@ -104,14 +107,14 @@ def dense_flatness(
     matrix: Callable[[Tensor], Tensor] = lambda stored: stored,
     groups: int = 1,
 ) -> DenseFlatness:
-    """All variants of relative flatness from the full Hessian.
+    """Return all variants of relative flatness, from the full Hessian.
 
     Args:
-        loss: L, scalar, in the graph.
+        loss: L, a scalar in the graph.
         weight: W as the layer stores it.
         weights_only: hold the Hessian constant.
-        matrix: rearranges what is stored into W, shape ``(d, m)``.
-        groups: of a grouped convolution; rows of W are ordered by group.
+        matrix: function that rearranges the stored weight into W, shape ``(d, m)``.
+        groups: number of groups of a convolution. The rows of W are ordered by group.
 
     Raises:
         ValueError: see `weight_hessian`.
@@ -125,8 +128,8 @@ def dense_flatness(
     """
     stored = weight_hessian(loss, weight, create_graph=not weights_only).view(weight.numel(), weight.numel())
     w = matrix(weight)
-    places = matrix(torch.arange(weight.numel(), device=weight.device).view_as(weight)).flatten()
-    hessian = stored[places][:, places].view(*w.shape, *w.shape)
+    positions = matrix(torch.arange(weight.numel(), device=weight.device).view_as(weight)).flatten()
+    hessian = stored[positions][:, positions].view(*w.shape, *w.shape)
     hessian, w = hessian.to(wide(w.dtype)), w.to(wide(w.dtype))
     traces = torch.einsum("siti->st", hessian)
     blocks = torch.einsum("sisj->sij", hessian)

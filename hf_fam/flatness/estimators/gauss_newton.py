@@ -18,7 +18,7 @@ from .random_probes import RandomProbes
 
 
 class GaussNewtonProbes(RandomProbes):
-    """Random probes of kappa with the Gauss-Newton matrix, which is never negative for a convex loss."""
+    """Random probes with the Gauss-Newton matrix, never negative for a convex loss."""
 
     name = "gauss_newton"
     default_strength = 0.001
@@ -27,37 +27,37 @@ class GaussNewtonProbes(RandomProbes):
     def __init__(self, choice: Choice) -> None:
         if choice.head is None:
             raise ValueError(
-                f'estimator="{self.name}" needs the layer into the logits, and none was found: use "hessian".'
+                f'estimator="{self.name}" needs the layer into the logits, but none was found: use "hessian".'
             )
         super().__init__(choice)
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
-        """Take the layers below the head."""
+        """Return True for the layers below a known head."""
         return head is not None and head is not layer
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuse a batch whose logits are not what the Gauss-Newton matrix is built on."""
+        """Refuse a batch without the logits that the Gauss-Newton matrix needs."""
         assert self.choice.head is not None
         _check_logits(batch, self.layer, self.choice.head)
 
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
-        """See `gauss_newton_probe`."""
+        """Return the quadratic form for one direction, see `gauss_newton_probe`."""
         return gauss_newton_probe(
             batch.loss, batch.pre_activations, batch.logits, directions, weights_only=batch.weights_only
         )
 
 
 def _check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None:
-    """Refuse what is no layer into the logits, on which the Gauss-Newton matrix is built.
+    """Refuse a head whose outputs are not the logits of the loss.
 
     Args:
-        batch: after its forward pass.
+        batch: the batch after its forward pass.
         layer: the feature layer.
-        head: what was taken for the layer into the logits.
+        head: the layer that should compute the logits.
 
     Raises:
-        ValueError: names the head and the remedy.
+        ValueError: names the head and what to do.
     """
     problem = None
     if not batch.logits:
@@ -77,7 +77,7 @@ def _check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None
         warnings.warn(
             f"Part of the loss depends on layer '{layer.name}' without passing through "
             f"'{head.name}' (the auxiliary loss of a router, a second head): estimator=\"gauss_newton\" "
-            f'leaves the curvature of that part out; "hessian" has all of it.',
+            f'ignores the curvature of that part; use "hessian" to include it.',
             stacklevel=5,
         )
 
@@ -90,17 +90,17 @@ def gauss_newton_probe(
     *,
     weights_only: bool = False,
 ) -> Tensor:
-    """One probe ``(J u)^T (d2L/dlogits2) (J u)``, differentiable to every parameter; J is the tail's Jacobian.
+    """Return one probe ``(J u)^T (d2L/dlogits2) (J u)``, J the tail's Jacobian.
 
-    Its mean over random directions ``u = W A phi`` is kappa with the Hessian replaced by the Gauss-Newton matrix:
-    never negative where the loss is convex in the logits, and equal to kappa where the tail is piecewise linear.
-    With several calls of the layer J is the total derivative; where one call feeds another, that leaves out the second
-    derivative of the logits with respect to W, so the probe is that of the Gauss-Newton matrix of W.
+    The probe is differentiable to every parameter. Its mean over random directions ``u = W A phi`` is kappa with the
+    Gauss-Newton matrix in place of the Hessian. It is never negative if the loss is convex in the logits. It equals
+    kappa if the tail is piecewise linear. With several calls of the layer, J is the total derivative. If one call
+    feeds another, the probe is that of the Gauss-Newton matrix of W.
 
     Args:
-        loss: L, scalar, in the graph.
+        loss: L, a scalar in the graph.
         pre_activations: z of every call of the feature layer, shapes ``(..., d)``.
-        logits: what every call of the head returned, in the graph between z and the loss.
+        logits: output of every call of the head, in the graph between z and the loss.
         directions: u for every call of the feature layer, in the graph.
         weights_only: let the gradient reach W alone.
 
@@ -120,23 +120,23 @@ def gauss_newton_probe(
         True
     """
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
-    moved = push_forward(logits, pre_activations, [v.detach() for v in u] if weights_only else u)
+    logit_directions = push_forward(logits, pre_activations, [v.detach() for v in u] if weights_only else u)
     scale = range_scale(loss, logits)
-    product = vector_products(gradients(loss, logits, scale), logits, moved)
+    product = vector_products(gradients(loss, logits, scale), logits, logit_directions)
     if not weights_only:
-        return quadratic_form(moved, product, weights_only=False) / scale
-    # J^T (H J u): back below the tail, so that W acts in u alone.
+        return quadratic_form(logit_directions, product, weights_only=False) / scale
+    # J^T (H J u) lies below the tail, so that W acts in u alone.
     cotangents = [p.detach() for p in product]
-    pulled = torch.autograd.grad(logits, pre_activations, cotangents, retain_graph=True, materialize_grads=True)
-    return quadratic_form(directions, pulled, weights_only=True) / scale
+    pulled_back = torch.autograd.grad(logits, pre_activations, cotangents, retain_graph=True, materialize_grads=True)
+    return quadratic_form(directions, pulled_back, weights_only=True) / scale
 
 
 def push_forward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
-    """J u for the Jacobian of ``outputs`` with respect to ``inputs``, in the graph.
+    """Return J u in the graph, J the Jacobian of ``outputs`` by ``inputs``.
 
-    The forward pass is over, so this is the derivative of ``v -> J^T v`` (linear in v) instead of a dual number.
+    It is the derivative of ``v -> J^T v``, which is linear in v. This needs no second forward pass.
     """
     v = [torch.zeros_like(y, requires_grad=True) for y in outputs]
     with second_derivatives():
-        pulled = torch.autograd.grad(outputs, inputs, v, create_graph=True, materialize_grads=True)
-    return vector_products(pulled, v, tangents)
+        pulled_back = torch.autograd.grad(outputs, inputs, v, create_graph=True, materialize_grads=True)
+    return vector_products(pulled_back, v, tangents)

@@ -1,4 +1,4 @@
-"""What the estimators with random directions share: find the coupling, draw directions, average."""
+"""The base class of the estimators that average over random directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..coupling import CouplingFinder
 from ..directions import draw
 from .base import Choice, Estimator, Operations
 
-# Cost of the tail's double backward pass, and of drawing a direction, in forward passes of the tail and of the layer.
+# Cost of the tail's double backward pass and of drawing a direction, in forward passes of the tail and of the layer.
 # Fitted to seven layers of a 6-layer BERT of width 384 on a CPU, with eager attention (recipes/benchmarks/scaling.py).
 _TAIL_FACTOR = 4.5
 _DIRECTION_FACTOR = 3.0
@@ -26,7 +26,7 @@ class RandomProbes(Estimator):
 
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
-        self.coupling = CouplingFinder()
+        self.coupling_finder = CouplingFinder()
 
     def relative_cost(self, operations: Operations) -> float:
         """Return the expected extra time of a step with one probe."""
@@ -35,8 +35,10 @@ class RandomProbes(Estimator):
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return kappa of the batch, in the graph."""
-        coupling = self.coupling(batch)
-        features = [phi.detach() for phi in batch.perturbed] if batch.weights_only else batch.perturbed
+        coupling = self.coupling_finder(batch)
+        features = (
+            [phi.detach() for phi in batch.perturbed_features] if batch.weights_only else batch.perturbed_features
+        )
         kappa = batch.loss.new_zeros(())
         for k in range(self.probes):
             kappa = kappa + self.probe(batch, draw(features, batch.linear_map, coupling, batch.seeds, k))

@@ -12,7 +12,7 @@ from .base import Choice, Estimator
 FULL, WEIGHTS_ONLY = "full", "weights_only"
 GRADIENTS = (FULL, WEIGHTS_ONLY)
 
-# Not the outcome of a study: chosen by the size of kappa of SmolLM2-135M, which is in the thousands.
+# Chosen for the size of kappa of SmolLM2-135M, which is in the thousands.
 LARGE_HEAD_STRENGTH = 1e-6
 
 _ESTIMATORS: dict[str, type[Estimator]] = {}
@@ -20,12 +20,12 @@ _E = TypeVar("_E", bound=type[Estimator])
 
 
 def register(kind: _E) -> _E:
-    """Make an estimator known by its name; a class decorator.
+    """Register an estimator under its name; usable as a class decorator.
 
-    An estimator that is registered later is asked first whether ``"auto"`` takes it at a layer.
+    For ``estimator="auto"``, the estimators that were registered last are tried first.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is in use.
     """
     if kind.name == AUTO or kind.name in _ESTIMATORS:
         raise ValueError(f"an estimator called {kind.name!r} exists already: choose another name.")
@@ -34,7 +34,7 @@ def register(kind: _E) -> _E:
 
 
 def unregister(name: str) -> None:
-    """Forget an estimator."""
+    """Remove an estimator from the registry."""
     del _ESTIMATORS[name]
 
 
@@ -44,7 +44,7 @@ def estimators() -> tuple[type[Estimator], ...]:
 
 
 def estimator_names() -> tuple[str, ...]:
-    """Return what an argument called ``estimator`` takes."""
+    """Return the values of an argument called ``estimator``."""
     return (AUTO, *_ESTIMATORS)
 
 
@@ -58,7 +58,7 @@ def default_estimator(layer: FeatureLayer, head: FeatureLayer | None) -> type[Es
 
     Args:
         layer: the feature layer.
-        head: the layer into the logits; None if none is known.
+        head: the layer that computes the logits; None if it is unknown.
     """
     return next(kind for kind in reversed(estimators()) if kind.is_default_for(layer, head))
 
@@ -67,25 +67,25 @@ def make_estimator(name: str, choice: Choice) -> Estimator:
     """Return a new estimator.
 
     Args:
-        name: of the estimator, or ``"auto"``.
-        choice: what it is made for.
+        name: name of the estimator, or ``"auto"``.
+        choice: model, layer and options.
 
     Raises:
-        ValueError: it cannot serve the layer.
+        ValueError: the estimator does not support the layer.
     """
     kind = default_estimator(choice.layer, choice.head) if name == AUTO else estimator_called(name)
     return kind.make(choice)
 
 
 def default_lambda(estimator: str, out_features: int, *, at_head: bool = False) -> float:
-    """Return the strength that is taken where none is given, see docs/choosing.md.
+    """Return the default strength lambda, see docs/choosing.md.
 
-    Language models' heads have far larger features, so that 0.003 would be a term of several times the loss there.
+    Heads of language models have much larger features. With 0.003, the term would be several times the loss there.
 
     Args:
-        estimator: its name.
-        out_features: d, which for a head is the number of classes.
-        at_head: whether the layer is the one into the logits, whatever the estimator.
+        estimator: name of the estimator.
+        out_features: d, for a head the number of classes.
+        at_head: whether the layer computes the logits.
 
     Examples:
         >>> default_lambda("closed_form", 77), default_lambda("row_probes", 49_152)
@@ -96,11 +96,11 @@ def default_lambda(estimator: str, out_features: int, *, at_head: bool = False) 
     return LARGE_HEAD_STRENGTH if is_large_head else kind.default_strength
 
 
-def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the value is not among them; the message lists them.
     """
-    if given not in choices:
-        raise ValueError(f"{name}={given!r}: choose one of {', '.join(map(repr, choices))}.")
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")

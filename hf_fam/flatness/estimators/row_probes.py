@@ -10,12 +10,12 @@ from ..vocabulary import is_large
 from .base import Choice, Operations
 from .closed_form import LARGE_HEAD_FACTOR, ClosedForm
 
-# What is done to single logits takes as long as products over this many features.
-_ELEMENTWISE = 32
+# Elementwise operations on the logits take as long as products over this many features.
+_ELEMENTWISE_COST = 32
 
 
 class RowProbes(ClosedForm):
-    """Unbiased, for heads with a large vocabulary: the closed form from a random sketch of the weight."""
+    """The closed form from a random sketch of the weight, for large vocabularies."""
 
     name = "row_probes"
     can_center = False
@@ -27,12 +27,12 @@ class RowProbes(ClosedForm):
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
-        """Take large heads."""
+        """Return True for large heads."""
         return head is layer and is_large(layer.out_features)
 
     def relative_cost(self, operations: Operations) -> float:
         """Return the expected extra time of a step with the default number of probes."""
-        share = min(1.0, ((self.default_probes or 0) + _ELEMENTWISE) / operations.in_features)
+        share = min(1.0, ((self.default_probes or 0) + _ELEMENTWISE_COST) / operations.in_features)
         return LARGE_HEAD_FACTOR * share * operations.layer / (3 * operations.model)
 
     def _choice_of_replacement(self) -> Choice:

@@ -13,10 +13,10 @@ _HEADER = ("estimator", "what it is", "acts in", "derivatives", "default λ", "p
 
 
 def estimator_table(kinds: Iterable[type[Estimator]] | None = None) -> str:
-    """Return what the estimators say of themselves, as Markdown.
+    """Return the traits of the estimators as a Markdown table.
 
     Args:
-        kinds: the estimators; by default all that are registered.
+        kinds: the estimators. Defaults to all registered ones.
 
     Examples:
         >>> print(estimator_table().splitlines()[2])
