@@ -10,6 +10,9 @@ from torch.autograd.graph import Node, get_gradient_edge
 # A node and which of its outputs: a compiled function, for one, is a single node with many.
 _Edge = tuple[Node, int]
 
+# Backward nodes of sums.
+_SUMS = ("AddBackward", "SubBackward")
+
 # Backward nodes of layers and of products of activations.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "BaddbmmBackward", "ConvolutionBackward", "LinearBackward")
 
@@ -136,6 +139,25 @@ class TailGraph:
         known = above | {node for node, _ in _edges_of(outputs)}
         factors = [child for node in above if is_product(node) for child in _children(node) if child not in known]
         return any(map(_reaches_a_parameter, factors))
+
+    def has_trained_factors(self, outputs: Sequence[Tensor]) -> bool:
+        """Return whether something trained, besides the outputs, takes part in the loss other than by a sum.
+
+        Args:
+            outputs: what calls of the layer returned, among the outputs and the marks.
+
+        Examples:
+            >>> import torch
+            >>> z, s = torch.ones(2, requires_grad=True) * 1, torch.ones((), requires_grad=True)
+            >>> TailGraph(z.sum() * s, [z]).has_trained_factors([z])
+            True
+            >>> TailGraph(2 * z.sum() + s, [z]).has_trained_factors([z])
+            False
+        """
+        above = self.above(outputs)
+        known = {*above, *(node for node, _ in _edges_of(outputs))}
+        factors = [node for node in above if not node.name().startswith(_SUMS)]
+        return any(child not in known for node in factors for child in _children(node))
 
     def _above(self, ends: set[_Edge]) -> list[Node]:
         leading: set[Node] = set()

@@ -88,7 +88,10 @@ class Batch:
 
 
 class RecheckSchedule:
-    """Schedule of the checks of the loss: the first batch, then every hundredth."""
+    """Schedule of the checks of the loss: batches 0, 1, 2, 4, ..., 64, then every hundredth.
+
+    A loss may change its form early, as a preference loss does that begins at its reference.
+    """
 
     EVERY = 100
 
@@ -97,5 +100,6 @@ class RecheckSchedule:
 
     def is_due(self) -> bool:
         """Count one call and return True if the loss is checked at it."""
-        self._calls += 1
-        return self._calls % self.EVERY == 1
+        number, self._calls = self._calls, self._calls + 1
+        is_early = number < self.EVERY and number & (number - 1) == 0  # 0 or a power of two
+        return is_early or number % self.EVERY == 0

@@ -26,7 +26,7 @@ class Coupling(str, enum.Enum):
 class CouplingFinder:
     """Finder of the coupling of a model's layer.
 
-    It tests the first batch, larger batches and every hundredth batch. A coupling that was found once is kept: a
+    It tests the first batches, larger ones and every hundredth. A coupling that was found once is kept: a
     smaller batch cannot remove it.
 
     Attributes:

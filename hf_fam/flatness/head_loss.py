@@ -79,10 +79,12 @@ class HeadLoss:
     Attributes:
         kind: ``"softmax"`` or ``"elementwise"``.
         item_weights: how to compute c: from a Hessian ``"product"``, or from the ``"gradient"`` (hard labels only).
+        has_trained_weights: c depends on parameters, such as a learned uncertainty, so kappa has a gradient by them.
     """
 
     kind: Literal["softmax", "elementwise"]
     item_weights: Literal["product", "gradient"] = "product"
+    has_trained_weights: bool = False
 
 
 def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> HeadLoss | None:
@@ -110,8 +112,10 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
         'elementwise'
     """
     classes = logits.shape[-1]
+    graph = graph or TailGraph(loss, [logits])
     if is_large(classes) and is_cross_entropy(loss, logits, graph):
         return HeadLoss("softmax", "gradient")
+    is_trained = graph.has_trained_factors([logits])
     (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
@@ -131,12 +135,12 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
     def softmax_product(c: Tensor) -> Tensor:
         return c.unsqueeze(-1) * p * (vector - (p * vector).sum(-1, keepdim=True))
 
-    if is_large(classes) and is_product(softmax_product(weights_from_gradient(first, p))):
+    if is_large(classes) and not is_trained and is_product(softmax_product(weights_from_gradient(first, p))):
         return HeadLoss("softmax", "gradient")
     if classes > 1 and is_product(softmax_product(weights_from_product(first, logits))):
         # Any loss of the difference of two logits has this Hessian. Only cross-entropy has a constant c.
         if classes > 2 or _has_constant_weights(first, logits, 10 * tolerance):
-            return HeadLoss("softmax", "product")
+            return HeadLoss("softmax", "product", is_trained)
         raise NoClosedForm("its second derivative is that of cross-entropy with weights that depend on the logits")
     if is_product(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
         return HeadLoss("elementwise")
@@ -214,9 +218,29 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
 def weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
     """Return `weights_from_gradient`, computed for a chunk of the rows at a time."""
     g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
+    sign = weight_sign(g.amin(-1), g.amax(-1))
     chunks = row_chunks(None, *z.shape)
-    weights = [weights_from_gradient(g[rows], z[rows].softmax(-1, dtype)) for rows in chunks]
-    return torch.cat(weights).view(logits.shape[:-1])
+    weights = [weights_from_gradient(sign * g[rows], z[rows].softmax(-1, dtype)) for rows in chunks]
+    return (sign * torch.cat(weights)).view(logits.shape[:-1])
+
+
+def weight_sign(smallest: Tensor, largest: Tensor) -> Tensor:
+    """Return the common sign of the item weights of cross-entropy with hard labels, 1 or -1, without a wait.
+
+    In ``g = c (p - onehot)`` the label's entry is minus the sum of the others, so it is the largest in size.
+
+    Args:
+        smallest: smallest entry of each row of g = dL/dz.
+        largest: largest entry of each row.
+
+    Examples:
+        >>> p, y = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> [int(weight_sign((c * (p - y)).amin(-1), (c * (p - y)).amax(-1))) for c in (2, -2)]
+        [1, -1]
+    """
+    dtype = wide(largest.dtype)
+    is_negative = (largest.to(dtype) + smallest.to(dtype)).sum() > 0
+    return torch.where(is_negative, -1.0, 1.0).to(largest.dtype)
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -18,8 +19,15 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
     """Return True if the graph shows softmax cross-entropy with hard labels.
 
     The graph must be one chain of nodes: reshaping, ``log_softmax`` over the classes, ``nll_loss``, then linear nodes.
-    The item weights must not depend on z. Other terms of the loss may not depend on the logits. False is no proof: the
-    loss may compute cross-entropy in other ways.
+    Along the chain the following holds, so that the gradient of a row is ``c (p - onehot)`` with ``c >= 0`` in all rows
+    or ``c <= 0`` in all rows:
+
+    - Every row is used at most once: rows are indexed by masks, not by numbers.
+    - Factors of single rows do not exist, because they may differ in sign; class weights are not negative.
+    - Factors are constants. A factor that is trained would need a gradient by the term.
+
+    Other terms of the loss may not depend on the logits. False is no proof: the loss may compute cross-entropy in other
+    ways.
 
     Args:
         loss: a scalar in the graph.
@@ -37,21 +45,25 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
         return False
     previous: Node = logits.grad_fn
     expected = _RESHAPING
-    has_softmax = False
+    has_softmax = has_labels = False
     graph = graph or TailGraph(loss, [logits])
     for node in graph.above([logits]):
         inputs = [child for child, _ in node.next_functions]
         name = type(node).__name__.partition("Backward")[0]
         if inputs.count(previous) != 1 or (name == "Div" and inputs[0] is not previous):
             return False
+        if name in ("Mul", "Div") and not _has_constant_scalar(node, previous):
+            return False
+        if name == "Index" and not has_labels and not _is_mask(node):
+            return False
         if name == "LogSoftmax" and not has_softmax and _is_over_classes(node, logits.shape[-1]):
             has_softmax, expected = True, _RESHAPING
-        elif name in ("NllLoss", "NllLoss2D") and has_softmax and expected is _RESHAPING:
-            expected = _LINEAR
+        elif name in ("NllLoss", "NllLoss2D") and has_softmax and not has_labels and _has_no_negative_weight(node):
+            has_labels, expected = True, _LINEAR
         elif name not in expected:
             return False
         previous = node
-    return previous is loss.grad_fn and expected is _LINEAR
+    return previous is loss.grad_fn and has_labels
 
 
 def _is_over_classes(log_softmax: Node, classes: int) -> bool:
@@ -59,3 +71,22 @@ def _is_over_classes(log_softmax: Node, classes: int) -> bool:
     dim: int = saved(log_softmax, "dim")
     # torch returns a negative dimension as an unsigned number.
     return result.shape[-1] == classes and dim in (result.dim() - 1, -1, 2**64 - 1)
+
+
+def _has_constant_scalar(node: Node, previous: Node) -> bool:
+    """Return True if a product or quotient has one constant number beside the chain."""
+    (first, _), *others = node.next_functions
+    if any(child is not None and child is not previous for child, _ in node.next_functions):
+        return False  # it is trained
+    constant = saved(node, "other" if first is previous or not others else "self")
+    return not isinstance(constant, Tensor) or constant.numel() == 1
+
+
+def _is_mask(index: Node) -> bool:
+    """Return True if rows are indexed by masks, which select every row at most once."""
+    return all(indices is None or indices.dtype is torch.bool for indices in saved(index, "indices", ()))
+
+
+def _has_no_negative_weight(nll_loss: Node) -> bool:
+    weight: Tensor | None = saved(nll_loss, "weight")
+    return weight is None or not bool((weight < 0).any())

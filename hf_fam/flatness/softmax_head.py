@@ -79,6 +79,31 @@ def softmax_flatness(
     return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c)
 
 
+@torch.no_grad()
+def unit_flatness(features: Tensor, logits: Tensor, weight: Tensor, signs: Tensor | None = None) -> Tensor:
+    """Return kappa of every row for the item weight 1, as numbers without a graph.
+
+    Args:
+        features: phi, shape ``(..., m)``.
+        logits: z, shape ``(..., C)``.
+        weight: W, shape ``(C, m)``.
+        signs: R, shape ``(m, P)``, for row probes; None for the exact form.
+
+    Returns:
+        Shape ``(N,)``, N the number of rows.
+
+    Examples:
+        >>> import torch
+        >>> phi, W = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> unit_flatness(phi, torch.zeros(1, 2), W)  # 4 * Var(+-1)
+        tensor([4.])
+    """
+    dtype = wide(logits.dtype)
+    p = logits.reshape(-1, logits.shape[-1]).softmax(-1, dtype)
+    vectors = ClassVectors.from_weight(weight, signs, dtype)
+    return features.to(dtype).reshape(-1, features.shape[-1]).square().sum(-1) * vectors.variance(p, vectors.mean(p))
+
+
 def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return ``W R / sqrt(P)``, shape ``(C, P)``, differentiable to W.
 

@@ -174,7 +174,7 @@ class Estimator(ABC):
     def check_batch(self, batch: Batch) -> None:
         """Refuse a batch that this estimator does not support.
 
-        Called when the loss is checked: at the first batch, then at every hundredth.
+        Called when the loss is checked: at the first batches, then at every hundredth.
 
         Raises:
             ValueError: the batch is not supported; the message says what to do.

@@ -22,7 +22,7 @@ from ..head_loss import (
     weights_in_chunks,
 )
 from ..row_signs import row_signs
-from ..softmax_head import softmax_flatness
+from ..softmax_head import softmax_flatness, unit_flatness
 from ..vocabulary import is_large
 from .base import Choice, Estimator, Operations
 from .hessian import HessianProbes
@@ -39,7 +39,7 @@ class ClosedForm(Estimator):
 
     The others are sums over outputs: sigmoid cross-entropy, squared error, Huber and Poisson losses, for example.
 
-    The form of the loss is verified at the first batch and then at every hundredth.
+    The form of the loss is verified at the first batches and then at every hundredth.
     """
 
     name = "closed_form"
@@ -113,11 +113,18 @@ class ClosedForm(Estimator):
             curvature = elementwise_curvature(first, z)
             return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
         is_from_gradient = form.item_weights == "gradient"
-        c = weights_in_chunks(first, z.detach()) if is_from_gradient else weights_from_product(first, z)
+        is_trained = form.has_trained_weights and not batch.weights_only
+        if is_from_gradient:
+            c = weights_in_chunks(first, z.detach())
+        else:
+            c = weights_from_product(first, z, create_graph=is_trained)
         del first
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
         c = c.flatten() / scale
-        return softmax_flatness(phi, z, batch.weight, c, weights_only=batch.weights_only, signs=signs)
+        kappa = softmax_flatness(phi, z, batch.weight, c.detach(), weights_only=batch.weights_only, signs=signs)
+        if c.requires_grad:  # kappa is linear in c
+            kappa = kappa + (c - c.detach()) @ unit_flatness(phi, z, batch.weight, signs)
+        return kappa
 
 
 def _refuse_without_closed_form(

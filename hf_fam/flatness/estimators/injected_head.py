@@ -17,7 +17,7 @@ from torch import Tensor
 from ...calculus.derivatives import wide
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
-from ..head_loss import NoClosedForm
+from ..head_loss import NoClosedForm, weight_sign
 from ..loss_graph import is_cross_entropy
 from ..row_signs import row_signs
 from ..softmax_head import (
@@ -305,15 +305,18 @@ def confidence(z: Tensor) -> tuple[Tensor, Tensor]:
 def hard_label_weights(g: Tensor, top: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Return item weights c, shape ``(N,)``, and labels, shape ``(N, 1)``.
 
-    From ``g = c (p - onehot)``. If the label is the most probable class t, ``c = -g_y / (1 - p_y)``, else
-    ``c = g_t / p_t``. Rows without a gradient have c = 0, and so do rows so confident that their kappa underflows.
+    From ``g = c (p - onehot)``, with weights that are all positive or all negative. If the label is the most probable
+    class t, ``c = -g_y / (1 - p_y)``, else ``c = g_t / p_t``. Rows without a gradient have c = 0, and so do rows so
+    confident that their kappa underflows.
 
     Args:
         g: dL/dz, shape ``(N, C)``.
         top: the most probable class, shape ``(N, 1)``.
         rest: ``(1 - p_t) / p_t``, shape ``(N, 1)``.
     """
-    label = g.argmin(-1, keepdim=True)
+    smallest, label = g.min(-1, keepdim=True)
+    largest, label_if_negative = g.max(-1, keepdim=True)
+    label = torch.where(weight_sign(smallest, largest) < 0, label_if_negative, label)
     g_top = g.gather(1, top).to(rest.dtype)
     tiny = torch.finfo(rest.dtype).tiny
     label_weight = torch.where(rest > tiny, -g_top / rest.clamp_min(tiny), torch.zeros_like(rest))
