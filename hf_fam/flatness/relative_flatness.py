@@ -150,6 +150,7 @@ class RelativeFlatness:
         self._seeds = Seeds()
         self._call_number = 0
         self._reference: Tensor | None = None
+        self._has_warned = False
 
     @property
     def estimator(self) -> str:
@@ -250,7 +251,8 @@ class RelativeFlatness:
         # A batch without labels has a loss of 0 or NaN. Its kappa of 0 is no reason to warn.
         value = loss.detach()
         is_zero = is_check_due and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
-        if is_zero and batch.graph.is_reached:
+        if is_zero and batch.graph.is_reached and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
                 "error, hinge), or the layer's weight is 0. The flatness term has no effect until this changes.",

@@ -41,9 +41,16 @@ def test_a_larger_batch_is_looked_at_and_what_it_shows_stays_found() -> None:
 def test_batches_of_the_same_size_are_looked_at_now_and_then() -> None:
     finder = CouplingFinder()
     first, later = batch(separate, 4), batch(contrastive, 4)
-    assert finder(first) is Coupling.ROWS
-    found = [finder(later) for _ in range(RecheckSchedule.EVERY)]
-    assert found == [Coupling.ROWS] * (RecheckSchedule.EVERY - 1) + [Coupling.BATCH]
+    for _ in range(65):  # batches 0 to 64
+        assert finder(first) is Coupling.ROWS
+    found = [finder(later) for _ in range(65, RecheckSchedule.EVERY + 1)]
+    assert found == [Coupling.ROWS] * (RecheckSchedule.EVERY - 65) + [Coupling.BATCH]
+
+
+def test_the_schedule_is_dense_at_first() -> None:
+    schedule = RecheckSchedule()
+    due = [number for number in range(301) if schedule.is_due()]
+    assert due == [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 300]
 
 
 def test_a_batch_without_curvature_says_nothing() -> None:
