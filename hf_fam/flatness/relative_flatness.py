@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
+from ..calculus.third_derivatives import refuse_wrong_third_derivatives
 from ..layer.compilation import is_compiled
-from ..layer.exact_norms import refuse_fused_norms
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
@@ -134,12 +134,11 @@ class RelativeFlatness:
         self.mean = FeatureMean() if center else None
         self.ends_steps = True
         # Only third derivatives of a tail need exact normalizations.
-        self._exact_norms = self.method.tail_derivatives == 3 and not self.at_head
         self.watch = ForwardWatch(
             model,
             self.layer,
             head if self.method.needs_logits else None,
-            exact_norms=self._exact_norms,
+            exact_norms=self.method.tail_derivatives == 3 and not self.at_head,
             unfuse_head=self.at_head or self.method.tail_derivatives > 0,
         )
         self._model_class: type | None = None
@@ -310,8 +309,8 @@ class RelativeFlatness:
         method.check_batch(batch)
         if method.tail_derivatives > 1:
             refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
-        if self._exact_norms:
-            refuse_fused_norms(batch.graph)
+        if method.tail_derivatives > 2:
+            refuse_wrong_third_derivatives(batch.graph)
 
     def _check_sharding(self) -> None:
         model = unwrap(self._model)

@@ -1,9 +1,8 @@
 """Normalization layers that can be differentiated three times.
 
 The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalizations return
-correct first and second derivatives and silently wrong third ones. Their double backward takes the saved mean and
-deviation for constants (pytorch issues 175754 and 186256). So normalizations above the feature layer are computed from
-elementary operations.
+correct first and second derivatives and silently wrong third ones (`hf_fam.calculus.third_derivatives`). So
+normalizations above the feature layer are computed from elementary operations.
 """
 
 from __future__ import annotations
@@ -16,19 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import wide
-from ..calculus.torch_internals import BatchOrInstanceNorm, saved
+from ..calculus.torch_internals import BatchOrInstanceNorm
 from .feature_layer import FeatureLayer
 
 _NORM_LAYERS = (nn.LayerNorm, BatchOrInstanceNorm)
-
-# Names of backward nodes whose double backward holds the statistics constant.
-_FUSED_NODES = ("NativeLayerNormBackward", "NativeBatchNormBackward", "CudnnBatchNormBackward", "FusedRmsNorm")
-
-
-class WrongThirdDerivativeError(ValueError):
-    """A fused normalization is left in the tail, so the full gradient of kappa would be wrong."""
 
 
 class ExactNorms:
@@ -171,25 +162,3 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor)
     x = x if weight is None else x * weight
     x = x if bias is None else x + bias
     return x if torch.is_autocast_enabled(like.device.type) else x.to(like.dtype)
-
-
-def refuse_fused_norms(graph: TailGraph) -> None:
-    """Refuse fused normalizations between z and the loss.
-
-    The hooks do not reach a normalization that is called as a function.
-
-    Args:
-        graph: what lies between the layer and the loss.
-
-    Raises:
-        WrongThirdDerivativeError: there is one; the message names it and says what to do.
-    """
-    for node in graph.nodes:
-        uses_running_statistics = saved(node, "training", True) is False
-        if node.name().startswith(_FUSED_NODES) and not uses_running_statistics:
-            raise WrongThirdDerivativeError(
-                f"{node.name()} lies between the feature layer and the loss, and torch's third derivative of it is "
-                "wrong (pytorch issues 175754, 186256): replace the function by a module (torch.nn.LayerNorm, "
-                "BatchNorm), choose a layer above it such as the head, or use "
-                'estimator="perturbation".'
-            )

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.calculus.autograd_graph import TailGraph
+from hf_fam.calculus.third_derivatives import WrongThirdDerivativeError
 from hf_fam.layer import exact_norms
-from hf_fam.layer.exact_norms import WrongThirdDerivativeError
 from support.gradients import assert_gradient_by_finite_differences
 
 
