@@ -10,6 +10,9 @@ from torch.autograd.graph import Node, get_gradient_edge
 # A node and which of its outputs: a compiled function, for one, is a single node with many.
 _Edge = tuple[Node, int]
 
+# Backward node of the identity that DistributedDataParallel adds to everything that a model returns.
+_SINK = "_DDPSinkBackward"
+
 # Backward nodes of sums.
 _SUMS = ("AddBackward", "SubBackward")
 
@@ -42,7 +45,9 @@ class TailGraph:
         floor = {node for node, _ in self._ends} if len(self._ends) == 1 else set()
         self.nodes: list[Node] = []
         leads_down: dict[Node, bool] = {}
-        stack: list[tuple[Node, bool]] = [] if loss.grad_fn is None else [(loss.grad_fn, False)]
+        top, output = _past_sinks(loss.grad_fn, loss.output_nr)
+        self._top = None if top is None else (top, output)
+        stack: list[tuple[Node, bool]] = [] if top is None else [(top, False)]
         while stack:
             node, children_done = stack.pop()
             if children_done:
@@ -54,7 +59,11 @@ class TailGraph:
                 if node not in floor:
                     stack.append((node, True))
                     stack.extend((child, False) for child in _children(node) if child not in leads_down)
-        self._top = None if loss.grad_fn is None else (loss.grad_fn, loss.output_nr)
+
+    @property
+    def top(self) -> Node | None:
+        """The node that made the loss."""
+        return None if self._top is None else self._top[0]
 
     @property
     def is_reached(self) -> bool:
@@ -174,13 +183,28 @@ def is_product(node: Node) -> bool:
     return node.name().startswith(_PRODUCTS)
 
 
+def inputs_of(node: Node) -> list[tuple[Node | None, int]]:
+    """Return the edges that lead down from a node, past the identity that DistributedDataParallel adds.
+
+    That identity is one node for all outputs of a model. Followed as it stands, it would connect a loss with outputs
+    that it does not depend on.
+    """
+    return [_past_sinks(child, number) for child, number in node.next_functions]
+
+
+def _past_sinks(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name().startswith(_SINK):
+        node, output = node.next_functions[output]
+    return node, output
+
+
 def _edges_of(tensors: Sequence[Tensor]) -> set[_Edge]:
     edges = [get_gradient_edge(tensor) for tensor in tensors if tensor.requires_grad]
     return {(edge.node, edge.output_nr) for edge in edges}
 
 
 def _edges_below(node: Node) -> list[_Edge]:
-    return [(child, number) for child, number in node.next_functions if child is not None]
+    return [(child, number) for child, number in inputs_of(node) if child is not None]
 
 
 def _children(node: Node) -> list[Node]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..calculus.autograd_graph import TailGraph
+from ..calculus.autograd_graph import TailGraph, inputs_of
 from ..calculus.torch_internals import saved
 
 # Nodes that only select, reorder or convert entries, and nodes that are linear in their one input from the logits.
@@ -48,7 +48,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
     has_softmax = has_labels = False
     graph = graph or TailGraph(loss, [logits])
     for node in graph.above([logits]):
-        inputs = [child for child, _ in node.next_functions]
+        inputs = [child for child, _ in inputs_of(node)]
         name = type(node).__name__.partition("Backward")[0]
         if inputs.count(previous) != 1 or (name == "Div" and inputs[0] is not previous):
             return False
@@ -63,7 +63,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
         elif name not in expected:
             return False
         previous = node
-    return previous is loss.grad_fn and has_labels
+    return previous is graph.top and has_labels
 
 
 def _is_over_classes(log_softmax: Node, classes: int) -> bool:
@@ -75,8 +75,8 @@ def _is_over_classes(log_softmax: Node, classes: int) -> bool:
 
 def _has_constant_scalar(node: Node, previous: Node) -> bool:
     """Return True if a product or quotient has one constant number beside the chain."""
-    (first, _), *others = node.next_functions
-    if any(child is not None and child is not previous for child, _ in node.next_functions):
+    (first, _), *others = inputs_of(node)
+    if any(child not in (None, previous) for child in (first, *(child for child, _ in others))):
         return False  # it is trained
     constant = saved(node, "other" if first is previous or not others else "self")
     return not isinstance(constant, Tensor) or constant.numel() == 1
