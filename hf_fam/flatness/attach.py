@@ -175,6 +175,7 @@ class AttachedFlatness:
     def _inject(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not (self._is_active and module.training and torch.is_grad_enabled()):
             return output
+        self.layer.check_linear(args[0], output)
         linear_map = self.layer.linear_map
         logits, features = linear_map.rows(output), linear_map.feature_rows(args[0])
         m, device = features.shape[-1], output.device

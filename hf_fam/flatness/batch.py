@@ -85,21 +85,3 @@ class Batch:
     def weight(self) -> Tensor:
         """Return W, shape ``(d, m)``."""
         return self.linear_map.weight
-
-
-class RecheckSchedule:
-    """Schedule of the checks of the loss: batches 0, 1, 2, 4, ..., 64, then every hundredth.
-
-    A loss may change its form early, as a preference loss does that begins at its reference.
-    """
-
-    EVERY = 100
-
-    def __init__(self) -> None:
-        self._calls = 0
-
-    def is_due(self) -> bool:
-        """Count one call and return True if the loss is checked at it."""
-        number, self._calls = self._calls, self._calls + 1
-        is_early = number < self.EVERY and number & (number - 1) == 0  # 0 or a power of two
-        return is_early or number % self.EVERY == 0

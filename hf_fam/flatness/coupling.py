@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products
-from .batch import Batch, RecheckSchedule
+from ..calculus.recheck_schedule import RecheckSchedule
+from .batch import Batch
 
 
 class Coupling(str, enum.Enum):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
+from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.third_derivatives import refuse_wrong_third_derivatives
 from ..layer.compilation import is_compiled
 from ..layer.feature_layer import FeatureLayer
@@ -18,7 +19,7 @@ from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
 from ..layer.sharding import is_sharded, refuse_unsupported_sharding
-from .batch import Batch, RecheckSchedule, Seeds
+from .batch import Batch, Seeds
 from .checks import check_captures, check_reaches_loss, explain_missing_derivative, refuse_compiled_loss
 from .estimators import (
     FULL,

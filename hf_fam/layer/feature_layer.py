@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.torch_internals import forward_hooks, is_in_backward_pass, own_parameters, version
 from .adapters import base_layer, has_active_dropout
 from .compilation import forget_compiled_code
@@ -100,7 +101,7 @@ class FeatureLayer:
         self.out_features: int = self.linear_map.out_features
         self.perturb: Callable[[Tensor, Tensor, LinearMap], Tensor] | None = None
         self.called_without_gradients = False
-        self._is_checked = False
+        self._recheck_schedule = RecheckSchedule()
         self.copies = any(getattr(m, "inplace", False) is True for m in model.modules())
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
@@ -145,6 +146,7 @@ class FeatureLayer:
         """
         if self._hook is None:
             forget_compiled_code()
+            self._recheck_schedule = RecheckSchedule()
             self._hook = self.module.register_forward_hook(self._on_forward, with_kwargs=True)
 
     def detach(self) -> None:
@@ -171,8 +173,8 @@ class FeatureLayer:
             self.called_without_gradients = True
             return output
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if capturing and not self._is_checked:
-            self._check_linear(features, output)
+        if capturing:
+            self.check_linear(features, output)
         # A recomputed output is perturbed again in the same way, but not captured again.
         if self.perturb is not None and (capturing or self.is_recomputing):
             output = self.perturb(features, output, self.linear_map)
@@ -193,14 +195,20 @@ class FeatureLayer:
         return has_custom_forward(layer) or is_patched or is_hooked_before
 
     @torch.no_grad()
-    def _check_linear(self, features: Tensor, output: Tensor) -> None:
-        """Check on some rows that the layer returns ``W phi + b``, whatever computed it.
+    def check_linear(self, features: Tensor, output: Tensor) -> None:
+        """Check on some rows that the layer returns ``W phi + b``, now and then.
 
         A class, an instance or an earlier hook may compute something else.
+
+        Args:
+            features: input of the layer.
+            output: its output.
+
+        Raises:
+            TypeError: it is something else.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._recheck_schedule.is_due():
             return
-        self._is_checked = True
         layer = base_layer(self.module)
         if not self._may_differ() or is_quantized(layer) or has_active_dropout(self.module):
             return  # rounding and random numbers cannot be computed again

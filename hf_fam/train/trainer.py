@@ -14,7 +14,7 @@ from ..layer.finding import resolve_layer
 from .callback import refuse_second_term
 from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
-from .training_args import FAMArguments
+from .training_args import FAMArguments, refuse_removed_fields
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
 
@@ -48,6 +48,7 @@ class FAMMixin(_Host):
             raise TypeError(f"class {cls.__name__}: put FAMMixin in front of the Trainer in the list of base classes.")
 
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
+        refuse_removed_fields(kwargs)
         super().__init__(*args, **kwargs)
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_fam.flatness.batch import Batch, RecheckSchedule
+from hf_fam.calculus.recheck_schedule import RecheckSchedule
+from hf_fam.flatness.batch import Batch
 from hf_fam.flatness.coupling import Coupling, CouplingFinder
 from hf_fam.layer.linear_map import RowMap
 

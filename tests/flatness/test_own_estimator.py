@@ -64,6 +64,18 @@ def test_a_name_is_taken_once() -> None:
         register(WeightNorm)
 
 
+def test_what_is_missing_is_named() -> None:
+    class Nameless(WeightNorm):
+        pass
+
+    del WeightNorm.default_strength
+    try:
+        with pytest.raises(ValueError, match="estimator Nameless lacks default_strength: set it as a class attribute"):
+            register(Nameless)
+    finally:
+        WeightNorm.default_strength = STRENGTH
+
+
 def test_relative_flatness() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     flatness = RelativeFlatness(model, estimator="weight_norm")

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_fam import RelativeFlatness
+from hf_fam import RelativeFlatness, attach
 from hf_fam.layer.feature_layer import FeatureLayer
 from hf_fam.layer.finding import weighted_layers
 from hf_fam.layer.kinds import linear_map_of
@@ -371,3 +371,31 @@ def test_an_output_that_is_the_layers_own_is_taken(change: str) -> None:
     w = model[2].weight.detach()
     hessian = torch.autograd.functional.hessian(loss_of, w)
     torch.testing.assert_close(kappa.detach(), torch.einsum("si,ti,sjtj->", w, w, hessian))
+
+
+def test_what_becomes_something_else_later_is_refused_at_the_next_check() -> None:
+    """A soft cap is W phi + b as long as the outputs are small; a patch may come between two batches."""
+    model, inputs = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double(), torch.randn(8, 4).double()
+    layer = model[2]
+    layer.forward = lambda phi: 30 * torch.tanh(F.linear(phi, layer.weight, layer.bias) / 30)  # type: ignore[method-assign]
+    flatness = RelativeFlatness(model, "2")
+    with flatness.capture():
+        model(inputs)
+    layer.weight.data.mul_(100)
+    with pytest.raises(TypeError, match=r"is not W phi \+ b"), flatness.capture():
+        model(inputs)
+
+
+@pytest.mark.parametrize("halve", [halved_by_its_instance, halved_by_a_hook])
+def test_attach_refuses_it_too(halve: Any) -> None:
+    """A hook that comes after the term belongs to the tail, and is noticed from the gradient."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    halve(model[2])
+    attached = attach(model, 0.1)
+    if halve is halved_by_its_instance:
+        with pytest.raises(TypeError, match=r"is not W phi \+ b"):
+            model(torch.randn(8, 4))
+    else:
+        with pytest.warns(UserWarning, match="is not that of softmax cross-entropy with hard labels"):
+            F.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 3).backward()
+    attached.detach()

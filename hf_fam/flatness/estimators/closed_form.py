@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...calculus.derivatives import gradients, range_scale
+from ...calculus.recheck_schedule import RecheckSchedule
 from ...layer.feature_layer import FeatureLayer
-from ..batch import Batch, RecheckSchedule
+from ..batch import Batch
 from ..coupling import calls_are_nested
 from ..head_loss import (
     HeadLoss,

@@ -27,6 +27,9 @@ def register(kind: _E) -> _E:
     Raises:
         ValueError: the name is in use.
     """
+    missing = [trait for trait in ("name", "default_strength") if not hasattr(kind, trait)]
+    if missing:
+        raise ValueError(f"estimator {kind.__name__} lacks {' and '.join(missing)}: set it as a class attribute.")
     if kind.name == AUTO or kind.name in _ESTIMATORS:
         raise ValueError(f"an estimator called {kind.name!r} exists already: choose another name.")
     _ESTIMATORS[kind.name] = kind
