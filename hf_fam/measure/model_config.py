@@ -80,7 +80,7 @@ def _backbones() -> set[str]:
     return {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error message.
 
     If the message is empty, it is the name of the error's class.

@@ -17,7 +17,7 @@ from ..measure.data import IGNORED
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.data import TRAIN, load_splits, require_values
-from .common.models import load_model
+from .common.models import load_model, load_preprocessing
 from .common.training import Run, finetune, prepare_run
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         splits = load_splits(data, model_args, args.seed)
     for column in text_columns(splits[TRAIN].column_names, data.text_column_name):
         require_values(splits, column)
-    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer_options())
+    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = load_model(model_args, AutoModelForCausalLM)

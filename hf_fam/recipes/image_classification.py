@@ -31,7 +31,7 @@ from .common.data import (
     select_samples,
 )
 from .common.metrics import classification_metrics
-from .common.models import load_classifier
+from .common.models import load_classifier, load_preprocessing
 from .common.training import Run, finetune, prepare_run
 
 # Data sets with a short name: name on the Hub, configuration, column of the images, column of the labels.
@@ -151,7 +151,9 @@ def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:
         source, options = data.image_processor_name, {**options, "revision": "main"}
     else:
         source = model_args.model_name_or_path
-    return AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return load_preprocessing(
+        model_args, AutoImageProcessor, pretrained_model_name_or_path=source, backend="pil", **options
+    )
 
 
 def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:

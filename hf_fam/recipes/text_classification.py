@@ -25,7 +25,7 @@ from .common.data import (
     require_values,
 )
 from .common.metrics import classification_metrics, regression_metrics
-from .common.models import load_classifier
+from .common.models import load_classifier, load_preprocessing
 from .common.training import Run, finetune, prepare_run
 
 GLUE = "nyu-mll/glue"
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     feature = splits[TRAIN].features[label]
     is_regression = data.do_regression or data.task_name == "stsb" or feature.dtype in ("float32", "float64")
     names = ["score"] if is_regression else class_names(splits, label)
-    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer_options())
+    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     problem_type = "regression" if is_regression else "single_label_classification"
     model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=problem_type)
 

@@ -17,7 +17,7 @@ from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.data import TRAIN, load_splits, require_column, require_values
 from .common.metrics import classification_metrics
-from .common.models import load_classifier
+from .common.models import load_classifier, load_preprocessing
 from .common.training import Run, finetune, prepare_run
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     for column in (words, label):
         require_values(splits, column)
     names = word_classes(splits, label)
-    tokenizer = AutoTokenizer.from_pretrained(**model_args.tokenizer_options())
+    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if not tokenizer.is_fast:
         raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
     model = load_classifier(model_args, AutoModelForTokenClassification, names)

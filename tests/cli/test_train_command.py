@@ -61,3 +61,37 @@ def test_a_configuration_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtu
     pytest.importorskip("pytorch_optimizer")
     assert cli.main(["train", "text_classification", str(tmp_path / "mine.yaml")]) == 1
     assert "mine.yaml' is no YAML file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.csv", b"", "train_file='{file}': the file is empty."),
+        ("head.csv", b"text,label\n", "train_file='{file}': there are no rows."),
+        ("broken.parquet", b"PK\x03\x04", "train_file='{file}': the data cannot be read: "),
+    ],
+)
+def test_broken_data_is_answered_in_one_line(
+    name: str, content: bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("pytorch_optimizer")
+    file = tmp_path / name
+    file.write_bytes(content)
+    given = ["--train_file", str(file), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    assert cli.main(["train", "text_classification", *given]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("hf-fam train: " + reason.format(file=file))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_found_is_answered_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("pytorch_optimizer")
+    file = tmp_path / "texts.csv"
+    file.write_text("text,label\n" + "".join(f"text {k},{'ab'[k % 2]}\n" for k in range(12)), encoding="utf-8")
+    given = ["--train_file", str(file), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    assert cli.main(["train", "text_classification", *given, "--model_name_or_path", "no/such/folder"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("hf-fam train: 'no/such/folder' ")

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from ...measure.columns import TABLE_FORMATS, first_empty_row, label_columns, table_format
 from ...measure.data import IGNORED
+from ...measure.model_config import first_line
 from .arguments import DataArguments, ModelArguments
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -25,7 +26,7 @@ def load_splits(data: DataArguments, model_args: ModelArguments, seed: int) -> D
         seed: seed for the selection of samples, and for the split if there is no validation data.
 
     Raises:
-        ValueError: no data is named; a file or split is missing; a file has an unknown format.
+        ValueError: no data is named; a file or split is missing, empty or broken; a file has an unknown format.
     """
     cache_dir = model_args.cache_dir
     paths = {TRAIN: data.train_file, VALIDATION: data.validation_file, TEST: data.test_file}
@@ -33,17 +34,39 @@ def load_splits(data: DataArguments, model_args: ModelArguments, seed: int) -> D
     if not (data.dataset_name or data.data_dir or TRAIN in files):
         raise ValueError("give dataset_name (on the Hub), data_dir, or train_file (and validation_file, test_file).")
     if data.data_dir:
-        splits = load_dataset(data.data_dir, cache_dir=cache_dir)
+        splits = read(f"data_dir={data.data_dir!r}", data.data_dir, cache_dir=cache_dir)
     elif data.dataset_name:
-        splits = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir=cache_dir, token=model_args.token)
+        named = f"dataset_name={data.dataset_name!r}"
+        options = {"cache_dir": cache_dir, "token": model_args.token}
+        splits = read(named, data.dataset_name, data.dataset_config_name, **options)
         for split, name in data.hub_split_names().items():
             if name not in splits:
                 raise ValueError(f"{split} data: '{data.dataset_name}' has no split {name!r} but {', '.join(splits)}.")
             splits[split] = splits[name]
     else:
-        builder, options = common_format(files)
-        splits = load_dataset(builder, data_files=files, cache_dir=cache_dir, **options)
+        builder, format_options = common_format(files)
+        named = ", ".join(f"{split}_file={file!r}" for split, file in files.items())
+        splits = read(named, builder, data_files=files, cache_dir=cache_dir, **format_options)
     return select_samples(splits, data, seed)
+
+
+def read(named: str, *args: Any, **kwargs: Any) -> DatasetDict:
+    """Return what ``load_dataset`` reads.
+
+    Args:
+        named: the argument that names the data, and its value.
+        *args: arguments of ``load_dataset``.
+        **kwargs: arguments of ``load_dataset``.
+
+    Raises:
+        ValueError: the data cannot be read, or has no rows.
+    """
+    try:
+        return load_dataset(*args, **kwargs)
+    except Exception as error:  # of many kinds, from an unreachable Hub to a broken archive
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{named}: there are no rows.") from error
+        raise ValueError(f"{named}: the data cannot be read: {first_line(error.__cause__ or error)}") from error
 
 
 def common_format(files: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -58,6 +81,8 @@ def common_format(files: dict[str, str]) -> tuple[str, dict[str, str]]:
     for split, file in files.items():
         if not Path(file).is_file():
             raise ValueError(f"{split}_file={file!r}: there is no such file.")
+        if Path(file).stat().st_size == 0:
+            raise ValueError(f"{split}_file={file!r}: the file is empty.")
     formats = [table_format(file) for file in files.values()]
     first = formats[0]
     if first is None or any(other != first for other in formats):

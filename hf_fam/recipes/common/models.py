@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoConfig
-
 from ..._compat import forget_source
+from ...measure.model_config import first_line, load_config
 from .arguments import ModelArguments
 
 
@@ -20,11 +19,11 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
         **config_changes: entries of its configuration.
 
     Raises:
-        ValueError: the saved head is for another number of classes.
+        ValueError: the model cannot be found, or the saved head is for another number of classes.
     """
     options = model_args.hub_options()
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **config_changes, **options)
+    config = load_config(model_args.model_name_or_path, {**config_changes, **options})
     if model_args.from_scratch:
         forget_source(config)  # the card must not call it fine-tuned
         return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **attention)
@@ -43,6 +42,25 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
             f"the head of '{model_args.model_name_or_path}' is not for the {config.num_labels} classes of the data: "
             "add --ignore_mismatched_sizes for a new head."
         ) from error
+
+
+def load_preprocessing(model_args: ModelArguments, auto_class: Any, **options: Any) -> Any:
+    """Load the tokenizer or the image processor of a model.
+
+    Args:
+        model_args: name of the model, and how it is loaded.
+        auto_class: ``AutoTokenizer`` or ``AutoImageProcessor``.
+        **options: arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: the model cannot be found, or has no such files.
+    """
+    try:
+        return auto_class.from_pretrained(**options)
+    except (OSError, ValueError) as error:
+        load_config(model_args.model_name_or_path, model_args.hub_options())  # which says why, if nothing can be loaded
+        name = options["pretrained_model_name_or_path"]
+        raise ValueError(f"{auto_class.__name__} cannot load '{name}': {first_line(error)}") from error
 
 
 def load_classifier(model_args: ModelArguments, auto_class: Any, names: Sequence[str], **config_changes: Any) -> Any:
