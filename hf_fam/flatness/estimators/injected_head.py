@@ -314,9 +314,12 @@ def hard_label_weights(g: Tensor, top: Tensor, rest: Tensor) -> tuple[Tensor, Te
         top: the most probable class, shape ``(N, 1)``.
         rest: ``(1 - p_t) / p_t``, shape ``(N, 1)``.
     """
-    smallest, label = g.min(-1, keepdim=True)
-    largest, label_if_negative = g.max(-1, keepdim=True)
-    label = torch.where(weight_sign(smallest, largest) < 0, label_if_negative, label)
+    label = g.argmin(-1, keepdim=True)
+    is_negative = weight_sign(g.gather(1, label).squeeze(1), g.amax(-1)) < 0
+    if g.device.type != "cpu" or torch.compiler.is_compiling():
+        label = torch.where(is_negative, g.argmax(-1, keepdim=True), label)
+    elif is_negative:  # costs no wait on a CPU, and most often saves a pass
+        label = g.argmax(-1, keepdim=True)
     g_top = g.gather(1, top).to(rest.dtype)
     tiny = torch.finfo(rest.dtype).tiny
     label_weight = torch.where(rest > tiny, -g_top / rest.clamp_min(tiny), torch.zeros_like(rest))
