@@ -104,7 +104,7 @@ def mark_scheduler_as_created(trainer: Any) -> None:
     trainer._created_lr_scheduler = True
 
 
-def averages_micro_batches(trainer: Any) -> bool | None:
+def loss_is_scaled(trainer: Any) -> bool | None:
     """Return the Trainer's ``loss_is_scaled_for_ga``, or None if it has none.
 
     It decides whether losses are divided by the accumulation steps. ``Trainer.loss_is_scaled_for_ga``: transformers

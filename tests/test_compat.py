@@ -22,9 +22,9 @@ import hf_fam._compat as compat
 from hf_fam._compat import (
     CheckpointHooks,
     WeightLoadingHooks,
-    averages_micro_batches,
     clip_gradients,
     forget_source,
+    loss_is_scaled,
     mark_scheduler_as_created,
     model_from_config,
     prepared_inputs,
@@ -216,10 +216,10 @@ def test_a_trainer_can_be_told_to_average_micro_batches(tmp_path: Path, averages
         recorder = GradientRecorder()
         given = {"gradient_accumulation_steps": parts, "per_device_train_batch_size": 8 // parts, "max_steps": 1}
         trainer = trainer_of(tmp_path, callbacks=[recorder], max_grad_norm=0.0, **given)
-        assert averages_micro_batches(trainer) is None, "until it is told, the Trainer goes by a rule"
+        assert loss_is_scaled(trainer) is None, "until it is told, the Trainer goes by a rule"
         if averages:
             trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = False
-            assert averages_micro_batches(trainer) is False
+            assert loss_is_scaled(trainer) is False
         torch.manual_seed(3)  # of the order of the batches
         trainer.train()
         recorded.append(recorder.steps[0]["classifier.weight"])

@@ -2,7 +2,7 @@
 
 The gradient of kappa is a third derivative of the tail. The double backward of torch's fused normalizations takes the
 saved mean and deviation for constants (pytorch issues 175754 and 186256). That of logcumsumexp is not a number, and
-that of the modified Bessel function i1 is off by some percent. tests/calculus/test_third_derivatives.py compares the
+that of the modified Bessel function i1 is wrong. tests/calculus/test_third_derivatives.py compares the
 differentiable operations of torch with finite differences, and finds no other.
 """
 

@@ -53,15 +53,19 @@ class HessianRows(RowProbes):
 
     def values(self, batch: Batch) -> RowFunction:
         """Return the function from directions to ``u_t * (H u)_t``."""
-        scale = range_scale(batch.loss, batch.pre_activations)
-        first = gradients(batch.loss, batch.pre_activations, scale)
+        first, scale = _scaled_gradients(batch)
         return lambda directions: hessian_rows(batch, first, directions, scale)
 
     def exact(self, batch: Batch) -> tuple[RowValues, int]:
         """Return the exact contributions, by d products."""
-        scale = range_scale(batch.loss, batch.pre_activations)
-        first = gradients(batch.loss, batch.pre_activations, scale)
+        first, scale = _scaled_gradients(batch)
         return exact_rows(batch, first, scale), batch.linear_map.out_features * len(first)
+
+
+def _scaled_gradients(batch: Batch) -> tuple[list[Tensor], Tensor | float]:
+    """Return dL/dz of every call, and the scale that they were multiplied by."""
+    scale = range_scale(batch.loss, batch.pre_activations)
+    return gradients(batch.loss, batch.pre_activations, scale), scale
 
 
 class GaussNewtonRows(RowProbes):

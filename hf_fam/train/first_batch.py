@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._compat import averages_micro_batches, prepared_inputs, restore_logged_quantities
+from .._compat import loss_is_scaled, prepared_inputs, restore_logged_quantities
 from ..layer.model_state import preserve_state
 from ..processes.decisions import max_over_processes
 
@@ -48,7 +48,7 @@ def correct_loss_scaling(
         True if a batch of any process showed the scaling. A loss of zero or NaN, as without labels, does not.
     """
     factor = trainer.args.gradient_accumulation_steps * trainer.args.world_size
-    if factor == 1 or num_items_in_batch is None or averages_micro_batches(trainer) is not None:
+    if factor == 1 or num_items_in_batch is None or loss_is_scaled(trainer) is not None:
         return True
     inputs = prepared_inputs(trainer, inputs)
     losses = []

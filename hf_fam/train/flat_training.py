@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
-from .._compat import averages_micro_batches, prepared_inputs, restore_logged_quantities, train_batch_size
+from .._compat import loss_is_scaled, prepared_inputs, restore_logged_quantities, train_batch_size
 from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import AUTO
@@ -119,7 +119,7 @@ class FlatTraining:
         """
         if self._loss_scaling is not None:
             trainer.model_accepts_loss_kwargs, trainer.loss_is_scaled_for_ga = self._loss_scaling
-        self._loss_scaling = trainer.model_accepts_loss_kwargs, averages_micro_batches(trainer)
+        self._loss_scaling = trainer.model_accepts_loss_kwargs, loss_is_scaled(trainer)
 
     def begin_training(self, trainer: Any) -> None:
         """Reset the state, and load the mean of the features of a resumed training."""
@@ -292,7 +292,7 @@ def whole_model(trainer: Any) -> nn.Module:
 
 def _sums_micro_batches(trainer: Any, num_items_in_batch: Any) -> bool:
     """Return True if the Trainer sums the micro-batches of a step."""
-    scaled = averages_micro_batches(trainer)
+    scaled = loss_is_scaled(trainer)
     if scaled is not None:
         return scaled
     return (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None) or (

@@ -159,7 +159,7 @@ REMOVED = {
 
 
 @pytest.mark.parametrize("name", REMOVED)
-@pytest.mark.parametrize("way", ["FAMArguments", "FAMTrainingArguments", "FAMSeq2SeqTrainingArguments", "fam_args"])
+@pytest.mark.parametrize("way", ["FAMArguments", "FAMTrainingArguments", "FAMSeq2SeqTrainingArguments", "FAMTrainer"])
 def test_a_field_that_was_removed_is_answered_by_what_to_use(tmp_path: Path, name: str, way: str) -> None:
     value, remedy = REMOVED[name]
     given = {name: value}
@@ -171,7 +171,7 @@ def test_a_field_that_was_removed_is_answered_by_what_to_use(tmp_path: Path, nam
         elif way == "FAMSeq2SeqTrainingArguments":
             FAMSeq2SeqTrainingArguments(str(tmp_path), **given)
         else:
-            FAMTrainer(model=tiny_bert(), args=plain_arguments(tmp_path), fam_args=FAMArguments(**given))
+            FAMTrainer(model=tiny_bert(), args=plain_arguments(tmp_path), **given)
     said = str(caught.value)
     assert said.startswith(f"{name} is not an argument of hf_fam: ") and remedy in said
     assert said.endswith(".") and said.count(". ") == 0 and "\n" not in said
