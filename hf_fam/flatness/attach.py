@@ -25,6 +25,7 @@ from .batch import Seeds
 from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
 from .row_signs import random_row_signs, row_signs
+from .smoothing import check_smoothing
 from .strength import is_strength
 
 # Number of backward passes in which the gradient of the loss is checked.
@@ -37,6 +38,7 @@ def attach(
     layer: str | nn.Module = AUTO,
     *,
     row_probes: int = 0,
+    smoothing: float = 0.0,
 ) -> AttachedFlatness:
     """Add the head's relative flatness to the training, in any training loop.
 
@@ -53,13 +55,14 @@ def attach(
         layer: the layer that computes the logits, see `RelativeFlatness`.
         row_probes: 0 for the exact kappa. For large vocabularies use row probes, for example 16: they cost little. In a
             compiled model their signs come from torch's global random state.
+        smoothing: eps of the smoothed kappa, see `RelativeFlatness`.
 
     Returns:
         A handle with the last kappa and ``detach()``.
 
     Raises:
-        ValueError: the strength or the number of probes is negative, the layer does not exist, or the head has a single
-            output or a flatness term already.
+        ValueError: the strength, the number of probes or the smoothing is out of range, the layer does not exist, or
+            the head has a single output or a flatness term already.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -75,7 +78,8 @@ def attach(
     """
     if isinstance(row_probes, bool) or not isinstance(row_probes, int) or row_probes < 0:
         raise ValueError(f"row_probes={row_probes!r}: give a whole number of at least 0 (0: exact).")
-    return AttachedFlatness(model, strength, layer, row_probes)
+    check_smoothing("smoothing", smoothing)
+    return AttachedFlatness(model, strength, layer, row_probes, smoothing)
 
 
 class AttachedFlatness:
@@ -91,8 +95,9 @@ class AttachedFlatness:
         strength: float,
         layer: str | nn.Module = AUTO,
         row_probes: int = 0,
+        smoothing: float = 0.0,
     ) -> None:
-        self._row_probes, self._call_number = row_probes, 0
+        self._row_probes, self._smoothing, self._call_number = row_probes, smoothing, 0
         if isinstance(layer, str) and layer == REPRESENTATION:
             raise ValueError(
                 f'layer="{REPRESENTATION}" makes no logits, but attach is for softmax cross-entropy over the outputs '
@@ -185,7 +190,9 @@ class AttachedFlatness:
             self._call_number += 1
             signs = row_signs(self._row_probes, m, device, Seeds((self._call_number,)))
         weight = linear_map.weight
-        injected: Tensor = InjectFlatness.apply(logits, features, weight, self._strength, signs, False, None)
+        injected: Tensor = InjectFlatness.apply(
+            logits, features, weight, self._strength, signs, False, None, self._smoothing
+        )
         if not torch.compiler.is_compiling() and self._checks_left and injected.requires_grad:
             injected.register_hook(functools.partial(self._check_gradient, logits.detach()))
         return linear_map.outputs(injected)

@@ -9,6 +9,9 @@ h_ik = d2L/dz_ik^2:
 
     kappa = sum_ik h_ik ||phi_i||^2 ||w_k||^2
 
+With smoothing eps, ``h = c q (1 - q)`` with ``q = (1 - eps) p + eps / 2`` for sigmoid cross-entropy. A squared error
+has a constant curvature, which smoothing leaves alone.
+
 The labels enter only through c and h, which are computed from the loss itself. They contain reductions, ignored and
 shifted labels, class weights, label smoothing, ``num_items_in_batch`` and any scale of the loss.
 Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; docs/mathematics.md for the derivation.
@@ -16,6 +19,7 @@ Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +29,7 @@ from torch import Tensor
 from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
 from .batch import Batch
+from .graph_weights import has_sigmoid_loss, sigmoid_weights, softmax_weights
 from .loss_graph import is_cross_entropy
 from .softmax_head import row_chunks
 from .vocabulary import is_large
@@ -37,26 +42,37 @@ class NoClosedForm(ValueError):
     """The loss has no closed form as a function of the logits; the message says why."""
 
 
-def recognize_calls(batch: Batch) -> HeadLoss | None:
+def recognize_calls(batch: Batch, smoothing: float = 0.0) -> HeadLoss | None:
     """Return the form of the loss for all calls of the head, see `recognize`.
 
     Calls on which the loss has no curvature are ignored.
 
     Raises:
         NoClosedForm: the loss has no closed form, or different ones for different calls.
+        ValueError: smoothing is not defined for the loss.
     """
-    _refuse_coupled_groups_or_calls(batch)
-    head_losses = {recognize(batch.loss, z, batch.graph) for z in batch.pre_activations} - {None}
+    if batch.linear_map.groups > 1:
+        raise NoClosedForm("the head is a grouped convolution")
+    return recognize_logits(batch, batch.pre_activations, smoothing)
+
+
+def recognize_logits(batch: Batch, calls: Sequence[Tensor], smoothing: float = 0.0) -> HeadLoss | None:
+    """Return the form of the loss as a function of the logits of all calls of the head, see `recognize_calls`.
+
+    Args:
+        batch: the batch after its forward pass.
+        calls: z of every call of the head.
+        smoothing: eps.
+    """
+    _refuse_coupled_calls(batch, calls)
+    head_losses = {recognize(batch.loss, z, batch.graph, smoothing) for z in calls} - {None}
     if len(head_losses) > 1:
-        raise NoClosedForm(f"the head is called {len(batch.pre_activations)} times, with different losses")
+        raise NoClosedForm(f"the head is called {len(calls)} times, with different losses")
     return head_losses.pop() if head_losses else None
 
 
-def _refuse_coupled_groups_or_calls(batch: Batch) -> None:
-    """Refuse grouped convolutions and coupled calls, which have no closed form."""
-    if batch.linear_map.groups > 1:
-        raise NoClosedForm("the head is a grouped convolution")
-    calls = batch.pre_activations
+def _refuse_coupled_calls(batch: Batch, calls: Sequence[Tensor]) -> None:
+    """Refuse coupled calls, which have no closed form."""
     if len(calls) == 1:
         return
     first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
@@ -77,17 +93,18 @@ class HeadLoss:
     """Form of the loss as a function of the logits.
 
     Attributes:
-        kind: ``"softmax"`` or ``"elementwise"``.
-        item_weights: how to compute c: from a Hessian ``"product"``, or from the ``"gradient"`` (hard labels only).
+        kind: ``"softmax"``, ``"elementwise"`` or, with smoothing only, ``"sigmoid"``.
+        item_weights: how to compute c: from a Hessian ``"product"``, from the ``"gradient"`` (hard labels only) or,
+            with smoothing only, from the ``"graph"``.
         has_trained_weights: c depends on parameters, such as a learned uncertainty, so kappa has a gradient by them.
     """
 
-    kind: Literal["softmax", "elementwise"]
-    item_weights: Literal["product", "gradient"] = "product"
+    kind: Literal["softmax", "elementwise", "sigmoid"]
+    item_weights: Literal["product", "gradient", "graph"] = "product"
     has_trained_weights: bool = False
 
 
-def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> HeadLoss | None:
+def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoothing: float = 0.0) -> HeadLoss | None:
     """Return the form of a loss, by one Hessian-vector product with a random vector.
 
     The gradient alone is no proof: that of focal loss has the direction of cross-entropy's.
@@ -96,12 +113,14 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
         loss: a scalar in the graph.
         logits: z, shape ``(..., C)``.
         graph: the operations between them, if they are known already.
+        smoothing: eps.
 
     Returns:
         The form. None if the loss has no curvature, for example without labels or far from Huber's targets.
 
     Raises:
         NoClosedForm: the loss is neither softmax cross-entropy nor elementwise.
+        ValueError: smoothing is not defined for the loss.
 
     Examples:
         >>> import torch
@@ -116,7 +135,8 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
     if is_large(classes) and is_cross_entropy(loss, logits, graph):
         return HeadLoss("softmax", "gradient")
     is_trained = graph.has_trained_factors([logits])
-    (first,) = gradients(loss, [logits], range_scale(loss, [logits]))  # all comparisons are relative
+    scale = range_scale(loss, [logits])
+    (first,) = gradients(loss, [logits], scale)
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
     # Leaving out the most probable class avoids cancellation when the model is confident.
@@ -137,14 +157,51 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None) -> H
 
     if is_large(classes) and not is_trained and is_product(softmax_product(weights_from_gradient(first, p))):
         return HeadLoss("softmax", "gradient")
-    if classes > 1 and is_product(softmax_product(weights_from_product(first, logits))):
+    # The few curvatures of a saturated sigmoid head may look like those of a softmax.
+    may_be_softmax = classes > 1 and not (smoothing > 0 and has_sigmoid_loss(logits, graph))
+    if may_be_softmax and is_product(softmax_product(weights_from_product(first, logits))):
         # Any loss of the difference of two logits has this Hessian. Only cross-entropy has a constant c.
         if classes > 2 or _has_constant_weights(first, logits, 10 * tolerance):
-            return HeadLoss("softmax", "product", is_trained)
+            has_graph_weights = smoothing > 0 and _is_close(
+                softmax_weights(loss, logits, graph), weights_from_product(first, logits) / scale, tolerance
+            )
+            return HeadLoss("softmax", "graph" if has_graph_weights else "product", is_trained)
         raise NoClosedForm("its second derivative is that of cross-entropy with weights that depend on the logits")
     if is_product(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
-        return HeadLoss("elementwise")
+        return _smoothed_elementwise(loss, logits, graph, is_trained) if smoothing > 0 else HeadLoss("elementwise")
     raise NoClosedForm("its second derivative is neither that of softmax cross-entropy nor separate for every output")
+
+
+def _smoothed_elementwise(loss: Tensor, logits: Tensor, graph: TailGraph, is_trained: bool) -> HeadLoss:
+    """Return the form of an elementwise loss that has a smoothed curvature.
+
+    ``h = c p (1 - p)`` with constant c if ``dh/dz = (1 - 2 p) h``.
+    """
+    scale = range_scale(loss, [logits])
+    (first,) = gradients(loss, [logits], scale)
+    h = elementwise_curvature(first, logits)
+    derivative = torch.autograd.grad(h.sum(), logits, retain_graph=True)[0] if h.requires_grad else None
+    if derivative is None or not derivative.any():
+        return HeadLoss("elementwise")
+    h, p = h.detach().to(wide(h.dtype)), logits.detach().to(wide(h.dtype)).sigmoid()
+    tolerance = 10 * max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])
+    if not _is_close(derivative.to(h.dtype), (1 - 2 * p) * h, tolerance):
+        raise ValueError(
+            "smoothing (fam_smoothing) is defined for softmax and sigmoid cross-entropy and for squared errors, but "
+            "the loss has another curvature: set it to 0."
+        )
+    c = sigmoid_weights(loss, logits, graph)
+    is_in_graph = c is not None and _is_close(c * p * (1 - p) * scale, h, tolerance)
+    return HeadLoss("sigmoid", "graph" if is_in_graph else "product", is_trained)
+
+
+def _is_close(actual: Tensor | None, expected: Tensor, tolerance: float) -> bool:
+    """Return True if two tensors agree relative to the second, where that is not 0."""
+    if actual is None:
+        return False
+    known = expected != 0
+    norm = torch.linalg.vector_norm
+    return bool(norm((actual - expected) * known) <= tolerance * norm(expected))
 
 
 def _has_constant_weights(first: Tensor, logits: Tensor, tolerance: float) -> bool:
@@ -241,6 +298,34 @@ def weight_sign(smallest: Tensor, largest: Tensor) -> Tensor:
     dtype = wide(largest.dtype)
     is_negative = (largest.to(dtype) + smallest.to(dtype)).sum() > 0
     return torch.where(is_negative, -1.0, 1.0).to(largest.dtype)
+
+
+def item_weights(batch: Batch, logits: Tensor, form: HeadLoss) -> Tensor:
+    """Return the item weights c, shape ``(...)``; for sigmoid cross-entropy one for each logit.
+
+    They are constant unless they are trained.
+
+    Args:
+        batch: the batch after its forward pass.
+        logits: z of one call of the head, shape ``(..., C)``.
+        form: form of the loss.
+    """
+    loss, create_graph = batch.loss, form.has_trained_weights and not batch.weights_only
+    if form.item_weights == "graph":
+        read = sigmoid_weights if form.kind == "sigmoid" else softmax_weights
+        c = read(loss, logits, batch.graph, create_graph=create_graph)
+        assert c is not None
+        return c
+    scale = range_scale(loss, [logits])
+    (first,) = gradients(loss, [logits], scale, create_graph=form.item_weights == "product")
+    if form.item_weights == "gradient":
+        return weights_in_chunks(first, logits.detach()) / scale
+    if form.kind == "softmax":
+        return weights_from_product(first, logits, create_graph=create_graph) / scale
+    h = elementwise_curvature(first, logits)
+    p = logits.to(wide(h.dtype)).sigmoid()
+    c = _safe_ratio(h.to(p.dtype), p * (1 - p)) / scale
+    return c if create_graph else c.detach()
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from .estimators import (
     make_estimator,
 )
 from .feature_mean import FeatureMean
+from .smoothing import check_smoothing
 
 
 class RelativeFlatness:
@@ -73,6 +74,10 @@ class RelativeFlatness:
             function. The first batch only provides the mean, so its kappa has no gradient. Available for linear layers
             up to 4096 classes, except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
             is trained, as the trainers do. The papers' definition is False.
+        smoothing: eps, at least 0 and below 1. kappa then weighs the classes by smoothed probabilities,
+            ``(1 - eps) p + eps / C``, so a confident model does not count as flat (docs/mathematics.md). Available with
+            ``"closed_form"``, ``"row_probes"`` and ``"gauss_newton"``, for softmax and sigmoid cross-entropy; a squared
+            error needs none. The papers' definition is 0.
 
     Attributes:
         layer: the `FeatureLayer`.
@@ -85,8 +90,9 @@ class RelativeFlatness:
             ``mean.end_step`` after the last micro-batch of a step.
 
     Raises:
-        ValueError: the layer, estimator or gradient is unknown; the estimator does not support the layer; ``center`` is
-            not available here; ``probes`` is below 1; the model is wrapped in ``torch.nn.DataParallel``.
+        ValueError: the layer, estimator or gradient is unknown; the estimator does not support the layer; ``smoothing``
+            is out of range; ``smoothing`` or ``center`` is not available here; ``probes`` is below 1; the model is
+            wrapped in ``torch.nn.DataParallel``.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -111,7 +117,9 @@ class RelativeFlatness:
         *,
         gradient: str = FULL,
         center: bool | None = False,
+        smoothing: float = 0.0,
     ) -> None:
+        check_smoothing("smoothing", smoothing)
         check_choice("estimator", estimator, estimator_names())
         check_choice("gradient", gradient, GRADIENTS)
         if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
@@ -124,7 +132,15 @@ class RelativeFlatness:
         self.layer.copies |= not self.at_head  # a copy of a hidden layer is cheap, a copy of many logits is not
         self.method = make_estimator(
             estimator,
-            Choice(model, self.layer, head, probes, gradient == WEIGHTS_ONLY, is_head_by_default=layer in (AUTO, HEAD)),
+            Choice(
+                model,
+                self.layer,
+                head,
+                probes,
+                weights_only=gradient == WEIGHTS_ONLY,
+                smoothing=smoothing,
+                is_head_by_default=layer in (AUTO, HEAD),
+            ),
         )
         self._initial_method = self.method
         self.default_strength = default_lambda(self.method.name, self.layer.out_features, at_head=self.at_head)

@@ -5,6 +5,11 @@ With p_i = softmax(z_i) and item weights c_i,
     kappa = sum_i c_i ||phi_i||^2 ( sum_k p_ik ||w_k||^2 - ||sum_k p_ik w_k||^2 )
           = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
 
+With smoothing eps, ``q_i = (1 - eps) p_i + eps / C`` replaces p_i in the variance (docs/mathematics.md). It is computed
+as a sum of non-negative terms, with u the uniform distribution over the classes:
+
+    Var_q(w) = (1 - eps) Var_p(w) + eps Var_u(w) + eps (1 - eps) ||E_p w - E_u w||^2
+
 The exact form costs three products of the head's size. For large vocabularies, row probes are cheaper and unbiased:
 ``W R / sqrt(P)`` replaces W, with a Rademacher matrix R of shape ``(m, P)`` that all rows share.
 ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
@@ -47,6 +52,7 @@ def softmax_flatness(
     *,
     weights_only: bool = False,
     signs: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return kappa of a head under softmax cross-entropy.
 
@@ -57,6 +63,7 @@ def softmax_flatness(
         item_weights: c, shape ``(...)``, constant. With many logits, rows of weight 0 are skipped.
         weights_only: let the gradient reach W alone.
         signs: R, shape ``(m, P)``, for row probes; None for the exact form.
+        smoothing: eps, at least 0 and below 1.
 
     Returns:
         A non-negative scalar in the units of the loss, differentiable to features, logits and weight.
@@ -75,12 +82,14 @@ def softmax_flatness(
     phi, c = features.to(dtype).reshape(-1, features.shape[-1]), item_weights.to(dtype).flatten()
     z = logits.reshape(-1, logits.shape[-1])
     if z.numel() > _MAX_UNCHUNKED:
-        return _ChunkedFlatness.apply(phi, z, weight, c, signs)
-    return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c)
+        return _ChunkedFlatness.apply(phi, z, weight, c, signs, smoothing)
+    return _SoftmaxFlatness.apply(phi, z.to(dtype), sketch(weight, signs, dtype), c, smoothing)
 
 
 @torch.no_grad()
-def unit_flatness(features: Tensor, logits: Tensor, weight: Tensor, signs: Tensor | None = None) -> Tensor:
+def unit_flatness(
+    features: Tensor, logits: Tensor, weight: Tensor, signs: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Return kappa of every row for the item weight 1, as numbers without a graph.
 
     Args:
@@ -88,6 +97,7 @@ def unit_flatness(features: Tensor, logits: Tensor, weight: Tensor, signs: Tenso
         logits: z, shape ``(..., C)``.
         weight: W, shape ``(C, m)``.
         signs: R, shape ``(m, P)``, for row probes; None for the exact form.
+        smoothing: eps, at least 0 and below 1.
 
     Returns:
         Shape ``(N,)``, N the number of rows.
@@ -100,7 +110,7 @@ def unit_flatness(features: Tensor, logits: Tensor, weight: Tensor, signs: Tenso
     """
     dtype = wide(logits.dtype)
     p = logits.reshape(-1, logits.shape[-1]).softmax(-1, dtype)
-    vectors = ClassVectors.from_weight(weight, signs, dtype)
+    vectors = ClassVectors.from_weight(weight, signs, dtype, smoothing)
     return features.to(dtype).reshape(-1, features.shape[-1]).square().sum(-1) * vectors.variance(p, vectors.mean(p))
 
 
@@ -125,8 +135,8 @@ class _SoftmaxFlatness(torch.autograd.Function):
     """kappa of a small head with explicit derivatives, to save overhead."""
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
-        kappa, *derivatives = softmax_flatness_and_derivatives(phi, z, w, c)
+    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, smoothing: float) -> Tensor:
+        kappa, *derivatives = softmax_flatness_and_derivatives(phi, z, w, c, smoothing)
         ctx.save_for_backward(*derivatives)
         return kappa
 
@@ -134,45 +144,57 @@ class _SoftmaxFlatness(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.needs_input_grad, ctx.saved_tensors, strict=False)
-        return (*(gradient * d if is_needed else None for is_needed, d in pairs), None)
+        return (*(gradient * d if is_needed else None for is_needed, d in pairs), None, None)
 
 
 def softmax_flatness_and_derivatives(
-    phi: Tensor, z: Tensor, w: Tensor, c: Tensor
+    phi: Tensor, z: Tensor, w: Tensor, c: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return kappa of a softmax cross-entropy head and its derivatives by phi, z, W.
 
-    With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k p_ik w_k and a_i = c_i ||phi_i||^2:
-    ``dkappa/dz_ik = a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
-    ``dkappa/dw_k = 2 sum_i a_i p_ik (w_k - mean_i)``. Everything is computed relative to the most probable class t of a
-    row, from the probabilities of the other classes. This avoids cancellation, so that kappa and its derivatives keep
-    the precision of the logits for confident rows, too.
+    With v_ik = ||w_k||^2 - 2 <w_k, mean_i>, mean_i = sum_k q_ik w_k and a_i = c_i ||phi_i||^2:
+    ``dkappa/dz_ik = (1 - eps) a_i p_ik (v_ik - sum_j p_ij v_ij)``, ``dkappa/dphi_i = 2 c_i Var_i phi_i`` and
+    ``dkappa/dw_k = 2 sum_i a_i q_ik (w_k - mean_i)``. Without smoothing, q = p. Everything is computed relative to the
+    most probable class t of a row, from the probabilities of the other classes. This avoids cancellation, so that kappa
+    and its derivatives keep the precision of the logits for confident rows, too.
 
     Args:
         phi: features, shape ``(N, m)``.
         z: logits, shape ``(N, C)``.
         w: W, shape ``(C, m)``, or a sketch of it, shape ``(C, P)``.
         c: item weights, shape ``(N,)``.
+        smoothing: eps.
     """
     w = w - w.mean(0)  # kappa does not change, and cancellation becomes harmless
     top = z.argmax(-1, keepdim=True)
-    q = z.softmax(-1).scatter(1, top, 0.0)  # probabilities of the other classes
-    rest = q.sum(-1, keepdim=True)
+    others = z.softmax(-1).scatter(1, top, 0.0)  # probabilities of the other classes
+    rest = others.sum(-1, keepdim=True)
     top_rows = w.index_select(0, top.squeeze(1))
-    mean_offset = torch.addcmul(q @ w, rest, top_rows, value=-1)  # mean - w_top
+    mean_offset = torch.addcmul(others @ w, rest, top_rows, value=-1)  # E_p w - w_top
     mean = top_rows + mean_offset
     squares = w.square().sum(-1)
-    v = torch.addmm(squares, mean, w.T, alpha=-2)
-    # ||w_k - mean||^2 up to a constant in each row, 0 at the top class.
-    v = v + (top_rows * (mean + mean_offset)).sum(-1, keepdim=True)
-    q_v = (q * v).sum(-1, keepdim=True)
-    variance = q_v.squeeze(-1) + mean_offset.square().sum(-1)
+    gap = mean_offset  # mean_i - w_top, mean_i under q
+    if smoothing:
+        gap = torch.sub(mean_offset, mean, alpha=smoothing)
+    smooth_mean = mean if not smoothing else (1 - smoothing) * mean
+    v = torch.addmm(squares, smooth_mean, w.T, alpha=-2)
+    # ||w_k - mean_i||^2 up to a constant in each row, 0 at the top class.
+    v = v + (top_rows * (smooth_mean + gap)).sum(-1, keepdim=True)
+    p_v = (others * v).sum(-1, keepdim=True)
+    variance = p_v.squeeze(-1) + mean_offset.square().sum(-1)
     scales = c * phi.square().sum(-1)
-    scaled_p = scales.unsqueeze(-1) * q
-    scaled_top = (rest - 1) * scales.unsqueeze(-1)  # -a_i p_i,top
-    grad_w = torch.addmm(scaled_p.sum(0).unsqueeze(-1) * w, scaled_p.T, mean, alpha=-1)
-    grad_w = 2 * grad_w.index_add(0, top.squeeze(1), scaled_top * mean_offset)
-    grad_z = (scaled_p * (v - q_v)).scatter(1, top, scaled_top * q_v)
+    p_scales = scales.unsqueeze(-1)
+    if smoothing:
+        variance = variance - 2 * smoothing * (mean_offset * mean).sum(-1)  # Var_p
+        variance = (1 - smoothing) * (variance + smoothing * mean.square().sum(-1)) + smoothing * squares.mean()
+        p_scales = (1 - smoothing) * p_scales
+    scaled_p = p_scales * others
+    scaled_top = (rest - 1) * p_scales  # -(1 - eps) a_i p_i,top
+    grad_w = torch.addmm(scaled_p.sum(0).unsqueeze(-1) * w, scaled_p.T, smooth_mean, alpha=-1)
+    if smoothing:
+        grad_w = grad_w + smoothing / len(w) * (scales.sum() * w - scales @ smooth_mean)
+    grad_w = 2 * grad_w.index_add(0, top.squeeze(1), scaled_top * gap)
+    grad_z = (scaled_p * (v - p_v)).scatter(1, top, scaled_top * p_v)
     return scales @ variance, (2 * c * variance).unsqueeze(-1) * phi, grad_z, grad_w
 
 
@@ -187,34 +209,60 @@ class ClassVectors:
         rows: w_k, shape ``(C, m)`` or ``(C, P)``.
         center: mu, the mean of the rows.
         squares: ``||w_k - mu||^2``, shape ``(C,)``.
+        smoothing: eps. The mean and the variance are those under ``q = (1 - eps) p + eps / C``.
     """
 
     rows: Tensor
     center: Tensor
     squares: Tensor
+    smoothing: float = 0.0
 
     @classmethod
-    def from_weight(cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> ClassVectors:
+    def from_weight(
+        cls, weight: Tensor, signs: Tensor | None, dtype: torch.dtype, smoothing: float = 0.0
+    ) -> ClassVectors:
         """Return the class vectors of W, or of its sketch by signs."""
         rows = sketch(weight.detach(), signs, dtype)
         center = rows.mean(0)
         squares = torch.cat([(part - center).square_().sum(-1) for part in _weight_chunks(rows)])
-        return cls(rows, center, squares)
+        return cls(rows, center, squares, smoothing)
 
     def mean(self, p: Tensor) -> Tensor:
-        """Return ``sum_k p_ik w_k - mu``, shape ``(n, m)``."""
-        return torch.addmm(self.center, p, self.rows, beta=-1)
+        """Return ``sum_k q_ik w_k - mu``, shape ``(n, m)``."""
+        mean = torch.addmm(self.center, p, self.rows, beta=-1)
+        return mean.mul_(1 - self.smoothing) if self.smoothing else mean
 
     def variance(self, p: Tensor, mean: Tensor) -> Tensor:
-        """Return ``Var_{k~p_i}(w_k)``, shape ``(n,)``."""
+        """Return ``Var_{k~q_i}(w_k)``, shape ``(n,)``."""
         # A matrix product would lose the many small probabilities of 100,000 classes.
-        return (p * self.squares).sum(-1) - mean.square().sum(-1)
+        squares = (p * self.squares).sum(-1)
+        if self.smoothing:
+            squares = squares.lerp(self.squares.mean(), self.smoothing)
+        return squares - mean.square().sum(-1)
+
+
+def scale_rows(p: Tensor, scales: Tensor, smoothing: float) -> Tensor:
+    """Return ``a_i q_ik``, shape ``(n, C)``. p is overwritten.
+
+    Args:
+        p: probabilities, shape ``(n, C)``.
+        scales: a, shape ``(n,)``.
+        smoothing: eps.
+
+    Examples:
+        >>> import torch
+        >>> scale_rows(torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), 0.1)
+        tensor([[1.9000, 0.1000]])
+    """
+    if not smoothing:
+        return p.mul_(scales.unsqueeze(-1))
+    return p.mul_(((1 - smoothing) * scales).unsqueeze(-1)).add_((smoothing / p.shape[1] * scales).unsqueeze(-1))
 
 
 class WeightGradient:
     """A multiple of dkappa/dW, summed over chunks.
 
-    ``2 sum_i a_i p_ik (w_k - mean_i)``. With the rows of a sketch, it is the derivative by the sketch.
+    ``2 sum_i a_i q_ik (w_k - mean_i)``. With the rows of a sketch, it is the derivative by the sketch.
 
     Args:
         rows: w_k, shape ``(C, m)``.
@@ -228,16 +276,16 @@ class WeightGradient:
         self._total = torch.zeros_like(rows) if into is None else into
         self._scale_sums = torch.zeros(rows.shape[0], dtype=center.dtype, device=rows.device)
 
-    def add(self, scaled_p: Tensor, mean: Tensor) -> None:
+    def add(self, scaled_q: Tensor, mean: Tensor) -> None:
         """Add one chunk.
 
         Args:
-            scaled_p: ``a_i p_ik``, shape ``(n, C)``.
+            scaled_q: ``a_i q_ik``, shape ``(n, C)``.
             mean: centered means, shape ``(n, m)``.
         """
         dtype = self._total.dtype
-        self._scale_sums += scaled_p.sum(0)
-        self._total.addmm_(scaled_p.T.to(dtype), (-self._factor * mean).to(dtype))
+        self._scale_sums += scaled_q.sum(0)
+        self._total.addmm_(scaled_q.T.to(dtype), (-self._factor * mean).to(dtype))
 
     def finish(self) -> Tensor:
         """Return the sum after the last chunk."""
@@ -262,42 +310,51 @@ def backward_through_sketch(sketch_gradient: Tensor, signs: Tensor, into: Tensor
 def logit_gradient(
     p: Tensor, scales: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the derivative of kappa by the logits, and ``a_i p_ik``.
+    """Return the derivative of kappa by the logits, and ``a_i q_ik``.
 
-    Both have shape ``(n, C)``. The derivative is ``a_i p_ik (v_ik - sum_j p_ij v_ij)``. p is overwritten.
+    Both have shape ``(n, C)``. The derivative is ``(1 - eps) a_i p_ik (v_ik - sum_j p_ij v_ij)``. p is overwritten.
 
     Args:
         p: probabilities, shape ``(n, C)``.
         scales: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
         vectors: rows of W.
-        mean: centered mean of the rows under p, shape ``(n, m)``.
-        variance: variance of the rows under p, shape ``(n,)``.
+        mean: centered mean of the rows under q, shape ``(n, m)``.
+        variance: variance of the rows under q, shape ``(n,)``.
     """
+    smoothing = vectors.smoothing
     v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant in each row
-    p_v = (variance - (mean * (mean + 2 * vectors.center)).sum(-1)).unsqueeze(-1)
-    scaled_p = p.mul_(scales.unsqueeze(-1))
-    return v.sub_(p_v).mul_(scaled_p), scaled_p
+    if not smoothing:
+        p_v = variance - (mean * (mean + 2 * vectors.center)).sum(-1)
+        scaled_p = scale_rows(p, scales, smoothing)
+        return v.sub_(p_v.unsqueeze(-1)).mul_(scaled_p), scaled_p
+    squares = (variance + mean.square().sum(-1) - smoothing * vectors.squares.mean()) / (1 - smoothing)
+    p_v = squares - 2 * (mean * (mean / (1 - smoothing) + vectors.center)).sum(-1)
+    gradient = v.sub_(p_v.unsqueeze(-1)).mul_(p).mul_(((1 - smoothing) * scales).unsqueeze(-1))
+    return gradient, scale_rows(p, scales, smoothing)
 
 
 class _ChunkedFlatness(torch.autograd.Function):
     """kappa in chunks, whose probabilities are computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, signs: Tensor | None) -> Tensor:
-        vectors = ClassVectors.from_weight(w, signs, phi.dtype)
+    def forward(
+        ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, signs: Tensor | None, smoothing: float
+    ) -> Tensor:
+        vectors = ClassVectors.from_weight(w, signs, phi.dtype, smoothing)
         kappa = phi.new_zeros(())
         for rows in row_chunks(c.nonzero().squeeze(1), *z.shape):
             p = select_rows(z, rows).softmax(-1, phi.dtype)
             variance = vectors.variance(p, vectors.mean(p))
             kappa += (select_rows(c, rows) * select_rows(phi, rows).square().sum(-1)) @ variance
         ctx.save_for_backward(phi, z, w, c, signs)
+        ctx.smoothing = smoothing
         return kappa
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         phi, z, w, c, signs = ctx.saved_tensors
-        vectors = ClassVectors.from_weight(w, signs, phi.dtype)
+        vectors = ClassVectors.from_weight(w, signs, phi.dtype, ctx.smoothing)
         needs_phi, needs_z, needs_w, *_ = ctx.needs_input_grad
         grad_phi = torch.zeros_like(phi) if needs_phi else None
         grad_z = torch.zeros_like(z) if needs_z else None
@@ -313,18 +370,18 @@ class _ChunkedFlatness(torch.autograd.Function):
             variance = vectors.variance(p, mean)
             if grad_phi is not None:
                 grad_phi[rows] = (2 * c_chunk * variance).unsqueeze(-1) * phi_chunk
-            part, scaled_p = logit_gradient(p, c_chunk * phi_chunk.square().sum(-1), vectors, mean, variance)
+            part, scaled_q = logit_gradient(p, c_chunk * phi_chunk.square().sum(-1), vectors, mean, variance)
             if grad_z is not None:
                 grad_z[rows] = part.to(z.dtype)
             if grad_w is not None:
-                grad_w.add(scaled_p, mean)
-            del p, part, scaled_p  # frees memory for the next chunk
+                grad_w.add(scaled_q, mean)
+            del p, part, scaled_q  # frees memory for the next chunk
         weight_gradient = None if grad_w is None else grad_w.finish()
         if weight_gradient is not None:
             weight_gradient = (
                 weight_gradient if signs is None else backward_through_sketch(weight_gradient, signs)
             ).to(w.dtype)
-        return grad_phi, grad_z, weight_gradient, None, None
+        return grad_phi, grad_z, weight_gradient, None, None, None
 
 
 def row_chunks(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:

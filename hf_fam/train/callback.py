@@ -38,6 +38,7 @@ class FAMCallback(TrainerCallback):
             loss.
         fam_warmup_steps: number of steps over which lambda rises linearly. A number below 1 is a fraction of the
             training.
+        fam_smoothing: eps of the smoothed kappa, at least 0 and below 1; see `RelativeFlatness`.
 
     Raises:
         ValueError: a value is out of range.
@@ -63,11 +64,16 @@ class FAMCallback(TrainerCallback):
     """
 
     def __init__(
-        self, fam_lambda: float | None = None, fam_layer: str | nn.Module = AUTO, fam_warmup_steps: float = 0.0
+        self,
+        fam_lambda: float | None = None,
+        fam_layer: str | nn.Module = AUTO,
+        fam_warmup_steps: float = 0.0,
+        fam_smoothing: float = 0.0,
     ) -> None:
         # The arguments would replace a module by its name.
         self.fam_layer = fam_layer
-        self._fam = FlatTraining(FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps))
+        arguments = FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps, fam_smoothing=fam_smoothing)
+        self._fam = FlatTraining(arguments)
         self._attached: AttachedFlatness | None = None
         self._last_kappa: Tensor | None = None
 
@@ -91,7 +97,7 @@ class FAMCallback(TrainerCallback):
             if isinstance(layer, nn.Module) and all(module is not layer for module in model.modules()):
                 model = layer
             detach_interrupted(model, state)
-            self._attached = attach(model, 0.0, layer)
+            self._attached = attach(model, 0.0, layer, smoothing=self._fam.arguments.fam_smoothing)
             self._fam.default_strength = default_lambda(ClosedForm.name, self._attached.layer.out_features)
             self._attached.strength = self._fam.strength
             _ATTACHED[self._attached] = weakref.ref(state)

@@ -93,11 +93,17 @@ class FlatTraining:
             self.detach()
             self.flatness, self._settings = None, ()  # frees an earlier model
             return None
-        settings = (trainer.model, fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_center)
+        kappa = (fam.fam_layer, fam.fam_estimator, fam.fam_probes, fam.fam_center, fam.fam_smoothing)
+        settings = (trainer.model, *kappa)
         if self.flatness is None or settings != self._settings:
             self.detach()
             self.flatness = RelativeFlatness(
-                whole_model(trainer), fam.fam_layer, fam.fam_estimator, fam.fam_probes, center=fam.fam_center
+                whole_model(trainer),
+                fam.fam_layer,
+                fam.fam_estimator,
+                fam.fam_probes,
+                center=fam.fam_center,
+                smoothing=fam.fam_smoothing,
             )
             self.flatness.ends_steps = False
             self._settings = settings
@@ -254,6 +260,7 @@ class FlatTraining:
             base_model=base_model,
             step_time_ratio=step_time_ratio,
             centered=flatness.mean is not None,
+            smoothing=flatness.method.smoothing,
             last_strength=last_logged(history, "fam_lambda"),
         )
 

@@ -70,6 +70,7 @@ class FlatnessSummary:
         base_model: name of the model that was fine-tuned, or None.
         step_time_ratio: duration of a step relative to plain training, or None.
         centered: whether the features were centered on their running mean.
+        smoothing: eps of the smoothed kappa.
         last_strength: last logged lambda, or None. It is lower if the training ended during the warm-up.
 
     Examples:
@@ -86,6 +87,7 @@ class FlatnessSummary:
     base_model: str | None = None
     step_time_ratio: float | None = None
     centered: bool = False
+    smoothing: float = 0.0
     last_strength: float | None = None
 
     @property
@@ -108,6 +110,7 @@ class FlatnessSummary:
             "layer": self.layer,
             "features": "centered on their running mean" if self.centered else None,
             "estimator of κ": self.estimator,
+            "smoothing ε": f"{self.smoothing:g}" if self.smoothing else None,
             "strength λ": f"{self.strength:.4g}",
             "λ at the end of training, as logged (warm-up)": self._last_strength_if_different(),
             f"δ = √(2 m λ), m = {self.in_features} features": f"{self.delta:.4g}",

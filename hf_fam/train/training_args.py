@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..flatness.estimators import check_choice, estimator_called, estimator_names
+from ..flatness.smoothing import check_smoothing
 from ..layer.finding import AUTO
 
 STOCK, CORRECTED = "stock", "corrected"
@@ -60,6 +61,8 @@ class FAMArguments:
         fam_center: perturb the features around their running mean; see `RelativeFlatness`. By default, features are
             centered when only a head with a bias is trained and the estimator supports it. The papers' definition is
             False. The mean is saved in ``trainer_state.json``.
+        fam_smoothing: eps of the smoothed kappa, at least 0 and below 1; see `RelativeFlatness`. With 0.1, a confident
+            model does not count as flat. The papers' definition is 0.
         fam_warmup_steps: number of steps over which lambda rises linearly. A number below 1 is a fraction of the
             training.
         fam_loss_scaling: what to do about models that accept ``num_items_in_batch`` but ignore it. The stock Trainer
@@ -105,6 +108,10 @@ class FAMArguments:
             "const": True,  # allows the bare flag, as for fields of type bool
         },
     )
+    fam_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Smooths the probabilities in kappa, at least 0 and below 1. 0 is the papers' definition."},
+    )
     fam_warmup_steps: float = field(
         default=0.0,
         metadata={"help": "Number of steps over which lambda rises linearly. Below 1: a fraction of the training."},
@@ -124,7 +131,7 @@ class FAMArguments:
 
     def __post_init__(self) -> None:
         """Validate these arguments, then those of the next base class."""
-        for name in ("fam_lambda", "fam_warmup_steps"):
+        for name in ("fam_lambda", "fam_smoothing", "fam_warmup_steps"):
             _convert_to_float(self, name)
         _convert_to_int(self, "fam_probes")
         self.validate_fam()
@@ -161,6 +168,13 @@ class FAMArguments:
             raise ValueError(
                 f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '
                 "fam_probes at None."
+            )
+        check_smoothing("fam_smoothing", self.fam_smoothing)
+        can_smooth = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).can_smooth
+        if self.fam_smoothing and not can_smooth:
+            raise ValueError(
+                f'fam_smoothing={self.fam_smoothing!r}: fam_estimator="{self.fam_estimator}" cannot smooth, so set it '
+                'to 0, or use "closed_form", "row_probes" or "gauss_newton".'
             )
         if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
             raise ValueError(

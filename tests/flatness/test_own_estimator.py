@@ -123,7 +123,7 @@ def test_layers_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_table_of_the_documentation() -> None:
     lines = estimator_table().splitlines()
-    row = "| `weight_norm` | The squared norm of the weight, known by hand | the loss | 1 | 0.25 | - | no |"
+    row = "| `weight_norm` | The squared norm of the weight, known by hand | the loss | 1 | 0.25 | - | no | no |"
     assert lines[-1] == row
     page = Path(__file__).parents[2] / "docs" / "generated" / "estimators.md"
     shipped = [kind for kind in estimators() if kind is not WeightNorm]

@@ -146,7 +146,15 @@ def test_plain_trainer_accepts_the_arguments(tmp_path: Path) -> None:
 
 
 def test_fields_are_those_that_the_design_names() -> None:
-    named = {"fam_layer", "fam_lambda", "fam_estimator", "fam_probes", "fam_center", "fam_warmup_steps"}
+    named = {
+        "fam_layer",
+        "fam_lambda",
+        "fam_estimator",
+        "fam_probes",
+        "fam_center",
+        "fam_smoothing",
+        "fam_warmup_steps",
+    }
     assert named | {"fam_loss_scaling"} == {field.name for field in dataclasses.fields(FAMArguments)}
 
 

@@ -35,11 +35,17 @@ def trainer_with(callback: FAMCallback | None, path: Path, model: nn.Module | No
     return Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=classified(8), callbacks=callbacks)
 
 
-@pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}], ids=["", "parts", "bf16"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}, {"fam_smoothing": 0.1}],
+    ids=["", "parts", "bf16", "smoothed"],
+)
 def test_takes_the_steps_of_fam_trainer_and_logs_what_it_logs(tmp_path: Path, given: dict[str, Any]) -> None:
     given = {"train_dataset": texts(), "seed": 3, "max_steps": 3, "fam_warmup_steps": 2, **given}
     fam = fam_trainer(tmp_path, tiny_llama(), fam_lambda=0.5, **given)
-    callback = FAMCallback(0.5, fam_warmup_steps=given.pop("fam_warmup_steps"))
+    callback = FAMCallback(
+        0.5, fam_warmup_steps=given.pop("fam_warmup_steps"), fam_smoothing=given.pop("fam_smoothing", 0.0)
+    )
     other = trainer_with(callback, tmp_path, tiny_llama(), **given)
     for trainer in (fam, other):
         set_seeds(1)

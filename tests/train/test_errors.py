@@ -71,10 +71,20 @@ def test_strength_out_of_range(value: float) -> None:
         ("fam_layer", 0, 'in YAML with quotes: "0"'),
         ("fam_layer", None, '"representation"'),
         ("fam_center", "false", "True, False or None"),
+        ("fam_smoothing", 1.0, "at least 0 and below 1"),
+        ("fam_smoothing", -0.1, "at least 0 and below 1"),
+        ("fam_smoothing", float("nan"), "at least 0 and below 1"),
+        ("fam_smoothing", "some", "is not a number"),
     ],
 )
 def test_argument_out_of_range(name: str, value: Any, remedy: str) -> None:
     assert_says(message_of(ValueError, lambda: FAMArguments(**{name: value})), f"{name}={value!r}", remedy)
+
+
+@pytest.mark.parametrize("estimator", ["hessian", "perturbation", "dense"])
+def test_smoothing_with_an_estimator_that_cannot(estimator: str) -> None:
+    said = message_of(ValueError, lambda: FAMArguments(fam_estimator=estimator, fam_smoothing=0.1))
+    assert_says(said, "fam_smoothing=0.1", f'"{estimator}"', "set it to 0")
 
 
 @pytest.mark.parametrize("estimator", ["perturbation", "dense"])

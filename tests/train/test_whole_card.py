@@ -106,12 +106,13 @@ def test_evaluation_is_the_last_one(tmp_path: Path) -> None:
                 "| λ at the end of training, as logged (warm-up) | 0.4 |",
             ],
         ),
+        ({"fam_smoothing": 0.1}, ["| smoothing ε | 0.1 |"]),
         (
             {"fam_layer": "representation", "fam_estimator": "hessian"},
             ["| layer | bert.pooler.dense |", "| estimator of κ | hessian |"],
         ),
     ],
-    ids=["centered", "hidden layer"],
+    ids=["centered", "smoothed", "hidden layer"],
 )
 def test_rows_tell_how_it_was_trained(tmp_path: Path, given: dict[str, Any], rows: list[str]) -> None:
     args = arguments(tmp_path, max_steps=4, **given)

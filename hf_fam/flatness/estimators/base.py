@@ -55,6 +55,7 @@ class Choice:
         head: the layer that computes the logits, which may be the feature layer itself; None if it is unknown.
         probes: number of random probes to average; None for the default.
         weights_only: let the gradient reach W alone.
+        smoothing: eps of the smoothed kappa, at least 0 and below 1.
         is_head_by_default: whether the user named no layer, so that the last one was taken for the head.
     """
 
@@ -63,6 +64,7 @@ class Choice:
     head: FeatureLayer | None
     probes: int | None = None
     weights_only: bool = False
+    smoothing: float = 0.0
     is_head_by_default: bool = False
 
     @property
@@ -90,6 +92,7 @@ class Estimator(ABC):
         default_probes: default number of random probes; None for an estimator without probes.
         weights_only_possible: whether the gradient can be restricted to W.
         only_at_head: whether it supports only the layer that computes the logits.
+        can_smooth: whether it computes the smoothed kappa.
 
     Args:
         choice: model, layer and options.
@@ -107,15 +110,21 @@ class Estimator(ABC):
     default_probes: ClassVar[int | None] = None
     weights_only_possible: ClassVar[bool] = True
     only_at_head: ClassVar[bool] = False
+    can_smooth: ClassVar[bool] = False
 
     def __init__(self, choice: Choice) -> None:
         self.choice, self.layer = choice, choice.layer
-        self.weights_only = choice.weights_only
+        self.weights_only, self.smoothing = choice.weights_only, choice.smoothing
         self.probes = choice.probes or self.default_probes or 1
         if self.weights_only and not self.weights_only_possible:
             raise ValueError(
                 f'gradient="weights_only" is not possible with estimator="{self.name}": use "hessian" or '
                 '"gauss_newton".'
+            )
+        if self.smoothing and not self.can_smooth:
+            raise ValueError(
+                f'smoothing={self.smoothing:g} (fam_smoothing) is not possible with estimator="{self.name}": set it to '
+                '0, or use "closed_form", "row_probes" or "gauss_newton".'
             )
         if self.weights_only and self.tail_derivatives == 3:
             self.tail_derivatives = 2  # the Hessian is held constant

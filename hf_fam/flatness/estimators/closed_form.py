@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -18,11 +19,11 @@ from ..head_loss import (
     NoClosedForm,
     elementwise_curvature,
     elementwise_flatness,
+    item_weights,
     recognize_calls,
-    weights_from_product,
-    weights_in_chunks,
 )
 from ..row_signs import row_signs
+from ..smoothing import smoothed_sigmoid_curvature
 from ..softmax_head import softmax_flatness, unit_flatness
 from ..vocabulary import is_large
 from .base import Choice, Estimator, Operations
@@ -46,6 +47,7 @@ class ClosedForm(Estimator):
     name = "closed_form"
     default_strength = 0.003
     only_at_head = True
+    can_smooth = True
     tail_derivatives = 2
     row_probes = 0
 
@@ -79,7 +81,7 @@ class ClosedForm(Estimator):
             NoClosedForm: the loss has no closed form.
         """
         if self._recheck_schedule.is_due() or self._form is None:
-            self._form = recognize_calls(batch) or self._form
+            self._form = recognize_calls(batch, self.smoothing) or self._form
         # A loss without curvature has kappa = 0 in each form. The next batch is checked again.
         form = self._form or HeadLoss("elementwise")
         calls = zip(batch.perturbed_features, batch.pre_activations, strict=True)
@@ -94,37 +96,43 @@ class ClosedForm(Estimator):
         """
         choice = self.choice
         _refuse_without_closed_form(error, batch, self.layer, choice.head, self.name, choice.is_head_by_default)
+        unsmoothed = " without smoothing" if self.smoothing else ""
         warnings.warn(
-            f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes "
-            f'instead. Set estimator="{HessianProbes.name}" to choose them from the start.',
+            f"The closed form does not hold for this loss at '{self.layer.name}': {error}. Using Hessian probes"
+            f'{unsmoothed} instead. Set estimator="{HessianProbes.name}" to choose them from the start.',
             stacklevel=4,
         )
         return HessianProbes(self._choice_of_replacement())
 
     def _choice_of_replacement(self) -> Choice:
-        return self.choice
+        return dataclasses.replace(self.choice, smoothing=0.0)
 
     def _is_large(self) -> bool:
         return is_large(self.layer.out_features) and self.layer.linear_map.groups == 1
 
     def _kappa_of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
-        scale = range_scale(batch.loss, [z])
-        (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights == "product")
         if form.kind == "elementwise":
+            scale = range_scale(batch.loss, [z])
+            (first,) = gradients(batch.loss, [z], scale)
             curvature = elementwise_curvature(first, z)
             return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
-        is_from_gradient = form.item_weights == "gradient"
-        is_trained = form.has_trained_weights and not batch.weights_only
-        if is_from_gradient:
-            c = weights_in_chunks(first, z.detach())
-        else:
-            c = weights_from_product(first, z, create_graph=is_trained)
-        del first
+        c = item_weights(batch, z, form)
+        if form.kind == "sigmoid":
+            curvature = smoothed_sigmoid_curvature(z, c, self.smoothing)
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only)
+        c = c.flatten()
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
-        c = c.flatten() / scale
-        kappa = softmax_flatness(phi, z, batch.weight, c.detach(), weights_only=batch.weights_only, signs=signs)
+        kappa = softmax_flatness(
+            phi,
+            z,
+            batch.weight,
+            c.detach(),
+            weights_only=batch.weights_only,
+            signs=signs,
+            smoothing=self.smoothing,
+        )
         if c.requires_grad:  # kappa is linear in c
-            kappa = kappa + (c - c.detach()) @ unit_flatness(phi, z, batch.weight, signs)
+            kappa = kappa + (c - c.detach()) @ unit_flatness(phi, z, batch.weight, signs, self.smoothing)
         return kappa
 
 

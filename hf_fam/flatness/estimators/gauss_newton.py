@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ...calculus.autograd_graph import is_product
 from ...calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
+from ...calculus.recheck_schedule import RecheckSchedule
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
 from ..coupling import calls_are_nested
+from ..head_loss import HeadLoss, NoClosedForm, item_weights, recognize_logits
+from ..smoothing import smoothed_sigmoid_curvature, smoothed_softmax_product
 from .base import Choice
 from .random_probes import RandomProbes
+
+# Product of the curvature of the loss by the logits of all calls with a vector.
+Curvature = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
 
 class GaussNewtonProbes(RandomProbes):
@@ -23,6 +29,7 @@ class GaussNewtonProbes(RandomProbes):
     name = "gauss_newton"
     default_strength = 0.001
     needs_logits = True
+    can_smooth = True
 
     def __init__(self, choice: Choice) -> None:
         if choice.head is None:
@@ -30,6 +37,8 @@ class GaussNewtonProbes(RandomProbes):
                 f'estimator="{self.name}" needs the layer into the logits, but none was found: use "hessian".'
             )
         super().__init__(choice)
+        self._form: HeadLoss | None = None
+        self._recheck_schedule = RecheckSchedule()
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
@@ -44,8 +53,43 @@ class GaussNewtonProbes(RandomProbes):
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
         """Return the quadratic form for one direction, see `gauss_newton_probe`."""
         return gauss_newton_probe(
-            batch.loss, batch.pre_activations, batch.logits, directions, weights_only=batch.weights_only
+            batch.loss,
+            batch.pre_activations,
+            batch.logits,
+            directions,
+            weights_only=batch.weights_only,
+            curvature=self._smoothed_curvature(batch),
         )
+
+    def _smoothed_curvature(self, batch: Batch) -> Curvature | None:
+        """Return the smoothed curvature of the loss by the logits; None if it is the loss's own."""
+        if not self.smoothing:
+            return None
+        if self._recheck_schedule.is_due() or self._form is None:
+            try:
+                self._form = recognize_logits(batch, batch.logits, self.smoothing) or self._form
+            except NoClosedForm as error:
+                self.smoothing = 0.0
+                warnings.warn(
+                    f"kappa of '{self.layer.name}' is not smoothed: {error}. Set smoothing=0 (fam_smoothing) to choose "
+                    "this from the start.",
+                    stacklevel=6,
+                )
+                return None
+        form = self._form
+        if form is None or form.kind == "elementwise":
+            return None
+
+        def curvature(logits: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+            calls = zip(logits, vectors, strict=True)
+            return [self._product(z, item_weights(batch, z, form), v, form) for z, v in calls]
+
+        return curvature
+
+    def _product(self, logits: Tensor, c: Tensor, vector: Tensor, form: HeadLoss) -> Tensor:
+        if form.kind == "softmax":
+            return smoothed_softmax_product(logits, c, vector, self.smoothing)
+        return smoothed_sigmoid_curvature(logits, c, self.smoothing) * vector
 
 
 def _check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None:
@@ -89,6 +133,7 @@ def gauss_newton_probe(
     directions: Sequence[Tensor],
     *,
     weights_only: bool = False,
+    curvature: Curvature | None = None,
 ) -> Tensor:
     """Return one probe ``(J u)^T (d2L/dlogits2) (J u)``, J the tail's Jacobian.
 
@@ -103,6 +148,7 @@ def gauss_newton_probe(
         logits: output of every call of the head, in the graph between z and the loss.
         directions: u for every call of the feature layer, in the graph.
         weights_only: let the gradient reach W alone.
+        curvature: product of the curvature by the logits with a vector, in the graph; None for that of the loss.
 
     Returns:
         A scalar in the units of the loss.
@@ -121,8 +167,12 @@ def gauss_newton_probe(
     """
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
     logit_directions = push_forward(logits, pre_activations, [v.detach() for v in u] if weights_only else u)
-    scale = range_scale(loss, logits)
-    product = vector_products(gradients(loss, logits, scale), logits, logit_directions)
+    scale: Tensor | float = 1.0
+    if curvature is None:
+        scale = range_scale(loss, logits)
+        product = vector_products(gradients(loss, logits, scale), logits, logit_directions)
+    else:
+        product = curvature(logits, logit_directions)
     if not weights_only:
         return quadratic_form(logit_directions, product, weights_only=False) / scale
     # J^T (H J u) lies below the tail, so that W acts in u alone.

@@ -26,6 +26,7 @@ from ..softmax_head import (
     backward_through_sketch,
     logit_gradient,
     row_chunks,
+    scale_rows,
     select_rows,
 )
 from ..strength import is_strength
@@ -44,6 +45,7 @@ class InjectedHead(Estimator):
 
     acts_in = ActsIn.BACKWARD_PASS
     can_center = False
+    can_smooth = True
 
     def __init__(self, in_loss: Estimator, row_probes: int) -> None:
         super().__init__(in_loss.choice)
@@ -113,7 +115,9 @@ class InjectedHead(Estimator):
         self._calls.append(call)
         if weight.is_leaf and weight.requires_grad:
             call.weight_hook = weight.register_hook(call.add_to_weight_gradient)
-        injected_logits = InjectFlatness.apply(logits, features, weight, strength, signs, self.weights_only, call)
+        injected_logits = InjectFlatness.apply(
+            logits, features, weight, strength, signs, self.weights_only, call, self.smoothing
+        )
         return linear_map.outputs(injected_logits)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -189,7 +193,7 @@ class InjectFlatness(torch.autograd.Function):
     """The identity on logits, whose backward adds the gradient of lambda kappa.
 
     Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength (a scalar leaf whose
-    gradient becomes kappa), signs (see `row_signs`), weights_only, and an `InjectedCall` or None.
+    gradient becomes kappa), signs (see `row_signs`), weights_only, an `InjectedCall` or None, and the smoothing eps.
     """
 
     @staticmethod
@@ -202,11 +206,12 @@ class InjectFlatness(torch.autograd.Function):
         signs: Tensor | None,
         weights_only: bool,
         call: InjectedCall | None,
+        smoothing: float,
     ) -> Tensor:
         """Return the logits, and store two numbers for each row."""
         top, rest = confidence(logits.reshape(-1, logits.shape[-1]))
         ctx.save_for_backward(features, weight, strength, signs, top, rest)
-        ctx.weights_only, ctx.call = weights_only, call
+        ctx.weights_only, ctx.call, ctx.smoothing = weights_only, call, smoothing
         return logits.view_as(logits)
 
     @staticmethod
@@ -214,9 +219,9 @@ class InjectFlatness(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the loss plus those of the term."""
         if ctx.call is not None and ctx.call.is_canceled:
-            return (gradient, *[None] * 6)
+            return (gradient, *[None] * 7)
         with torch.autocast(gradient.device.type, enabled=False):
-            return (*_add_term(ctx, gradient), *[None] * 3)
+            return (*_add_term(ctx, gradient), *[None] * 4)
 
 
 def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,7 +230,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needs_phi, needs_w = ctx.needs_input_grad[1] and not ctx.weights_only, ctx.needs_input_grad[2]
     g, phi, dtype = gradient.reshape(-1, gradient.shape[-1]), features.reshape(-1, features.shape[-1]), rest.dtype
     c, label = hard_label_weights(g, top, rest)
-    vectors = ClassVectors.from_weight(weight, signs, dtype)
+    vectors = ClassVectors.from_weight(weight, signs, dtype, ctx.smoothing)
     grad_z = g if ctx.weights_only else g.clone()
     grad_phi = torch.zeros_like(phi) if needs_phi else None
     # With a hook, the term is added to the gradient of W from the loss.
@@ -245,21 +250,21 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if grad_phi is not None:
             factor = 2 * strength * select_rows(c, rows) * variance
             grad_phi[rows] = (factor.unsqueeze(-1) * select_rows(phi, rows)).to(phi.dtype)
-        grad_logits, scaled_p = logit_gradient(p, scale, vectors, mean, variance)
+        grad_logits, scaled_q = logit_gradient(p, scale, vectors, mean, variance)
         if weight_gradient is not None:
-            weight_gradient.add(scaled_p, mean)
+            weight_gradient.add(scaled_q, mean)
         else:
             means.append(mean)
         if not ctx.weights_only:
             squares = squares + torch.linalg.vector_norm(grad_logits).square()
             grad_z[rows] += grad_logits.mul_(strength).to(grad_z.dtype)
-        del p, grad_logits, scaled_p  # frees memory for the next chunk
+        del p, grad_logits, scaled_q  # frees memory for the next chunk
     if ctx.call is not None and ctx.call.squares is not None:
         loss_square = torch.linalg.vector_norm(g, dtype=dtype).square()
         ctx.call.squares.copy_(torch.stack([squares, loss_square]))
     grad_w = None if weight_gradient is None else weight_gradient.finish()
     if is_weight_later and needs_w:
-        center = vectors.center
+        center, smoothing = vectors.center, ctx.smoothing
 
         def add_to(gradient: Tensor) -> None:
             if grad_w is not None and signs is not None:
@@ -268,7 +273,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             term = WeightGradient(weight.detach(), center, strength, gradient)
             for rows, mean in zip(row_chunks(nonzero_rows, *g.shape), means, strict=True):
                 p = probabilities(select_rows(g, rows), select_rows(c, rows), select_rows(label, rows))
-                term.add(p.mul_(select_rows(scales, rows).unsqueeze(-1)), mean)
+                term.add(scale_rows(p, select_rows(scales, rows), smoothing), mean)
             term.finish()
 
         ctx.call.weight_term = add_to

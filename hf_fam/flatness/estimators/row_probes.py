@@ -36,4 +36,4 @@ class RowProbes(ClosedForm):
         return LARGE_HEAD_FACTOR * share * operations.layer / (3 * operations.model)
 
     def _choice_of_replacement(self) -> Choice:
-        return dataclasses.replace(self.choice, probes=None)
+        return dataclasses.replace(super()._choice_of_replacement(), probes=None)

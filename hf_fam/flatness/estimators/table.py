@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from . import Estimator, estimators
 
-_HEADER = ("estimator", "what it is", "acts in", "derivatives", "default λ", "probes", "centers")
+_HEADER = ("estimator", "what it is", "acts in", "derivatives", "default λ", "probes", "centers", "smooths")
 
 
 def estimator_table(kinds: Iterable[type[Estimator]] | None = None) -> str:
@@ -20,7 +20,7 @@ def estimator_table(kinds: Iterable[type[Estimator]] | None = None) -> str:
 
     Examples:
         >>> print(estimator_table().splitlines()[2])
-        | `closed_form` | Exact, for heads ... | the loss | 2 | 0.003 | - | yes |
+        | `closed_form` | Exact, for heads ... | the loss | 2 | 0.003 | - | yes | yes |
     """
     lines = [_line(_HEADER), _line(["---"] * len(_HEADER))]
     for kind in estimators() if kinds is None else kinds:
@@ -32,6 +32,7 @@ def estimator_table(kinds: Iterable[type[Estimator]] | None = None) -> str:
             f"{kind.default_strength:g}",
             str(kind.default_probes or "-"),
             "yes" if kind.can_center else "no",
+            "yes" if kind.can_smooth else "no",
         )
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
