@@ -140,12 +140,13 @@ def in_the_backward_pass(model: nn.Module, run: Callable[[], Tensor], scale: flo
     return gradients(model), kappa.item(), squares
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("estimator", ["closed_form", "row_probes"])
 @pytest.mark.parametrize("gradient", ["full", "weights_only"])
 @pytest.mark.parametrize("name", [*losses(), "one item", "no label"])
 @pytest.mark.usefixtures("large")
 def test_captured_with_a_strength_a_large_head_acts_in_the_backward_pass(
-    name: str, gradient: str, estimator: str
+    name: str, gradient: str, estimator: str, smoothing: float
 ) -> None:
     torch.manual_seed(secrets.randbits(32))
     one, none = torch.randint(0, 4, (1,)), torch.full((6,), -100)
@@ -155,7 +156,7 @@ def test_captured_with_a_strength_a_large_head_acts_in_the_backward_pass(
         "no label": ((6,), lambda z: F.cross_entropy(z, none, reduction="sum") / 7),
     }[name]
     model, inputs = network(), torch.randn(*shape, 3, dtype=torch.float64)
-    options = {"gradient": gradient, "estimator": estimator}
+    options = {"gradient": gradient, "estimator": estimator, "smoothing": smoothing}
     if name == "no label":
         found, kappa, squares = in_the_backward_pass(model, lambda: loss_of(model(inputs)), **options)
         assert kappa == 0 and all(not g.any() for g in found) and (squares is None or not squares.any())

@@ -37,17 +37,21 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(softmax_head, "_MAX_UNCHUNKED", 0)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("probes", [None, 2])
 @pytest.mark.parametrize("rows", [1, 3, N, 2 * N])
 @pytest.mark.parametrize("count", [1, N])
-def test_chunks_change_nothing(count: int, rows: int, probes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(
+    count: int, rows: int, probes: int | None, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sizes that do not divide N, a batch of one, rows that have no weight at all."""
     phi, z, w, c = case(count)
     c[1::3] = 0
     signs = random_row_signs(probes or 0, M, c.device)
-    expected = with_gradients(softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
+    options = {"signs": signs, "smoothing": smoothing}
+    expected = with_gradients(softmax_flatness(phi, z, w, c, **options), [phi, z, w])
     in_chunks(monkeypatch, rows)
-    found = with_gradients(3 * softmax_flatness(phi, z, w, c, signs=signs), [phi, z, w])
+    found = with_gradients(3 * softmax_flatness(phi, z, w, c, **options), [phi, z, w])
     torch.testing.assert_close(found, [3 * t for t in expected], rtol=1e-11, atol=1e-13)
 
 
@@ -66,19 +70,22 @@ def test_weights_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(of_w, softmax_flatness_and_derivatives(phi, z, w, c)[3].detach())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_row_probes_are_unbiased(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_probes_are_unbiased(chunked: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all signs, values and gradients average to the exact ones; several probes are the mean of single ones."""
     phi, z, w, c = case()
-    exact = with_gradients(softmax_flatness(phi, z, w, c), [phi, z, w])
+    exact = with_gradients(softmax_flatness(phi, z, w, c, smoothing=smoothing), [phi, z, w])
     if chunked:
         in_chunks(monkeypatch, 3)
     every = [torch.tensor(r).unsqueeze(1) for r in itertools.product((-1, 1), repeat=M)]
-    single = [with_gradients(softmax_flatness(phi, z, w, c, signs=r), [phi, z, w]) for r in every]
+    single = [with_gradients(softmax_flatness(phi, z, w, c, signs=r, smoothing=smoothing), [phi, z, w]) for r in every]
     mean = [torch.stack(parts).mean(0) for parts in zip(*single, strict=True)]
     torch.testing.assert_close(mean, exact, rtol=1e-11, atol=1e-13)
     assert not torch.isclose(single[0][0], exact[0], rtol=1e-3)
-    together = with_gradients(softmax_flatness(phi, z, w, c, signs=torch.cat(every, 1)), [phi, z, w])
+    together = with_gradients(
+        softmax_flatness(phi, z, w, c, signs=torch.cat(every, 1), smoothing=smoothing), [phi, z, w]
+    )
     torch.testing.assert_close(together, exact, rtol=1e-11, atol=1e-13)
 
 

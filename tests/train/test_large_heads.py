@@ -39,14 +39,14 @@ def trained(
     return weights(trainer.model), trainer
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "smoothing"), [(True, 0.0), (False, 0.0), (True, 0.1)])
 def test_it_is_the_training_with_the_term_in_the_loss(
-    tied: bool, tmp_path: Path, request: pytest.FixtureRequest
+    tied: bool, smoothing: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    expected, in_loss = trained(tmp_path / "loss", tied=tied)
+    expected, in_loss = trained(tmp_path / "loss", tied=tied, fam_smoothing=smoothing)
     plain, _ = trained(tmp_path / "plain", tied=tied, fam_lambda=0.0)
     request.getfixturevalue("large")
-    found, injected = trained(tmp_path / "backward", tied=tied)
+    found, injected = trained(tmp_path / "backward", tied=tied, fam_smoothing=smoothing)
     assert largest_difference(expected, plain) > 1e-3
     assert largest_difference(found, expected) < 1e-9
     for name in ("loss", "fam_kappa", "fam_term", "fam_lambda"):
