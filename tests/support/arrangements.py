@@ -87,6 +87,10 @@ CASES = {
     "hidden layer, Gauss-Newton, centered": Case(bert, classified, {**pooler("gauss_newton", 5.0), "fam_center": True}),
     "hidden layer, perturbation, centered": Case(bert, classified, {**pooler("perturbation", 0.5), "fam_center": True}),
     "head, closed form, centered": Case(bert, classified, {"fam_lambda": 200.0, "fam_center": True}),
+    "head, closed form, smoothed": Case(bert, classified, {"fam_lambda": 20.0, "fam_smoothing": 0.1}),
+    "hidden layer, Gauss-Newton, smoothed": Case(
+        bert, classified, {**pooler("gauss_newton", 5.0), "fam_smoothing": 0.1}
+    ),
     "hidden layer, Gauss-Newton, warm-up": Case(
         bert, classified, {**pooler("gauss_newton", 5.0), "fam_warmup_steps": 0.6}
     ),
