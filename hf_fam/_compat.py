@@ -28,11 +28,21 @@ _LOGGED_IN_COMPUTE_LOSS = ("_metrics", "_total_train_tokens", "accum_loss_compon
 class CheckpointHooks(_Host):
     """Base class in front of a ``Trainer``, with hooks for saving.
 
-    ``Trainer._save_checkpoint`` and ``Trainer._save``: transformers 5.15 to 5.23.
+    ``Trainer._save_checkpoint``, ``Trainer._save`` and the argument ``_internal_call`` of ``Trainer.save_model``:
+    transformers 5.15 to 5.23.
     """
 
+    def before_saving(self) -> None:
+        """Raise an error to refuse to save the model, in a checkpoint or not.
+
+        A process may be the only one that calls this.
+        """
+
     def before_checkpoint(self) -> None:
-        """Raise an error to refuse a checkpoint."""
+        """Raise an error to refuse a checkpoint.
+
+        All processes call this.
+        """
 
     def state_to_save(self) -> dict[str, Any] | None:
         """Return the weights to save; None for the model's own state dict."""
@@ -40,6 +50,11 @@ class CheckpointHooks(_Host):
 
     def after_saving(self, folder: Path) -> None:
         """Write more files into the folder of a saved model."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the Trainer does, unless `before_saving` refuses."""
+        self.before_saving()
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.before_checkpoint()

@@ -73,6 +73,9 @@ class Saving(CheckpointHooks, Trainer):
         super().__init__(*args, **kwargs)
         self.told: list[str] = []
 
+    def before_saving(self) -> None:
+        self.told.append("before saving")
+
     def before_checkpoint(self) -> None:
         self.told.append(f"before step {self.state.global_step}")
 
@@ -86,23 +89,37 @@ class Saving(CheckpointHooks, Trainer):
 def test_the_trainer_tells_of_its_checkpoints(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, Saving, max_steps=2, save_strategy="steps", save_steps=1)
     trainer.train()
-    assert trainer.told == ["before step 1", "checkpoint-1", "before step 2", "checkpoint-2"]
+    assert trainer.told[:3] == ["before step 1", "before saving", "checkpoint-1"]
+    assert trainer.told[3:] == ["before step 2", "before saving", "checkpoint-2"]
     trainer.save_model(str(tmp_path / "saved"))
-    assert trainer.told[4:] == ["saved"]  # which is no checkpoint
+    assert trainer.told[6:] == ["before saving", "saved"]  # which is no checkpoint
     for folder in ("checkpoint-2", "saved"):
         saved = load_file(tmp_path / folder / "model.safetensors")
         assert all((weight == 7).all() for weight in saved.values() if weight.is_floating_point())
 
 
-class Refusing(CheckpointHooks, Trainer):
+class RefusingCheckpoints(CheckpointHooks, Trainer):
     def before_checkpoint(self) -> None:
         raise FloatingPointError("not this one")
 
 
-def test_a_checkpoint_can_be_refused(tmp_path: Path) -> None:
+class RefusingModels(CheckpointHooks, Trainer):
+    def before_saving(self) -> None:
+        raise FloatingPointError("not this one")
+
+
+@pytest.mark.parametrize("kind", [RefusingCheckpoints, RefusingModels])
+def test_a_checkpoint_can_be_refused(tmp_path: Path, kind: type[Trainer]) -> None:
     with pytest.raises(FloatingPointError, match="not this one"):
-        trainer_of(tmp_path, Refusing, max_steps=1, save_strategy="steps", save_steps=1).train()
+        trainer_of(tmp_path, kind, max_steps=1, save_strategy="steps", save_steps=1).train()
     assert list(tmp_path.glob("checkpoint-*/*.safetensors")) == []
+
+
+def test_a_final_model_can_be_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, RefusingModels)
+    with pytest.raises(FloatingPointError, match="not this one"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 class Loading(WeightLoadingHooks, Trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,13 +87,34 @@ class FeatureMean:
         """Return the state that a resumed training needs, ready for JSON."""
         return {"mean": None if self.value is None else self.value.tolist(), "steps": self._steps}
 
-    def load(self, state: dict[str, Any] | None, like: Tensor) -> None:
+    def load(self, state: dict[str, Any] | None, weight: Tensor) -> None:
         """Restore a `state`, or start over if it is None.
 
         Args:
             state: result of `state`.
-            like: tensor whose device and precision the mean gets.
+            weight: W, shape ``(d, m)``; the mean gets its device and precision.
+
+        Raises:
+            ValueError: the state is damaged; the message says how.
         """
-        mean, self._steps = (state["mean"], state["steps"]) if state else (None, 0)
-        self.value = None if mean is None else torch.tensor(mean, dtype=wide(like.dtype), device=like.device)
-        self._sum = None
+        mean, steps = (None, 0) if state is None else _checked(state, weight.shape[-1])
+        self.value = None if mean is None else torch.tensor(mean, dtype=wide(weight.dtype), device=weight.device)
+        self._steps, self._sum = steps, None
+
+
+def _checked(state: Any, features: int) -> tuple[list[float] | None, int]:
+    """Return mean and number of steps of a saved state."""
+    if not isinstance(state, dict) or not {"mean", "steps"} <= set(state):
+        raise ValueError("'mean' or 'steps' is missing")
+    mean, steps = state["mean"], state["steps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0 or (steps == 0) != (mean is None):
+        raise ValueError(f"steps is {steps!r:.40}")
+    if mean is None:
+        return None, 0
+    if not isinstance(mean, list) or len(mean) != features:
+        raise ValueError(
+            f"it has {len(mean) if isinstance(mean, list) else 'no list of'} numbers instead of {features}"
+        )
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in mean):
+        raise ValueError("it contains a value that is not a finite number")
+    return mean, steps

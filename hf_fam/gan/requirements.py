@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..processes.checkpoints import resume_hint
 from ..processes.decisions import refuse_unconnected_processes
 from .networks import in_evaluation_mode, samples_of
 from .penalty import one_value_per_sample, refuse_coupled_samples
@@ -138,8 +139,13 @@ def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, rea
             one_value_per_sample(values, len(samples), "critic")
 
 
-def check_finite(networks: nn.Module, step: int) -> None:
+def check_finite(networks: nn.Module, step: int, output_dir: str) -> None:
     """Refuse diverged weights before they are saved.
+
+    Args:
+        networks: both networks.
+        step: number of optimizer steps so far.
+        output_dir: output folder of the Trainer.
 
     Raises:
         FloatingPointError: a weight is not finite; the message names it.
@@ -147,8 +153,9 @@ def check_finite(networks: nn.Module, step: int) -> None:
     for name, weight in networks.named_parameters():
         if not bool(weight.isfinite().all()):
             raise FloatingPointError(
-                f"'{name}' is not finite after step {step}, so the training probably diverged: lower the learning "
-                "rates or penalty_lambda, and use resume_from_checkpoint with the last checkpoint, which is finite."
+                f"'{name}' is not finite after step {step}, so it is not saved: the training diverged, or the real "
+                "samples contain NaN; lower the learning rates or penalty_lambda, or correct the samples."
+                + resume_hint(output_dir)
             )
 
 

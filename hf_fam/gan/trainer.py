@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from .._compat import CheckpointHooks, clip_gradients, mark_scheduler_as_created
+from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
 from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
 from .evaluation import Features, SampleComparison
@@ -323,9 +324,16 @@ class WGANTrainer(CheckpointHooks, Trainer):
             logs["generator_learning_rate"] = rates[GENERATOR]
         super().log(logs, *args, **kwargs)
 
-    def before_checkpoint(self) -> None:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does; ``resume_from_checkpoint=True`` takes the newest whole checkpoint."""
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if isinstance(checkpoint, str):
+            warn_of_missing_states(self, Path(checkpoint))
+        return super().train(checkpoint, *args, **kwargs)
+
+    def before_saving(self) -> None:
         """Refuse to save weights that are not finite."""
-        check_finite(self.networks, self.state.global_step)
+        check_finite(self.networks, self.state.global_step, str(self.args.output_dir))
 
     def state_to_save(self) -> dict[str, Tensor]:
         """Return copies of the weights for safetensors.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+_ESTIMATE, _PENALTY, _TERM, _GENERATOR = "wasserstein_estimate", "gradient_penalty", "penalty_term", "generator_loss"
 
-@dataclass
+
 class CriticLog:
     """Means over the steps since the last log, and the largest gradient norm.
+
+    Sums on the device, whose memory does not grow with the number of steps between two logs.
 
     Examples:
         >>> log = CriticLog()
@@ -20,11 +22,14 @@ class CriticLog:
         {'wasserstein_estimate': 2.0, 'gradient_penalty': 0.25, 'penalty_term': 2.5, 'gradient_violation': 0.5}
     """
 
-    _estimates: dict[int, list[Tensor]] = field(default_factory=dict)
-    _penalties: dict[int, list[Tensor]] = field(default_factory=dict)
-    _terms: dict[int, list[Tensor]] = field(default_factory=dict)
-    _generator: dict[int, list[Tensor]] = field(default_factory=dict)
-    _largest: list[Tensor] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
+        self._largest: Tensor | None = None
 
     def add_critic(
         self,
@@ -45,16 +50,16 @@ class CriticLog:
             norms: norms of the penalized gradients.
             weight: lambda, times the interval of a lazy penalty.
         """
-        self._estimates.setdefault(step, []).append(estimate * share)
+        self._add(_ESTIMATE, step, estimate, share)
         if penalty is None or norms is None:
             return
-        self._penalties.setdefault(step, []).append(penalty * share)
-        self._terms.setdefault(step, []).append(penalty * (share * weight))
-        self._largest.append(norms.max())
+        self._add(_PENALTY, step, penalty, share)
+        self._add(_TERM, step, penalty, share * weight)
+        self._largest = norms.max() if self._largest is None else torch.maximum(self._largest, norms.max())
 
     def add_generator(self, step: int, share: float, loss: Tensor) -> None:
         """Record one micro-batch of a generator step."""
-        self._generator.setdefault(step, []).append(loss * share)
+        self._add(_GENERATOR, step, loss, share)
 
     def drain(
         self, target: float, mean_over_processes: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
@@ -67,19 +72,22 @@ class CriticLog:
             gather: stacks one-element tensors of all processes.
         """
         logs: dict[str, float] = {}
-        named = (
-            ("wasserstein_estimate", self._estimates, self._estimates),
-            ("gradient_penalty", self._penalties, self._penalties),
-            # A lazy penalty is 0 between its steps, so its term is a mean over all critic steps.
-            ("penalty_term", self._terms, self._estimates),
-            ("generator_loss", self._generator, self._generator),
-        )
-        for name, values, steps in named:
-            if values:
-                total = torch.stack([part for parts in values.values() for part in parts]).sum()
-                logs[name] = mean_over_processes(total / len(steps)).item()
-        if self._largest:
-            logs["gradient_violation"] = gather(torch.stack(self._largest).max().reshape(1)).max().item() - target
-        for buffer in (self._estimates, self._penalties, self._terms, self._generator, self._largest):
-            buffer.clear()
+        for name in (_ESTIMATE, _PENALTY, _TERM, _GENERATOR):
+            if name in self._sums:
+                # A lazy penalty is 0 between its steps, so its term is a mean over all critic steps.
+                steps = self._steps[_ESTIMATE if name == _TERM else name]
+                logs[name] = mean_over_processes(self._sums[name] / steps).item()
+        if self._largest is not None:
+            logs["gradient_violation"] = gather(self._largest.reshape(1)).max().item() - target
+        self._clear()
         return {name: float(f"{value:.7g}") for name, value in logs.items()}
+
+    def _add(self, name: str, step: int, value: Tensor, factor: float) -> None:
+        """Add a value of a step to its sum."""
+        # In the precision of the losses, a sum over many steps would lose the small ones.
+        dtype = torch.float32 if value.device.type == "mps" else torch.float64
+        weighted = value.to(dtype) * factor
+        self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        if self._last_step.get(name) != step:
+            self._steps[name] = self._steps.get(name, 0) + 1
+        self._last_step[name] = step

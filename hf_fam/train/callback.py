@@ -127,7 +127,7 @@ class FAMCallback(TrainerCallback):
         if self._attached is None or not logs or "loss" not in logs:
             return
         mean = functools.partial(mean_over_processes, device=args.device)
-        means = self._fam.log.drain(self._attached.layer.in_features, mean, finite_only=True)
+        means = self._fam.log.drain(self._attached.layer.in_features, mean)
         logs.update(means)  # for later callbacks
         state.log_history[-1].update(means)
 

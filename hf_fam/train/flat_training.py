@@ -16,19 +16,19 @@ from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import AUTO
 from ..layer.model_state import preserve_state
+from ..processes.checkpoints import resume_hint
 from ..processes.decisions import stop_together, sum_over_processes
 from .first_batch import copy_of_inputs, correct_loss_scaling
-from .log import FlatnessLog, problem_of_weights
+from .log import FlatnessLog
+from .mean_state import load_mean, save_mean
 from .model_card import FlatnessSummary, first_logged, last_logged
+from .not_finite import sum_of_labels
 from .requirements import MISSING_TERM, check_requirements, refuse_parallelism
 from .strength import strength_at
 from .training_args import CORRECTED, FAMArguments
 
 # The gradient ratio is measured for the log once in this many steps. It costs one more pass through the tail.
 RATIO_EVERY = 10
-
-# The key of the features' mean in the Trainer's state.
-_STATE = "FAM"
 
 
 class FlatTraining:
@@ -61,6 +61,7 @@ class FlatTraining:
         self.log = FlatnessLog()
         self.is_first_batch_checked = False
         self._step, self._micro_batch = -1, 0
+        self._labels: Tensor | None = None
 
     @property
     def strength(self) -> float:
@@ -134,9 +135,7 @@ class FlatTraining:
             self._settings = ()
         flatness = self.prepare(trainer)
         if flatness is not None and flatness.mean is not None:
-            saved_mean, layer = trainer.state.stateful_callbacks.get(_STATE, {}).get("mean"), flatness.layer
-            is_same_layer = saved_mean is not None and saved_mean.get("layer", layer.name) == layer.name
-            flatness.mean.load(saved_mean if is_same_layer else None, layer.weight)
+            load_mean(trainer.state, flatness.mean, flatness.layer)
 
     def check_first_batch(
         self,
@@ -186,6 +185,7 @@ class FlatTraining:
         if args.accelerator_config.split_batches:
             size //= args.world_size
         first_item = (self._micro_batch * args.world_size + args.process_index) * size
+        self._labels = sum_of_labels(inputs, trainer.label_names)
         assert self.flatness is not None
         self.flatness.seed(args.seed, step, first_item=first_item, items=find_batch_size(inputs))
         return self.flatness
@@ -202,10 +202,10 @@ class FlatTraining:
         # The training loop sets this attribute.
         accumulation_steps = getattr(trainer, "current_gradient_accumulation_steps", 1)
         share = 1.0 if _sums_micro_batches(trainer, num_items_in_batch) else 1.0 / accumulation_steps
-        self.log.add(self._step, loss.detach(), kappa.detach(), share, strength, squares)
+        self.log.add(self._step, loss.detach(), kappa.detach(), share, strength, squares, self._labels)
         # Other devices would have to wait here, and several processes must stop together: see before_optimizer_step.
         if kappa.device.type == "cpu" and trainer.args.world_size == 1 and kappa.requires_grad:
-            stop_together(self.log.problem(), trainer.accelerator)
+            stop_together(self._problem(trainer), trainer.accelerator)
 
     def before_optimizer_step(self, trainer: Any) -> None:
         """End the step of the features' mean, and on CPUs stop at a NaN.
@@ -221,7 +221,7 @@ class FlatTraining:
             self.flatness.mean.end_step(functools.partial(trainer.accelerator.reduce, reduction="sum"))
         if trainer.args.device.type != "cpu":
             return
-        problem = self.log.problem()
+        problem = self._problem(trainer)
         (must_stop,) = sum_over_processes([float(problem is not None)], trainer.accelerator)
         if must_stop:
             stop_together(problem, trainer.accelerator)
@@ -230,20 +230,23 @@ class FlatTraining:
         """Return the means since the last log, over all processes, by their logged names."""
         if self.flatness is None:
             return {}
-        stop_together(self.log.problem(), trainer.accelerator)
+        stop_together(self._problem(trainer), trainer.accelerator)
         mean = functools.partial(trainer.accelerator.reduce, reduction="mean")
         return self.log.drain(self.flatness.layer.in_features, mean)
 
     def before_checkpoint(self, trainer: Any) -> None:
-        """Refuse weights that are not finite, and save the mean of the features."""
+        """Refuse a checkpoint after a loss or kappa that is not finite, and save the mean of the features."""
         flatness = self.prepare(trainer)
         if flatness is None or self.strength == 0:
             return
-        model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
-        stop_together(self.log.problem() or problem_of_weights(model, step, self.strength), trainer.accelerator)
+        stop_together(self._problem(trainer), trainer.accelerator)
         if flatness.mean is not None:
-            mean = {**flatness.mean.state(), "layer": flatness.layer.name}
-            trainer.state.stateful_callbacks[_STATE] = {"mean": mean}
+            save_mean(trainer.state, flatness.mean, flatness.layer)
+
+    def _problem(self, trainer: Any) -> str | None:
+        """Return what is wrong since the last check, and how to go on."""
+        problem = self.log.problem()
+        return None if problem is None else problem + resume_hint(trainer.args.output_dir)
 
     def summary(self, trainer: Any, base_model: str | None, step_time_ratio: float | None) -> FlatnessSummary | None:
         """Return the contents of the model card; None if FAM trained nothing."""

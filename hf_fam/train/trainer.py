@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from transformers import Seq2SeqTrainer, Trainer
 from .._compat import CheckpointHooks
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import resolve_layer
+from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
 from .callback import refuse_second_term
 from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
+from .not_finite import refuse_to_save
 from .training_args import FAMArguments, refuse_removed_fields
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
@@ -92,14 +95,29 @@ class FAMMixin(_Host):
         loss = with_gradient_of(loss, strength * kappa)
         return (loss, *outputs) if return_outputs else loss
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does, then remove the hooks from the model."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, then remove the hooks from the model.
+
+        ``resume_from_checkpoint=True`` resumes from the newest whole checkpoint: a process that was killed while it
+        saved leaves an incomplete one.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, True for the newest one, or None.
+            *args: further positional arguments of the Trainer's method.
+            **kwargs: keyword arguments of the Trainer's method.
+
+        Raises:
+            ValueError: the checkpoint is damaged; the message names the file.
+        """
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if isinstance(checkpoint, str) and not self.is_deepspeed_enabled:
+            warn_of_missing_states(self, Path(checkpoint))
         if self.fam_args.fam_lambda != 0:
             # A hyperparameter search makes a new model for every trial, later.
             refuse_second_term(self, None if self.model is None else whole_model(self))
         self._fam.reset_loss_scaling(self)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(checkpoint, *args, **kwargs)
         finally:
             self._fam.detach()
 
@@ -115,6 +133,10 @@ class FAMMixin(_Host):
         if "loss" in logs:
             logs = {**logs, **self._fam.means_to_log(self)}
         super().log(logs, *args, **kwargs)
+
+    def before_saving(self) -> None:
+        """Refuse to save weights that are not finite."""
+        refuse_to_save(self, self._fam.strength)
 
     def before_checkpoint(self) -> None:
         """Refuse to save a checkpoint that could not be resumed."""

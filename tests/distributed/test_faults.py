@@ -36,9 +36,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, A
 def test_not_a_number_in_one_process_stops_all(together: Any, name: str) -> None:
     """Before the step is taken, and before anything is saved that could not be resumed from."""
     first, second = (found[name] for found in together[0])
-    what = "the loss is nan" if name == "label" else "relative flatness is nan"
     step = 0 if "accumulation" in name else 1
-    assert first["said"].startswith(f"NonFiniteFlatnessError: in process 1 of 2, {what} at step {step}")
+    what = "a label at step 1 is NaN" if name == "label" else f"relative flatness is nan at step {step}"
+    assert first["said"].startswith(f"NonFiniteFlatnessError: in process 1 of 2, {what}")
     assert second["said"].startswith("StoppedWithTheOthersError")
     assert "resume_from_checkpoint" in first["said"] or not first["saved"]
     for found in (first, second):

@@ -107,10 +107,28 @@ def test_tied_and_channels_last_weights_are_saved_and_resumed(tmp_path: Path) ->
     assert [name for name in results[0] if not torch.equal(results[0][name], results[1][name])] == []
 
 
-def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_diverged_weights_are_not_saved(tmp_path: Path, strategy: str) -> None:
+    """Neither in a checkpoint, nor at the end."""
     data = points()
     data[7] = float("nan")
-    trainer = wgan_trainer(tmp_path, train_dataset=data, max_steps=6, save_strategy="steps", save_steps=5)
-    with pytest.raises(FloatingPointError, match=r"is not finite after step 5, so the training probably diverged"):
+    trainer = wgan_trainer(tmp_path, train_dataset=data, max_steps=6, save_strategy=strategy, save_steps=5)
+
+    def train_and_save() -> None:
         trainer.train()
-    assert not list(tmp_path.glob("checkpoint-*"))
+        trainer.save_model(str(tmp_path / "final"))
+
+    step = 5 if strategy == "steps" else 6
+    with pytest.raises(FloatingPointError, match=rf"is not finite after step {step}, so it is not saved.*contain NaN"):
+        train_and_save()
+    assert not [*tmp_path.rglob("*.safetensors")]
+
+
+def test_incomplete_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    given = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    wgan_trainer(tmp_path, **given).train()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    trainer = wgan_trainer(tmp_path, **given)
+    with pytest.warns(UserWarning, match="checkpoint-4 has no trainer_state.json: resuming from checkpoint-2 instead"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4

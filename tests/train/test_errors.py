@@ -504,23 +504,6 @@ def test_step_with_a_kappa_that_is_not_finite_is_not_taken(tmp_path: Path) -> No
     assert all(tensor.isfinite().all() for tensor in weights(trainer.model).values())
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, strategy: str) -> None:
-    """A finite kappa can have a gradient that is not; the step that takes it is not written into a checkpoint."""
-    given = {"max_grad_norm": 0, "save_strategy": strategy, "save_steps": 1, "max_steps": 3}
-    trainer = fam_trainer(tmp_path, fam_lambda=1e39, train_dataset=classified(4), **given)
-    said = message_of(NonFiniteFlatnessError, trainer.train)
-    assert_says(said, "after step 1", "no checkpoint is saved", "fam_lambda=1e+39", "resume_from_checkpoint")
-    assert list(tmp_path.glob("checkpoint-*")) == []
-
-
-def test_weights_of_plain_training_are_saved_whatever_they_are(tmp_path: Path) -> None:
-    trainer = fam_trainer(tmp_path, fam_lambda=0, learning_rate=3e38, save_strategy="steps", save_steps=2, max_steps=2)
-    trainer.train()
-    assert not all(weight.isfinite().all() for weight in trainer.model.parameters())
-    assert (tmp_path / "checkpoint-2").exists()
-
-
 @pytest.mark.parametrize(
     "given", [{"torch_compile": True}, {"ddp_static_graph": True}, {"fam_layer": "bert.embeddings.word_embeddings"}]
 )

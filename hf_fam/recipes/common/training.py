@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .command import repeat_command
@@ -90,7 +91,7 @@ def prepare_run(args: FAMTrainingArguments) -> None:
     if args.resume_from_checkpoint in ("last", "True", "true"):
         if checkpoint is None:
             raise ValueError(f"resume_from_checkpoint: output_dir='{folder}' contains no checkpoint.")
-        args.resume_from_checkpoint = checkpoint
+        args.resume_from_checkpoint = newest_whole_checkpoint(folder)
     set_seed(args.seed)
 
 
