@@ -23,6 +23,7 @@ from .log import FlatnessLog
 from .mean_state import load_mean, save_mean
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .not_finite import sum_of_labels
+from .overconfidence import OverconfidenceWatch
 from .requirements import MISSING_TERM, check_requirements, refuse_parallelism
 from .strength import strength_at
 from .training_args import CORRECTED, FAMArguments
@@ -59,6 +60,7 @@ class FlatTraining:
         It may also be an earlier attempt of ``auto_find_batch_size``.
         """
         self.log = FlatnessLog()
+        self._overconfidence = OverconfidenceWatch()
         self.is_first_batch_checked = False
         self._step, self._micro_batch = -1, 0
         self._labels: Tensor | None = None
@@ -232,7 +234,10 @@ class FlatTraining:
             return {}
         stop_together(self._problem(trainer), trainer.accelerator)
         mean = functools.partial(trainer.accelerator.reduce, reduction="mean")
-        return self.log.drain(self.flatness.layer.in_features, mean)
+        means = self.log.drain(self.flatness.layer.in_features, mean)
+        if "fam_kappa" in means:
+            self._overconfidence.observe(self.flatness, means["fam_kappa"])
+        return means
 
     def before_checkpoint(self, trainer: Any) -> None:
         """Refuse a checkpoint after a loss or kappa that is not finite, and save the mean of the features."""
