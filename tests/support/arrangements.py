@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMultipleChoice, Trainer
 
 from hf_fam import FAMCallback, FAMTrainer
+from hf_fam.flatness import softmax_head
 from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_bert, tiny_llama
 
 
@@ -42,6 +43,22 @@ def llama() -> nn.Module:
     model.set_attn_implementation("eager")
     model.loss_function = next_token_loss
     return model
+
+
+LARGE_CLASSES = 5_000
+
+
+def large_llama() -> nn.Module:
+    """With a large head, whose term acts in the backward pass, a few rows of logits at a time."""
+    softmax_head.CHUNK_ELEMENTS = 4 * LARGE_CLASSES  # four rows
+    model = tiny_llama(vocab_size=LARGE_CLASSES, max_position_embeddings=64)
+    model.set_attn_implementation("eager")
+    model.loss_function = next_token_loss
+    return model
+
+
+def long_texts(count: int) -> list[dict[str, Any]]:
+    return texts(count, length=32)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **kwargs: Any) -> Tensor:
@@ -73,6 +90,8 @@ DOWN = "model.layers.0.mlp.down_proj"
 CASES = {
     "head, closed form, ignores num_items_in_batch": Case(bert, classified, {"fam_lambda": 200.0}),
     "head, closed form, honours num_items_in_batch": Case(llama, texts, {"fam_lambda": 20.0}),
+    "large head, closed form": Case(large_llama, long_texts, {"fam_lambda": 20.0, "fam_estimator": "closed_form"}),
+    "large head, row probes": Case(large_llama, long_texts, {"fam_lambda": 20.0}),
     "head, closed form, float32": Case(lambda: tiny_bert(dropout=0.0), classified, {"fam_lambda": 200.0}, double=False),
     "hidden layer, Gauss-Newton, rows on their own": Case(bert, classified, pooler("gauss_newton", 5.0)),
     "hidden layer, Hessian, rows on their own": Case(bert, classified, pooler("hessian", 5.0)),
@@ -118,6 +137,7 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
         trainer.train()
     evaluated = trainer.evaluate()["eval_loss"]
+    largest = peak_memory(trainer, batch) if name in LARGE else None
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     everywhere = trainer.accelerator.gather(weights.unsqueeze(0))
     return {
@@ -125,8 +145,25 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
         "weights": weights,
         "same_everywhere": bool((everywhere == weights).all()),
         "eval_loss": evaluated,
-        **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_term", "fam_lambda", "grad_norm")},
+        "peak_memory": largest,
+        **{key: logged(trainer, key) for key in LOGGED},
     }
+
+
+def peak_memory(trainer: FAMTrainer, batch: int) -> int:
+    """Bytes that the forward and backward pass of one micro-batch allocate at most, beside what is there before."""
+    items = [trainer.train_dataset[k] for k in range(batch)]
+    trainer.model.zero_grad()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trainer.training_step(trainer.model_wrapped, trainer.data_collator(items), torch.tensor(100))
+    total = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    if trainer.relative_flatness is not None:
+        trainer.relative_flatness.detach()
+    return peak
 
 
 CALLBACK_CASES = {
@@ -153,6 +190,8 @@ def trained_with_callback(path: Path, name: str, batch: int) -> dict[str, Any]:
     }
 
 
+LARGE = [name for name in CASES if name.startswith("large head")]
+LOGGED = ("loss", "fam_kappa", "fam_term", "fam_lambda", "fam_grad_ratio", "grad_norm")
 UNEQUAL = [name for name in CASES if "num_items_in_batch" in name] + ["hidden layer, Hessian, rows on their own"]
 
 
