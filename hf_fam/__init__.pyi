@@ -1,3 +1,4 @@
+from .classifier.estimator import FlatLogisticRegression as FlatLogisticRegression
 from .flatness.attach import attach as attach
 from .flatness.relative_flatness import RelativeFlatness as RelativeFlatness
 from .measure.flatness_callback import FlatnessCallback as FlatnessCallback

@@ -17,6 +17,7 @@ PACKAGE = TESTS.parent / "hf_fam"
 ALLOWED: dict[str, set[str]] = {
     "calculus": set(),
     "processes": set(),
+    "classifier": set(),
     "layer": {"calculus"},
     "flatness": {"calculus", "layer"},
     "train": {"calculus", "layer", "flatness", "processes", "_compat"},

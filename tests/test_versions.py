@@ -10,7 +10,7 @@ import hf_fam
 ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 # Tools, the documentation and what the tests compare with are not what a user installs.
-TABLES = ("dependencies", "demo", "landscape", "measure", "recipes")
+TABLES = ("dependencies", "classifier", "demo", "landscape", "measure", "recipes")
 
 
 def bounds() -> dict[str, set[str]]:

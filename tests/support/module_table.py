@@ -11,7 +11,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "hf_fam"
 # From the ground upward, as a reader would go through them.
-ROOMS = ("calculus", "processes", "layer", "flatness", "train", "measure", "landscape", "gan", "recipes", "cli")
+ROOMS = (
+    "calculus", "processes", "layer", "flatness", "train", "measure", "landscape", "gan", "classifier", "recipes",
+    "cli",
+)  # fmt: skip
 
 
 def module_table() -> str:

@@ -1,0 +1,186 @@
+"""Features, labels and weights as a fit needs them, or a sentence that says what is wrong with them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
+from torch import Tensor
+
+from .training_set import chunks
+
+
+def checked_features(estimator: Any, X: Any, reset: bool) -> Tensor:
+    """Return features as a tensor that shares its memory with ``X`` where it can.
+
+    Args:
+        estimator: gets ``n_features_in_`` and ``feature_names_in_``, or has them.
+        X: an array, a table or a tensor of shape (n, m). A tensor stays on its device.
+        reset: whether the estimator gets these attributes.
+
+    Returns:
+        Of shape (n, m), float32 or float64.
+
+    Raises:
+        ValueError: names what is wrong, and what to do.
+    """
+    if sparse.issparse(X) or (isinstance(X, Tensor) and X.layout != torch.strided):
+        raise ValueError(
+            "X is a sparse matrix, which is not supported: make it dense, or reduce it with "
+            "sklearn.decomposition.TruncatedSVD."
+        )
+    shape = getattr(X, "shape", None)
+    if shape is not None and len(shape) != 2:
+        raise ValueError(
+            f"X has the shape {tuple(shape)}, but (samples, features) is needed. Reshape your data: X.reshape(-1, 1) "
+            "for one feature, X.reshape(1, -1) for one sample."
+        )
+    if isinstance(X, Tensor):
+        if not X.is_floating_point():
+            raise ValueError(f"X is a tensor of {X.dtype}, but features must be floating point: give X.float().")
+        if 0 in X.shape:
+            raise ValueError(f"X has the shape {tuple(X.shape)}: give at least one sample with one feature.")
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        features = X.detach().float() if X.dtype in (torch.float16, torch.bfloat16) else X.detach()
+    else:
+        array = validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False)
+        features = _shared(array)
+    _refuse_infinite(features)
+    return features
+
+
+def _shared(array: NDArray[Any]) -> Tensor:
+    """Return a tensor with the memory of an array, where torch can share it. Nothing here writes to it."""
+    if min(array.strides) < 0:
+        array = array.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _refuse_infinite(features: Tensor) -> None:
+    for rows in chunks(features, features.shape[1]):
+        finite = features[rows].isfinite()
+        if not bool(finite.all()):
+            row, column = (int(k) for k in (~finite).nonzero()[0])
+            raise ValueError(
+                f"X has NaN or infinite values, the first in row {rows.start + row}, column {column}: remove these "
+                "samples or fill in the values."
+            )
+
+
+def checked_labels(estimator: Any, y: Any, samples: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the classes, sorted, and the class of each sample as a number.
+
+    Args:
+        estimator: for the message.
+        y: labels, numbers or strings, of shape (n,).
+        samples: n.
+
+    Raises:
+        ValueError: there are no labels, fewer than two classes, or not n labels.
+    """
+    if y is None:
+        raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
+    if isinstance(y, Tensor):
+        y = y.detach().cpu().numpy()
+    labels = column_or_1d(y, warn=True)
+    if len(labels) != samples:
+        raise ValueError(f"X has {samples} samples and y {len(labels)} labels: give one label for each sample.")
+    if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
+        raise ValueError("y has NaN or infinite values: remove these samples.")
+    check_classification_targets(labels)
+    classes, numbers = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs samples of at least two.")
+    return classes, numbers
+
+
+def checked_weights(sample_weight: Any, features: Tensor, numbers: Tensor, classes: NDArray[Any]) -> Tensor:
+    """Return the weights of the samples, with sum one.
+
+    Args:
+        sample_weight: of shape (n,); None: all alike.
+        features: give the device and the precision.
+        numbers: the class of each sample as a number.
+        classes: the classes, for the message.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or all weights of a class are zero.
+    """
+    size = len(features)
+    if sample_weight is None:
+        return features.new_full((size,), 1 / size)
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu().double().numpy()
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.ndim == 0:
+        weights = np.full(size, float(weights))
+    if weights.shape != (size,):
+        raise ValueError(f"sample_weight has the shape {weights.shape}: give one weight for each of {size} samples.")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("sample_weight has negative, infinite or NaN entries: give weights of at least 0.")
+    if not weights.any():
+        raise ValueError("sample_weight is zero for all samples: give at least two classes weights above 0.")
+    of_class = np.bincount(numbers.cpu().numpy(), weights, minlength=len(classes))
+    if not of_class.all():
+        missing = classes.tolist()[int(np.flatnonzero(of_class == 0)[0])]
+        raise ValueError(
+            f"all samples of class {missing!r} have zero weight: remove these samples, or give one a weight above 0."
+        )
+    return torch.from_numpy(weights / weights.sum()).to(features)
+
+
+def refuse_constant(features: Tensor) -> None:
+    """Refuse features that are the same for all samples.
+
+    Raises:
+        ValueError: they are.
+    """
+    if all(bool((features[rows] == features[0]).all()) for rows in chunks(features, features.shape[1])):
+        raise ValueError("all samples have the same features, so there is nothing to learn from: check X.")
+
+
+def refuse_out_of_range(dimension: float, features: Tensor) -> None:
+    """Refuse features whose squares overflow or underflow.
+
+    Args:
+        dimension: the effective dimension, which is not a number then.
+        features: give the precision.
+
+    Raises:
+        ValueError: they do.
+    """
+    if not np.isfinite(dimension):
+        raise ValueError(
+            f"the squares of the features, or of their differences from the mean, are out of the range of "
+            f"{str(features.dtype).removeprefix('torch.')}: rescale X."
+        )
+
+
+def checked_settings(delta: Any, smoothing: Any, tol: Any, max_iter: Any, verbose: Any) -> None:
+    """Refuse settings that are out of range.
+
+    Raises:
+        ValueError: names the setting, its value, and what it may be.
+    """
+    if delta != "auto" and not (_is_number(delta) and 0 <= delta < np.inf):
+        raise ValueError(f'delta={delta!r}: give "auto" or a number of at least 0.')
+    if not (_is_number(smoothing) and 0 <= smoothing <= 1):
+        raise ValueError(f"smoothing={smoothing!r}: give a number from 0 to 1.")
+    if not (_is_number(tol) and 0 < tol < np.inf):
+        raise ValueError(f"tol={tol!r}: give a number above 0.")
+    if not (isinstance(max_iter, int | np.integer) and max_iter >= 1):
+        raise ValueError(f"max_iter={max_iter!r}: give a whole number of at least 1.")
+    if not (isinstance(verbose, int | np.integer) and verbose >= 0):
+        raise ValueError(f"verbose={verbose!r}: give a whole number of at least 0.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
