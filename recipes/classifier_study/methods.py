@@ -1,0 +1,94 @@
+"""The methods of the study: each returns logits for validation and test samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from tasks import Sample
+
+from hf_fam.classifier.objective import Objective
+from hf_fam.classifier.solver import solve
+from hf_fam.classifier.training_set import TrainingSet
+from hf_fam.measure.classification_metrics import accuracy, negative_log_likelihood
+
+CS = tuple(10.0**k for k in range(-4, 4))
+DELTAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
+SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+Logits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy in percent and negative log-likelihood."""
+
+    accuracy: float
+    nll: float
+
+
+def scores(logits: Logits, labels: NDArray[np.int64]) -> Scores:
+    return Scores(100 * accuracy(logits, labels), negative_log_likelihood(logits, labels))
+
+
+def flat_path(sample: Sample, strengths: Sequence[float], smoothing: float) -> Iterator[Scores]:
+    """Yield test scores of the smoothed term, strength by strength; each fit starts where the previous one ended."""
+    X, y = (torch.from_numpy(part) for part in sample.train)
+    classes = int(y.max()) + 1
+    data = TrainingSet.of(X, y, torch.full((len(y),), 1 / len(y), dtype=X.dtype), classes, center=True)
+    start = np.zeros(classes * (X.shape[1] + 1))
+    for strength in strengths:
+        objective = Objective(data, strength, smoothing)
+        start = solve(objective, start, tol=1e-4, max_iter=2000, verbose=0).parameters
+        weight, intercept = (part.numpy() for part in objective.weight_and_intercept(start))
+        yield scores(sample.test[0] @ weight.T + intercept, sample.test[1])
+
+
+def tuned_logistic(sample: Sample) -> tuple[Scores, Scores]:
+    """Return test scores of logistic regression with C tuned on validation samples, and with C = 1."""
+    tried = []
+    for C in CS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of nearly no penalty; it competes as it is
+            model = LogisticRegression(C=C, max_iter=2000).fit(*sample.train)
+        validation, test = (scores(logits_of(model, part[0]), part[1]) for part in (sample.validation, sample.test))
+        tried.append((validation, test))
+    by_accuracy = max(tried, key=lambda pair: (pair[0].accuracy, -pair[0].nll))[1]
+    by_nll = min(tried, key=lambda pair: pair[0].nll)[1]
+    return Scores(by_accuracy.accuracy, by_nll.nll), tried[CS.index(1.0)][1]
+
+
+def logits_of(model: LogisticRegression, features: NDArray[np.float64]) -> Logits:
+    decisions = model.decision_function(features)
+    return np.stack([0 * decisions, decisions], 1) if decisions.ndim == 1 else decisions
+
+
+def dimensions(features: NDArray[np.float64]) -> dict[str, float]:
+    """Return the measures of how many directions the features vary in."""
+    centered = features - features.mean(0)
+    spectrum = np.linalg.svd(centered, compute_uv=False) ** 2
+    share = spectrum[spectrum > 0] / spectrum.sum()
+    about_zero = np.linalg.svd(features, compute_uv=False) ** 2
+    return {
+        "participation": 1 / (share**2).sum(),
+        "stable rank": 1 / share.max(),
+        "entropy": float(np.exp(-(share * np.log(share)).sum())),
+        "stable rank about zero": about_zero.sum() / about_zero.max(),
+        "features": features.shape[1],
+        "constant": 100.0,
+    }
+
+
+def whitened(sample: Sample) -> tuple[Sample, int]:
+    """Return the samples with features of unit covariance on the training samples, and their rank."""
+    mean = sample.train[0].mean(0)
+    _, singular, directions = np.linalg.svd(sample.train[0] - mean, full_matrices=False)
+    rank = int((singular > 1e-6 * singular[0]).sum())
+    back = directions[:rank].T / singular[:rank] * np.sqrt(len(sample.train[0]))
+    parts = (((part[0] - mean) @ back, part[1]) for part in (sample.train, sample.validation, sample.test))
+    return Sample(*parts), rank
