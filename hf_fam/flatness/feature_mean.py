@@ -50,7 +50,7 @@ class FeatureMean:
         """
         for phi in features:
             rows = phi.detach().reshape(-1, phi.shape[-1]).to(wide(phi.dtype))
-            batch_sum = torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])])
+            batch_sum = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
             self._sum = batch_sum if self._sum is None else self._sum + batch_sum
 
     def center_for(self, features: Sequence[Tensor]) -> Tensor:

@@ -309,7 +309,8 @@ class RelativeFlatness:
             if is_check_due and method.tail_derivatives > 0:
                 self._check_loss(batch, method)
             with torch.autocast(batch.loss.device.type, enabled=False):
-                return method(batch)
+                kappa = method(batch)
+            return kappa.to(batch.loss.device)  # model parallelism: the layer may be on another device
         except NoClosedForm as error:
             self.method = self.method.replacement(error, batch)
             return self._estimate(batch, is_check_due)
