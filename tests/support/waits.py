@@ -265,7 +265,7 @@ def apart(name: str, place: tuple[torch.device, ...]) -> float:
                 kappa = flatness(loss)
                 squares = flatness.gradient_squares(loss, kappa)
                 log.add(step, loss.detach(), kappa.detach(), 1.0, 0.1, squares)
-                with_gradient_of(loss, 0.1 * kappa).backward()
+                with_gradient_of(loss, kappa, 0.1).backward()
             assert log.problem() is None
             logged = torch.tensor([*log.drain(5, lambda t: t).values()])
             found.append([logged, *(p.grad.to(CPU) for p in model.parameters() if p.grad is not None)])

@@ -59,6 +59,7 @@ class Steps:
         (batch,), num_items = trainer.get_batch_samples(iter([batch]), 1, args.device)
         trainer.callback_handler.on_step_begin(args, state, control)
         self._gradients(batch, num_items)
+        trainer.callback_handler.on_pre_optimizer_step(args, state, control)
         if self._sam:
             trainer.optimizer.step(lambda: self._gradients(batch, num_items))
         else:
