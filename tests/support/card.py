@@ -166,10 +166,11 @@ class Card(TorchDispatchMode):
         leaves_card = name == "_to_copy" and device is not None and not goes_to_card
         # A number on the host can be an argument of a kernel.
         arrays_on_host = [t for t in on_host if t.dim() or self._is_strict]
-        copies = (name in _COPIES and on_host) or (name in _INDEXING and arrays_on_host)
-        if name in _WAITS or leaves_card or copies or _indexes_by_mask(name, args):
+        waits_for_copy = name in _COPIES and not kwargs.get("non_blocking", False)
+        copies = (waits_for_copy and on_host) or (name in _INDEXING and arrays_on_host)
+        if name in _WAITS or (leaves_card and waits_for_copy) or copies or _indexes_by_mask(name, args):
             self.waits[name] += 1
-        elif arrays_on_host:
+        elif arrays_on_host and name not in _COPIES:
             raise RuntimeError(f"{function}: expected all tensors on one device, but some are on the card, some not")
         if not function.is_view and name not in _NO_LAUNCH:
             self.launches[name] += 1
