@@ -44,6 +44,13 @@ def saved(node: Node, name: str, default: Any = None) -> Any:
     return getattr(node, f"_saved_{name}", default)
 
 
+def is_over_last_dimension(log_softmax: Node) -> bool:
+    """Return True if a log-softmax in an autograd graph runs over the last dimension of its input."""
+    result: Tensor = saved(log_softmax, "result")
+    # torch returns a negative dimension as an unsigned number.
+    return saved(log_softmax, "dim") in (result.dim() - 1, -1, 2**64 - 1)
+
+
 def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return the parameters of a module itself, including those that are None."""
     return module._parameters
