@@ -294,6 +294,14 @@ class RelativeFlatness:
         reference, self._reference = self._reference, None
         return None if reference is None else self.method.gradient_squares(loss, kappa, reference)
 
+    def read_checks(self) -> None:
+        """Look at the loss of the next batch again if it changed its form since the last call.
+
+        The checks of every step stay on the device. Call this where you wait for the device anyway, for example when
+        you log. Otherwise it happens at every hundredth batch.
+        """
+        self.method.read_checks()
+
     def detach(self) -> None:
         """Remove the hooks from the model.
 

@@ -234,6 +234,7 @@ class FlatTraining:
         if self.flatness is None:
             return {}
         stop_together(self._problem(trainer), trainer.accelerator)
+        self.flatness.read_checks()
         mean = functools.partial(trainer.accelerator.reduce, reduction="mean")
         means = self.log.drain(self.flatness.layer.in_features, mean)
         if "fam_kappa" in means:

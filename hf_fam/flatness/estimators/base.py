@@ -205,6 +205,9 @@ class Estimator(ABC):
         """
         raise error
 
+    def read_checks(self) -> None:
+        """Act on what this estimator checked on the device since the last call; this waits for the device."""
+
     def gradient_squares(self, loss: Tensor, kappa: Tensor, reference: Tensor) -> Tensor | None:
         """Return ``||d kappa||^2`` and ``||d loss||^2`` by a tensor, shape ``(2,)``.
 

@@ -106,6 +106,10 @@ class InjectedHead(Estimator):
         """Return the replacement of the estimator that acts in the loss."""
         return self._in_loss.replacement(error, batch)
 
+    def read_checks(self) -> None:
+        """Read the checks of the estimator that acts in the loss."""
+        self._in_loss.read_checks()
+
     def inject(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
         """Return the head's output with the term added."""
         features, logits, weight = linear_map.feature_rows(features), linear_map.rows(output), linear_map.weight
