@@ -118,7 +118,7 @@ def main(output: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     everything = slice(None)
-    found: dict[str, Any] = {"processes": dist.get_world_size(), "errors": {}, "refusals": {}}
+    found: dict[str, Any] = {"processes": dist.get_world_size(), "errors": {}, "inputs": {}}
     errors = found["errors"]
     expected = gradients(injected, everything, network(), prepare=unsharded, late=True)
     plain = gradients(lambda m, x, y: nn.functional.cross_entropy(m(x), y).backward(), everything, network())
@@ -145,8 +145,8 @@ def main(output: Path) -> None:
     errors["attach, DistributedDataParallel"] = error(averaged, expected)
     errors["attach, mixed precision"] = in_mixed_precision()
     for estimator, layer in (("closed_form", "head"), ("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
-        found["refusals"][estimator] = refusal(estimator, layer)
-    found["refusals"]["own group"] = refusal("perturbation", "head", head=True)
+        found["inputs"][estimator] = refusal(estimator, layer)
+    found["inputs"]["own group"] = refusal("perturbation", "head", head=True)
     if dist.get_rank() == 0:
         output.write_text(json.dumps(found))
     dist.destroy_process_group()
