@@ -75,6 +75,12 @@ def inside_compiled(model: nn.Module) -> nn.Module | None:
     return inside if isinstance(inside, nn.Module) else None
 
 
+def inside_checkpointed(module: nn.Module) -> nn.Module:
+    """Return the module that torch's ``checkpoint_wrapper`` wraps; the module itself if it does not."""
+    inside = module._modules.get("_checkpoint_wrapped_module")
+    return module if inside is None else inside
+
+
 def is_compiled_in_place(model: nn.Module) -> bool:
     """Return True if ``model.compile()`` was called."""
     return getattr(model, "_compiled_call_impl", None) is not None

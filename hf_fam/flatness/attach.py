@@ -22,6 +22,7 @@ from ..layer.compilation import forget_compiled_code
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, REPRESENTATION, unwrap
 from ..layer.fused_head import UnfusedHead
+from ..layer.sharding import refuse_older_fsdp
 from .batch import Seeds
 from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
@@ -101,6 +102,7 @@ class AttachedFlatness:
                 f'layer="{REPRESENTATION}" makes no logits, but attach is for softmax cross-entropy over the outputs '
                 "of one layer: remove the argument to use the head, or use RelativeFlatness or FAMMixin."
             )
+        refuse_older_fsdp(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         if self.layer.out_features < 2:
             raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..calculus.torch_internals import children, inside_compiled
+from ..calculus.torch_internals import children, inside_checkpointed, inside_compiled
 from ..inputs.text import quote
 from .adapters import PREFIX, active_module, is_adapted, is_module_to_save
 from .kinds import has_weight_matrix
@@ -103,7 +103,7 @@ def _resolve_name(model: nn.Module, name: str) -> Named | None:
             module = active_module(module)
             if part == "original_module":
                 continue
-        child = children(module).get(part)
+        child = children(inside_checkpointed(module)).get(part)
         if child is None:
             return None
         module = child

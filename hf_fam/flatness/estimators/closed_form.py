@@ -115,6 +115,12 @@ class ClosedForm(Estimator):
         )
         return HessianProbes(self._choice_of_replacement())
 
+    def for_sharded_model(self) -> Estimator:
+        """Return the estimator that acts in the backward pass, whatever the size of the head."""
+        if not self.choice.at_head or self.layer.linear_map.groups > 1:
+            return super().for_sharded_model()
+        return InjectedHead(self, self.row_probes).for_sharded_model()
+
     def _choice_of_replacement(self) -> Choice:
         return dataclasses.replace(self.choice, smoothing=0.0)
 
