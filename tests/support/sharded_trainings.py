@@ -16,7 +16,8 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM, TrainerCallback
 from transformers.distributed import DistributedConfig
 
@@ -90,20 +91,51 @@ CASES = {
     "checkpointed": Case(llama, {"fam_lambda": 20.0}, fsdp={"activation_checkpointing": True}),
     "perturbed": Case(llama, {**PERTURBED, "fam_layer": DOWN}),
     "perturbed, checkpointed": Case(llama, {**PERTURBED, "fam_layer": DOWN}, fsdp={"activation_checkpointing": True}),
-    "perturbed, centered": Case(bert, {**PERTURBED, "fam_layer": BLOCK, "fam_center": True}, classified),
+    "perturbed, centered": Case(
+        bert, {**PERTURBED, "fam_layer": BLOCK, "fam_center": True, "fam_lambda": 50.0}, classified
+    ),
     "perturbed, auto": Case(llama, {"fam_layer": "representation", "fam_lambda": 0.5}),
     "another loss": Case(bert, {"fam_lambda": 0.5, "label_smoothing_factor": 0.1}, classified),
 }
+MORE = "more"  # all cases, and what differs between two processes and one
 FEW = ("root group", "wrapped with the last norm", "tied", "LoRA", "perturbed", "centered")
 
-PLAIN_TOO = ("wrapped with the last norm", "centered", "perturbed")
+REFUSED = ("tensor", "version 1", "hessian", "gauss_newton", "dense")
+COUNTED = ("wrapped with the last norm", "centered", "perturbed")
 # The last batch of an epoch has four items, and an accumulation ends early.
 UNEQUAL = "wrapped with the last norm"
 UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 7}
 
 
-class Weights(TrainerCallback):
-    """Keeps the weights at the end of a training, whole."""
+class Collectives(TorchDispatchMode):
+    """Records every exchange between processes: its kind, and how many numbers this process gives.
+
+    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace in ("c10d", "_c10d_functional") and "wait" not in function.name():
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            self.numbers.append((function.name(), min(tensor.numel() for tensor in tensors) if tensors else 0))
+        return function(*args, **(kwargs or {}))
+
+
+class Watch(TrainerCallback):
+    """Keeps what was exchanged in the third step, and the weights at the end, whole."""
+
+    def __init__(self, collectives: Collectives) -> None:
+        self.collectives = collectives
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin = len(self.collectives.numbers)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            self.in_a_step = self.collectives.numbers[self.begin :]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self.weights = torch.cat([whole(weight).flatten() for weight in model.parameters() if weight.requires_grad])
@@ -130,34 +162,35 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
     settings.setdefault("per_device_train_batch_size", 8 // processes // accumulated)
     if sharded:
         settings |= fsdp_settings(case)
-    last, items = Weights(), settings.pop("items", 40)
+    collectives, items = Collectives(), settings.pop("items", 40)
+    watch = Watch(collectives)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = FAMTrainer(
-            model=model, args=arguments(folder / name, **settings), train_dataset=case.data(items), callbacks=[last]
+            model=model, args=arguments(folder / name, **settings), train_dataset=case.data(items), callbacks=[watch]
         )
-        if "perturb" in name or name == "another loss":
+        if trainer.relative_flatness and ("perturb" in name or name == "another loss"):
             trainer.relative_flatness.adapt_to_sharding()  # one matrix for the batch, as in a sharded model
-        with CommDebugMode() as calls:
+        with collectives:
             trainer.train(resume_from_checkpoint=given.get("resume_from_checkpoint"))
     return {
         "model": type(trainer.model).__name__,
-        "estimator": trainer.relative_flatness.estimator,
-        "weights": last.weights,
-        "collectives": {str(kind): count for kind, count in calls.get_comm_counts().items()},
+        "estimator": getattr(trainer.relative_flatness, "estimator", None),
+        "weights": watch.weights,
+        "collectives": getattr(watch, "in_a_step", []),
         "warnings": sorted({str(w.message) for w in caught if w.category is UserWarning}),
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_lambda", "fam_grad_ratio", "grad_norm")},
     }
 
 
-def resumed(folder: Path, processes: int, kind: str) -> dict[str, Any]:
-    """A training that is resumed from its checkpoint at step 3; the optimizer has a state."""
+def resumed(folder: Path, processes: int, kind: str) -> float:
+    """The difference that resuming from the checkpoint at step 3 makes; the optimizer has a state."""
     CASES[kind] = dataclasses.replace(CASES["wrapped with the last norm"], fsdp={"state_dict_type": kind})
     name, settings = kind, {"optim": "adamw_torch", "adam_epsilon": 1e-3, "save_strategy": "steps", "save_steps": 3}
     whole_training = trained(folder, name, processes, sharded=True, **settings)
     checkpoint = str(folder / name / "checkpoint-3")
     again = trained(folder, name, processes, sharded=True, resume_from_checkpoint=checkpoint, **settings)
-    return {"error": float((again["weights"] - whole_training["weights"]).norm()), "kappa": again["fam_kappa"]}
+    return float((again["weights"] - whole_training["weights"]).norm())
 
 
 def loaded_sharded(folder: Path, processes: int) -> dict[str, Any]:
@@ -176,14 +209,14 @@ def loaded_sharded(folder: Path, processes: int) -> dict[str, Any]:
 def refusal(folder: Path, kind: str, processes: int) -> str:
     """The message about a kind of parallelism, before anything is trained."""
     model, settings = llama(), {}
-    as_gpus(kind != "tensor")
+    as_gpus(True)
     if kind == "tensor":
         model.save_pretrained(folder / "split")
         model = LlamaForCausalLM.from_pretrained(
             folder / "split", distributed_config=DistributedConfig(tp_size=processes, tp_plan="auto")
         )
     elif kind == "version 1":
-        settings = {**FSDP, "fsdp_config": {"version": 1}}
+        settings = {**FSDP, "fsdp_config": {"version": 1, "sync_module_states": False}}
     else:
         settings = {**FSDP, "fam_estimator": kind}
     try:
@@ -202,18 +235,21 @@ def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
     found: dict[Any, Any] = {}
     processes = int(os.environ["WORLD_SIZE"])
-    for name in names or CASES:
+    if MORE in names:
+        found["refused"] = {kind: refusal(folder, kind, processes) for kind in REFUSED}
+    for name in CASES if MORE in names else names:
         for sharded in (False, True):
             as_gpus(sharded)
             found[name, sharded] = trained(folder, name, processes, sharded=sharded)
-    if not names:
-        for case in PLAIN_TOO:
+    if MORE in names:
+        for case in COUNTED:
             found["plain", case] = trained(folder, case, processes, sharded=True, fam_lambda=0.0)
         found["unequal"] = trained(folder, UNEQUAL, processes, sharded=True, **UNEQUAL_SETTINGS)
         for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
             found["resumed", kind] = resumed(folder / kind, processes, kind)
         found["loaded sharded"] = loaded_sharded(folder, processes)
-        found["refused"] = {kind: refusal(folder, kind, processes) for kind in ("tensor", "version 1", "hessian")}
+        CASES["bfloat16"] = dataclasses.replace(CASES["wrapped with the last norm"], double=False)
+        found["bfloat16"] = trained(folder, "bfloat16", processes, sharded=True, bf16=True)
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
     dist.barrier()
