@@ -22,7 +22,7 @@ class SecondDerivativeError(RuntimeError):
 
 @contextlib.contextmanager
 def second_derivatives() -> Iterator[None]:
-    """Turn torch's inputs to differentiate into one exception.
+    """Turn torch's refusals to differentiate into one exception.
 
     Raises:
         SecondDerivativeError: with torch's message.

@@ -300,7 +300,7 @@ def test_operations_that_torch_differentiates_once_are_refused(layer: str, estim
     [("4", "closed_form"), ("4", "row_probes"), ("2", "hessian"), ("2", "gauss_newton"), ("2", "dense")],
 )
 def test_the_graph_of_a_batch_is_walked_once(layer: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All inputs read the record of one walk, and a batch that is not examined takes none."""
+    """All refusals read the record of one walk, and a batch that is not examined takes none."""
     walks: list[int] = []
 
     class Counted(TailGraph):

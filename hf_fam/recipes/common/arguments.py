@@ -231,7 +231,7 @@ class ArgumentError(ValueError):
 
 
 class _Parser(HfArgumentParser):
-    """A parser whose inputs are errors with one sentence, instead of pages of usage."""
+    """A parser whose refusals are errors with one sentence, instead of pages of usage."""
 
     def __init__(self, argument_types: Sequence[Any], **kwargs: Any) -> None:
         self.lists: set[str] = set()  # the fields that take a list of values
