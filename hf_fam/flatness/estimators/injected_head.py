@@ -167,8 +167,8 @@ class InjectedHead(Estimator):
         def remember_scale(gradient: Tensor) -> None:  # of gradient accumulation, of mixed precision
             scale.copy_(gradient.detach())
 
-        def fill_kappa(gradient: Tensor) -> None:
-            kappa.add_(gradient.detach().to(kappa.device) / scale)
+        def fill_kappa(gradient: Tensor) -> None:  # again in a second backward pass, with the same value
+            kappa.copy_(gradient.detach().to(kappa.device) / scale)
 
         batch.loss.register_hook(remember_scale)
         for call in self._calls:
