@@ -75,3 +75,37 @@ def test_product_with_the_curvature(margin: float) -> None:
     (gradient,) = torch.autograd.grad((product * v).sum(), z)
     (true,) = torch.autograd.grad((curvature_product(z64, c.double(), v.double()) * v).sum(), z64)
     torch.testing.assert_close(gradient.double(), true, rtol=1e-3, atol=1e-5 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("acts_in", ["loss", "backward pass"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_large_head(acts_in: str, margin: float, sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that the term adds, against the small head's in float64."""
+    model = Sure(margin)
+    torch.manual_seed(7)
+    x = torch.randn(N, 6)
+    true, true_gradients = kappa_and_gradients(copy.deepcopy(model).double(), x.double(), "head", "closed_form")
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 3 * C)
+    monkeypatch.setattr("hf_fam.flatness.softmax_head._MAX_UNCHUNKED", 1)
+    strength = 1.0 / float(true)
+
+    def step(value: float) -> tuple[float, list[Tensor]]:
+        flatness = RelativeFlatness(model, "head", "closed_form")
+        with flatness.capture(value if acts_in == "backward pass" else None):
+            z = model(x)
+        loss = sign * F.cross_entropy(z, LABELS)
+        kappa = flatness(loss)
+        model.zero_grad()
+        (loss if acts_in == "backward pass" else loss + value * kappa).backward()
+        flatness.detach()
+        return float(kappa.detach()), [p.grad.clone() for p in model.parameters()]
+
+    kappa, with_term = step(strength)
+    _, without = step(0.0)
+    assert kappa == pytest.approx(sign * float(true), rel=1e-4)
+    scale = max(float(g.abs().max()) for g in true_gradients) * strength
+    for one, other, expected in zip(with_term, without, true_gradients, strict=True):
+        expected = sign * strength * expected.expand_as(one)
+        torch.testing.assert_close((one - other).double(), expected, rtol=1e-3, atol=1e-4 * scale)
