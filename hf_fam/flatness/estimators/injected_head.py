@@ -356,7 +356,8 @@ def hard_label_weights(g: Tensor, top: Tensor, rest: Tensor) -> tuple[Tensor, Te
 
     From ``g = c (p - onehot)``, with weights that are all positive or all negative. If the label is the most probable
     class t, ``c = sum_{k != t} g_k / (1 - p_t)``, because g_t is imprecise in confident rows. Else ``c = g_t / p_t``.
-    Rows without a gradient have c = 0, and so do rows so confident that their kappa underflows.
+    Rows without a gradient have c = 0, and so do rows so confident that their kappa underflows. With two classes, g is
+    the same for both signs, so the weights are taken as positive there.
 
     Args:
         g: dL/dz, shape ``(N, C)``.
