@@ -20,7 +20,7 @@ pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
 from hf_fam.recipes import TASKS, default_configuration
-from hf_fam.recipes.common.arguments import read_yaml
+from hf_fam.recipes.common.yaml_files import read_yaml
 from support.launch import ROOT, launch
 from support.tiny_recipes import MAKERS, RECIPES, made, typed
 
