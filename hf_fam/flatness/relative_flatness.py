@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.third_derivatives import refuse_wrong_third_derivatives
-from ..layer.compilation import is_compiled
+from ..layer.compilation import is_inside_compiled
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
@@ -351,7 +351,7 @@ class RelativeFlatness:
         """Refuse a loss whose graph gives missing or wrong derivatives."""
         if self._has_reached_loss and not batch.graph.is_reached:
             return  # a batch of another task, whose loss does not use this layer
-        check_reaches_loss(batch, self.layer, is_compiled(self._model))
+        check_reaches_loss(batch, self.layer, is_inside_compiled(self._model, self.layer.module))
         self._has_reached_loss = True
         refuse_compiled_loss(batch)
         method.check_batch(batch)
