@@ -191,7 +191,7 @@ class Steps:
             if not loss <= last.loss + ROUNDING * max(1.0, abs(self.points[0].loss)):
                 raise RuntimeError(
                     f"the loss rose from {last.loss!r} to {loss!r} in phase {phase!r}: it is not convex in the "
-                    f"outputs, or the features of layer '{self.chain.names[self.wide]}' are too badly conditioned (widen it)."
+                    f"outputs, or layer '{self.chain.names[self.wide]}' is too badly conditioned: widen it."
                 )
             length = last.length + float((weights - self._weights).norm())
             self.points.append(PathPoint(phase, None, length, loss))
