@@ -145,7 +145,11 @@ def test_two_processes_are_one_fast(
 def test_fsdp2(flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The documented command in two processes, of which accelerate thinks that they are on GPUs, is one process."""
     command = f"accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml {FSDP2}/run.py {FSDP2}/fsdp2.yaml"
-    pages = (RECIPES / "causal_lm" / "README.md", RECIPES / "causal_lm" / "fsdp2.yaml", ROOT / "docs" / "distributed.md")
+    pages = (
+        RECIPES / "causal_lm" / "README.md",
+        RECIPES / "causal_lm" / "fsdp2.yaml",
+        ROOT / "docs" / "distributed.md",
+    )
     for page in pages:
         assert command in page.read_text(encoding="utf-8")
     given = {**flags["causal_lm"], "fam_lambda": 0.1}
