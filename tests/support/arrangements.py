@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -49,8 +50,7 @@ LARGE_CLASSES = 5_000
 
 
 def large_llama() -> nn.Module:
-    """With a large head, whose term acts in the backward pass, a few rows of logits at a time."""
-    softmax_head.CHUNK_ELEMENTS = 4 * LARGE_CLASSES  # four rows
+    """With a large head, whose term acts in the backward pass."""
     model = tiny_llama(vocab_size=LARGE_CLASSES, max_position_embeddings=64)
     model.set_attn_implementation("eager")
     model.loss_function = next_token_loss
@@ -133,11 +133,12 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
     settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
     args = arguments(path, **{**settings, **sizes, **case.settings, **given})
     trainer = FAMTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
-    with warnings.catch_warnings():
+    elements = 4 * LARGE_CLASSES if case.model is large_llama else softmax_head.CHUNK_ELEMENTS  # four rows of logits
+    with warnings.catch_warnings(), mock.patch.object(softmax_head, "CHUNK_ELEMENTS", elements):
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
         trainer.train()
+        largest = peak_memory(trainer, batch) if name in LARGE else None
     evaluated = trainer.evaluate()["eval_loss"]
-    largest = peak_memory(trainer, batch) if name in LARGE else None
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     everywhere = trainer.accelerator.gather(weights.unsqueeze(0))
     return {
