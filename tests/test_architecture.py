@@ -24,8 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "measure": {"calculus", "layer", "flatness", "processes", "_compat"},
     "landscape": {"calculus", "layer"},
     "gan": {"calculus", "processes", "_compat"},
-    "recipes": {"flatness", "measure", "processes", "train", "_compat"},
-    "cli": {"calculus", "layer", "flatness", "measure", "processes", "train", "recipes", "_compat", "_version"},
+    "methods": {"layer", "flatness", "train"},
+    "recipes": {"methods", "flatness", "measure", "processes", "train", "_compat"},
+    "cli": {"methods", "calculus", "layer", "flatness", "measure", "processes", "train", "recipes", "_compat", "_version"},
 }
 # Single modules beside the rooms.
 ROOT_MODULES = {"__init__", "__main__", "_compat", "_version"}

@@ -53,6 +53,14 @@ class FAMMixin(_Host):
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         refuse_removed_fields(kwargs)
         super().__init__(*args, **kwargs)
+        self.start_fam(fam_args)
+
+    def start_fam(self, fam_args: FAMArguments | None) -> None:
+        """Prepare for flatness-aware training; the constructor calls this.
+
+        Args:
+            fam_args: arguments of flatness-aware training; None for those in ``args``, or the defaults.
+        """
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
         elif not isinstance(fam_args, FAMArguments):
@@ -63,6 +71,14 @@ class FAMMixin(_Host):
         self._fam = FlatTraining(fam_args)
         self._fam.prepare(self)  # refuses an unknown layer before the data is prepared
         self.add_callback(FlatTrainingCallback(self._fam, self))
+
+    def prepare_fam(self) -> None:
+        """Find the layer and the estimator again, after ``fam_args`` changed.
+
+        Raises:
+            ValueError: a setting does not work with FAM; the message names it and says what to do.
+        """
+        self._fam.prepare(self)
 
     @property
     def relative_flatness(self) -> RelativeFlatness | None:
@@ -173,6 +189,25 @@ def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:
         (6.0, 8.0)
     """
     return loss + (term - term.detach())
+
+
+def make_flat(trainer: Any, strength: float | None) -> None:
+    """Change a Trainer so that its next training is flatness-aware.
+
+    Args:
+        trainer: any ``Trainer``. One with `FAMMixin` keeps its other ``fam_*`` arguments.
+        strength: lambda; None for the default of the estimator.
+
+    Raises:
+        ValueError: the Trainer cannot train with FAM; the message says why.
+    """
+    if isinstance(trainer, FAMMixin):
+        trainer.fam_args.fam_lambda = strength
+        trainer.prepare_fam()
+        return
+    kind = type(trainer)
+    trainer.__class__ = type(f"FAM{kind.__name__}", (FAMMixin, kind), {})
+    trainer.start_fam(FAMArguments(fam_lambda=strength))
 
 
 class FAMTrainer(FAMMixin, Trainer):

@@ -43,9 +43,9 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        ("method: sharp\n", [], "choose one of fam, baseline, sam"),
-        ("method: sam\nsam_rho: 0.0\n", [], "positive radius"),
-        ("method: baseline\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
+        ("method: sma\n", [], "did you mean sam"),
+        ("method: sam\nsam_rho: 0.0\n", [], "give a number above 0"),
+        ("method: plain\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
         ("fam_estimator: magic\n", [], "fam_estimator"),
         ("fam_every_n_steps: 2\n", [], "^fam_every_n_steps is not an argument of hf_fam: remove it"),
         ("", ["--fam-max-grad-ratio", "0.1"], "^fam_max_grad_ratio is not an argument of hf_fam: lower fam_lambda"),

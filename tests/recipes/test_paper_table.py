@@ -170,7 +170,7 @@ def test_a_rate_that_falls_in_steps(tmp_path: Path) -> None:
     from support.tiny import arguments, classified, tiny_bert
 
     args = arguments(tmp_path, max_steps=10, learning_rate=1.0, per_device_train_batch_size=4)
-    method = MethodArguments(method="baseline", lr_milestones=[0.3, 0.6, 0.8], lr_gamma=0.2)
+    method = MethodArguments(method="plain", lr_milestones=[0.3, 0.6, 0.8], lr_gamma=0.2)
     trainer = make_trainer(method, args, model=tiny_bert(), train_dataset=classified(40))
     trainer.train()
     rates = [logs["learning_rate"] for logs in trainer.state.log_history if "learning_rate" in logs]

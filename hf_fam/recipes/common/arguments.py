@@ -13,11 +13,11 @@ from typing import Any, Optional
 import yaml
 from transformers import HfArgumentParser
 
-from ...train.training_args import FAMArguments, refuse_removed_fields
+from ...methods import METHODS, Method, method_called
+from ...train.training_args import FAMArguments, FAMTrainingArguments, refuse_removed_fields
 from .. import default_configuration
 
-FAM, BASELINE, SAM = "fam", "baseline", "sam"
-METHODS = (FAM, BASELINE, SAM)
+FAM = "fam"
 # The key of a YAML file that names the task whose default settings the file starts from.
 DEFAULTS = "defaults"
 
@@ -132,12 +132,24 @@ class DataArguments:
         return self.dataset_name or Path(str(self.data_dir or self.train_file)).resolve().name
 
 
-@dataclass
-class MethodArguments:
-    """How the model is trained."""
+# Strengths that are fields of the Trainer's arguments already, such as weight_decay.
+_TRAINER_FIELDS = {f.name: f for f in dataclasses.fields(FAMTrainingArguments)}
 
-    method: str = field(default=FAM, metadata={"help": "fam, baseline (plain training) or sam."})
-    sam_rho: float = field(default=0.05, metadata={"help": "Radius of SAM (Foret et al. 2021)."})
+_Strengths: Any = dataclasses.make_dataclass(
+    "_Strengths",
+    [
+        (kind.field, Optional[float], field(default=None, metadata={"help": f"Strength of {name}: {kind.description}."}))
+        for name, kind in METHODS.items()
+        if kind.field is not None and kind.field not in _TRAINER_FIELDS
+    ],
+)
+
+
+@dataclass
+class MethodArguments(_Strengths):
+    """How the model is trained, with a field for the strength of each method."""
+
+    method: str = field(default=FAM, metadata={"help": f"How to train: {', '.join(METHODS)}."})
     lr_milestones: Optional[list[float]] = field(
         default=None,
         metadata={
@@ -148,21 +160,40 @@ class MethodArguments:
     lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each of lr_milestones."})
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r}: choose one of {', '.join(METHODS)}.")
-        if not self.sam_rho > 0:
-            raise ValueError(f"sam_rho={self.sam_rho!r}: give a positive radius.")
+        method_called(self.method)
+        for kind in METHODS.values():
+            if kind.field is not None and getattr(self, kind.field, None) is not None:
+                kind(getattr(self, kind.field))  # refuses a value out of range
         if not all(0 < fraction < 1 for fraction in self.lr_milestones or []):
             raise ValueError(f"lr_milestones={self.lr_milestones!r}: give fractions of the training, such as .3 .6 .8.")
 
 
-def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def make_method(name: str, *arguments: Any) -> Method:
+    """Return a method with the strength that the arguments set.
+
+    Args:
+        name: name of the method.
+        *arguments: objects whose fields may set its strength.
+
+    Raises:
+        ValueError: there is no such method, or the strength is out of range.
+    """
+    kind = method_called(name)
+    values = [getattr(a, kind.field) for a in arguments if kind.field is not None and hasattr(a, kind.field)]
+    unset = _TRAINER_FIELDS[kind.field].default if kind.field in _TRAINER_FIELDS else None
+    return kind(next((value for value in values if value != unset), None))
+
+
+def parse(
+    argument_types: Sequence[Any], argv: Sequence[str] | None = None, methods: Sequence[str] = ()
+) -> tuple[Any, ...]:
     """Parse a YAML file and flags into dataclasses.
 
     Args:
         argument_types: the dataclasses, among them `MethodArguments` and one with the fields of `FAMArguments`.
         argv: the command line without the script. The first argument may be a YAML file; flags override it. Defaults
             to the command line of this process.
+        methods: all methods that train with these arguments; the one that the arguments name by default.
 
     Returns:
         One object for each dataclass.
@@ -175,7 +206,7 @@ def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> t
     flags = collect_flags(sys.argv[1:] if argv is None else argv)
     refuse_removed_fields(name for name in map(flag_name, flags) if name is not None)
     parsed = HfArgumentParser(argument_types, allow_abbrev=False).parse_args_into_dataclasses(flags)
-    refuse_unused_fields(parsed)
+    refuse_unused_fields(parsed, methods)
     return parsed
 
 
@@ -235,22 +266,27 @@ def flag_name(word: str) -> str | None:
     return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else None
 
 
-def refuse_unused_fields(parsed: Sequence[Any]) -> None:
-    """Refuse fields of FAM that have no effect, because another method is chosen.
+def refuse_unused_fields(parsed: Sequence[Any], methods: Sequence[str] = ()) -> None:
+    """Refuse fields that have no effect, because they belong to another method.
 
     Args:
         parsed: the objects that `parse` returns.
+        methods: all methods that train with them; that of `MethodArguments` by default.
 
     Raises:
         ValueError: the message names method and fields.
     """
-    method = next((arguments.method for arguments in parsed if isinstance(arguments, MethodArguments)), FAM)
-    if method == FAM:
-        return
-    for arguments in (a for a in parsed if isinstance(a, FAMArguments)):
-        changed = [f.name for f in dataclasses.fields(FAMArguments) if getattr(arguments, f.name) != f.default]
-        if changed:
-            raise ValueError(
-                f"method={method!r} makes no use of {', '.join(changed)}: leave out what belongs to FAM, or choose "
-                f"method={FAM!r}."
-            )
+    named = [arguments.method for arguments in parsed if isinstance(arguments, MethodArguments)]
+    used = {*(methods or named or [FAM])}
+    fields = {f.name: FAM for f in dataclasses.fields(FAMArguments)}
+    fields |= {kind.field: name for name, kind in METHODS.items() if kind.field and kind.field not in _TRAINER_FIELDS}
+    unused: dict[str, list[str]] = {}
+    for arguments in (a for a in parsed if isinstance(a, FAMArguments | MethodArguments)):
+        for f in dataclasses.fields(arguments):
+            if f.name in fields and fields[f.name] not in used and getattr(arguments, f.name) != f.default:
+                unused.setdefault(fields[f.name], []).append(f.name)
+    for owner, names in unused.items():
+        raise ValueError(
+            f"method={', '.join(sorted(used))} makes no use of {', '.join(names)}: leave out what belongs to {owner}, "
+            f"or choose method={owner!r}."
+        )

@@ -42,7 +42,7 @@ class Run:
     Attributes:
         model_args: name of the model, and how it was loaded.
         data_args: names of the data.
-        method: fam, baseline or sam, with its settings.
+        name and settings of the method.
         args: the Trainer's arguments.
         model: the model to train.
         splits: the prepared data.

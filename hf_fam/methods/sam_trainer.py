@@ -24,17 +24,18 @@ class SAMTrainer(Trainer):
     With gradient accumulation the worst point is that of the whole batch, so all its micro-batches are passed twice. It
     is the same in all processes, because the gradients are.
 
-    Args:
-        *args: arguments of the Trainer.
-        rho: radius of SAM.
-        **kwargs: arguments of the Trainer.
-
-    Raises:
-        ValueError: mixed precision is fp16, or the launcher starts DeepSpeed or FSDP.
+    Stands in front of any Trainer; `start_sam` turns it on.
     """
 
-    def __init__(self, *args: Any, rho: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def start_sam(self, rho: float) -> None:
+        """Turn SAM on, before the training.
+
+        Args:
+            rho: radius of SAM.
+
+        Raises:
+            ValueError: mixed precision is fp16, or the launcher starts DeepSpeed or FSDP.
+        """
         if self.accelerator.scaler is not None:
             raise ValueError(
                 "method='sam' with fp16: a step that the gradient scaler skips would stay at the worst point. Choose "
