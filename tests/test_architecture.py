@@ -25,8 +25,23 @@ ALLOWED: dict[str, set[str]] = {
     "landscape": {"calculus", "layer"},
     "gan": {"calculus", "processes", "_compat"},
     "methods": {"layer", "flatness", "train"},
-    "recipes": {"methods", "flatness", "measure", "processes", "train", "_compat"},
-    "cli": {"methods", "calculus", "layer", "flatness", "measure", "processes", "train", "recipes", "_compat", "_version"},
+    "frozen": {"layer"},
+    "compare": {"frozen", "measure", "methods", "_version"},
+    "recipes": {"compare", "frozen", "methods", "flatness", "measure", "processes", "train", "_compat"},
+    "cli": {
+        "calculus",
+        "compare",
+        "flatness",
+        "frozen",
+        "layer",
+        "measure",
+        "methods",
+        "processes",
+        "recipes",
+        "train",
+        "_compat",
+        "_version",
+    },
 }
 # Single modules beside the rooms.
 ROOT_MODULES = {"__init__", "__main__", "_compat", "_version"}

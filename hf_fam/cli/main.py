@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import layers_command, measure_command, train_command
+from . import compare_command, layers_command, measure_command, train_command
 from .demo import command as demo_command
 
 
@@ -57,6 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train_command.add_arguments(train)
     train.set_defaults(run=lambda options: train_command.run(options.task, options.recipe_arguments))
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare training methods on your own data, over several seeds",
+        description="Compare training methods with plain training on your own data, over several seeds.",
+    )
+    compare_command.add_arguments(compare)
+    compare.set_defaults(run=lambda options: compare_command.run(options.task, options.compare_arguments))
 
     layers = commands.add_parser(
         "layers",

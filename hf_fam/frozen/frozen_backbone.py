@@ -95,9 +95,8 @@ class FrozenBackbone:
         ]
         with contextlib.ExitStack() as stack:
             for name in self._frozen:
-                hook = self._outputs.__setitem__
                 module = model.get_submodule(name)
-                handle = module.register_forward_hook(lambda m, a, out, name=name, hook=hook: hook(name, _detached(out)))
+                handle = module.register_forward_hook(lambda m, args, out, name=name: self._keep_output(name, out))
                 stack.callback(handle.remove)
             for name, module in trained:
                 handle = module.register_forward_pre_hook(lambda m, a, name=name: order.append(name))
@@ -107,6 +106,9 @@ class FrozenBackbone:
             raise ValueError(f"freeze_backbone: no trained layer of {type(model).__name__} reads features.")
         self.first_layer = order[0]
         self.is_single_layer = len(trained) == 1
+
+    def _keep_output(self, name: str, output: Any) -> None:
+        self._outputs[name] = _map(output, lambda tensor: tensor.detach())
 
     def features(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the features of a batch, shape ``(items, features)`` or ``(items, tokens, features)``.
@@ -158,7 +160,7 @@ class FrozenBackbone:
         at = next((k for k, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
         forward.__signature__ = signature.replace(parameters=[*parameters[:at], extra, *parameters[at:]])  # type: ignore[attr-defined]
         forward.remove_hook = handle.remove  # type: ignore[attr-defined]
-        model.forward = forward  # type: ignore[method-assign]
+        model.forward = forward
 
     def check(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Compare the logits from features with those of the whole model, on a batch of several items.
@@ -173,8 +175,8 @@ class FrozenBackbone:
             found = _logits(model(features=features))
         if found.shape != expected.shape or (found - expected).abs().max() > TOLERANCE * (1 + expected.abs().max()):
             raise ValueError(
-                f"freeze_backbone: what {type(model).__name__} does after its backbone depends on more than the features "
-                f"that enter '{self.first_layer}', so its head cannot be trained on stored features."
+                f"freeze_backbone: what {type(model).__name__} does after its backbone depends on more than the "
+                f"features that enter '{self.first_layer}', so its head cannot be trained on stored features."
             )
 
 
@@ -215,14 +217,14 @@ def _returning(outputs: dict[nn.Module, Any]) -> Iterator[None]:
 
     try:
         for module, value in outputs.items():
-            module.forward = constant(value)  # type: ignore[method-assign]
+            module.forward = constant(value)
         yield
     finally:
         for module, forward in own.items():
             if forward is None:
                 del module.forward
             else:
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -235,10 +237,6 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_map(entry, change) for entry in value)
     return value if isinstance(value, (bool, int, float, str)) else None
-
-
-def _detached(value: Any) -> Any:
-    return _map(value, lambda tensor: tensor.detach())
 
 
 def _expanded(value: Any, features: Tensor) -> Any:

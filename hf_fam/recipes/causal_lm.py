@@ -18,7 +18,8 @@ from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.data import TRAIN, load_splits, require_values
 from .common.models import load_model, load_preprocessing
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 
 @dataclass
@@ -51,8 +52,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, lora, method, args = parse(argument_types, argv)
+    model_args, data, lora, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
+    if model_args.freeze_backbone:
+        raise ValueError("freeze_backbone: a language model has no head of its own to train; LoRA trains few weights.")
     if model_args.from_scratch and lora.use_lora:
         raise ValueError("from_scratch with adapters would train them on random weights: add --use_lora False.")
     prepare_run(args)
@@ -63,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = load_model(model_args, AutoModelForCausalLM)
-    model = add_lora(model, lora) if lora.use_lora else model
+
+    def make_model() -> Any:
+        model = load_model(model_args, AutoModelForCausalLM)
+        return add_lora(model, lora) if lora.use_lora else model
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         ids, prompt_length = tokenize(tokenizer, row, data.text_column_name)
@@ -85,12 +104,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 f"no text of the {name} data has a token to learn within max_seq_length={data.max_seq_length}: raise "
                 "it, or give shorter prompts."
             )
-    run = Run(
-        model_args, data, method, args, model, splits, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
+    return Run(
+        model_args, data, method, args, make_model, splits, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
         token_metrics,
         task="text-generation", preprocess_logits=reduce_logits,
     )  # fmt: skip
-    return finetune(run)
 
 
 def add_lora(model: Any, lora: LoraArguments) -> Any:

@@ -32,7 +32,8 @@ from .common.data import (
 )
 from .common.metrics import classification_metrics
 from .common.models import load_classifier, load_preprocessing
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 # Data sets with a short name: name on the Hub, configuration, column of the images, column of the labels.
 HUB_DATASETS = {
@@ -111,8 +112,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, ImageArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv)
+    model_args, data, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
+    if model_args.freeze_backbone and parse_augmentation(data.augmentation):
+        raise ValueError(
+            f"augmentation={data.augmentation!r} with freeze_backbone: features are computed once, so choose none."
+        )
     prepare_run(args)
     args.remove_unused_columns = False  # images become pixels only when a batch is made
     with args.main_process_first():
@@ -121,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     label = label_column(splits, data.label_column_name)
     names = folder_names or class_names(splits, label)
     processor = load_processor(data, model_args)
-    model = load_classifier(model_args, AutoModelForImageClassification, names)
+    make_model = functools.partial(load_classifier, model_args, AutoModelForImageClassification, names)
     feature = splits[TRAIN].features[label]
 
     def with_pixels(change: Callable[[Image.Image], Image.Image]) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
@@ -137,11 +156,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     splits = DatasetDict(
         {k: split.with_transform(with_pixels(augmented if k == TRAIN else lambda x: x)) for k, split in splits.items()}
     )
-    run = Run(
-        model_args, data, method, args, model, splits, processor, collate, classification_metrics,
+    return Run(
+        model_args, data, method, args, make_model, splits, processor, collate, classification_metrics,
         task="image-classification", to_text=lambda row: names[row.argmax()],
     )  # fmt: skip
-    return finetune(run)
 
 
 def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:

@@ -18,7 +18,8 @@ from .common.arguments import DataArguments, MethodArguments, ModelArguments, pa
 from .common.data import TRAIN, load_splits, require_column, require_values
 from .common.metrics import classification_metrics
 from .common.models import load_classifier, load_preprocessing
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 
 @dataclass
@@ -42,8 +43,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv)
+    model_args, data, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
     prepare_run(args)
     with args.main_process_first():
         splits = load_splits(data, model_args, args.seed)
@@ -55,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if not tokenizer.is_fast:
         raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
-    model = load_classifier(model_args, AutoModelForTokenClassification, names)
+    make_model = functools.partial(load_classifier, model_args, AutoModelForTokenClassification, names)
     numbers = {name: k for k, name in enumerate(names)}
     is_numbered = isinstance(item_feature(splits, label), ClassLabel)
 
@@ -77,12 +92,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         splits = DatasetDict(
             {k: split.map(prepare, batched=True, remove_columns=split.column_names) for k, split in splits.items()}
         )
-    run = Run(
-        model_args, data, method, args, model, splits, tokenizer, DataCollatorForTokenClassification(tokenizer),
+    return Run(
+        model_args, data, method, args, make_model, splits, tokenizer, DataCollatorForTokenClassification(tokenizer),
         classification_metrics,
         task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
     )  # fmt: skip
-    return finetune(run)
 
 
 def mean_over_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Tensor:

@@ -45,6 +45,12 @@ class ModelArguments:
         default=False,
         metadata={"help": "Use a new head if the saved one is for another number of classes."},
     )
+    freeze_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the head alone. The features of the frozen backbone are computed once and kept in cache_dir."
+        },
+    )
     from_scratch: bool = field(
         default=False,
         metadata={"help": "Start from random weights. Only configuration and preprocessing of the model are loaded."},
@@ -54,6 +60,10 @@ class ModelArguments:
         default=None, metadata={"help": "Access token for private models. Needed only if you are not logged in."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that is saved with the model."})
+
+    def __post_init__(self) -> None:
+        if self.freeze_backbone and self.from_scratch:
+            raise ValueError("freeze_backbone with from_scratch would train a head on random features: choose one.")
 
     def hub_options(self) -> dict[str, Any]:
         """Return the arguments with which `from_pretrained` loads files of the model."""
@@ -110,6 +120,9 @@ class DataArguments:
     max_predict_samples: Optional[int] = field(
         default=None, metadata={"help": "Predict at most N samples, the first ones."}
     )
+    # True if all rows are training data, of which a comparison makes its own splits; validation data repeats them then.
+    is_whole: bool = field(default=False, init=False)
+    has_validation: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         length = getattr(self, "max_seq_length", 1)  # a field of the recipes for texts
@@ -138,7 +151,11 @@ _TRAINER_FIELDS = {f.name: f for f in dataclasses.fields(FAMTrainingArguments)}
 _Strengths: Any = dataclasses.make_dataclass(
     "_Strengths",
     [
-        (kind.field, Optional[float], field(default=None, metadata={"help": f"Strength of {name}: {kind.description}."}))
+        (
+            kind.field,
+            Optional[float],
+            field(default=None, metadata={"help": f"Strength of {name}, {kind.description}."}),
+        )
         for name, kind in METHODS.items()
         if kind.field is not None and kind.field not in _TRAINER_FIELDS
     ],

@@ -103,7 +103,7 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> Datas
     if TRAIN not in splits:
         present = ", ".join(map(repr, splits))
         raise ValueError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
-    if VALIDATION not in splits:
+    if VALIDATION not in splits and not data.is_whole:
         if not 0 < data.train_val_split < 1:
             raise ValueError(f"train_val_split={data.train_val_split!r}: give a fraction between 0 and 1.")
         halves = splits[TRAIN].train_test_split(data.train_val_split, seed=seed)
@@ -115,6 +115,8 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> Datas
             limit = limits[split.split("_")[0]]
             samples = splits[split] if limit is None or split.startswith(TEST) else splits[split].shuffle(seed)
             selected[split] = samples if limit is None else samples.select(range(min(limit, len(samples))))
+    data.has_validation = VALIDATION in selected
+    selected.setdefault(VALIDATION, selected[TRAIN])
     return DatasetDict(selected)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._compat import forget_source
+from ...frozen.frozen_backbone import freeze_backbone
 from ...measure.model_config import first_line, load_config
 from .arguments import ModelArguments
 
@@ -28,10 +29,11 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
         forget_source(config)  # the card must not call it fine-tuned
         return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **attention)
     try:
-        return auto_class.from_pretrained(
+        model, loaded = auto_class.from_pretrained(
             model_args.model_name_or_path,
             config=config,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            output_loading_info=True,
             **attention,
             **options,
         )
@@ -42,6 +44,9 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
             f"the head of '{model_args.model_name_or_path}' is not for the {config.num_labels} classes of the data: "
             "add --ignore_mismatched_sizes for a new head."
         ) from error
+    if model_args.freeze_backbone:
+        freeze_backbone(model, loaded["missing_keys"])
+    return model
 
 
 def load_preprocessing(model_args: ModelArguments, auto_class: Any, **options: Any) -> Any:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
-from .arguments import DataArguments, MethodArguments, ModelArguments
 from .command import repeat_command
 from .data import TEST, TRAIN, VALIDATION
 from .methods import make_trainer
 from .metrics import first_output
+from .run import Run
+from .stored import with_stored_features
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
@@ -33,41 +32,6 @@ class UnsavedToken(str):
 
     def __deepcopy__(self, memo: Any) -> UnsavedToken:
         return self  # a copy within the process is used to push
-
-
-@dataclass
-class Run:
-    """Everything that a recipe hands to `finetune`.
-
-    Attributes:
-        model_args: name of the model, and how it was loaded.
-        data_args: names of the data.
-        name and settings of the method.
-        args: the Trainer's arguments.
-        model: the model to train.
-        splits: the prepared data.
-        processing_class: tokenizer or image processor, saved with the model.
-        collator: makes batches of items.
-        compute_metrics: computes metrics from logits and labels.
-        task: task of the model card, such as "text-classification".
-        preprocess_logits: reduces logits before they are gathered.
-        loss: computes the loss from outputs and labels, instead of the model.
-        to_text: turns the logits of an item into its line of the predictions; no predictions are written without it.
-    """
-
-    model_args: ModelArguments
-    data_args: DataArguments
-    method: MethodArguments
-    args: FAMTrainingArguments
-    model: PreTrainedModel
-    splits: DatasetDict
-    processing_class: Any
-    collator: Any
-    compute_metrics: Callable[[Any], dict[str, float]] | None
-    task: str
-    preprocess_logits: Callable[..., Any] | None = None
-    loss: Callable[..., Any] | None = None
-    to_text: Callable[[Any], str] | None = None
 
 
 def prepare_run(args: FAMTrainingArguments) -> None:
@@ -106,10 +70,14 @@ def finetune(run: Run) -> dict[str, float]:
     """
     if run.args.do_predict and TEST not in run.splits:
         raise ValueError("do_predict: the data has no test split; give test_file (test_dir for images).")
+    set_seed(run.args.seed)
+    model = run.make_model()
+    if run.model_args.freeze_backbone:
+        run, _ = with_stored_features(run, model)
     trainer = make_trainer(
         run.method,
         run.args,
-        model=run.model,
+        model=model,
         train_dataset=run.splits[TRAIN],
         eval_dataset=run.splits[VALIDATION],
         processing_class=run.processing_class,
