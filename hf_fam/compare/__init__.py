@@ -1,0 +1,1 @@
+"""Compare training methods on a user's own data, over several seeds."""

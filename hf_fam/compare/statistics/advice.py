@@ -1,0 +1,113 @@
+"""How many more seeds or test examples would decide an undecided comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from .distributions import normal_probability
+from .estimate import Estimate
+from .spending import DEFAULT_LOOKS, level_of_look
+from .verdict import PROBABILITY
+
+MOST_SEEDS = 200
+MOST_ITEMS = 100  # times those that there are
+FEWEST_ITEMS = 30
+
+
+class Design(Protocol):
+    """Paired differences in brief, which can be imagined with more seeds or items."""
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+
+    @property
+    def items(self) -> int | None:
+        """How many, or None where they are not known."""
+
+    def estimate(self) -> Estimate:
+        """Return the mean difference and its error."""
+
+    def with_size(self, seeds: int, items: int | None) -> Design:
+        """Return what is expected of more seeds or items."""
+
+
+def round_numbers(most: int) -> Iterator[int]:
+    """Yield 1, 2, 3, 4, 5, 6, 8, 10, 12, 15 and so on, in steps of about a quarter.
+
+    Example:
+        >>> list(round_numbers(150))[-6:]
+        [50, 60, 80, 100, 120, 150]
+    """
+    small, steps, scale = (1, 2, 3, 4, 5, 6, 8), (10, 12, 15, 20, 25, 30, 40, 50, 60, 80), 1
+    yield from (n for n in small if n <= most)
+    while 10 * scale <= most:
+        yield from (n * scale for n in steps if n * scale <= most)
+        scale *= 10
+
+
+def probability_of_decision(now: Estimate, later: Estimate, half_width: float, margin: float) -> float:
+    """Return the probability that more data decide.
+
+    The estimate moves on as the mean of a normal population with a flat prior does: by a normal step with the variance
+    that is lost (predictive power; Spiegelhalter, Freedman and Blackburn 1986, Controlled Clinical Trials 7).
+
+    Args:
+        now: the estimate of the gain.
+        later: what is expected with more data.
+        half_width: of the interval with more data.
+        margin: gains up to it make no practical difference.
+    """
+    step = max(now.variance - later.variance, 0.0) ** 0.5
+    center = now.difference
+    needed = max(half_width, later.least_difference(margin, PROBABILITY))
+    within = margin - half_width
+
+    def below(bound: float) -> float:
+        return float(normal_probability((bound - center) / step)) if step else float(bound >= center)
+
+    different = 1 - below(needed) + below(-needed)
+    return different + (below(within) - below(-within) if within >= 0 else 0.0)
+
+
+def advise(design: Design, margin: float, made: Sequence[int], share: float) -> tuple[int | None, int | None]:
+    """Return how many more seeds, items or both decide with a probability of at least one half.
+
+    Args:
+        design: the gains so far.
+        margin: gains up to it make no practical difference.
+        made: number of seeds at each look so far.
+        share: the part of alpha that this method has.
+
+    Returns:
+        ``(seeds, None)``; ``(None, items)`` where up to 200 more seeds do not decide; both where neither decides alone;
+        ``(None, None)`` where nothing does, because the difference is too close to the margin.
+    """
+    seeds, items = design.seeds, design.items
+    now = design.estimate()
+    if math.isinf(now.variance):
+        return (max(DEFAULT_LOOKS[0] - seeds, 0) or None, FEWEST_ITEMS - 1 if items == 1 else None)
+
+    def decides(more_seeds: int, more_items: int) -> bool:
+        later = design.with_size(seeds + more_seeds, items + more_items if items else None).estimate()
+        level = level_of_look(looks_until(made, seeds + more_seeds), share)
+        return probability_of_decision(now, later, later.half_width(level), margin) >= 0.5
+
+    for more in round_numbers(MOST_SEEDS):
+        if decides(more, 0):
+            return more, None
+    if items:
+        for more_seeds in (0, *round_numbers(MOST_SEEDS)):
+            if decides(more_seeds, MOST_ITEMS * items):
+                most = MOST_ITEMS * items
+                return more_seeds or None, next(n for n in round_numbers(most) if n == most or decides(more_seeds, n))
+    return None, None
+
+
+def looks_until(made: Sequence[int], seeds: int) -> tuple[int, ...]:
+    """Return the looks so far, the usual ones that follow, and one at a number of seeds."""
+    if seeds == made[-1]:
+        return tuple(made)
+    return (*made, *(n for n in DEFAULT_LOOKS if made[-1] < n < seeds), seeds)
