@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from .distributions import normal_probability
@@ -95,15 +95,29 @@ def advise(design: Design, margin: float, made: Sequence[int], share: float) -> 
         level = level_of_look(looks_until(made, seeds + more_seeds), share)
         return probability_of_decision(now, later, later.half_width(level), margin) >= 0.5
 
-    for more in round_numbers(MOST_SEEDS):
-        if decides(more, 0):
-            return more, None
-    if items:
-        for more_seeds in (0, *round_numbers(MOST_SEEDS)):
-            if decides(more_seeds, MOST_ITEMS * items):
-                most = MOST_ITEMS * items
-                return more_seeds or None, next(n for n in round_numbers(most) if n == most or decides(more_seeds, n))
-    return None, None
+    more = first(list(round_numbers(MOST_SEEDS)), lambda n: decides(n, 0))
+    if more is not None or not items:
+        return more, None
+    all_items = MOST_ITEMS * items
+    few_seeds = first([0, *round_numbers(MOST_SEEDS)], lambda n: decides(n, all_items))
+    if few_seeds is None:
+        return None, None
+    return few_seeds or None, first([*round_numbers(all_items - 1), all_items], lambda n: decides(few_seeds, n))
+
+
+def first(candidates: Sequence[int], decides: Callable[[int], bool]) -> int | None:
+    """Return the first candidate that decides, or None, looking at every fourth one first.
+
+    Example:
+        >>> first([1, 2, 3, 4, 5, 6, 8, 10], lambda n: n >= 5)
+        5
+    """
+    stride = 4
+    for end in range(stride - 1, len(candidates) + stride - 1, stride):
+        end = min(end, len(candidates) - 1)
+        if decides(candidates[end]):
+            return next(n for n in candidates[max(end - stride + 1, 0) : end + 1] if n == candidates[end] or decides(n))
+    return None
 
 
 def looks_until(made: Sequence[int], seeds: int) -> tuple[int, ...]:
