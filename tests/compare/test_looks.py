@@ -12,13 +12,23 @@ from hf_fam.compare.statistics.spending import level_of_look, spent
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 5), (3, 5, 8), (3, 5, 8, 12), (2, 3, 4, 5), (10, 11, 60, 61)])
 @pytest.mark.parametrize("alpha", [0.3, 0.05, 0.05 / 12])
-def test_what_is_spent(seeds: tuple[int, ...], alpha: float) -> None:
-    """The probability that no look crosses is an orthant-like integral, which scipy computes by itself."""
-    bounds = np.array([stats.norm.isf(level_of_look(seeds[: k + 1], alpha) / 2) for k in range(len(seeds))])
-    correlation = np.sqrt(np.minimum.outer(seeds, seeds) / np.maximum.outer(seeds, seeds))
+@pytest.mark.parametrize("shared", [0.0, 0.25, 4.0])
+def test_what_is_spent(seeds: tuple[int, ...], alpha: float, shared: float) -> None:
+    """The probability that no look crosses is an integral of the normal density, which scipy computes by itself."""
+    bounds = np.array([stats.norm.isf(level_of_look(seeds[: k + 1], alpha, shared) / 2) for k in range(len(seeds))])
+    information = 1 / (1 / np.array(seeds) + shared)
+    correlation = np.sqrt(np.minimum.outer(information, information) / np.maximum.outer(information, information))
     normal = stats.multivariate_normal(cov=correlation, abseps=1e-7, releps=1e-7, maxpts=2_000_000, seed=0)
     inside = normal.cdf(bounds, lower_limit=-bounds)
     assert 1 - inside == pytest.approx(alpha * spent(seeds[-1]), rel=2e-3)
+
+
+@pytest.mark.parametrize("shared", [0.001, 0.03, 0.26, 0.9, 100.0])
+def test_what_the_looks_share_is_rounded_to_the_safe_side(shared: float) -> None:
+    level = level_of_look((3, 5, 8, 12), 0.05, shared)
+    assert level_of_look((3, 5, 8, 12), 0.05) <= level
+    power = [2.0**k for k in range(-6, 3) if 2.0**k <= shared]
+    assert level == level_of_look((3, 5, 8, 12), 0.05, power[-1] if power else 0.0)
 
 
 def test_a_hundred_looks() -> None:

@@ -92,7 +92,7 @@ def advise(design: Design, margin: float, made: Sequence[int], share: float) -> 
 
     def decides(more_seeds: int, more_items: int) -> bool:
         later = design.with_size(seeds + more_seeds, items + more_items if items else None).estimate()
-        level = level_of_look(looks_until(made, seeds + more_seeds), share)
+        level = level_of_look(looks_until(made, seeds + more_seeds), share, later.shared)
         return probability_of_decision(now, later, later.half_width(level), margin) >= 0.5
 
     more = first(list(round_numbers(MOST_SEEDS)), lambda n: decides(n, 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .distributions import chi_square_quantile
 from .estimate import Estimate, TEstimate, UnknownEstimate
 
 
@@ -81,7 +82,10 @@ class CrossedDifferences:
         # The variance of the mean is (E of_seeds + E of_items - E of_rest) / size; no component is below zero.
         variance = (max(of_seeds - of_rest, 0.0) + max(of_items - of_rest, 0.0) + of_rest) / size
         parts = ((of_seeds / size, seeds - 1.0), (variance - of_seeds / size, items - 1.0))
-        return TEstimate(self.difference, parts, self._satterthwaite())
+        # A sample variance of few seeds may be small by chance: it is below `likely` of its mean in one of ten cases.
+        likely = chi_square_quantile(0.1, seeds - 1) / (seeds - 1)
+        shared = (variance - of_seeds / size) / (of_seeds / items) * likely if of_seeds else 0.0
+        return TEstimate(self.difference, parts, self._satterthwaite(), shared)
 
     def _satterthwaite(self) -> float:
         """Degrees of freedom of the estimated variance of the mean, from the mean squares that it is made of."""

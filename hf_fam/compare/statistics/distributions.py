@@ -35,6 +35,11 @@ def normal_probability(values: Any) -> Any:
     return special().ndtr(values)
 
 
+def chi_square_quantile(probability: float, degrees_of_freedom: float) -> float:
+    """Return the quantile of the chi-square distribution."""
+    return float(special().chdtri(degrees_of_freedom, 1 - probability))
+
+
 def two_sided_z(level: float) -> float:
     """Return the c with P(|Z| > c) = level."""
     return -float(special().ndtri(level / 2))

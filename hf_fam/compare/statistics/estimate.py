@@ -24,6 +24,10 @@ class Estimate(Protocol):
     def variance(self) -> float:
         """The square of the standard error."""
 
+    @property
+    def shared(self) -> float:
+        """The variance that does not shrink with seeds, by the variance that one seed adds; rather too small."""
+
     def half_width(self, level: float) -> float:
         """Half the width of the two-sided interval at a level of error."""
 
@@ -51,6 +55,7 @@ class TEstimate:
         difference: the mean.
         parts: variance and degrees of freedom of each part of its error.
         degrees_of_freedom: Satterthwaite's, of the sum.
+        shared: see `Estimate`.
 
     Example:
         >>> seeds, items = (0.3, 2.0), (0.1, 499.0)
@@ -62,6 +67,7 @@ class TEstimate:
     difference: float
     parts: tuple[tuple[float, float], ...]
     degrees_of_freedom: float
+    shared: float = 0.0
 
     @property
     def variance(self) -> float:
@@ -93,6 +99,7 @@ class UnknownEstimate:
     difference: float
     degrees_of_freedom: float = 0.0
     variance: float = math.inf
+    shared: float = 0.0
 
     def half_width(self, level: float) -> float:
         """See `Estimate`."""
@@ -119,6 +126,7 @@ class ConstantEstimate:
         difference: the constant.
         reach: how far another unit's difference may be from it; 0 where all scores are one number.
         units: number of independent seeds or items.
+        shared: see `Estimate`.
 
     Example:
         >>> [round(ConstantEstimate(0.0, reach=1.0, units=n).half_width(0.05), 3) for n in (3, 300)]
@@ -128,6 +136,7 @@ class ConstantEstimate:
     difference: float
     reach: float
     units: float
+    shared: float = 0.0
 
     @property
     def degrees_of_freedom(self) -> float:

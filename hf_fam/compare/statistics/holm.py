@@ -24,8 +24,8 @@ def levels(estimates: Mapping[str, Estimate], seeds: Sequence[int], alpha: float
     different: dict[str, float] = {}
     while True:
         left = [name for name in estimates if name not in different]
-        level = level_of_look(seeds, alpha / max(len(left), 1))
-        found = [name for name in left if abs(estimates[name].difference) > estimates[name].half_width(level)]
+        level = {name: level_of_look(seeds, alpha / len(left), estimates[name].shared) for name in left}
+        found = [name for name in left if abs(estimates[name].difference) > estimates[name].half_width(level[name])]
         if not found:
-            return different | dict.fromkeys(left, level)
-        different |= dict.fromkeys(found, level)
+            return different | level
+        different |= {name: level[name] for name in found}

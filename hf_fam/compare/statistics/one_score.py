@@ -60,7 +60,8 @@ class SeedDifferences:
         if self.seeds < 2:
             return UnknownEstimate(self.difference)
         df = self.seeds - 1.0
-        return TEstimate(self.difference, ((self.sample_variance / self.independent_seeds, df),), df)
+        parts = ((self.sample_variance / self.independent_seeds, df),)
+        return TEstimate(self.difference, parts, df, shared=self.test_to_train_ratio or 0.0)
 
     def with_size(self, seeds: int, items: int | None) -> SeedDifferences:
         """Return what is expected of more seeds, or of splits of more examples, with the same mean.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ DEFAULT_LOOKS = (3, 5, 8, 12, 18, 27, 40, 60, 90)
 # Half of alpha is spent by then.
 HALF_SPENT_SEEDS = 6
 LARGEST_Z = 40.0
+SMALLEST_POWER, LARGEST_POWER = -6, 2
 
 
 def looks(most_seeds: int) -> tuple[int, ...]:
@@ -45,38 +47,43 @@ def spent(seeds: float) -> float:
     return seeds**2 / (seeds**2 + HALF_SPENT_SEEDS**2)
 
 
-def level_of_look(seeds: Sequence[int], alpha: float) -> float:
+def level_of_look(seeds: Sequence[int], alpha: float, shared: float = 0.0) -> float:
     """Return the two-sided level of the last of several looks.
 
-    At these levels, a standard normal statistic of a growing sum crosses for the first time at look k with probability
-    ``alpha * (spent(seeds[k]) - spent(seeds[k - 1]))``, so at any look with probability at most ``alpha``. Statistics
-    that share a part, such as the sampling error of the test file, cross less often. The recursion is that of
-    Armitage, McPherson and Rowe (1969, J. R. Stat. Soc. A 132).
+    At these levels a normal statistic crosses first at look k with probability
+    ``alpha * (spent(seeds[k]) - spent(seeds[k - 1]))``, so at any look with at most ``alpha``. The recursion
+    is that of Armitage, McPherson and Rowe (1969, J. R. Stat. Soc. A 132). With n seeds the information is
+    ``1 / (1 / n + shared)``. The more the looks share, the more alike are their answers, and the less a look costs.
 
     Args:
         seeds: number of seeds at each look so far, ascending.
         alpha: probability of an error over all looks.
+        shared: the variance that does not shrink with seeds, such as that of the test items, by the variance that one
+            seed adds. It is rounded down to a power of two, which makes the level smaller.
 
     Example:
         >>> [round(level_of_look((3, 5, 8, 12)[:k], 0.05), 4) for k in (1, 2, 3, 4)]
         [0.01, 0.0142, 0.0176, 0.0151]
     """
-    return _level(tuple(seeds), alpha)
+    power = max(math.floor(math.log2(shared)), SMALLEST_POWER - 1) if shared > 0 else SMALLEST_POWER - 1
+    rounded = 2.0 ** min(power, LARGEST_POWER) if power >= SMALLEST_POWER else 0.0
+    return _level(tuple(seeds), alpha, rounded)
 
 
 @lru_cache(maxsize=8192)
-def _level(seeds: tuple[int, ...], alpha: float) -> float:
+def _level(seeds: tuple[int, ...], alpha: float, shared: float) -> float:
     now, before = seeds[-1], seeds[:-1]
     gain = alpha * (spent(now) - (spent(before[-1]) if before else 0.0))
     if not before:
         return gain
     from scipy.optimize import brentq
 
-    sums, density = _continuing(before, alpha)
-    step = (now - before[-1]) ** 0.5
+    sums, density = _continuing(before, alpha, shared)
+    information, earlier = (1 / (1 / n + shared) for n in (now, before[-1]))
+    step = (information - earlier) ** 0.5
 
     def excess(z: float) -> float:
-        bound = z * now**0.5
+        bound = z * information**0.5
         beyond = normal_probability((sums - bound) / step) + normal_probability((-sums - bound) / step)
         return float(density @ beyond) - gain
 
@@ -84,18 +91,19 @@ def _level(seeds: tuple[int, ...], alpha: float) -> float:
 
 
 @lru_cache(maxsize=2048)
-def _continuing(seeds: tuple[int, ...], alpha: float) -> tuple[Any, Any]:
-    """Return nodes and weighted density of the sum of ``seeds[-1]`` standard normals where no look has crossed."""
+def _continuing(seeds: tuple[int, ...], alpha: float, shared: float) -> tuple[Any, Any]:
+    """Return nodes and weighted density of the score statistic, information times mean, where no look has crossed."""
     now, before = seeds[-1], seeds[:-1]
-    bound = two_sided_z(_level(seeds, alpha)) * now**0.5
-    step = (now - (before[-1] if before else 0)) ** 0.5
+    information, earlier = (1 / (1 / n + shared) if n else 0.0 for n in (now, before[-1] if before else 0))
+    bound = two_sided_z(_level(seeds, alpha, shared)) * information**0.5
+    step = (information - earlier) ** 0.5
     nodes, weights = _gauss(min(max(96, int(6 * bound / step)), 400))
     sums = bound * nodes
     if before:
-        earlier, density = _continuing(before, alpha)
+        start, density = _continuing(before, alpha, shared)
     else:
-        earlier, density = np.zeros(1), np.ones(1)
-    kernel = np.exp(-0.5 * ((sums[:, None] - earlier) / step) ** 2) / (step * (2 * np.pi) ** 0.5)
+        start, density = np.zeros(1), np.ones(1)
+    kernel = np.exp(-0.5 * ((sums[:, None] - start) / step) ** 2) / (step * (2 * np.pi) ** 0.5)
     return sums, kernel @ density * bound * weights
 
 
