@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ("plain", "fam")
 # With a frozen backbone, what most people use is a rival, too.
-FROZEN_METHODS = ("plain", "fam", "logistic_regression")
+FROZEN_METHODS = ("plain", "fam", "logistic_regression", "flat_logistic_regression")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def make_parser(task: str) -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", *({f"--{name.replace('_', '-')}"} - {f"--{name}"}), **options)
 
     add("methods", nargs="+", metavar="METHOD", help="methods to compare (default: plain fam; with --freeze_backbone "
-        "also logistic_regression)")  # fmt: skip
+        "also logistic_regression and flat_logistic_regression)")  # fmt: skip
     add("metric", default=None, help="metric of the recipe (default: accuracy; for numbers pearson)")
     add("margin", type=float, help="largest difference that makes no practical difference (default: 0.5 points)")
     add("seeds", type=int, default=12, help="number of seeds at most; of splits, without test data (default: 12)")

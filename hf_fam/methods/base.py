@@ -30,7 +30,6 @@ class Method(ABC):
         step: factor between neighboring strengths of a tuning grid.
         limits: the strength is between these two numbers.
         has_learning_rate: False if the method does not train by gradient steps.
-        needs_stored_features: True if the method fits a head on the stored features of a frozen backbone.
 
     Raises:
         ValueError: the strength is out of range, or the method has none.
@@ -50,7 +49,6 @@ class Method(ABC):
     step: ClassVar[float] = 10.0
     limits: ClassVar[tuple[float, float]] = (0.0, math.inf)
     has_learning_rate: ClassVar[bool] = True
-    needs_stored_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.strength is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,10 @@ from .base import Method, put_in_front, refuse_without_classes, register
 ABSENT = 30.0
 
 
-@register
-class LogisticRegression(Method):
-    """The head is scikit-learn's ``LogisticRegression``; the strength is C, the inverse of the L2 penalty."""
+class FittedHead(Method):
+    """A method that fits the head to the stored features of a frozen backbone, without gradient steps."""
 
-    name = "logistic_regression"
-    field = "logistic_regression_c"
-    description = "the head is scikit-learn's LogisticRegression with this C; needs freeze_backbone"
-    default = 1.0
     has_learning_rate = False
-    needs_stored_features = True
 
     def apply(self, trainer: Any) -> None:
         """Replace the training by a fit.
@@ -40,6 +35,7 @@ class LogisticRegression(Method):
         put_in_front(trainer, FittedHeadTrainer)
         trainer.start_fitting(self.fit)
 
+    @abstractmethod
     def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
         """Return a fitted classifier of scikit-learn.
 
@@ -47,6 +43,19 @@ class LogisticRegression(Method):
             features: shape ``(items, features)``.
             labels: shape ``(items,)``.
         """
+
+
+@register
+class LogisticRegression(FittedHead):
+    """The head is scikit-learn's ``LogisticRegression``; the strength is C, the inverse of the L2 penalty."""
+
+    name = "logistic_regression"
+    field = "logistic_regression_c"
+    description = "the head is scikit-learn's LogisticRegression with this C; needs freeze_backbone"
+    default = 1.0
+
+    def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
+        """Return a fitted classifier."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Classifier
 
@@ -70,11 +79,12 @@ class FittedHeadTrainer(Trainer):
         model: Any = self.model
         trained = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
         features = getattr(self.train_dataset, "features", None)
-        if not isinstance(features, torch.Tensor) or getattr(self.train_dataset, "is_by_token", False):
+        if not isinstance(features, torch.Tensor):
             raise ValueError("a head that is fitted needs stored features of a frozen backbone: set freeze_backbone.")
         if len(trained) != 1 or not isinstance(trained[0], nn.Linear):
             raise ValueError(
-                f"a head that is fitted has to be one linear layer, and that of {type(model).__name__} is not."
+                f"a head that is fitted has to be one linear layer, and {type(model).__name__} trains more: choose "
+                "another method, such as fam."
             )
         self._head, self._fit = trained[0], fit
 
@@ -82,8 +92,9 @@ class FittedHeadTrainer(Trainer):
         """Fit the head; there are no steps, and nothing is resumed."""
         data: Any = self.train_dataset
         start = time.perf_counter()
-        labels = data.labels.numpy()
-        weight, bias = linear_layer(self._fit(data.features.double().numpy(), labels), self._head.out_features)
+        is_labeled = data.labels >= 0
+        features, labels = data.features[is_labeled].double().numpy(), data.labels[is_labeled].numpy()
+        weight, bias = linear_layer(self._fit(features, labels), self._head.out_features)
         with torch.no_grad():
             self._head.weight.copy_(torch.from_numpy(weight))
             if self._head.bias is not None:

@@ -31,8 +31,8 @@ def default_configuration(task: str) -> Path:
 
 # Default settings for a head on a frozen backbone, which trains in seconds.
 FROZEN_DEFAULTS = (
-    "--learning_rate=3e-3",
-    "--num_train_epochs=30",
+    "--learning_rate=1e-2",
+    "--num_train_epochs=60",
     "--per_device_train_batch_size=32",
     "--save_strategy=no",
 )
@@ -54,5 +54,7 @@ def with_defaults(task: str, arguments: Sequence[str]) -> list[str]:
     words = {word.replace("-", "_").lower() for word in arguments}
     frozen: list[str] = []
     if words & {"__freeze_backbone", "__freeze_backbone=true"}:
-        frozen = [*FROZEN_DEFAULTS, *(["--augmentation=none"] if task == "image_classification" else [])]
+        frozen = [*FROZEN_DEFAULTS]
+        frozen += ["--augmentation=none"] if task == "image_classification" else []
+        frozen += ["--method=flat_logistic_regression"] if task.endswith("_classification") else []
     return [str(default_configuration(task)), *frozen, *arguments]
