@@ -81,6 +81,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
     from ..compare import compare
     from ..compare.workers import leave_imports_alone
     from ..methods import method_called
+    from ..recipes.common.command import UNPUBLISHED, drop_flags
     from ..recipes.common.comparison import RecipeTrainers
     from .live_table import LiveTable
 
@@ -118,7 +119,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
     if options.json is not None:
         result.save_json(options.json)
     if options.report is not None:
-        command = shlex.join(["hf-fam", "compare", task, *arguments])
+        command = shlex.join(["hf-fam", "compare", task, *drop_flags(list(arguments), UNPUBLISHED)])
         result.save_report(options.report, title=trainers.run.data_args.title, command=command)
         print(f"Report: {options.report}")
 
@@ -150,11 +151,11 @@ def final_command(task: str, arguments: Sequence[str], result: ComparisonResult)
         result: the outcome.
     """
     from ..methods import METHODS
-    from ..recipes.common.command import drop_flags
+    from ..recipes.common.command import UNPUBLISHED, drop_flags
 
     best = result.best
     field = METHODS[best.name].field
-    words = drop_flags(list(arguments), ("method", "learning_rate", *([field] if field else [])))
+    words = drop_flags(list(arguments), (*UNPUBLISHED, "method", "learning_rate", *([field] if field else [])))
     words += ["--method", best.name]
     if best.settings.learning_rate is not None:
         words += ["--learning_rate", f"{best.settings.learning_rate:g}"]

@@ -144,7 +144,7 @@ def _splits(trainer: Any, test_dataset: Any) -> Splits:
         raise ValueError("make_trainer: the Trainer needs a train_dataset with a length, which streamed data has not.")
     labels = class_labels(data)
     splits = Splits(labels, len(data), test_dataset is not None, trainer.eval_dataset is not None)
-    splits.check()
+    splits.check(getattr(getattr(trainer.model, "config", None), "id2label", None))
     return splits
 
 

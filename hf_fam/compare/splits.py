@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,11 @@ class Splits:
             kept.append(group[size:])
         return np.sort(np.concatenate(kept)), np.sort(np.concatenate(taken))
 
-    def check(self) -> None:
+    def check(self, names: Mapping[int, str] | None = None) -> None:
         """Refuse data that cannot be split.
+
+        Args:
+            names: names of the classes, for the message.
 
         Raises:
             ValueError: there are fewer than two classes, or a class has too few rows.
@@ -85,13 +88,13 @@ class Splits:
             raise ValueError(
                 f"the training data has {len(classes)} class, and a comparison needs at least two: give data with more."
             )
-        rare = [int(c) for c, n in zip(classes, counts, strict=True) if n < least]
+        rare = [(names or {}).get(int(c), str(c)) for c, n in zip(classes, counts, strict=True) if n < least]
         if rare:
-            names = ", ".join(map(str, rare[:5])) + (" ..." if len(rare) > 5 else "")
-            parts = "training, validation and test" if least == 3 else "training and validation or test"
+            which = ", ".join(rare[:5]) + (" ..." if len(rare) > 5 else "")
+            parts = {1: "training", 2: "training, and validation or test", 3: "training, validation and test"}[least]
             raise ValueError(
-                f"class {names} has fewer than {least} examples, and every class needs one for {parts}: add examples, "
-                "or leave the class out."
+                f"{'class' if len(rare) == 1 else 'classes'} {which}: fewer than {least} examples, and every class needs "
+                f"one for {parts}; add examples, or leave the {'class' if len(rare) == 1 else 'classes'} out."
             )
 
 

@@ -346,7 +346,7 @@ def few_rows(seed: int, rows: list[Any]) -> Trainer:
     ("labels", "message"),
     [
         ([1] * 9, "has 1 class, and a comparison needs at least two"),
-        ([0, 0, 0, 1, 1], "class 1 has fewer than 3 examples"),
+        ([0, 0, 0, 1, 1], "class 1: fewer than 3 examples"),
     ],
 )
 def test_data_that_cannot_be_split(labels: list[int], message: str, executed: list[Run]) -> None:

@@ -207,7 +207,8 @@ DOCUMENTED = re.findall(r"`(accelerate launch recipes/[^`]*run\.py [^`]*)`", (RO
 
 
 def test_every_recipe_is_documented() -> None:
-    studies = {f"recipes/{name}/run.py" for name in ("comparison", "flatness_study", "gan_interpolation", "wgan")}
+    names = ("classifier_study", "comparison", "flatness_study", "gan_interpolation", "wgan")
+    studies = {f"recipes/{name}/run.py" for name in names}
     scripts = {path.relative_to(ROOT).as_posix() for path in RECIPES.glob("*/run.py")} - studies
     assert {command.split()[2] for command in DOCUMENTED} == scripts
 
