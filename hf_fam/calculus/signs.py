@@ -22,7 +22,8 @@ _SECOND = 0x94D049BB133111EB - 2**64
 def key(numbers: Sequence[int | str], device: torch.device) -> Tensor:
     """Return a 64-bit key, shape ``()``, that is a function of the numbers."""
     digest = hashlib.blake2b(repr(tuple(numbers)).encode(), digest_size=8).digest()
-    return torch.tensor(int.from_bytes(digest, "little", signed=True), device=device)
+    # torch.tensor would copy it from the host, which waits for the device.
+    return torch.full((), int.from_bytes(digest, "little", signed=True), dtype=torch.int64, device=device)
 
 
 def subkeys(keys: Tensor, numbers: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def signs(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """
     blocks = torch.arange((count + 63) // 64, device=keys.device)
     octets = subkeys(keys.unsqueeze(-1), blocks).view(torch.uint8)
-    masks = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=keys.device)
+    masks = 1 << torch.arange(8, dtype=torch.uint8, device=keys.device)
     bits = (octets.unsqueeze(-1) & masks).ne(0).flatten(-2)[..., :count]
     return bits.to(dtype).mul_(2).sub_(1)
 

@@ -133,12 +133,13 @@ class AttachedFlatness:
     @property
     def strength(self) -> float:
         """Return lambda."""
-        return float(self._strength.detach())
+        return self._strength_value
 
     @strength.setter
     def strength(self, value: float) -> None:
         if not is_strength(value):
             raise ValueError(f"strength={value!r}: give a finite lambda of at least 0.")
+        self._strength_value = float(value)  # a copy, because reading a tensor waits for the device
         with torch.no_grad():
             self._strength.fill_(value)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,15 +91,15 @@ def find_coupling(
         ('rows', 'batch')
     """
     first = gradients(loss, pre_activations, range_scale(loss, pre_activations))
-    has_curvature: list[bool] = []
+    has_curvature: list[Tensor] = []
 
     def multiply(vectors: Sequence[Tensor]) -> list[Tensor]:
         products = vector_products(first, pre_activations, vectors, create_graph=False)
-        has_curvature.append(any(bool(h.any()) for h in products))
+        has_curvature.extend(h.any() for h in products)
         return products
 
     coupling = _find_coupling(multiply, pre_activations, features, has_items)
-    return coupling if any(has_curvature) or not has_curvature else None
+    return coupling if not has_curvature or bool(torch.stack(has_curvature).any()) else None
 
 
 def _find_coupling(
@@ -109,11 +110,11 @@ def _find_coupling(
 ) -> Coupling:
     vectors = [_fixed_normal(z) for z in pre_activations]
     has_nested_calls = calls_are_nested(features, pre_activations)
-    rows = _element_numbers([z[..., :1] for z in pre_activations])
+    rows = _Numbers.of_elements([z[..., :1] for z in pre_activations])
     has_items = has_items and _have_same_items(pre_activations)
     if not has_items or (len(pre_activations) == 1 and pre_activations[0].dim() < 3):
         return Coupling.BATCH if has_nested_calls or _is_coupled(multiply, vectors, rows, rows) else Coupling.ROWS
-    item_numbers = [_item_numbers(z) for z in pre_activations]
+    item_numbers = _Numbers.of_items(pre_activations)
     if _is_coupled(multiply, vectors, item_numbers, item_numbers):
         return Coupling.BATCH
     if has_nested_calls:
@@ -122,14 +123,9 @@ def _find_coupling(
             return vector_products(features, pre_activations, vectors, create_graph=False)
 
         directions = [_fixed_normal(phi) for phi in features]
-        is_coupled = _is_coupled(
-            multiply_through_features, directions, [_item_numbers(phi) for phi in features], item_numbers
-        )
+        is_coupled = _is_coupled(multiply_through_features, directions, _Numbers.of_items(features), item_numbers)
         return Coupling.BATCH if is_coupled else Coupling.ITEMS
-    positions = [
-        n.expand(z.shape[0], *n.shape[1:])
-        for n, z in zip(_element_numbers([z[:1, ..., :1] for z in pre_activations]), pre_activations, strict=True)
-    ]
+    positions = _Numbers.of_elements([z[:1, ..., :1] for z in pre_activations])
     return Coupling.ITEMS if _is_coupled(multiply, vectors, positions, positions) else Coupling.ROWS
 
 
@@ -154,32 +150,52 @@ def _fixed_normal(like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
 
 
-def _item_numbers(like: Tensor) -> Tensor:
-    return torch.arange(like.shape[0], device=like.device).view(-1, *[1] * (like.dim() - 1))
+@dataclass(frozen=True)
+class _Numbers:
+    """Numbers of rows, items or positions.
 
+    Attributes:
+        tensors: int64 numbers, one tensor for each tensor of rows, in a shape that broadcasts to it.
+        count: how many different numbers there are.
+    """
 
-def _element_numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the number of every element, counted over all tensors together."""
-    numbers, start = [], 0
-    for t in tensors:
-        numbers.append(torch.arange(start, start + t.numel(), device=t.device).view(t.shape))
-        start += t.numel()
-    return numbers
+    tensors: Sequence[Tensor]
+    count: int
+
+    @classmethod
+    def of_items(cls, tensors: Sequence[Tensor]) -> _Numbers:
+        """Number the first dimension of each tensor."""
+        shapes = [(t.shape[0], *[1] * (t.dim() - 1)) for t in tensors]
+        numbers = [torch.arange(s[0], device=t.device).view(s) for s, t in zip(shapes, tensors, strict=True)]
+        return cls(numbers, max(s[0] for s in shapes))
+
+    @classmethod
+    def of_elements(cls, tensors: Sequence[Tensor]) -> _Numbers:
+        """Number every element, counted over all tensors together."""
+        numbers, start = [], 0
+        for t in tensors:
+            numbers.append(torch.arange(start, start + t.numel(), device=t.device).view(t.shape))
+            start += t.numel()
+        return cls(numbers, start)
 
 
 def _is_coupled(
     multiply: Callable[[Sequence[Tensor]], list[Tensor]],
     vectors: Sequence[Tensor],
-    numbers: Sequence[Tensor],
-    product_numbers: Sequence[Tensor],
+    numbers: _Numbers,
+    product_numbers: _Numbers,
 ) -> bool:
-    """Return True if a vector on rows of one number has a product on rows of another."""
-    largest = max(int(n.max()) if n.numel() else 0 for n in numbers)
-    for bit in range(largest.bit_length()):
-        products = multiply([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers, strict=True)])
+    """Return True if a vector on rows of one number has a product on rows of another.
+
+    The verdict is read once, because the host waits for the device. A CPU has nothing to wait for, so it stops early.
+    """
+    verdicts = []
+    for bit in range(max(numbers.count - 1, 0).bit_length()):
+        products = multiply([v * ((n >> bit) & 1) for v, n in zip(vectors, numbers.tensors, strict=True)])
         threshold = rounding_error(products)  # a fully masked token may show this much
-        if any(
-            (h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in zip(products, product_numbers, strict=True)
-        ):
+        pairs = zip(products, product_numbers.tensors, strict=True)
+        verdict = torch.stack([(h * (1 - ((n >> bit) & 1))).abs().max() > threshold for h, n in pairs]).any()
+        if verdict.device.type == "cpu" and verdict:
             return True
-    return False
+        verdicts.append(verdict)
+    return bool(verdicts) and bool(torch.stack(verdicts).any())

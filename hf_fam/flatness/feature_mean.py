@@ -39,7 +39,8 @@ class FeatureMean:
     def __init__(self) -> None:
         self.value: Tensor | None = None
         self._steps = 0
-        self._sum: Tensor | None = None  # of the current step: the sums, then the number of rows
+        self._sum: Tensor | None = None  # of the rows of the current step
+        self._rows = 0
 
     @torch.no_grad()
     def add(self, features: Sequence[Tensor]) -> None:
@@ -50,8 +51,9 @@ class FeatureMean:
         """
         for phi in features:
             rows = phi.detach().reshape(-1, phi.shape[-1]).to(wide(phi.dtype))
-            batch_sum = torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])])
+            batch_sum = rows.sum(0)
             self._sum = batch_sum if self._sum is None else self._sum + batch_sum
+            self._rows += len(rows)
 
     def center_for(self, features: Sequence[Tensor]) -> Tensor:
         """Return c, or the mean of these features before the first step ends."""
@@ -63,25 +65,26 @@ class FeatureMean:
         assert batch_mean.value is not None
         return batch_mean.value
 
-    def end_step(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+    def end_step(self, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         """Move the running mean towards the mean of the current step.
 
         Args:
-            sum_over_processes: adds up a tensor over all processes.
+            sum_over_processes: adds up a tensor over all processes; None for a single process.
         """
         if self._sum is None:
             return
-        total, self._sum = sum_over_processes(self._sum), None
-        self._steps += 1
-        mean = total[:-1] / total[-1]
-        if self.value is None:
-            self.value = mean
+        if sum_over_processes is None:
+            mean = self._sum / self._rows
         else:
-            self.value = self.value + max(1 / self._steps, MEMORY) * (mean - self.value)
+            total = sum_over_processes(torch.cat([self._sum, self._sum.new_full((1,), self._rows)]))
+            mean = total[:-1] / total[-1]
+        self.discard_step()
+        self._steps += 1
+        self.value = mean if self.value is None else self.value.lerp(mean, max(1 / self._steps, MEMORY))
 
     def discard_step(self) -> None:
         """Discard the rows of the current step."""
-        self._sum = None
+        self._sum, self._rows = None, 0
 
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed training needs, ready for JSON."""
@@ -99,7 +102,8 @@ class FeatureMean:
         """
         mean, steps = (None, 0) if state is None else _checked(state, weight.shape[-1])
         self.value = None if mean is None else torch.tensor(mean, dtype=wide(weight.dtype), device=weight.device)
-        self._steps, self._sum = steps, None
+        self._steps = steps
+        self.discard_step()
 
 
 def _checked(state: Any, features: int) -> tuple[list[float] | None, int]:

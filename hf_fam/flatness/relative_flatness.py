@@ -308,8 +308,9 @@ class RelativeFlatness:
         try:
             if is_check_due and method.tail_derivatives > 0:
                 self._check_loss(batch, method)
-            with torch.autocast(batch.loss.device.type, enabled=False):
-                return method(batch)
+            with _without_autocast(batch.loss.device.type):
+                kappa = method(batch)
+            return kappa.to(batch.loss.device)  # model parallelism: the layer may be on another device
         except NoClosedForm as error:
             self.method = self.method.replacement(error, batch)
             return self._estimate(batch, is_check_due)
@@ -361,6 +362,13 @@ class RelativeFlatness:
             return Seeds((number,))
         self._call_number += 1
         return dataclasses.replace(self._seeds, numbers=(*self._seeds.numbers, self._call_number))
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context without autocast; entering torch's costs as much as several kernels."""
+    if not torch.is_autocast_enabled(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _head(model: nn.Module, layer: FeatureLayer, module: nn.Module) -> FeatureLayer | None:

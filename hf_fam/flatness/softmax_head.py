@@ -60,7 +60,7 @@ def softmax_flatness(
         features: phi, shape ``(..., m)``.
         logits: z, shape ``(..., C)``.
         weight: W, shape ``(C, m)``.
-        item_weights: c, shape ``(...)``, constant. With many logits, rows of weight 0 are skipped.
+        item_weights: c, shape ``(...)``, constant. With many logits, a CPU skips rows of weight 0.
         weights_only: let the gradient reach W alone.
         signs: R, shape ``(m, P)``, for row probes; None for the exact form.
         smoothing: eps, at least 0 and below 1.
@@ -342,7 +342,7 @@ class _ChunkedFlatness(torch.autograd.Function):
     ) -> Tensor:
         vectors = ClassVectors.from_weight(w, signs, phi.dtype, smoothing)
         kappa = phi.new_zeros(())
-        for rows in row_chunks(c.nonzero().squeeze(1), *z.shape):
+        for rows in row_chunks(rows_with_weight(c), *z.shape):
             p = select_rows(z, rows).softmax(-1, phi.dtype)
             variance = vectors.variance(p, vectors.mean(p))
             kappa += (select_rows(c, rows) * select_rows(phi, rows).square().sum(-1)) @ variance
@@ -360,7 +360,7 @@ class _ChunkedFlatness(torch.autograd.Function):
         grad_z = torch.zeros_like(z) if needs_z else None
         grad_w = WeightGradient(vectors.rows, vectors.center, torch.ones_like(gradient)) if needs_w else None
         c = gradient * c
-        for rows in row_chunks(c.nonzero().squeeze(1), *z.shape):
+        for rows in row_chunks(rows_with_weight(c), *z.shape):
             p, c_chunk, phi_chunk = (
                 select_rows(z, rows).softmax(-1, phi.dtype),
                 select_rows(c, rows),
@@ -382,6 +382,16 @@ class _ChunkedFlatness(torch.autograd.Function):
                 weight_gradient if signs is None else backward_through_sketch(weight_gradient, signs)
             ).to(w.dtype)
         return grad_phi, grad_z, weight_gradient, None, None, None
+
+
+def rows_with_weight(item_weights: Tensor) -> Tensor | None:
+    """Return the numbers of the rows whose weight is not 0, or None to use all rows.
+
+    Only a CPU skips rows. On other devices the host would have to wait for their number.
+    """
+    if item_weights.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return item_weights.nonzero().squeeze(1)
 
 
 def row_chunks(rows: Tensor | None, count: int, classes: int) -> Iterator[Tensor | slice]:

@@ -119,7 +119,8 @@ class FAMCallback(TrainerCallback):
             kappa = torch.zeros_like(self._last_kappa)
         self._last_kappa = kappa
         scaler = getattr(optimizer, "scaler", None)
-        kappa = kappa if scaler is None else kappa / scaler.get_scale()
+        if scaler is not None:
+            kappa = kappa / scaler.scale(torch.ones_like(kappa))  # get_scale() would wait for the device
         self._fam.log.add(state.global_step, kappa, kappa, 1.0, self._attached.strength, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

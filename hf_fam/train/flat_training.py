@@ -220,7 +220,8 @@ class FlatTraining:
                 raise RuntimeError(MISSING_TERM.format(trainer=type(trainer).__name__))
             return
         if self.flatness is not None and self.flatness.mean is not None:
-            self.flatness.mean.end_step(functools.partial(trainer.accelerator.reduce, reduction="sum"))
+            reduce = functools.partial(trainer.accelerator.reduce, reduction="sum")
+            self.flatness.mean.end_step(reduce if trainer.args.world_size > 1 else None)
         if trainer.args.device.type != "cpu":
             return
         problem = self._problem(trainer)

@@ -95,10 +95,14 @@ class FlatnessLog:
                 return _explain(int(step), loss, kappa, strength, labels)
         if not new:
             return None
-        is_invalid, number = _first_invalid(new)
-        if not bool(is_invalid):
+        if {e.kappa.device.type for e in new} | {e.loss.device.type for e in new} == {"cpu"}:  # nothing to wait for
+            invalid = [e for e in new if _is_invalid(e.kappa.item(), e.loss.item())]
+        else:
+            is_invalid, number = _first_invalid(new)
+            invalid = [new[int(number)]] if bool(is_invalid) else []
+        if not invalid:
             return None
-        entry = new[int(number)]
+        entry = invalid[0]
         labels = 0.0 if entry.labels is None else entry.labels.item()
         return _explain(entry.step, entry.loss.item(), entry.kappa.item(), entry.strength, labels)
 
@@ -165,6 +169,11 @@ def _first_invalid(entries: Sequence[_Entry]) -> tuple[Tensor, Tensor]:
     kappas, losses = (torch.stack(values) for values in ([e.kappa for e in entries], [e.loss for e in entries]))
     is_invalid = ~kappas.isfinite() | (~losses.isfinite() & (kappas != 0))
     return is_invalid.any(), is_invalid.to(torch.int8).argmax()
+
+
+def _is_invalid(kappa: float, loss: float) -> bool:
+    """Return the same about numbers of the host."""
+    return not math.isfinite(kappa) or (not math.isfinite(loss) and kappa != 0)
 
 
 def _explain(step: int, loss: float, kappa: float, strength: float, labels: float) -> str:

@@ -87,10 +87,23 @@ def problem_of_weights(model: nn.Module, step: int, strength: float) -> str | No
     Returns:
         A message that names the weight, the step and the likely cause, or None.
     """
+    names, flags = [], []
     for name, weight in model.named_parameters():
-        if weight.requires_grad and not bool(weight.isfinite().all()):
-            return f"'{name}' is not finite after step {step}, so it is not saved: {_cause_and_remedy(strength)}"
-    return None
+        if weight.requires_grad:
+            names.append(name)
+            flags.append(_whole(weight.detach().isfinite().all()))
+    # One read for all weights, because the host waits for the device at each.
+    is_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []
+    if all(is_finite):
+        return None
+    name = names[is_finite.index(False)]
+    return f"'{name}' is not finite after step {step}, so it is not saved: {_cause_and_remedy(strength)}"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is sharded over processes as a whole one."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def _cause_and_remedy(strength: float) -> str:

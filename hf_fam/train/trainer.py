@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
@@ -108,7 +109,7 @@ class FAMMixin(_Host):
         loss, *outputs = result if return_outputs else (result,)
         kappa = flatness(loss)
         self._fam.record(self, loss, kappa, strength, num_items_in_batch)
-        loss = with_gradient_of(loss, strength * kappa)
+        loss = with_gradient_of(loss, kappa, strength)
         return (loss, *outputs) if return_outputs else loss
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -177,18 +178,37 @@ class FAMMixin(_Host):
         write_card(self, super().create_model_card, args, kwargs, summarize, command)
 
 
-def with_gradient_of(loss: Tensor, term: Tensor) -> Tensor:
-    """Return a scalar with the value of ``loss`` and the gradient of ``loss + term``.
+def with_gradient_of(loss: Tensor, kappa: Tensor, strength: float) -> Tensor:
+    """Return a scalar with the value of ``loss`` and the gradient of ``loss + strength * kappa``.
+
+    Args:
+        loss: a scalar.
+        kappa: a scalar.
+        strength: lambda.
 
     Examples:
         >>> import torch
         >>> x = torch.tensor(3.0, requires_grad=True)
-        >>> y = with_gradient_of(2 * x, x**2)
+        >>> y = with_gradient_of(2 * x, x**2, 0.5)
         >>> y.backward()
         >>> y.item(), x.grad.item()
-        (6.0, 8.0)
+        (6.0, 5.0)
     """
-    return loss + (term - term.detach())
+    result: Tensor = _WithGradientOf.apply(loss, kappa, strength)
+    return result
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """The identity on the loss, which takes one kernel in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, kappa: Tensor, strength: float) -> Tensor:
+        ctx.strength, ctx.dtype = strength, kappa.dtype
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        return gradient, (gradient * ctx.strength).to(ctx.dtype) if ctx.needs_input_grad[1] else None, None
 
 
 def make_flat(trainer: Any, strength: float | None) -> None:

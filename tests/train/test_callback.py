@@ -217,7 +217,7 @@ def test_skipped_half_precision_steps_are_left_out_of_the_log(tmp_path: Path) ->
     """A step whose gradients overflowed has no kappa."""
     callback = FAMCallback(0.5)
     trainer = trainer_with(callback, tmp_path, max_steps=2, logging_steps=2)
-    note, overflowed = callback.on_pre_optimizer_step, SimpleNamespace(get_scale=lambda: 0.0)
+    note, overflowed = callback.on_pre_optimizer_step, SimpleNamespace(scale=torch.zeros_like)
 
     def overflow(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -255,7 +255,7 @@ def test_scale_of_a_gradient_scaler_is_taken_out_of_kappa(tmp_path: Path) -> Non
     """What backward was called on is 1024 times the loss, so kappa arrives 1024 times too large."""
     args, control, model = plain_arguments(tmp_path), TrainerControl(), tiny_bert(dropout=0.0).double()
     batch = {name: torch.tensor([item[name] for item in classified(6)]) for name in ("input_ids", "labels")}
-    scaled = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 1024.0))
+    scaled = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     kappas = []
     for scale, optimizer in ((1.0, SimpleNamespace()), (1024.0, scaled)):
         callback, state, logs = FAMCallback(0.5), TrainerState(log_history=[{}]), {"loss": 1.0}

@@ -13,6 +13,7 @@ from ...calculus.derivatives import gradients, range_scale
 from ...calculus.recheck_schedule import RecheckSchedule
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
+from ..class_distances import flatness_from_distances, is_worth_distances
 from ..coupling import calls_are_nested
 from ..head_loss import (
     HeadLoss,
@@ -22,6 +23,7 @@ from ..head_loss import (
     item_weights,
     recognize_calls,
 )
+from ..log_probabilities import find_log_probabilities, weights_of
 from ..row_signs import row_signs
 from ..smoothing import smoothed_sigmoid_curvature
 from ..softmax_head import softmax_flatness, unit_flatness
@@ -57,6 +59,7 @@ class ClosedForm(Estimator):
             self.tail_derivatives = 1
         self._form: HeadLoss | None = None
         self._recheck_schedule = RecheckSchedule()
+        self._minus_one: Tensor | None = None  # kept, because to make it is one more kernel in every step
 
     @classmethod
     def make(cls, choice: Choice) -> Estimator:
@@ -80,6 +83,9 @@ class ClosedForm(Estimator):
         Raises:
             NoClosedForm: the loss has no closed form.
         """
+        kappa = self._kappa_of_log_probabilities(batch)
+        if kappa is not None:
+            return kappa
         if self._recheck_schedule.is_due() or self._form is None:
             self._form = recognize_calls(batch, self.smoothing) or self._form
         # A loss without curvature has kappa = 0 in each form. The next batch is checked again.
@@ -109,6 +115,29 @@ class ClosedForm(Estimator):
 
     def _is_large(self) -> bool:
         return is_large(self.layer.out_features) and self.layer.linear_map.groups == 1
+
+    def _kappa_of_log_probabilities(self, batch: Batch) -> Tensor | None:
+        """Return kappa of a loss that the graph proves to be linear in log-probabilities, or None.
+
+        Nothing needs to be looked at again, and nothing is differentiated twice.
+        """
+        if len(batch.pre_activations) != 1 or self._is_large() or batch.linear_map.groups > 1:
+            return None
+        (phi,), (z,), smoothing = batch.perturbed_features, batch.pre_activations, self.smoothing
+        log_p = find_log_probabilities(batch.loss, z)
+        if log_p is None:
+            return None
+        loss, minus_one = batch.loss, self._minus_one
+        if minus_one is None or minus_one.device != loss.device or minus_one.dtype != loss.dtype:
+            self._minus_one = minus_one = torch.full_like(loss, -1.0)
+        c = weights_of(loss, log_p, minus_one).to(z.device)  # the loss may be on another device
+        w, phi = batch.weight, batch.linear_map.feature_rows(phi)
+        if self.row_probes == 0 and smoothing == 0 and is_worth_distances(z.shape[-1], len(c), z.device):
+            if batch.weights_only:
+                phi, z = phi.detach(), z.detach()
+            return flatness_from_distances(phi, z, w, c, log_p.values.to(z.device))
+        signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
+        return softmax_flatness(phi, z, w, c, weights_only=batch.weights_only, signs=signs, smoothing=smoothing)
 
     def _kappa_of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
         if form.kind == "elementwise":

@@ -26,6 +26,7 @@ from ..softmax_head import (
     backward_through_sketch,
     logit_gradient,
     row_chunks,
+    rows_with_weight,
     scale_rows,
     select_rows,
 )
@@ -128,7 +129,7 @@ class InjectedHead(Estimator):
             scale.copy_(gradient.detach())
 
         def fill_kappa(gradient: Tensor) -> None:
-            kappa.add_(gradient.detach() / scale)
+            kappa.add_(gradient.detach().to(kappa.device) / scale)
 
         batch.loss.register_hook(remember_scale)
         for call in self._calls:
@@ -240,7 +241,7 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     means: list[Tensor] = []
     scales = c * phi.to(dtype).square().sum(-1)
     kappa = squares = rest.new_zeros(())
-    nonzero_rows = None if torch.compiler.is_compiling() else c.nonzero().squeeze(1)
+    nonzero_rows = rows_with_weight(c)
     for rows in row_chunks(nonzero_rows, *g.shape):
         p = probabilities(select_rows(g, rows), select_rows(c, rows), select_rows(label, rows))
         mean = vectors.mean(p)

@@ -105,7 +105,7 @@ class FeaturePerturbation(Estimator):
         for perturbed, v in perturbation:
 
             def add_to_kappa(gradient: Tensor, v: Tensor = v, strength: float = self.strength) -> None:
-                kappa.add_(inner(gradient.detach(), v) / (2 * strength * scale))
+                kappa.add_(inner(gradient.detach(), v).to(kappa.device) / (2 * strength * scale))
 
             perturbed.register_hook(add_to_kappa)
         return kappa

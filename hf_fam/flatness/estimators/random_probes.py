@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..batch import Batch
@@ -39,10 +40,10 @@ class RandomProbes(Estimator):
         features = (
             [phi.detach() for phi in batch.perturbed_features] if batch.weights_only else batch.perturbed_features
         )
-        kappa = batch.loss.new_zeros(())
-        for k in range(self.probes):
-            kappa = kappa + self.probe(batch, draw(features, batch.linear_map, coupling, batch.seeds, k))
-        return kappa / self.probes
+        probes = [
+            self.probe(batch, draw(features, batch.linear_map, coupling, batch.seeds, k)) for k in range(self.probes)
+        ]
+        return torch.stack(probes).mean() if len(probes) > 1 else probes[0]
 
     @abstractmethod
     def probe(self, batch: Batch, directions: Sequence[Tensor]) -> Tensor:

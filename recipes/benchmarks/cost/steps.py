@@ -20,10 +20,16 @@ class Steps:
         fam: fam_* arguments; None for plain training.
         sam: train with SAM.
         optimizer: to use instead of a new AdamW; several trainings of one model can share it.
+        given: further arguments of the Trainer, such as its precision.
     """
 
     def __init__(
-        self, model: nn.Module, fam: dict[str, Any] | None = None, sam: bool = False, optimizer: Any = None
+        self,
+        model: nn.Module,
+        fam: dict[str, Any] | None = None,
+        sam: bool = False,
+        optimizer: Any = None,
+        given: dict[str, Any] | None = None,
     ) -> None:
         self.model = model
         self._folder = tempfile.TemporaryDirectory()
@@ -34,6 +40,7 @@ class Steps:
             "report_to": "none",
             "use_cpu": True,
             "disable_tqdm": True,
+            **(given or {}),
             **(fam or {}),
         }
         args = (TrainingArguments if fam is None else FAMTrainingArguments)(**arguments)
@@ -58,9 +65,10 @@ class Steps:
         trainer.current_gradient_accumulation_steps = 1
         (batch,), num_items = trainer.get_batch_samples(iter([batch]), 1, args.device)
         trainer.callback_handler.on_step_begin(args, state, control)
-        self._gradients(batch, num_items)
+        self.gradients(batch, num_items)
+        trainer.callback_handler.on_pre_optimizer_step(args, state, control)
         if self._sam:
-            trainer.optimizer.step(lambda: self._gradients(batch, num_items))
+            trainer.optimizer.step(lambda: self.gradients(batch, num_items))
         else:
             trainer.optimizer.step()
         trainer.lr_scheduler.step()
@@ -68,7 +76,8 @@ class Steps:
         state.global_step += 1
         trainer.callback_handler.on_step_end(args, state, control)
 
-    def _gradients(self, batch: dict[str, Tensor], num_items: Any) -> None:
+    def gradients(self, batch: dict[str, Tensor], num_items: Any) -> None:
+        """Compute and clip the gradients of a batch."""
         self.model.zero_grad()
         self.trainer.training_step(self.trainer.model_wrapped, batch, num_items)
         self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)

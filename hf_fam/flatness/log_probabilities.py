@@ -1,0 +1,101 @@
+"""Prove from the autograd graph that a loss is linear in the log-probabilities of its logits, and read its weights.
+
+A loss ``L = -sum_ik t_ik log p_ik`` with constant t has the curvature of softmax cross-entropy with item weights
+``c_i = sum_k t_ik``: minus the sum of its gradient by the log-probabilities. That is one short backward pass, and
+exact for the most confident rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from ..calculus.autograd_graph import inputs_of
+from ..calculus.torch_internals import saved
+
+# Nodes that keep every entry in its row.
+_VIEWS = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy"}
+# Nodes that are linear in their one input with a graph; a quotient only in its numerator.
+_LINEAR = _VIEWS | {
+    "NllLoss", "NllLoss2D", "Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub", "Rsub", "Slice", "Select", "Index",
+    "Gather", "Clone", "MaskedFill", "Where", "Expand", "Transpose", "T", "Permute",
+}  # fmt: skip
+
+
+class LogProbabilities(NamedTuple):
+    """Log-probabilities of which a loss is a linear function.
+
+    Attributes:
+        values: log p, shape ``(N, C)``, in float32 or wider. Its rows are those of the logits.
+        node: the log-softmax in the graph.
+    """
+
+    values: Tensor
+    node: Node
+
+
+def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | None:
+    """Return the log-probabilities if the graph proves that the loss is a linear function of them.
+
+    The graph must be one chain of nodes: views of the logits, a log-softmax over the classes, then linear nodes with
+    constant factors. None is no proof of the contrary.
+
+    Args:
+        loss: a scalar in the graph.
+        logits: z, shape ``(..., C)``, in the graph.
+
+    Examples:
+        >>> import torch
+        >>> z, y = 2 * torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+        >>> cross_entropy = torch.nn.functional.cross_entropy
+        >>> find_log_probabilities(cross_entropy(z, y) / 3, z).values.shape
+        torch.Size([4, 3])
+        >>> find_log_probabilities(cross_entropy(z, y).square(), z) is None
+        True
+    """
+    end = get_gradient_edge(logits).node
+    node: Node | None = loss.grad_fn
+    found: Node | None = None
+    while node is not None and node is not end:
+        name = type(node).__name__.partition("Backward")[0]
+        inputs = inputs_of(node)
+        below = [child for child, _ in inputs if child is not None]
+        if len(below) != 1:
+            return None
+        if found is None and name == "LogSoftmax":
+            found = node
+        elif name not in (_LINEAR if found is None else _VIEWS) or (name == "Div" and inputs[0][0] is None):
+            return None
+        node = below[0]
+    if found is None or node is None:
+        return None
+    log_p: Tensor = saved(found, "result")
+    is_over_classes = saved(found, "dim") in (log_p.dim() - 1, -1, 2**64 - 1)  # torch returns an unsigned number
+    is_wide = log_p.dtype in (torch.float32, torch.float64)
+    if not is_over_classes or not is_wide or log_p.shape[-1] != logits.shape[-1] or log_p.numel() != logits.numel():
+        return None
+    return LogProbabilities(log_p.detach().reshape(-1, log_p.shape[-1]), found)
+
+
+def weights_of(loss: Tensor, log_probabilities: LogProbabilities, minus_one: Tensor | None = None) -> Tensor:
+    """Return the item weights c of a loss that is linear in log-probabilities, shape ``(N,)``.
+
+    Args:
+        loss: a scalar in the graph.
+        log_probabilities: result of `find_log_probabilities`.
+        minus_one: -1 like the loss, if the caller keeps one.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.tensor([[200.0, 0.0], [0.0, 0.0]], requires_grad=True)
+        >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0, 1]))
+        >>> weights_of(loss, find_log_probabilities(loss, z))
+        tensor([0.5000, 0.5000])
+    """
+    edge = GradientEdge(log_probabilities.node, 0)
+    minus_one = torch.full_like(loss, -1.0) if minus_one is None else minus_one
+    (gradient,) = torch.autograd.grad(loss, [edge], minus_one, retain_graph=True)
+    return gradient.sum(-1).flatten()

@@ -1,0 +1,1 @@
+"""Checks and measurements on a GPU, prepared so that one call does them all."""
