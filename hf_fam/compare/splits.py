@@ -92,9 +92,10 @@ class Splits:
         if rare:
             which = ", ".join(rare[:5]) + (" ..." if len(rare) > 5 else "")
             parts = {1: "training", 2: "training, and validation or test", 3: "training, validation and test"}[least]
+            kind = "class" if len(rare) == 1 else "classes"
             raise ValueError(
-                f"{'class' if len(rare) == 1 else 'classes'} {which}: fewer than {least} examples, and every class needs "
-                f"one for {parts}; add examples, or leave the {'class' if len(rare) == 1 else 'classes'} out."
+                f"{kind} {which}: fewer than {least} examples, and every class needs one for {parts}; add examples, or "
+                f"leave the {kind} out."
             )
 
 
