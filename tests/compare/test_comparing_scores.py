@@ -122,6 +122,9 @@ def test_the_number_of_seeds_that_there_are_counts() -> None:
     """A budget that ends between two looks, or a first look of more seeds than usual."""
     plain, fam = shifted(0.004, 0.01, 7)
     assert compare(plain, fam, look=2) == compare(plain, fam, look=2, looks=(3, 5, 7))
+    # No seed since the look before: it is that look.
+    assert compare(plain[:5], fam[:5], look=2) == compare(plain[:5], fam[:5], look=1)
+    assert compare(plain[:4], fam[:4], look=2) == compare(plain[:4], fam[:4], look=1, looks=(3, 4))
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -224,7 +227,6 @@ THREE = [0.1, 0.2, 0.3]
         (THREE, THREE, {"margin": math.nan}, "margin=nan: give a difference"),
         (THREE, THREE, {"confidence": 95}, "confidence=95: give a probability between 0 and 1, such as 0.95"),
         (THREE, THREE, {"look": 9}, "look=9: there are 9 looks, counted from 0"),
-        (THREE, THREE, {"look": 1}, "look=1 has scores of 3 seeds, and the look before had 3"),
         (THREE, THREE, {"looks": (5, 3)}, r"looks=\(5, 3\): give numbers of seeds"),
         (THREE, THREE, {"test_to_train_ratio": 0.0}, "test_to_train_ratio=0.0: give the number of test examples"),
         (THREE, THREE, {"examples": 1}, "examples=1: give the number of labelled examples"),

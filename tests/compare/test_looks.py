@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_fam.compare.statistics import DEFAULT_LOOKS, looks
-from hf_fam.compare.statistics.spending import level_of_look, spent
+from hf_fam.compare.statistics import looks
+from hf_fam.compare.statistics.spending import DEFAULT_LOOKS, level_of_look, spent
 
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 5), (3, 5, 8), (3, 5, 8, 12), (2, 3, 4, 5), (10, 11, 60, 61)])

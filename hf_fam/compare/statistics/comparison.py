@@ -69,8 +69,8 @@ def compare_methods(
         higher_is_better: False for a loss.
         confidence: probability that no equal method is called different, over all looks and all methods.
         look: index of this look. Every time that somebody may stop or carry on after having seen the scores is a look.
-        looks: number of seeds at each look, ascending. The looks before this one count; for this one the number of
-            seeds in ``scores`` does.
+        looks: number of seeds at each look, ascending. Those before this one matter; for this one the number of seeds
+            in ``scores`` does, so that a budget may end between two looks.
         test_to_train_ratio: number of test examples by number of training examples in each of several random splits of
             the same data; None for one test file.
         examples: with repeated splits, how many labelled examples there are in all; for advice.
@@ -138,12 +138,8 @@ def _looks_made(look: int, looks: Sequence[int], seeds: int) -> tuple[int, ...]:
         raise ValueError(f"looks={tuple(looks)}: give numbers of seeds, at least 1, each larger than the one before.")
     if not 0 <= look < len(looks):
         raise ValueError(f"look={look}: there are {len(looks)} looks, counted from 0.")
-    before = tuple(looks[:look])
-    if before and seeds <= before[-1]:
-        raise ValueError(
-            f"look={look} has scores of {seeds} seeds, and the look before had {before[-1]}: give all seeds so far."
-        )
-    return (*before, seeds)
+    # A look that a budget ended before it had a new seed is the look before, again.
+    return (*(n for n in looks[:look] if n < seeds), seeds)
 
 
 def _check_settings(margin: float, confidence: float, ratio: float | None, examples: int | None) -> None:
