@@ -229,7 +229,7 @@ THREE = [0.1, 0.2, 0.3]
         (THREE, THREE, {"look": 9}, "look=9: there are 9 looks, counted from 0"),
         (THREE, THREE, {"looks": (5, 3)}, r"looks=\(5, 3\): give numbers of seeds"),
         (THREE, THREE, {"test_to_train_ratio": 0.0}, "test_to_train_ratio=0.0: give the number of test examples"),
-        (THREE, THREE, {"examples": 1}, "examples=1: give the number of labelled examples"),
+        (THREE, THREE, {"examples": 1}, "examples=1: give the number of labeled examples"),
     ],
 )
 def test_one_sentence_says_what_is_wrong(plain: Any, fam: Any, settings: dict[str, Any], sentence: str) -> None:

@@ -34,7 +34,7 @@ class Comparison:
             posterior probability under a flat prior. It is not corrected for looks and methods; the interval is.
         verdict: see `Verdict`.
         more_seeds: number of further seeds that decide with a probability of about one half, while undecided.
-        more_items: number of further test items; of labelled examples in all with repeated splits.
+        more_items: number of further test items; of labeled examples in all with repeated splits.
         degrees_of_freedom: of the standard error.
     """
 
@@ -73,7 +73,7 @@ def compare_methods(
             in ``scores`` does, so that a budget may end between two looks.
         test_to_train_ratio: number of test examples by number of training examples in each of several random splits of
             the same data; None for one test file.
-        examples: with repeated splits, how many labelled examples there are in all; for advice.
+        examples: with repeated splits, how many labeled examples there are in all; for advice.
 
     Returns:
         For each method but the baseline, in the order of ``scores``, its comparison.
@@ -152,4 +152,4 @@ def _check_settings(margin: float, confidence: float, ratio: float | None, examp
             f"test_to_train_ratio={ratio!r}: give the number of test examples divided by that of training examples."
         )
     if examples is not None and examples < 2:
-        raise ValueError(f"examples={examples!r}: give the number of labelled examples, at least 2.")
+        raise ValueError(f"examples={examples!r}: give the number of labeled examples, at least 2.")
