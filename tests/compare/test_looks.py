@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_fam.compare.statistics import DEFAULT_LOOKS, looks
-from hf_fam.compare.statistics.spending import level_of_look, spent
+from hf_fam.compare.statistics import looks
+from hf_fam.compare.statistics.spending import DEFAULT_LOOKS, level_of_look, spent
 
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 5), (3, 5, 8), (3, 5, 8, 12), (2, 3, 4, 5), (10, 11, 60, 61)])
@@ -53,3 +53,14 @@ def test_looks_end_with_the_budget() -> None:
     assert looks(20) == (3, 5, 8, 12, 18, 20)
     with pytest.raises(ValueError, match="most_seeds=1: a comparison needs at least 2 seeds"):
         looks(1)
+
+
+def test_a_budget_that_ends_between_two_looks_costs_next_to_nothing() -> None:
+    """The look at its end is forgotten when a larger budget carries on with the usual looks."""
+    usual, ends = (3, 5, 8, 12), (4, 6, 10)
+    sums = np.random.default_rng(1).standard_normal((100_000, 12)).cumsum(1)
+    crossed = np.zeros(len(sums), dtype=bool)
+    for n in sorted({*usual, *ends}):
+        level = level_of_look((*(look for look in usual if look < n), n), 0.05)
+        crossed |= np.abs(sums[:, n - 1]) / n**0.5 > stats.norm.isf(level / 2)
+    assert crossed.mean() < 0.05

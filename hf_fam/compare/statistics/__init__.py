@@ -2,7 +2,7 @@
 
 from .comparison import Comparison, compare_methods
 from .scores import Scores
-from .spending import DEFAULT_LOOKS, looks
+from .spending import looks
 from .verdict import Verdict
 
-__all__ = ["DEFAULT_LOOKS", "Comparison", "Scores", "Verdict", "compare_methods", "looks"]
+__all__ = ["Comparison", "Scores", "Verdict", "compare_methods", "looks"]

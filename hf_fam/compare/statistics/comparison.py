@@ -34,7 +34,7 @@ class Comparison:
             posterior probability under a flat prior. It is not corrected for looks and methods; the interval is.
         verdict: see `Verdict`.
         more_seeds: number of further seeds that decide with a probability of about one half, while undecided.
-        more_items: number of further test items; of labelled examples in all with repeated splits.
+        more_items: number of further test items; of labeled examples in all with repeated splits.
         degrees_of_freedom: of the standard error.
     """
 
@@ -69,11 +69,11 @@ def compare_methods(
         higher_is_better: False for a loss.
         confidence: probability that no equal method is called different, over all looks and all methods.
         look: index of this look. Every time that somebody may stop or carry on after having seen the scores is a look.
-        looks: number of seeds at each look, ascending. The looks before this one count; for this one the number of
-            seeds in ``scores`` does.
+        looks: number of seeds at each look, ascending. Those before this one matter; for this one the number of seeds
+            in ``scores`` does, so that a budget may end between two looks.
         test_to_train_ratio: number of test examples by number of training examples in each of several random splits of
             the same data; None for one test file.
-        examples: with repeated splits, how many labelled examples there are in all; for advice.
+        examples: with repeated splits, how many labeled examples there are in all; for advice.
 
     Returns:
         For each method but the baseline, in the order of ``scores``, its comparison.
@@ -138,12 +138,8 @@ def _looks_made(look: int, looks: Sequence[int], seeds: int) -> tuple[int, ...]:
         raise ValueError(f"looks={tuple(looks)}: give numbers of seeds, at least 1, each larger than the one before.")
     if not 0 <= look < len(looks):
         raise ValueError(f"look={look}: there are {len(looks)} looks, counted from 0.")
-    before = tuple(looks[:look])
-    if before and seeds <= before[-1]:
-        raise ValueError(
-            f"look={look} has scores of {seeds} seeds, and the look before had {before[-1]}: give all seeds so far."
-        )
-    return (*before, seeds)
+    # A look that a budget ended before it had a new seed is the look before, again.
+    return (*(n for n in looks[:look] if n < seeds), seeds)
 
 
 def _check_settings(margin: float, confidence: float, ratio: float | None, examples: int | None) -> None:
@@ -156,4 +152,4 @@ def _check_settings(margin: float, confidence: float, ratio: float | None, examp
             f"test_to_train_ratio={ratio!r}: give the number of test examples divided by that of training examples."
         )
     if examples is not None and examples < 2:
-        raise ValueError(f"examples={examples!r}: give the number of labelled examples, at least 2.")
+        raise ValueError(f"examples={examples!r}: give the number of labeled examples, at least 2.")

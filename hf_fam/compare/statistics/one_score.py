@@ -27,7 +27,7 @@ class SeedDifferences:
         sample_variance: between seeds.
         seeds: how many, of repeats with repeated splits.
         test_to_train_ratio: ``n_test / n_train`` of repeated splits, or None.
-        items: labelled examples of repeated splits, for advice.
+        items: labeled examples of repeated splits, for advice.
 
     Example:
         >>> differences = SeedDifferences.of(np.array([0.01, 0.03, 0.02]), test_to_train_ratio=0.25)
