@@ -79,6 +79,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
 
     datasets.disable_progress_bars()
     from ..compare import compare
+    from ..compare.processes import Processes
     from ..compare.workers import leave_imports_alone
     from ..methods import method_called
     from ..recipes.common.command import UNPUBLISHED, drop_flags
@@ -114,6 +115,8 @@ def run(task: str, arguments: Sequence[str]) -> None:
         table.close()
         raise SystemExit(f"Stopped. Finished runs are in {folder}; the same command carries on.") from None
     table.close()
+    if not Processes(options.jobs).is_main:
+        return
     print(result)
     print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
     if options.json is not None:

@@ -54,8 +54,8 @@ class Gathered:
 
     def expected_seconds(self, run: Run) -> float:
         """Return about how long a run takes, by those that are finished; 0 before the first one."""
-        same = [r["seconds"] for done, r in self._records.items() if done.method == run.method]
-        other = [r["seconds"] for r in self._records.values()]
+        same = [r["all_seconds"] for done, r in self._records.items() if done.method == run.method]
+        other = [r["all_seconds"] for r in self._records.values()]
         return float(np.mean(same or other)) if other else 0.0
 
     @property
@@ -72,7 +72,7 @@ class Gathered:
         rows = []
         for method in self._methods:
             final = [r["score"] for run, r in self._records.items() if (run.method, run.phase) == (method, FINAL)]
-            seconds = [r["seconds"] for run, r in self._records.items() if run.method == method]
+            seconds = [r["all_seconds"] for run, r in self._records.items() if run.method == method]
             rows.append((method, len(final), _mean(final), _mean(seconds)))
         return rows
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measure.classification_metrics import negative_log_likelihood
+from ..methods.item_loss import shifts_labels
 
 ACCURACY = "accuracy"
 # Metrics between 0 and 1, which are shown in percent, so that a difference is in points.
@@ -82,7 +83,7 @@ class Metric:
         if self.compute is not None:
             value = self.compute(predicted)
         else:
-            hits = correct_items(predicted) if self.name == ACCURACY else None
+            hits = correct_items(trainer, predicted) if self.name == ACCURACY else None
             value = hits if hits is not None else self._named(predicted.metrics or {})
         return np.atleast_1d(np.asarray(value, dtype=np.float64)) * self.scale
 
@@ -99,10 +100,16 @@ class Metric:
         )
 
 
-def logits_and_labels(predicted: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Return logits ``(items, classes)`` and labels ``(items,)`` of all labeled items, or None if there are none."""
+def logits_and_labels(trainer: Any, predicted: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Return logits ``(items, classes)`` and labels ``(items,)`` of all labeled items, or None if there are none.
+
+    There are none for numbers, for predictions that the Trainer reduced, and for language models, whose labels are
+    shifted.
+    """
     logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
     labels = predicted.label_ids
+    if trainer.preprocess_logits_for_metrics is not None or shifts_labels(trainer.model):
+        return None
     if logits is None or not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
         return None
     logits = np.asarray(logits)
@@ -112,16 +119,17 @@ def logits_and_labels(predicted: Any) -> tuple[NDArray[np.float64], NDArray[np.i
     return rows[classes >= 0], classes[classes >= 0]
 
 
-def correct_items(predicted: Any) -> NDArray[np.float64] | None:
+def correct_items(trainer: Any, predicted: Any) -> NDArray[np.float64] | None:
     """Return 1 for each item that is classified correctly and 0 for the others, or None if there are no classes."""
-    rows = logits_and_labels(predicted)
+    rows = logits_and_labels(trainer, predicted)
     return None if rows is None else (rows[0].argmax(-1) == rows[1]).astype(np.float64)
 
 
-def likelihood(predicted: Any) -> float | None:
+def likelihood(trainer: Any, predicted: Any) -> float | None:
     """Return the negative log-likelihood, or None if there are no classes or it is not finite."""
-    rows = logits_and_labels(predicted)
-    if rows is None or not len(rows[1]):
-        return None
-    value = negative_log_likelihood(*rows)
-    return value if math.isfinite(value) else None
+    rows = logits_and_labels(trainer, predicted)
+    if rows is None:
+        value = (predicted.metrics or {}).get("test_nll")
+    else:
+        value = negative_log_likelihood(*rows) if len(rows[1]) else None
+    return float(value) if value is not None and math.isfinite(value) else None

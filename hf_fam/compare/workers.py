@@ -7,6 +7,8 @@ import gc
 import multiprocessing
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -101,6 +103,8 @@ class Workers:
 
 
 def _start(task: Task, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.suppress(RuntimeError):
         torch.set_num_threads(threads)
@@ -108,6 +112,14 @@ def _start(task: Task, threads: int) -> None:
     transformers.logging.disable_progress_bar()
     _TASK[:] = [task]
     leave_imports_alone()
+
+
+def _end_with_parent() -> None:
+    """End this process when the main process is gone, also if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def leave_imports_alone() -> None:

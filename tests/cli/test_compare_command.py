@@ -6,11 +6,15 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 pytest.importorskip("datasets")
@@ -24,7 +28,8 @@ from hf_fam.compare.plan import Plan
 from hf_fam.compare.progress import Progress
 from hf_fam.compare.runs import FINAL, Run, Settings
 from support.languages import sentence, tiny_tokenizer
-from support.tiny_recipes import SIZES, image_folders, vision_model
+from support.launch import environment, launch
+from support.tiny_recipes import SIZES, image_folders, made, vision_model
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,55 @@ def test_images_on_a_frozen_backbone(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     assert "flat_logistic_regression (" in printed and "2 splits, " in printed
     assert len([*(tmp_path / "cache" / "features").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("task", ["text_regression", "token_classification", "causal_lm"])
+def test_other_tasks(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {k: v for k, v in made(task, tmp_path).items() if k not in ("do_predict", "output_dir")}
+    words = flags("", tmp_path, **{**known, "max_steps": 2, "methods": ["plain", "fam", "ema"]})
+    assert cli.main(["compare", task, *words]) == 0
+    printed = capsys.readouterr().out
+    assert "2 seeds, 6 runs" in printed and "ema (lr 0.01, 0.99)" in printed
+    assert ("pearson" if task == "text_regression" else "accuracy") in printed
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_launched_processes_make_every_run_together(model: str, tmp_path: Path) -> None:
+    files = {"train_file": csv_file(tmp_path / "a.csv", 40), "test_file": csv_file(tmp_path / "b.csv", 20, start=50)}
+    script = tmp_path / "start.py"
+    script.write_text("from hf_fam.cli.main import main\nraise SystemExit(main())\n")
+    words = flags(model, tmp_path, methods=["plain", "fam"], per_device_train_batch_size=4, **files)
+    printed = launch(script, "compare", "text_classification", *words)
+    assert printed.count("2 seeds, 4 runs") == 1
+    records = [json.loads(line) for line in (tmp_path / "runs" / RUNS).read_text().splitlines()]
+    assert len({record["key"] for record in records}) == len(records) == 4
+    # One process with the batches of two finds the same scores.
+    alone = flags(model, tmp_path / "alone", methods=["plain", "fam"], per_device_train_batch_size=8, **files)
+    assert cli.main(["compare", "text_classification", *alone]) == 0
+    others = [json.loads(line) for line in (tmp_path / "alone" / "runs" / RUNS).read_text().splitlines()]
+    assert [r["steps"] for r in records] == [r["steps"] for r in others]
+    assert [r["nll"] for r in records] == pytest.approx([r["nll"] for r in others], abs=0.05)
+
+
+def test_a_killed_comparison_loses_one_run_at_most_and_leaves_no_process(model: str, tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text("from hf_fam.cli.main import main\nif __name__ == '__main__':\n    raise SystemExit(main())\n")
+    words = flags(model, tmp_path, train_file=csv_file(tmp_path / "a.csv", 40), seeds=60, jobs=2)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "compare", "text_classification", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    assert lines[-1].startswith("run 4 of")
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.kill()
+    process.wait()
+    assert len((tmp_path / "runs" / RUNS).read_text().splitlines()) >= 4
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_interrupted_and_carried_on(
