@@ -118,7 +118,8 @@ def run(task: str, arguments: Sequence[str]) -> None:
     if not Processes(options.jobs).is_main:
         return
     print(result)
-    print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
+    if result.seeds:
+        print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
     if options.json is not None:
         result.save_json(options.json)
     if options.report is not None:

@@ -23,8 +23,9 @@ def parse_budget(budget: str | float | None) -> float | None:
     """
     if budget is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd]?)\w*\s*", str(budget).lower())
-    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(budget).lower())
+    unit = re.fullmatch("(s|m|h|d)|(sec|min)s?|(second|minute|hour|day)s?", match[2] or "s") if match else None
+    seconds = float(match[1]) * _UNITS[unit[0][0]] if match and unit else 0.0
     if seconds <= 0:
         raise ValueError(f"budget={budget!r}: give a time, such as 90s, 20m or 2h.")
     return seconds

@@ -75,6 +75,19 @@ def compare(
 
     Raises:
         ValueError: something cannot be compared; the message is a sentence, before the first run.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        >>> data = [{"input_ids": [k, 2], "labels": k % 2} for k in range(16)]
+        >>> def make_trainer(seed):
+        ...     model = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes))
+        ...     args = TrainingArguments(tempfile.mkdtemp(), seed=seed, max_steps=1, report_to="none", use_cpu=True)
+        ...     return Trainer(model=model, args=args, train_dataset=data)
+        >>> result = compare(make_trainer, ["plain", "fam"], test_dataset=data, seeds=2, grid_size=1)
+        >>> [method.name for method in result.methods], result.runs
+        (['plain', 'fam'], 4)
     """
     chosen_methods = _methods(methods)
     for name, value, least in (("seeds", seeds, 2), ("grid_size", grid_size, 1), ("tuning_repeats", tuning_repeats, 1)):

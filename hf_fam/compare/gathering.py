@@ -120,7 +120,11 @@ class Gathered:
         for method in self._methods:
             final = [self._final(method, seed) for seed in range(seeds)]
             nlls = [r["nll"] for r in final if r["nll"] is not None]
-            chosen = [settings for (name, _), settings in sorted(self.chosen.items(), key=str) if name == method]
+            chosen = [
+                settings
+                for (name, _), settings in sorted(self.chosen.items(), key=lambda entry: entry[0][1])
+                if name == method
+            ]
             methods.append(
                 MethodResult(
                     name=method,

@@ -53,8 +53,8 @@ class MethodResult:
 
     @property
     def settings(self) -> Settings:
-        """Return the settings that were chosen most often."""
-        return max(self.chosen, key=[*self.chosen].count)
+        """Return the settings that were chosen most often; without values before the tuning has ended."""
+        return max(self.chosen, key=[*self.chosen].count, default=Settings(None, None))
 
 
 @dataclass(frozen=True)

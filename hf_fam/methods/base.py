@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 METHODS: dict[str, type[Method]] = {}
 _Class = TypeVar("_Class", bound="type[Method]")
@@ -136,6 +137,30 @@ def round_to(value: float, digits: int = 3) -> float:
         0.0123
     """
     return float(f"{value:.{digits}g}")
+
+
+class MustAct(TrainerCallback):
+    """Ends a training in which a method has no effect, after the first step.
+
+    Args:
+        method: the method.
+        has_acted: returns True once the method had an effect.
+    """
+
+    def __init__(self, method: Method, has_acted: Callable[[], bool]) -> None:
+        self._name, self._has_acted = method.name, has_acted
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the first step.
+
+        Raises:
+            ValueError: the Trainer goes past the method.
+        """
+        if not self._has_acted():
+            raise ValueError(
+                f"method={self._name!r} has no effect: this Trainer's compute_loss goes past compute_loss_func or past "
+                "the head; call super().compute_loss there."
+            )
 
 
 def put_in_front(trainer: Any, mixin: type[Trainer]) -> None:

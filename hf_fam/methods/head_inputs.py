@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..layer.finding import HEAD, resolve_layer
-from .base import Method
+from .base import Method, MustAct
 
 
 class HeadInputs(Method):
@@ -22,10 +22,16 @@ class HeadInputs(Method):
     def apply(self, trainer: Any) -> None:
         """Add a callback that changes the head's inputs from the beginning to the end of the training."""
         _, head = resolve_layer(trainer.model, HEAD)
-        trainer.add_callback(HookCallback(head, self._hook))
+        changed: list[bool] = []
 
-    def _hook(self, module: nn.Module, args: Any) -> Any:
-        return (self.change(args[0]), *args[1:]) if module.training else None
+        def hook(module: nn.Module, args: Any) -> Any:
+            if not module.training:
+                return None
+            changed[:] = [True]
+            return (self.change(args[0]), *args[1:])
+
+        trainer.add_callback(HookCallback(head, hook))
+        trainer.add_callback(MustAct(self, lambda: bool(changed)))
 
 
 class HookCallback(TrainerCallback):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .base import Method, refuse_without_classes
+from .base import Method, MustAct, refuse_without_classes
 
 # The label of rows that no loss counts.
 IGNORED = -100
@@ -33,7 +33,9 @@ class ItemLoss(Method):
     def apply(self, trainer: Any) -> None:
         """Set the Trainer's ``compute_loss_func``."""
         refuse_without_classes(self, trainer)
-        trainer.compute_loss_func = MeanLoss(self, shifts_labels(trainer.model))
+        loss = MeanLoss(self, shifts_labels(trainer.model))
+        trainer.compute_loss_func = loss
+        trainer.add_callback(MustAct(self, lambda: loss.is_called))
 
 
 class MeanLoss:
@@ -46,9 +48,11 @@ class MeanLoss:
 
     def __init__(self, method: ItemLoss, is_shifted: bool) -> None:
         self._method, self._is_shifted = method, is_shifted
+        self.is_called = False
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss."""
+        self.is_called = True
         rows, targets = labeled_rows(logits_of(outputs), labels, self._is_shifted)
         total = self._method.loss(rows.float(), targets).sum()
         return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layer.finding import HEAD, resolve_layer
-from .base import Method, refuse_without_classes, register
+from .base import Method, MustAct, refuse_without_classes, register
 from .head_inputs import HookCallback
 from .item_loss import labeled_rows, logits_of, shifts_labels
 
@@ -37,6 +37,7 @@ class Mixup(Method):
             trainer.add_callback(HookCallback(trainer.model, mixing.mix_pixels, with_kwargs=True))
         _, head = resolve_layer(trainer.model, HEAD)
         trainer.add_callback(HookCallback(head, mixing.mix_features))
+        trainer.add_callback(MustAct(self, lambda: mixing.is_mixed))
 
 
 class _Mixing:
@@ -46,6 +47,7 @@ class _Mixing:
         self._alpha, self._is_shifted = alpha, is_shifted
         self._partners: Tensor | None = None
         self._weight = 1.0
+        self.is_mixed = False
 
     def mix_pixels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not module.training or "pixel_values" not in kwargs:
@@ -67,6 +69,7 @@ class _Mixing:
         partners, self._partners = self._partners, None
         parts = [(1.0, labels)]
         if partners is not None:
+            self.is_mixed = True
             parts = [(self._weight, labels), (1 - self._weight, labels[partners.to(labels.device)])]
         total = torch.zeros((), device=labels.device)
         for weight, targets in parts:

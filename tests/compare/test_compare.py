@@ -257,6 +257,19 @@ def test_the_budget_ends_it(tmp_path: Path) -> None:
     assert "budget is used" in str(result)
 
 
+def test_a_budget_that_ends_in_the_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says so, and the same call carries on."""
+    given: dict[str, Any] = {"test_dataset": points(9, seed=2), "output_dir": tmp_path, **QUICK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fam.compare.budget.Clock.is_enough_for", lambda self, seconds: len(Journal(tmp_path)) < 3)
+        result = compare(make_trainer(), ["fam"], budget="1h", **given)
+    assert result.seeds == 0 and result.is_budget_used and result.runs == 3
+    assert "Undecided: fewer than two seeds are complete" in str(result)
+    result.save_report(tmp_path / "r.html")
+    result.save_json(tmp_path / "r.json")
+    assert compare(make_trainer(), ["fam"], **given).seeds == 3
+
+
 class BadLoss(Method):
     """Trains with the negative loss."""
 
@@ -366,6 +379,6 @@ def test_budgets() -> None:
         None,
         7200,
     ]
-    for wrong in ("", "m", "-3m", 0, "0s"):
+    for wrong in ("", "m", "-3m", 0, "0s", "3 months", "1h30"):
         with pytest.raises(ValueError, match="give a time"):
             parse_budget(wrong)

@@ -345,6 +345,23 @@ def test_what_a_method_cannot_do_is_refused(tmp_path: Path) -> None:
         method_called("fma")
 
 
+class OwnLoss(Trainer):
+    """Computes the loss past everything that the Trainer offers."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "mixup"])
+def test_a_trainer_that_goes_past_a_method_is_told(name: str, tmp_path: Path) -> None:
+    trainer = OwnLoss(model=tiny_bert(), args=plain_arguments(tmp_path), train_dataset=classified())
+    method_called(name)().apply(trainer)
+    with pytest.raises(ValueError, match=f"method='{name}' has no effect: this Trainer's compute_loss goes past"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_language_models_are_trained_on_the_next_token(tmp_path: Path) -> None:
     """A loss that is cross-entropy trains as the model's own loss does."""
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in classified()]
