@@ -178,6 +178,32 @@ class TailGraph:
         return above
 
 
+def graph_signature(loss: Tensor, outputs: Sequence[Tensor], limit: int = 64) -> tuple[str, ...]:
+    """Return the names of the operations next to a loss, which differ between losses of different forms.
+
+    Args:
+        loss: a scalar.
+        outputs: tensors below which no operation counts, such as the logits.
+        limit: largest number of operations.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.ones(2, requires_grad=True) * 1
+        >>> graph_signature(z.tanh().sum(), [z])
+        ('SumBackward0', 'TanhBackward0')
+    """
+    floor = {node for node, _ in _edges_of(outputs)}
+    top, _ = _past_sinks(loss.grad_fn, loss.output_nr)
+    found = [] if top is None or top in floor else [top]
+    seen = {*found, *floor}
+    for node in found:  # which grows
+        for child in _children(node):
+            if child not in seen and len(found) < limit:
+                seen.add(child)
+                found.append(child)
+    return tuple(node.name() for node in found)
+
+
 def is_product(node: Node) -> bool:
     """Return whether a node multiplies matrices, as layers and products of activations do."""
     return node.name().startswith(_PRODUCTS)

@@ -44,6 +44,13 @@ def saved(node: Node, name: str, default: Any = None) -> Any:
     return getattr(node, f"_saved_{name}", default)
 
 
+def is_over_last_dimension(log_softmax: Node) -> bool:
+    """Return True if a log-softmax in an autograd graph runs over the last dimension of its input."""
+    result: Tensor = saved(log_softmax, "result")
+    # torch returns a negative dimension as an unsigned number.
+    return saved(log_softmax, "dim") in (result.dim() - 1, -1, 2**64 - 1)
+
+
 def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return the parameters of a module itself, including those that are None."""
     return module._parameters
@@ -66,6 +73,12 @@ def inside_compiled(model: nn.Module) -> nn.Module | None:
     """Return the model that ``torch.compile(model)`` wraps; None for any other module."""
     inside = getattr(model, "_orig_mod", None)
     return inside if isinstance(inside, nn.Module) else None
+
+
+def inside_checkpointed(module: nn.Module) -> nn.Module:
+    """Return the module that torch's ``checkpoint_wrapper`` wraps; the module itself if it does not."""
+    inside = module._modules.get("_checkpoint_wrapped_module")
+    return module if inside is None else inside
 
 
 def is_compiled_in_place(model: nn.Module) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.paths import require_writable_file, require_writable_folder
 from ..recipes import TASKS, with_defaults
+from .argument_types import OneLineParser
 from .train_command import require_packages
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_parser(task: str) -> argparse.ArgumentParser:
     """Return the parser of the comparison's own flags."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=f"hf-fam compare {task}",
         description="Compare training methods with plain training on your own data, over several seeds.",
         epilog=f"All flags of `hf-fam train {task}` work too: data, model and training.",
@@ -132,18 +135,16 @@ def check_files(options: argparse.Namespace) -> None:
     """Refuse files that cannot be written, before the first run.
 
     Raises:
-        ValueError: there is no such folder, or matplotlib is missing.
+        ValueError: a file cannot be written, or matplotlib is missing.
     """
-    import importlib.util
-
     for name in ("report", "json"):
         path = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{name}='{path}' cannot be written: there is no folder '{path.parent}'.")
-        if path is not None and path.is_dir():
-            raise ValueError(f"{name}='{path}' cannot be written: it is a folder. Give the name of a file.")
+        if path is not None:
+            require_writable_file(f"--{name}", str(path))
+    if options.output_dir is not None:
+        require_writable_folder("output_dir", str(options.output_dir))
     if options.report is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('report: the figures need matplotlib: pip install "hf-fam[demo]".')
+        raise ValueError('report: the figures need matplotlib: pip install "hf-fam[compare]".')
 
 
 def final_command(task: str, arguments: Sequence[str], result: ComparisonResult) -> str:

@@ -29,9 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .._compat import model_from_config
 from ..flatness.estimators import Operations
 from ..flatness.relative_flatness import RelativeFlatness
+from ..inputs.text import LONGEST_PATH, first_line, quote
 from ..layer.finding import HEAD, REPRESENTATION, find_head, find_representation, weighted_layers
 from ..layer.kinds import linear_map_of
-from ..measure.model_config import ModelConfigError, first_line, load_config, model_class_name
+from ..measure.model_config import ModelConfigError, load_config, model_class_name
 
 # Why a layer cannot be chosen.
 NOT_CALLED, UNSUPPORTED = "not called", "unsupported"
@@ -92,26 +93,34 @@ class LayerTable:
         return json.dumps(asdict(self), indent=2)
 
 
-def load_model(source: str, task: str | None = None, num_labels: int | None = None) -> nn.Module:
+def load_model(
+    source: str, task: str | None = None, num_labels: int | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """Build a model from its configuration on the meta device, without weights.
 
     Args:
         source: a folder with a config.json, or a model on the Hub.
         task: one of ``TASKS``; by default the class that the configuration names is built.
         num_labels: number of classes; None: that of the configuration.
+        trust_remote_code: run code that is saved with the model.
 
     Raises:
         ModelConfigError: the configuration cannot be found or read, or no model with a head can be built from it.
     """
-    config = load_config(source, {} if num_labels is None else {"num_labels": num_labels})
+    changes: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
+    config = load_config(source, {**changes, "trust_remote_code": trust_remote_code})
     name = model_class_name(source, config, task)
     model_class = getattr(transformers, name)
     try:
         with torch.device("meta"):
-            model: nn.Module = model_class.from_config(config) if task else model_from_config(model_class, config)
+            model: nn.Module = (
+                model_class.from_config(config, trust_remote_code=trust_remote_code)
+                if name.startswith("Auto")
+                else model_from_config(model_class, config)
+            )
     except Exception as error:  # of any kind: configurations are written by others
         raise ModelConfigError(
-            f"no {name} can be made from the config.json of '{source}': {first_line(error)}"
+            f"no {name} can be made from the config.json of {quote(source, LONGEST_PATH)}: {first_line(error)}"
         ) from error
     return model.eval()
 

@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..inputs.text import printable
+from .argument_types import whole
+
 if TYPE_CHECKING:
     from .layer_table import LayerRow, LayerTable
 
@@ -22,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="task of the head (AutoModelFor...): sequence-classification, token-classification, causal-lm, "
         "seq2seq-lm, image-classification ...; default: the class in config.json",
     )
-    add("--num_labels", type=_positive, metavar="N", help="number of classes of the head")
-    add("--length", type=_positive, default=64, metavar="N", help="tokens in a text (default: 64)")
+    add("--num_labels", type=whole(1, 1_000_000), metavar="N", help="number of classes of the head")
+    add("--length", type=whole(1), default=64, metavar="N", help="tokens in a text (default: 64)")
+    add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
     add("--all", action="store_true", help=f"show all layers, not only the last {_LAST}")
     add("--json", action="store_true", help="print JSON")
 
@@ -42,9 +46,11 @@ def run(options: argparse.Namespace) -> None:
     from .layer_table import layer_table, load_model
 
     transformers.logging.set_verbosity_error()
-    table = layer_table(load_model(options.model, options.task, options.num_labels), options.length)
+    table = layer_table(
+        load_model(options.model, options.task, options.num_labels, options.trust_remote_code), options.length
+    )
     shown = table if options.all else table.last(_LAST)
-    print(shown.to_json() if options.json else format_layers(shown, len(table.layers), options.length))
+    print(shown.to_json() if options.json else printable(format_layers(shown, len(table.layers), options.length)))
 
 
 def format_layers(table: LayerTable, count: int, length: int) -> str:
@@ -108,10 +114,3 @@ def format_cost(cost: float) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

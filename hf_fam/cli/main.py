@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from ..inputs.text import one_line
 from . import compare_command, layers_command, measure_command, train_command
+from .argument_types import OneLineParser
 from .demo import command as demo_command
 
 
@@ -35,14 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except ValueError as error:
-        print(f"hf-fam {options.command}: {error}", file=sys.stderr)
+        print(one_line(f"hf-fam {options.command}: {error}"), file=sys.stderr)
+        return 1
+    except FloatingPointError as error:  # of a training that diverged
+        if isinstance(error, SystemExit):  # of a process that is not to print
+            raise
+        print(one_line(f"hf-fam {options.command}: {error}", 1000), file=sys.stderr)
         return 1
     return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hf-fam",
         description="Flatness-aware fine-tuning: change Trainer to FAMTrainer.",
         epilog="`hf-fam COMMAND --help` tells more.",

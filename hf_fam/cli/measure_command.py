@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import Any
+
+from ..inputs.numbers import LARGEST_SEED, MOST_PROBES
+from ..inputs.paths import require_writable_file
+from ..inputs.text import LONGEST_VALUE, first_line, one_line, printable, quote
+from .argument_types import whole
 
 # Limits of the robustness curve, which takes many forward passes.
 _ROBUSTNESS_ITEMS = 64
@@ -38,21 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--normalize-features", action="store_true", help="divide features by their standard deviations first")
     add(
         "--items",
-        type=_non_negative,
+        type=whole(0),
         default=2000,
         metavar="N",
         help="use at most N items, chosen at random (default: 2000; 0: all)",
     )
-    add("--probes", type=_non_negative, default=2, metavar="N", help="random directions for every batch (default: 2)")
-    add("--batch-size", type=_non_negative, default=32, metavar="N", help="items in a batch (default: 32)")
+    add(
+        "--probes",
+        type=whole(1, MOST_PROBES),
+        default=2,
+        metavar="N",
+        help="random directions for every batch (default: 2)",
+    )
+    add("--batch-size", type=whole(1), default=32, metavar="N", help="items in a batch (default: 32)")
     add(
         "--max-length",
-        type=_non_negative,
+        type=whole(1),
         metavar="N",
         help="cut texts after N tokens (default: 512, or the limit of the model)",
     )
-    add("--seed", type=_seed, default=0, help="seed of selection and probes (default: 0)")
+    add("--seed", type=whole(0, LARGEST_SEED), default=0, help="seed of selection and probes (default: 0)")
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
+    add("--trust-remote-code", action="store_true", help="run code that is saved with the model")
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
     add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
     add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
@@ -68,16 +81,17 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     Raises:
         ValueError: the model or the data cannot be measured; the message is a sentence.
     """
-    for path in (options.report, options.json):  # before the measurement, not after it
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"'{path}' cannot be written: there is no folder '{path.parent}'.")
-        if path is not None and path.is_dir():
-            raise ValueError(f"'{path}' cannot be written: it is a folder. Give the name of a file.")
+    _check_files(options)
+    if options.dataset_config is not None and os.path.exists(options.dataset):
+        raise ValueError(
+            f"--dataset-config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
+        )
     if options.report is not None:
         _require_package("matplotlib", "--report")
     _require_package("datasets", "hf-fam measure")
     import transformers
 
+    from ..calculus.derivatives import SecondDerivativeError
     from ..measure import measure_relative_flatness
     from ..measure.sources import load_source
 
@@ -95,27 +109,44 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         items=options.items or None,
         max_length=options.max_length,
         seed=options.seed,
+        trust_remote_code=options.trust_remote_code,
     )
     source.model.to(device)
-    table = measure_relative_flatness(
-        source.model,
-        source.items,
-        options.layers if options.layers in ("auto", "all") else options.layers.split(","),
-        _measures(options),
-        normalize_features=options.normalize_features,
-        probes=options.probes,
-        batch_size=options.batch_size,
-        collate_fn=source.collate_fn,
-        seed=options.seed,
-    )
+    try:
+        table = measure_relative_flatness(
+            source.model,
+            source.items,
+            options.layers if options.layers in ("auto", "all") else options.layers.split(","),
+            _measures(options),
+            normalize_features=options.normalize_features,
+            probes=options.probes,
+            batch_size=options.batch_size,
+            collate_fn=source.collate_fn,
+            seed=options.seed,
+        )
+    except (TypeError, SecondDerivativeError) as error:  # of a layer that cannot be measured
+        raise ValueError(f"--layers {quote(options.layers)}: {one_line(str(error), 200)}") from error
     for note in source.notes:
-        print(f"Note: {note}")
-    print(table)
+        print(f"Note: {one_line(note)}")
+    print(printable(str(table)))
     if options.json is not None:
         table.to_json(options.json, item_kappas=True)
     if options.report is not None:
         _report(options, arguments, source, table, device)
         print(f"\nreport: {options.report}")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, before the measurement and not after it."""
+    files = {
+        f"--{name}": str(getattr(options, name)) for name in ("report", "json") if getattr(options, name) is not None
+    }
+    for argument, file in files.items():
+        require_writable_file(argument, file)
+        if os.path.abspath(file) == os.path.abspath(options.dataset):
+            raise ValueError(f"{argument} {quote(file)} is the data, which would be overwritten: give another file.")
+    if len({os.path.abspath(file) for file in files.values()}) < len(files):
+        raise ValueError("--report and --json name the same file: give two.")
 
 
 def _report(options: argparse.Namespace, arguments: list[str], source: Any, table: Any, device: str) -> None:
@@ -172,8 +203,10 @@ def _device(device: str | None) -> str:
     try:
         torch.zeros(1, device=device).item()
     except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device or a mistyped name
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used here ({reason}): give cpu, or leave it out.") from error
+        raise ValueError(
+            f"--device {one_line(device, LONGEST_VALUE)} cannot be used here ({first_line(error)}): give cpu, or leave "
+            "it out."
+        ) from error
     return device
 
 
@@ -192,17 +225,3 @@ def _require_package(package: str, option: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise ValueError(f'{option} needs {package}: pip install "hf-fam[measure]".')
-
-
-def _non_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**32:  # what numpy's generators take
-        raise argparse.ArgumentTypeError(f"{number}: give a whole number from 0 to 2**32 - 1")
-    return number

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from .._version import __version__
-from ..measure.page import html_image, html_list, html_page, html_table
+from ..measure.page import escape, html_image, html_list, html_page, html_table
 from .budget import format_time
 from .figures import curve_plot, forest_plot, mean_curve, score_plot
 from .outcome import Outcome

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from ..calculus.derivatives import wide
+from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.torch_internals import forward_hooks
 from ..layer.compilation import forget_compiled_code
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, REPRESENTATION, unwrap
 from ..layer.fused_head import UnfusedHead
+from ..layer.sharding import refuse_older_fsdp
 from .batch import Seeds
 from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
 from .row_signs import random_row_signs, row_signs
 from .smoothing import check_smoothing
 from .strength import is_strength
-
-# Number of backward passes in which the gradient of the loss is checked.
-_CHECKS = 3
 
 
 def attach(
@@ -45,9 +44,9 @@ def attach(
     The loss must be softmax cross-entropy with hard labels. Any reduction, item weights, class weights, ignored labels
     and shifted labels are fine. Compiled models work, too; code that was compiled before is compiled again.
 
-    The first backward passes check the gradient of the loss. Label smoothing, soft labels, preference losses and other
-    losses give a warning. The check cannot detect focal loss and losses with a similar gradient, and compiled models
-    skip it. `RelativeFlatness` verifies the loss exactly.
+    Backward passes 0, 1, 2, 4, ..., 64 and every hundredth check the gradient of the loss. Label smoothing, soft
+    labels, preference losses and other losses give a warning. The check cannot detect focal loss and losses with a
+    similar gradient, and compiled models skip it. `RelativeFlatness` verifies the loss exactly.
 
     Args:
         model: the model to train.
@@ -103,6 +102,7 @@ class AttachedFlatness:
                 f'layer="{REPRESENTATION}" makes no logits, but attach is for softmax cross-entropy over the outputs '
                 "of one layer: remove the argument to use the head, or use RelativeFlatness or FAMMixin."
             )
+        refuse_older_fsdp(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         if self.layer.out_features < 2:
             raise ValueError(
@@ -118,7 +118,7 @@ class AttachedFlatness:
         weight = self.layer.linear_map.weight
         self._strength = torch.zeros((), dtype=wide(weight.dtype), device=weight.device, requires_grad=True)
         self.strength = strength
-        self._checks_left = _CHECKS
+        self._recheck_schedule, self._has_warned = RecheckSchedule(), False
         self._unfused = UnfusedHead(unwrap(model))
         self._unfused.attach()
         forget_compiled_code()
@@ -194,23 +194,21 @@ class AttachedFlatness:
         injected: Tensor = InjectFlatness.apply(
             logits, features, weight, self._strength, signs, False, None, self._smoothing
         )
-        if not torch.compiler.is_compiling() and self._checks_left and injected.requires_grad:
+        if not torch.compiler.is_compiling() and injected.requires_grad and self._recheck_schedule.is_due():
             injected.register_hook(functools.partial(self._check_gradient, logits.detach()))
         return linear_map.outputs(injected)
 
     def _check_gradient(self, logits: Tensor, gradient: Tensor) -> None:
         """Warn once if the loss is not softmax cross-entropy with hard labels."""
-        if self._checks_left and bool(gradient.any()):
-            self._checks_left -= 1
-            if not is_hard_label_gradient(gradient, logits):
-                self._checks_left = 0
-                warnings.warn(
-                    f"The gradient of the loss at '{self.layer.name}' is not that of softmax cross-entropy with hard "
-                    "labels (label smoothing, soft labels, sigmoid, preferences, logits that change after this "
-                    "layer ...), so kappa has wrong item weights here. Use RelativeFlatness or FAMMixin, which support "
-                    "other losses.",
-                    stacklevel=2,
-                )
+        if not self._has_warned and bool(gradient.any()) and not is_hard_label_gradient(gradient, logits):
+            self._has_warned = True
+            warnings.warn(
+                f"The gradient of the loss at '{self.layer.name}' is not that of softmax cross-entropy with hard "
+                "labels (label smoothing, soft labels, sigmoid, preferences, logits that change after this "
+                "layer ...), so kappa has wrong item weights here. Use RelativeFlatness or FAMMixin, which support "
+                "other losses.",
+                stacklevel=2,
+            )
 
 
 def has_flatness_term(module: nn.Module) -> bool:

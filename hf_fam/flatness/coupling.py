@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.autograd_graph import graph_signature
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products
 from ..calculus.recheck_schedule import RecheckSchedule
 from .batch import Batch
+
+# So many losses with different graphs are tested.
+_MAX_GRAPHS = 16
 
 
 class Coupling(str, enum.Enum):
@@ -28,8 +32,8 @@ class Coupling(str, enum.Enum):
 class CouplingFinder:
     """Finder of the coupling of a model's layer.
 
-    It tests the first batches, larger ones and every hundredth. A coupling that was found once is kept: a
-    smaller batch cannot remove it.
+    It tests the first batches, larger ones, those with a loss of a new form, and every hundredth. A coupling that was
+    found once is kept: a smaller batch cannot remove it.
 
     Attributes:
         coupling: the strongest coupling so far; None before the first batch whose loss has curvature.
@@ -41,6 +45,7 @@ class CouplingFinder:
         self.has_nested_calls = False
         self._recheck_schedule = RecheckSchedule()
         self._largest_row_count = 0
+        self._signatures: set[tuple[str, ...]] = set()
 
     def __call__(self, batch: Batch) -> Coupling:
         """Return the coupling to use for this batch.
@@ -52,7 +57,8 @@ class CouplingFinder:
         has_items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _have_same_items(
             batch.pre_activations
         )
-        if self._recheck_schedule.is_due() or rows > self._largest_row_count or self.coupling is None:
+        is_due = self._recheck_schedule.is_due() or self._is_new(batch)
+        if is_due or rows > self._largest_row_count or self.coupling is None:
             self.has_nested_calls = self.has_nested_calls or calls_are_nested(batch.features, batch.pre_activations)
             observed = find_coupling(batch.loss, batch.pre_activations, batch.features, has_items=has_items)
             if observed is not None:
@@ -64,6 +70,14 @@ class CouplingFinder:
         if self.coupling is Coupling.ITEMS and not has_items:  # the rows of one item are unknown
             self.coupling = Coupling.BATCH
         return self.coupling
+
+    def _is_new(self, batch: Batch) -> bool:
+        """Return True if the loss has another graph than before; a graph that depends on the batch does not count."""
+        signature = graph_signature(batch.loss, batch.pre_activations)
+        if signature in self._signatures or len(self._signatures) == _MAX_GRAPHS:
+            return False
+        self._signatures.add(signature)
+        return True
 
 
 def find_coupling(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from ..calculus.autograd_graph import TailGraph, inputs_of
-from ..calculus.torch_internals import saved
+from ..calculus.torch_internals import is_over_last_dimension, saved
 
 _LOG_SOFTMAX, _SIGMOID_LOSS = "LogSoftmaxBackward", "BinaryCrossEntropyWithLogitsBackward"
 
@@ -46,7 +46,7 @@ def softmax_weights(loss: Tensor, logits: Tensor, graph: TailGraph, *, create_gr
                 loss, [GradientEdge(node, 0)], retain_graph=True, create_graph=create_graph
             )
             log_p: Tensor = saved(node, "result")
-            if saved(node, "dim") not in (log_p.dim() - 1, -1, 2**64 - 1):  # classes are not the last dimension
+            if not is_over_last_dimension(node):
                 return None
             c = -gradient.sum(-1, keepdim=True)
             # Only the entry of the most probable class is certainly not masked below the log-softmax.

@@ -19,6 +19,7 @@ Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,7 @@ from torch import Tensor
 from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
 from .batch import Batch
+from .form_checks import column_is_off, elementwise_is_off, gradient_is_off, gradient_squares
 from .graph_weights import has_sigmoid_loss, sigmoid_weights, softmax_weights
 from .loss_graph import is_cross_entropy
 from .softmax_head import row_chunks
@@ -36,6 +38,15 @@ from .vocabulary import is_large
 
 # Largest distance between a Hessian-vector product and the expected one, relative to the product.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def tolerance_of(loss: Tensor, logits: Tensor) -> float:
+    """Return the largest relative distance that rounding explains."""
+    return max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models compute the loss in float32
+
+
+# float16: the largest scale of a row, as an exponent of 2. The first derivatives are already brought to 32.
+_LARGEST_EXPONENT = 8
 
 
 class NoClosedForm(ValueError):
@@ -116,7 +127,8 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
         smoothing: eps.
 
     Returns:
-        The form. None if the loss has no curvature, for example without labels or far from Huber's targets.
+        The form. None if the loss has no curvature, for example without labels or far from Huber's targets, or one
+        that is not finite.
 
     Raises:
         NoClosedForm: the loss is neither softmax cross-entropy nor elementwise.
@@ -142,12 +154,14 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
     # Leaving out the most probable class avoids cancellation when the model is confident.
     if classes > 1:
         vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
+        vector = vector * _row_scales(logits)
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
-    if not product.any():
+    is_conclusive = torch.linalg.vector_norm(product, dtype=wide(product.dtype)) > _rounding_to_zero(product)
+    if not is_conclusive or not product.isfinite().all():
         return None
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
-    tolerance = max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models compute the loss in float32
+    tolerance = tolerance_of(loss, logits)
 
     def is_product(expected: Tensor) -> bool:
         return bool(torch.linalg.vector_norm(product - expected) <= tolerance * torch.linalg.vector_norm(product))
@@ -172,6 +186,31 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
     raise NoClosedForm("its second derivative is neither that of softmax cross-entropy nor separate for every output")
 
 
+def _row_scales(logits: Tensor) -> Tensor | float:
+    """Return powers of two that keep products with the Hessian of confident rows in float16's range.
+
+    A product with a row of the Hessian is as small as the probability of the second class.
+
+    Args:
+        logits: z, shape ``(..., C)``.
+
+    Returns:
+        Shape ``(..., 1)``; 1 for other precisions than float16.
+    """
+    if logits.dtype != torch.float16:
+        return 1.0
+    second = logits.detach().float().log_softmax(-1).topk(2, dim=-1).values[..., 1:]
+    return torch.exp2((-second / math.log(2)).floor().clamp(0, _LARGEST_EXPONENT)).to(logits.dtype)
+
+
+def _rounding_to_zero(product: Tensor) -> float:
+    """Return the norm below which a product consists of entries that half precision rounds coarsely, or to 0."""
+    if product.dtype != torch.float16:
+        return 0.0
+    info = torch.finfo(product.dtype)
+    return info.smallest_normal * info.eps * math.sqrt(product.numel()) / _TOLERANCE[product.dtype]
+
+
 def _smoothed_elementwise(loss: Tensor, logits: Tensor, graph: TailGraph, is_trained: bool) -> HeadLoss:
     """Return the form of an elementwise loss that has a smoothed curvature.
 
@@ -184,7 +223,7 @@ def _smoothed_elementwise(loss: Tensor, logits: Tensor, graph: TailGraph, is_tra
     if derivative is None or not derivative.any():
         return HeadLoss("elementwise")
     h, p = h.detach().to(wide(h.dtype)), logits.detach().to(wide(h.dtype)).sigmoid()
-    tolerance = 10 * max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])
+    tolerance = 10 * tolerance_of(loss, logits)
     if not _is_close(derivative.to(h.dtype), (1 - 2 * p) * h, tolerance):
         raise ValueError(
             "smoothing (fam_smoothing) is defined for softmax and sigmoid cross-entropy and for squared errors, but "
@@ -240,21 +279,34 @@ def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *,
 
 
 def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Return the item weights c of a softmax loss with any labels, shape ``(...)``.
+    """Return the item weights c of a softmax loss with any labels, shape ``(...)``, see `checked_weights`."""
+    return checked_weights(first, logits, 1.0, create_graph=create_graph)[0]
+
+
+def checked_weights(
+    first: Tensor, logits: Tensor, tolerance: float, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the item weights c of a softmax loss with any labels, and whether the loss is not one.
 
     ``c_i = -(H e_k)_j / (p_k p_j)`` for the two most probable classes k and j.
 
     Args:
         first: dL/dz that can be differentiated again, shape ``(..., C)``.
         logits: z, shape ``(..., C)``.
+        tolerance: see `form_checks.column_is_off`.
         create_graph: keep c in the graph, to check whether it depends on z.
+
+    Returns:
+        c, shape ``(...)``, and a scalar of bool.
     """
     p = (logits if create_graph else logits.detach()).to(wide(logits.dtype)).softmax(-1)
     (p_k, p_j), (k, j) = (t.unbind(-1) for t in p.topk(2, dim=-1))
-    e_k = torch.zeros_like(logits).scatter_(-1, k.unsqueeze(-1), 1)
+    scales = _row_scales(logits)
+    e_k = torch.zeros_like(logits).scatter_(-1, k.unsqueeze(-1), 1) * scales
     (product,) = vector_products([first], [logits], [e_k], create_graph=create_graph)
-    h_jk = product.to(p.dtype).gather(-1, j.unsqueeze(-1)).squeeze(-1)
-    return _safe_ratio(-h_jk, p_k * p_j)
+    product = product.to(p.dtype) / scales
+    c = _safe_ratio(-product.gather(-1, j.unsqueeze(-1)).squeeze(-1), p_k * p_j)
+    return c, column_is_off(product.detach(), p.detach(), c.detach(), k, tolerance)
 
 
 def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
@@ -272,13 +324,25 @@ def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
     return _safe_ratio((g * positive).sum(-1), (p.detach() * positive).sum(-1))
 
 
-def weights_in_chunks(first: Tensor, logits: Tensor) -> Tensor:
-    """Return `weights_from_gradient`, computed for a chunk of the rows at a time."""
+def weights_in_chunks(first: Tensor, logits: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return `weights_from_gradient`, for a chunk of the rows at a time, and whether the loss has other ones.
+
+    Args:
+        first: g = dL/dz, shape ``(..., C)``.
+        logits: z, shape ``(..., C)``.
+        tolerance: see `form_checks.gradient_is_off`.
+
+    Returns:
+        c, shape ``(...)``, and a scalar of bool.
+    """
     g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
     sign = weight_sign(g.amin(-1), g.amax(-1))
-    chunks = row_chunks(None, *z.shape)
-    weights = [weights_from_gradient(sign * g[rows], z[rows].softmax(-1, dtype)) for rows in chunks]
-    return (sign * torch.cat(weights)).view(logits.shape[:-1])
+    weights, squares = [], torch.zeros(3, dtype=dtype, device=z.device)
+    for rows in row_chunks(None, *z.shape):
+        g_chunk, p = (sign * g[rows]).to(dtype), z[rows].softmax(-1, dtype)
+        weights.append(weights_from_gradient(g_chunk, p))
+        squares += gradient_squares(g_chunk, p, weights[-1])
+    return (sign * torch.cat(weights)).view(logits.shape[:-1]), gradient_is_off(squares, tolerance)
 
 
 def weight_sign(smallest: Tensor, largest: Tensor) -> Tensor:
@@ -300,32 +364,49 @@ def weight_sign(smallest: Tensor, largest: Tensor) -> Tensor:
     return torch.where(is_negative, -1.0, 1.0).to(largest.dtype)
 
 
-def item_weights(batch: Batch, logits: Tensor, form: HeadLoss) -> Tensor:
-    """Return the item weights c, shape ``(...)``; for sigmoid cross-entropy one for each logit.
+def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the item weights c, and whether the loss does not have this form any more.
 
-    They are constant unless they are trained.
+    The weights are constant unless they are trained.
 
     Args:
         batch: the batch after its forward pass.
         logits: z of one call of the head, shape ``(..., C)``.
         form: form of the loss.
+        number: number of the batch.
+
+    Returns:
+        c, shape ``(...)``; for sigmoid cross-entropy one for each logit. And a scalar of bool.
     """
     loss, create_graph = batch.loss, form.has_trained_weights and not batch.weights_only
+    scale, tolerance = range_scale(loss, [logits]), tolerance_of(loss, logits)
+    (first,) = gradients(loss, [logits], scale, create_graph=form.item_weights != "gradient")
+    if form.item_weights == "gradient":
+        c, is_off = weights_in_chunks(first, logits.detach(), tolerance)
+    elif form.kind == "softmax":
+        c, is_off = checked_weights(first, logits, tolerance, create_graph=create_graph)
+    else:
+        h, is_off = checked_curvature(first, logits, number, tolerance)
+        p = logits.to(wide(h.dtype)).sigmoid()
+        c = _safe_ratio(h.to(p.dtype), p * (1 - p))
     if form.item_weights == "graph":
         read = sigmoid_weights if form.kind == "sigmoid" else softmax_weights
-        c = read(loss, logits, batch.graph, create_graph=create_graph)
-        assert c is not None
-        return c
-    scale = range_scale(loss, [logits])
-    (first,) = gradients(loss, [logits], scale, create_graph=form.item_weights == "product")
-    if form.item_weights == "gradient":
-        return weights_in_chunks(first, logits.detach()) / scale
-    if form.kind == "softmax":
-        return weights_from_product(first, logits, create_graph=create_graph) / scale
-    h = elementwise_curvature(first, logits)
-    p = logits.to(wide(h.dtype)).sigmoid()
-    c = _safe_ratio(h.to(p.dtype), p * (1 - p)) / scale
-    return c if create_graph else c.detach()
+        from_graph = read(loss, logits, batch.graph, create_graph=create_graph)
+        assert from_graph is not None
+        return from_graph, is_off
+    return (c if create_graph else c.detach()) / scale, is_off
+
+
+def checked_curvature(first: Tensor, logits: Tensor, number: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return the curvature of an elementwise loss, see `elementwise_curvature`, and whether the loss is not one.
+
+    Args:
+        first: dL/dz that can be differentiated again, shape ``(..., C)``.
+        logits: z, shape ``(..., C)``.
+        number: number of the batch.
+        tolerance: see `form_checks.elementwise_is_off`.
+    """
+    return elementwise_curvature(first, logits), elementwise_is_off(first, logits, number, tolerance)
 
 
 def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..calculus.autograd_graph import inputs_of
-from ..calculus.torch_internals import saved
+from ..calculus.torch_internals import is_over_last_dimension, saved
 
 # Nodes that keep every entry in its row.
 _VIEWS = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy"}
@@ -73,9 +73,13 @@ def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | N
     if found is None or node is None:
         return None
     log_p: Tensor = saved(found, "result")
-    is_over_classes = saved(found, "dim") in (log_p.dim() - 1, -1, 2**64 - 1)  # torch returns an unsigned number
     is_wide = log_p.dtype in (torch.float32, torch.float64)
-    if not is_over_classes or not is_wide or log_p.shape[-1] != logits.shape[-1] or log_p.numel() != logits.numel():
+    if (
+        not is_over_last_dimension(found)
+        or not is_wide
+        or log_p.shape[-1] != logits.shape[-1]
+        or log_p.numel() != logits.numel()
+    ):
         return None
     return LogProbabilities(log_p.detach().reshape(-1, log_p.shape[-1]), found)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..calculus.autograd_graph import TailGraph, inputs_of
-from ..calculus.torch_internals import saved
+from ..calculus.torch_internals import is_over_last_dimension, saved
 
 # Nodes that only select, reorder or convert entries, and nodes that are linear in their one input from the logits.
 _RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Select", "Index", "ToCopy", "Clone", "Squeeze",
@@ -68,9 +68,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
 
 def _is_over_classes(log_softmax: Node, classes: int) -> bool:
     result: Tensor = saved(log_softmax, "result")
-    dim: int = saved(log_softmax, "dim")
-    # torch returns a negative dimension as an unsigned number.
-    return result.shape[-1] == classes and dim in (result.dim() - 1, -1, 2**64 - 1)
+    return result.shape[-1] == classes and is_over_last_dimension(log_softmax)
 
 
 def _has_constant_scalar(node: Node, previous: Node) -> bool:

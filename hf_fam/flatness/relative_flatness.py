@@ -18,16 +18,16 @@ from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
-from ..layer.sharding import is_sharded, refuse_unsupported_sharding
+from ..layer.sharding import is_sharded, refuse_older_fsdp
 from .batch import Batch, Seeds
 from .checks import check_captures, check_reaches_loss, explain_missing_derivative, refuse_compiled_loss
 from .estimators import (
     FULL,
     GRADIENTS,
     WEIGHTS_ONLY,
-    ActsIn,
     Choice,
     Estimator,
+    FeaturePerturbation,
     NoClosedForm,
     check_choice,
     default_lambda,
@@ -84,6 +84,7 @@ class RelativeFlatness:
         mean: running mean of the features, or None without ``center``.
         at_head: whether the layer computes the logits, as far as the model shows.
         method: the `Estimator` in use, with its traits. It is replaced if the loss has no closed form.
+        is_sharded: whether the estimator is one for a model that FSDP shards.
         watch: the hooks that capture the forward pass, and the captures.
         default_strength: default lambda of the estimator that was chosen first.
         ends_steps: whether every `capture` begins a new step of the running mean. If you set it to False, call
@@ -130,36 +131,25 @@ class RelativeFlatness:
         head = _head(model, self.layer, self._head_module)
         self.at_head = head is self.layer
         self.layer.copies |= not self.at_head  # a copy of a hidden layer is cheap, a copy of many logits is not
-        self.method = make_estimator(
-            estimator,
-            Choice(
-                model,
-                self.layer,
-                head,
-                probes,
-                weights_only=gradient == WEIGHTS_ONLY,
-                smoothing=smoothing,
-                is_head_by_default=layer in (AUTO, HEAD),
-            ),
+        choice = Choice(
+            model,
+            self.layer,
+            head,
+            probes,
+            weights_only=gradient == WEIGHTS_ONLY,
+            smoothing=smoothing,
+            is_head_by_default=layer in (AUTO, HEAD),
         )
-        self._initial_method = self.method
-        self.default_strength = default_lambda(self.method.name, self.layer.out_features, at_head=self.at_head)
+        self._estimator_argument, self._model_class, self.is_sharded = estimator, type(unwrap(model)), False
+        self._use(make_estimator(estimator, choice))
+        if is_sharded(unwrap(model)):
+            self.adapt_to_sharding()
         if center is None:
             center = self.centers_by_default
         if center:
             self.method.refuse_to_center()
         self.mean = FeatureMean() if center else None
         self.ends_steps = True
-        # Only third derivatives of a tail need exact normalizations.
-        self.watch = ForwardWatch(
-            model,
-            self.layer,
-            head if self.method.needs_logits else None,
-            exact_norms=self.method.tail_derivatives == 3 and not self.at_head,
-            unfuse_head=self.at_head or self.method.tail_derivatives > 0,
-        )
-        self._model_class: type | None = None
-        self._is_sharded = False
         self._recheck_schedule = RecheckSchedule()
         self._has_reached_loss = False
         self._generator = generator
@@ -167,6 +157,19 @@ class RelativeFlatness:
         self._call_number = 0
         self._reference: Tensor | None = None
         self._has_warned = False
+
+    def _use(self, method: Estimator) -> None:
+        """Use an estimator from now on."""
+        self.method = self._initial_method = method
+        self.default_strength = default_lambda(method.name, self.layer.out_features, at_head=self.at_head)
+        # Only third derivatives of a tail need exact normalizations.
+        self.watch = ForwardWatch(
+            self._model,
+            self.layer,
+            method.choice.head if method.needs_logits else None,
+            exact_norms=method.tail_derivatives == 3 and not self.at_head,
+            unfuse_head=self.at_head or method.tail_derivatives > 0,
+        )
 
     @property
     def estimator(self) -> str:
@@ -206,6 +209,25 @@ class RelativeFlatness:
         ):
             return True
         return self._center_argument is None and self.centers_by_default != (self.mean is not None)
+
+    def adapt_to_sharding(self) -> None:
+        """Use an estimator that works in a model that FSDP shards, or will shard.
+
+        The head's term then acts in the backward pass. At other layers, ``"auto"`` becomes ``"perturbation"``. A model
+        that is sharded already is noticed by itself.
+
+        Raises:
+            ValueError: the estimator does not work there, or the model is in the older FullyShardedDataParallel.
+        """
+        if self.is_sharded:
+            return
+        refuse_older_fsdp(unwrap(self._model))
+        is_automatic = self._estimator_argument == AUTO and not self.at_head
+        self.watch.detach()
+        self.method.forget()
+        method = FeaturePerturbation(self.method.choice) if is_automatic else self.method
+        self._use(method.for_sharded_model())
+        self.is_sharded = True
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Set the seeds of the next probes, so that a resumed run repeats them.
@@ -294,6 +316,14 @@ class RelativeFlatness:
         reference, self._reference = self._reference, None
         return None if reference is None else self.method.gradient_squares(loss, kappa, reference)
 
+    def read_checks(self) -> None:
+        """Look at the loss of the next batch again if it changed its form since the last call.
+
+        The checks of every step stay on the device. Call this where you wait for the device anyway, for example when
+        you log. Otherwise it happens at every hundredth batch.
+        """
+        self.method.read_checks()
+
     def detach(self) -> None:
         """Remove the hooks from the model.
 
@@ -304,8 +334,8 @@ class RelativeFlatness:
         self._reference = None
 
     def _estimate(self, batch: Batch, is_check_due: bool) -> Tensor:
-        method = self.method.for_batch(batch)
         try:
+            method = self.method.for_batch(batch)
             if is_check_due and method.tail_derivatives > 0:
                 self._check_loss(batch, method)
             with _without_autocast(batch.loss.device.type):
@@ -333,11 +363,9 @@ class RelativeFlatness:
     def _check_sharding(self) -> None:
         model = unwrap(self._model)
         if type(model) is not self._model_class:  # fully_shard changes the model's class
-            self._model_class, self._is_sharded = type(model), is_sharded(model)
-        if self._is_sharded:
-            first_order = self.method.acts_in is ActsIn.FORWARD_PASS
-            refuse_unsupported_sharding(model, self.layer, self.estimator, first_order=first_order)
-            self.method.adapt_to_sharding()
+            self._model_class = type(model)
+            if is_sharded(model):
+                self.adapt_to_sharding()
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, heads = self.watch.take()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..calculus.derivatives import wide
+from ..inputs.text import quote
 
 
 def check_smoothing(name: str, value: object) -> None:
@@ -25,7 +26,7 @@ def check_smoothing(name: str, value: object) -> None:
         ValueError: names the argument and what to do.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r}: give a number of at least 0 and below 1, for example 0.1.")
+        raise ValueError(f"{name}={quote(value)}: give a number of at least 0 and below 1, for example 0.1.")
 
 
 def smoothed_sigmoid_curvature(logits: Tensor, item_weights: Tensor, smoothing: float) -> Tensor:

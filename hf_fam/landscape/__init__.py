@@ -5,15 +5,17 @@ Imported on demand only: ``from hf_fam.landscape import widen``. See docs/landsc
 
 from __future__ import annotations
 
-from .certificate import SplitCertificate, Verdict, split_certificate
-from .descent import find_critical_point
+from .certificate import SplitCertificate, split_certificate
+from .critical_point import CriticalPoint, find_critical_point
 from .design import DesignedMinimum, design_minimum
 from .escape import EscapePath, escape_path
+from .judge import Verdict
 from .objective import HalfSquaredError
 from .path_point import PathPoint
 from .splitting import merge_duplicates, split_neuron, widen
 
 __all__ = [
+    "CriticalPoint",
     "DesignedMinimum",
     "EscapePath",
     "HalfSquaredError",

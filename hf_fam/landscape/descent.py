@@ -1,15 +1,14 @@
-"""Descent during which the loss never rises, and the search for a critical point."""
+"""Descent during which the loss never rises."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .objective import Loss, Objective, float64_copy, move, trainable
+from .objective import Objective, move, trainable
 
 MEMORY = 10
 HALVINGS = 40
@@ -80,74 +79,6 @@ def search(
             for parameter, value in zip(trainable(model), start, strict=True):
                 parameter.copy_(value)
     return None
-
-
-def find_critical_point(
-    model: nn.Module,
-    loss: Loss | None,
-    data: Any,
-    *,
-    reduction: str | None = None,
-    steps: int = 2000,
-    dense_limit: int = 1000,
-) -> nn.Module:
-    """Return a copy of the model, in float64, at a critical point of the loss.
-
-    The point is as precise as float64 allows.
-
-    L-BFGS runs in evaluation mode over all data. With up to ``dense_limit`` parameters, Newton steps follow as long as
-    they make the gradient smaller. There need not be such a point nearby: cross-entropy on separable data falls
-    without end. `split_certificate` reports the gradient.
-
-    Args:
-        model: the initial model; it stays as it is.
-        loss: see `split_certificate`.
-        data: see `split_certificate`.
-        reduction: see `split_certificate`.
-        steps: the largest number of L-BFGS steps.
-        dense_limit: see `split_certificate`.
-
-    Raises:
-        ValueError: the data cannot be used, or the model has no trainable parameters.
-        TypeError: a batch is neither a pair nor a dict.
-
-    Examples:
-        >>> x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
-        >>> y = 2 * x.tanh() - (4 * x).tanh()
-        >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False))
-        >>> critical = find_critical_point(model, nn.MSELoss(reduction="sum"), (x, y))
-        >>> round(abs(critical[2].weight.item()), 4)
-        1.2693
-    """
-    copied = float64_copy(model)
-    if not trainable(copied):
-        raise ValueError(
-            "every parameter of the model is frozen (requires_grad=False): set requires_grad=True for those to train."
-        )
-    objective = Objective(loss, data, reduction)
-    with torch.enable_grad():
-        for _ in descend(copied, objective, steps):
-            pass
-        if sum(p.numel() for p in trainable(copied)) <= dense_limit:
-            _newton(copied, objective)
-    return copied
-
-
-def _newton(model: nn.Module, objective: Objective, steps: int = 20) -> None:
-    """Take Newton steps while they at least halve the gradient."""
-    gradient = objective.value_and_gradient(model)[1]
-    for _ in range(steps):
-        hessian = objective.hessian(model)
-        step = -(torch.linalg.pinv(hessian, rtol=1e-13, hermitian=True) @ gradient)
-        move(model, step)
-        new = objective.value_and_gradient(model)[1]
-        if not new.norm() < gradient.norm():
-            move(model, -step)
-            return
-        small_gain = new.norm() > gradient.norm() / 2
-        gradient = new
-        if small_gain:
-            return
 
 
 def _two_loop_recursion(gradient: Tensor, history: deque[tuple[Tensor, Tensor]]) -> Tensor:

@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .certificate import MINIMUM, SplitCertificate, check_usable, split_certificate
-from .hidden_layer import HiddenLayer, find_hidden_layer
+from .activation import activation_of
+from .certificate import SplitCertificate, check_usable, split_certificate
+from .hidden_layer import HiddenLayer
+from .hidden_layer_search import find_hidden_layer
+from .judge import MINIMUM
+from .new_neuron import candidates
 from .objective import HalfSquaredError, Objective, float64_copy, trainable
-from .split_curvature import Rows, SplitCurvature, record_pass
+from .recorded_pass import record_pass
+from .split_curvature import Rows, SplitCurvature
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +27,9 @@ class DesignedMinimum:
     Attributes:
         inputs: the inputs, in float64.
         targets: y = f(x) - scale * e, in float64.
-        residuals: e, of least norm among those with J^T e = 0, D(e) = 0, B(e) = I.
+        residuals: e, with J^T e = 0, D(e) = 0 and B(e) = I.
         scale: factor of e.
+        depth: the part of the loss that one more neuron can remove, at first order in its outgoing weights.
         certificate: certificate of the network on these data with `HalfSquaredError`; its verdict is "minimum".
     """
 
@@ -31,6 +37,7 @@ class DesignedMinimum:
     targets: Tensor
     residuals: Tensor
     scale: float
+    depth: float
     certificate: SplitCertificate
 
 
@@ -42,6 +49,7 @@ def design_minimum(
     neuron: int = 0,
     *,
     ratio: float = 0.5,
+    depth: float = 0.1,
     next_layer: str | nn.Module | None = None,
     scale: float | None = None,
     dense_limit: int = 1000,
@@ -51,9 +59,11 @@ def design_minimum(
     It works for all weights of the network.
 
     For the loss ``0.5 ||f(x) - y||^2`` with residuals ``f(x) - y = scale * e``, the gradient J^T e and the neuron's D
-    and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations, and e is their least-norm
-    solution. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale.
-    `escape_path` leads from there to a lower loss.
+    and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations. Their least-norm solution makes a
+    minimum that may be shallow: hardly any function of a wider network lies along e. So a multiple of what a further
+    neuron can fit, and the equations do not see, is added to e, until that neuron removes the part ``depth`` of the
+    loss. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale.
+    `escape_path` finds such a neuron.
 
     Args:
         model: a small network whose output is a tensor; all its trainable parameters count. It stays as it is.
@@ -61,13 +71,16 @@ def design_minimum(
         layer: the layer that makes the neuron: dotted name, or module.
         neuron: its index.
         ratio: lambda of the split, between 0 and 1.
+        depth: the part of the loss by which the network can fall with one more neuron, between 0 and 1; 0 for the
+            least-norm residuals.
         next_layer: see `split_certificate`.
         scale: factor of the residuals; None: half of that at which the Hessian before the split becomes singular.
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: the ratio is outside (0, 1), there are too few data, the equations contradict each other, J^T J is
-            singular, the activation is piecewise linear, the scale is too large, or see `split_certificate`.
+        ValueError: the ratio is outside (0, 1), no neuron reaches the depth, there are too few data, the equations
+            contradict each other, J^T J is singular, the activation is piecewise linear, the scale is too large, or see
+            `split_certificate`.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -78,12 +91,15 @@ def design_minimum(
     """
     if not 0 < ratio < 1:
         raise ValueError(f"ratio={ratio!r}: give a number between 0 and 1, where the local minima lie for B > 0.")
+    if not 0 <= depth < 1:
+        raise ValueError(f"depth={depth!r}: give the part of the loss that can be left, from 0 to below 1.")
     names = find_hidden_layer(model, layer, next_layer)
     copied = float64_copy(model)
     hidden = find_hidden_layer(copied, names.names[0], names.next_name)
     inputs = inputs.double()
     outputs, equations = _equations(copied, inputs, hidden, neuron)
-    residuals = _least_norm(equations, outputs)
+    residuals, reached = _with_depth(equations, _least_norm(equations), depth)
+    residuals = residuals.reshape(outputs.shape).to(outputs)
     size = _largest_scale(copied, inputs, residuals, equations) / 2 if scale is None else scale
     targets = outputs - size * residuals
     certificate = split_certificate(
@@ -101,16 +117,25 @@ def design_minimum(
             f"no certified minimum with scale={size:.3g}: {certificate.verdict.reason}. If neurons are nearly linear "
             "on the inputs (small weights), the equations are badly conditioned: try larger inputs, or another network."
         )
-    return DesignedMinimum(inputs, targets, residuals, size, certificate)
+    return DesignedMinimum(inputs, targets, residuals, size, reached, certificate)
 
 
 @dataclass(frozen=True)
 class _Equations:
-    """``matrix @ e = right`` for the residuals e; the first rows of the matrix are J^T, one for each parameter."""
+    """``matrix @ e = right`` for the residuals e.
+
+    Attributes:
+        matrix: one column for each value f(x); the first rows are J^T, one for each parameter.
+        right: the right side.
+        parameters: number of rows of J^T.
+        new_neurons: derivatives of the values by the outgoing weights of neurons that could be added,
+            ``(values, neurons, s)``.
+    """
 
     matrix: Tensor
     right: Tensor
     parameters: int
+    new_neurons: Tensor
 
 
 def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: int) -> tuple[Tensor, _Equations]:
@@ -126,17 +151,21 @@ def _equations(model: nn.Module, inputs: Tensor, hidden: HiddenLayer, neuron: in
             f"the model returns a {type(outputs).__name__}: give design_minimum a model that returns a tensor."
         )
     rows = Rows(hidden, neuron, recorded_pass)
-    if not bool(rows.second.any()):
+    if not rows.bends:
         raise ValueError("the activation is piecewise linear here (sigma'' = 0), so B = 0 for all data.")
     parameters = trainable(model)
-    columns = []
+    activation = activation_of(model, Objective(lambda outputs, _: outputs.sum(), (inputs, inputs), "sum"), hidden)
+    with torch.no_grad():
+        values = activation(rows.h @ candidates(rows.h, rows.has_bias).T)
+    columns, new_neurons = [], []
     for value in outputs.reshape(-1):
         terms = rows.curvature(value, parameters)
+        new_neurons.append(rows.outgoing_gradients(value, values))
         columns.append(torch.cat([terms.gradient, terms.D.reshape(-1), _upper(terms)]))
     matrix = torch.stack(columns, dim=1)
     one = replace(terms, B=torch.eye(len(terms.B), dtype=matrix.dtype, device=matrix.device))
     right = torch.cat([matrix.new_zeros(len(terms.gradient) + terms.D.numel()), _upper(one)])
-    return outputs.detach(), _Equations(matrix, right, len(terms.gradient))
+    return outputs.detach(), _Equations(matrix, right, len(terms.gradient), torch.stack(new_neurons))
 
 
 def _upper(terms: SplitCurvature) -> Tensor:
@@ -145,8 +174,8 @@ def _upper(terms: SplitCurvature) -> Tensor:
     return terms.B[i, j]
 
 
-def _least_norm(equations: _Equations, outputs: Tensor) -> Tensor:
-    """Return the least-norm solution in the outputs' shape, refined once."""
+def _least_norm(equations: _Equations) -> Tensor:
+    """Return the least-norm solution, one vector, refined once."""
     matrix, right = equations.matrix.cpu(), equations.right.cpu()
     inverse = torch.linalg.pinv(matrix, rtol=1e-12)
     e = inverse @ right
@@ -159,7 +188,40 @@ def _least_norm(equations: _Equations, outputs: Tensor) -> Tensor:
             f"{error:.1e}, rank {count}, {len(e)} values f(x)): give more data, inputs in general position, or a "
             "neuron with outgoing weights."
         )
-    return e.reshape(outputs.shape).to(outputs)
+    return e
+
+
+def _with_depth(equations: _Equations, e: Tensor, depth: float) -> tuple[Tensor, float]:
+    """Return residuals that still solve the equations, and the part of their square that a new neuron can remove.
+
+    With g a unit change of the outputs by a new neuron, p its part that the equations do not see and q = ||p||^2, the
+    residuals e - a p keep the equations. The neuron removes the part ``(e . g - a q)^2 / ||e - a p||^2`` of the loss,
+    which goes to q for large a.
+    """
+    matrix = equations.matrix.cpu()
+    basis = torch.linalg.svd(matrix, full_matrices=False)
+    rows = basis.Vh[1e-12 * basis.S[0] < basis.S]
+    changes = torch.linalg.qr(equations.new_neurons.cpu().movedim(1, 0)).Q  # (neurons, values, s)
+    hidden = changes - rows.T @ (rows @ changes)
+    _, sizes, directions = torch.linalg.svd(hidden, full_matrices=False)
+    best = int(sizes[:, 0].argmax())
+    g = changes[best] @ directions[best, 0]
+    p = hidden[best] @ directions[best, 0]
+    q, along = float(p @ p), float(e @ g)
+    if along > 0:
+        g, p, along = -g, -p, -along
+    square = float(e @ e)
+    if depth and along**2 < depth * square:
+        if depth >= q:
+            raise ValueError(
+                f"depth={depth:g}: on these inputs a new neuron can remove at most {q:.2g} of the loss: ask for less, "
+                "or give more inputs."
+            )
+        a2, a1, a0 = q * (q - depth), -2 * q * along, along**2 - depth * square
+        factor = (-a1 + (a1**2 - 4 * a2 * a0) ** 0.5) / (2 * a2)
+        # Above the root, so that rounding does not take the last digit of the depth.
+        e = e - factor * (1 + 1e-9) * p
+    return e, float((e @ g) ** 2 / (e @ e))
 
 
 def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equations: _Equations) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .certificate import SADDLE, SplitCertificate
-from .descent import descend, search
-from .hidden_layer import HiddenLayer, find_hidden_layer
-from .objective import Loss, Objective, float64_copy, trainable
-from .path_point import DESCEND, SLIDE, STEP, PathPoint
-from .splitting import RATIO_OUTSIDE, split_fan_out, split_hidden
+from .certificate import SplitCertificate
+from .hidden_layer_search import find_hidden_layer
+from .judge import SADDLE
+from .new_neuron import NewNeuron, best_new_neuron
+from .objective import Loss, Objective, float64_copy
+from .path_builder import PathBuilder, Split
+from .path_point import SLIDE, TURN, PathPoint
+from .splitting import RATIO_OUTSIDE, split_hidden
 
-# Largest rounding error of the loss, relative to loss and ratio: weights of the ratio's size cancel in the outputs.
-ROUNDING = 1e-12
-SAMPLES = 4
+# A smaller fall, relative to the loss, is no escape.
+LEAST_FALL = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class EscapePath:
-    """A path along which the loss never increases, from the split network to a lower loss.
+    """A path along which the loss never increases, from the split network downward.
 
     Attributes:
-        points: points from the start; straight lines connect the points of "step" and "descend".
+        points: points from the start; straight lines connect the points of "turn", "step" and "descend".
         model: the network at the end, in float64, with one neuron more than before.
     """
 
@@ -39,6 +39,21 @@ class EscapePath:
     def losses(self) -> list[float]:
         """Return the loss at every point."""
         return [point.loss for point in self.points]
+
+    @property
+    def fall(self) -> float:
+        """Return by how much the loss falls."""
+        return self.points[0].loss - self.points[-1].loss
+
+    @property
+    def relative_fall(self) -> float:
+        """Return the fall over the loss at the start."""
+        return self.fall / abs(self.points[0].loss) if self.points[0].loss else 0.0
+
+    @property
+    def escapes(self) -> bool:
+        """Return True if the loss falls by more than a millionth of itself."""
+        return self.relative_fall > LEAST_FALL
 
     def plot(self, path: str | Path) -> None:
         """Draw the loss along the path; needs matplotlib.
@@ -68,27 +83,31 @@ def escape_path(
 ) -> EscapePath:
     """Leave the local minimum of the split network without increasing the loss.
 
-    1. *slide*: the ratio of the split goes from ``certificate.ratio`` to ``to_ratio``, where the same function is a
-       saddle. The loss stays as it is, because the function does.
-    2. *step*: along the most negative direction of [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio
-       outside [0, 1] that is the top eigenvector of B, along which the two incoming weights part. Both signs are tried.
-    3. *descend*: L-BFGS, each step shortened until the loss falls along it, at 4 points. Of the two signs, the path
-       with the lower end is returned.
+    1. *slide*: the ratio of the split goes to where the same function can be left. The loss stays as it is, because the
+       function does.
+    2. *step*, in one of two ways. At a ratio where the function is a saddle, along the most negative direction of
+       [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio outside [0, 1] that is the top eigenvector of B,
+       along which the two incoming weights part. Both signs are tried. Or at ratio 1, where the new neuron has no
+       outgoing weights: there its incoming weights *turn* at constant loss to those whose outgoing weights have the
+       largest gradient, and these grow.
+    3. *descend*: L-BFGS, each step shortened until the loss falls along it, at 4 points. The path with the lowest end
+       is returned. `EscapePath.escapes` says whether its fall counts.
+
+    With weight decay, the loss is not constant along a slide. There is a path only if the split at 1/2 is a saddle.
 
     Args:
         model: the network before the split, the same as for `split_certificate`; it stays as it is.
         certificate: certificate of the neuron to split; its verdict need not be "minimum".
         loss: the same as for the certificate.
         data: the same as for the certificate.
-        to_ratio: ratio at the end of the slide; None: the certificate's ratio if that is a saddle, else 1.5 or 1/2, by
-            the sign of B.
+        to_ratio: ratio at the end of the slide, for a step along negative curvature; None: both ways, the first at the
+            certificate's ratio if that is a saddle, else at 1.5 or 1/2, by the sign of B.
         slide_points: number of points of the slide, both ends included; at least 2.
         steps: the largest number of steps of descent.
         reduction: the same as for the certificate.
 
     Raises:
-        ValueError: there is no direction of negative curvature, the loss is not that of the certificate, or an argument
-            is out of range.
+        ValueError: no step lowers the loss, the loss is not that of the certificate, or an argument is out of range.
         RuntimeError: the loss increased by more than rounding, so it depends on more than the parameters, such as
             random augmentation.
 
@@ -97,11 +116,11 @@ def escape_path(
         >>> x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
         >>> y = 2 * x.tanh() - (4 * x).tanh()
         >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False))
-        >>> model = find_critical_point(model, HalfSquaredError(), (x, y))
+        >>> model = find_critical_point(model, HalfSquaredError(), (x, y)).model
         >>> certificate = split_certificate(model, HalfSquaredError(), (x, y), "0", neuron=0, ratio=0.25)
         >>> path = escape_path(model, certificate, HalfSquaredError(), (x, y))
-        >>> round(path.losses[0], 6), path.losses[-1] < 0.05
-        (0.51346, True)
+        >>> round(path.losses[0], 6), path.losses[-1] < 0.05, path.escapes
+        (0.51346, True, True)
     """
     if isinstance(slide_points, bool) or not isinstance(slide_points, int) or slide_points < 2:
         raise ValueError(
@@ -109,118 +128,89 @@ def escape_path(
         )
     if to_ratio is not None and not math.isfinite(to_ratio):
         raise ValueError(f"to_ratio={to_ratio!r}: give a finite number, or None.")
-    target = _saddle_ratio(certificate) if to_ratio is None else to_ratio
-    direction = _steepest_direction(certificate, target)
+    decay = certificate.curvature.weight_decay
+    if decay and to_ratio not in (None, 0.5):
+        raise ValueError(f"to_ratio={to_ratio!r}: with weight decay the loss rises away from ratio 1/2; leave it out.")
     source = find_hidden_layer(model, certificate.layer, certificate.next_layer)
     copied = float64_copy(model)
-    v = source.fan_out[:, certificate.neuron].to(copied.get_parameter(f"{certificate.next_layer}.weight"))
     hidden = find_hidden_layer(copied, certificate.layer, certificate.next_layer)
+    objective = Objective(loss, data, reduction, decay)
+    turned = None
+    if to_ratio is None and not decay:
+        turned = best_new_neuron(copied, objective, hidden, certificate.neuron)
+    v = source.fan_out[:, certificate.neuron].to(certificate.curvature.v)
     split_hidden(hidden, [certificate.neuron], certificate.ratio)
-    objective = Objective(loss, data, reduction)
-    builder = _PathBuilder(copied, objective, certificate.ratio)
+    builder = PathBuilder(copied, objective, certificate.ratio)
     if abs(builder.points[0].loss - certificate.loss) > 1e-9 * max(1.0, abs(certificate.loss)):
         raise ValueError(
             f"the loss is {builder.points[0].loss:.9g}, but the certificate was made at {certificate.loss:.9g}: give "
             "the model, loss and data that it was made for."
         )
-    split = _Split(hidden, certificate.neuron, hidden.width - 1, v)
-    if target != certificate.ratio:
-        for k in range(1, slide_points):
-            ratio = certificate.ratio + (target - certificate.ratio) * k / (slide_points - 1)
-            builder.slide(ratio, split.slide(ratio))
-    displacement = split.displacement(copied, direction, target)
-    paths = [
-        path for path in (builder.copy().leave(sign * displacement, steps) for sign in (1, -1)) if path is not None
-    ]
-    if not paths:
-        raise ValueError(
-            "no step along the direction of negative curvature lowers the loss by more than rounding: the curvature is "
-            "too small. Try another neuron or to_ratio."
-        )
-    best = min(paths, key=lambda path: path.points[-1].loss)
+    target = (0.5 if decay else _saddle_ratio(certificate)) if to_ratio is None else to_ratio
+    direction = _steepest_direction(certificate, target)
+    paths = []
+    if direction is not None:
+        paths += [
+            _along_curvature(builder, certificate, v, target, sign * direction, slide_points, steps) for sign in (1, -1)
+        ]
+    if turned is not None:
+        paths.append(_by_turning(builder, certificate, v, turned, slide_points, steps))
+    lower = [path for path in paths if path is not None]
+    if not lower:
+        raise ValueError(_no_way_out(certificate, target, direction is not None))
+    best = min(lower, key=lambda path: path.points[-1].loss)
     return EscapePath(best.points, best.model)
 
 
-class _PathBuilder:
-    """The points so far; refuses a loss that increases."""
-
-    def __init__(self, model: nn.Module, objective: Objective, ratio: float) -> None:
-        self.model, self.objective = model, objective
-        self.points = [PathPoint(SLIDE, ratio, 0.0, objective.value(model))]
-
-    def slide(self, ratio: float, length: float) -> None:
-        self._add(SLIDE, ratio, length, self.objective.value(self.model))
-
-    def copy(self) -> _PathBuilder:
-        """Return a copy, to continue the path in another direction."""
-        other = copy.copy(self)
-        other.model, other.points = copy.deepcopy(self.model), list(self.points)
-        return other
-
-    def leave(self, displacement: Tensor, steps: int) -> _PathBuilder | None:
-        """Step and descend; return None if no step lowers the loss."""
-        ratio = self.points[-1].ratio
-        step_and_losses = search(self.model, self.objective, displacement, self.points[-1].loss, SAMPLES)
-        if step_and_losses is None:
-            return None
-        step, losses = step_and_losses
-        for loss in losses:
-            self._add(STEP, ratio, float(step.norm()) / SAMPLES, loss)
-        for length, loss in descend(self.model, self.objective, steps, SAMPLES):
-            self._add(DESCEND, ratio, length, loss)
-        return self
-
-    def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
-        previous = self.points[-1]
-        if not loss <= previous.loss + ROUNDING * max(1.0, abs(previous.loss)) * max(1.0, abs(ratio)):
-            raise RuntimeError(
-                f"the loss rose from {previous.loss!r} to {loss!r} in phase {phase!r}, so it depends on more than the "
-                "parameters: use fixed data, without augmentation, and without shuffling under batch normalization."
-            )
-        self.points.append(PathPoint(phase, ratio, previous.length + length, loss))
+def _along_curvature(
+    start: PathBuilder,
+    certificate: SplitCertificate,
+    v: Tensor,
+    target: float,
+    direction: Tensor,
+    slide_points: int,
+    steps: int,
+) -> PathBuilder | None:
+    """Slide to a saddle and leave it along a direction (q, w) of negative curvature."""
+    builder, split = _slid(start, certificate, v, target, slide_points)
+    return builder.leave(split.displacement(builder.model, direction, target), steps)
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Two neurons that were one, in the model of the path."""
-
-    hidden: HiddenLayer
-    old: int
-    new: int
-    v: Tensor
-
-    @torch.no_grad()
-    def slide(self, ratio: float) -> float:
-        """Set another ratio; return the length of the way there."""
-        columns = _as_rows(self.hidden.outgoing)
-        before = columns[:, [self.old, self.new]].clone()
-        columns[:, self.old], columns[:, self.new] = split_fan_out(self.v, ratio)
-        return float((columns[:, [self.old, self.new]] - before).norm())
-
-    def displacement(self, model: nn.Module, direction: Tensor, ratio: float) -> Tensor:
-        """Return the direction (q, w) in the space of the parameters.
-
-        u1 + (1 - ratio) q, u2 - ratio q, v1 + w, v2 - w.
-        """
-        first, outgoing = self.hidden.incoming[0], self.hidden.outgoing
-        inputs = _as_rows(first).shape[1]
-        w = direction[len(direction) - len(self.v) :]
-        q = direction[: len(direction) - len(self.v)]
-        moved = {id(p): torch.zeros_like(p) for p in trainable(model)}
-        rows = _as_rows(first, moved[id(first.weight)])
-        columns = _as_rows(outgoing, moved[id(outgoing.weight)])
-        for neuron, share, sign in ((self.old, 1 - ratio, 1), (self.new, -ratio, -1)):
-            rows[neuron] = share * q[:inputs]
-            columns[:, neuron] = sign * w
-            if len(q) > inputs:
-                moved[id(first.bias)][neuron] = share * q[-1]
-        return torch.cat([moved[id(p)].reshape(-1) for p in trainable(model)])
+def _by_turning(
+    start: PathBuilder, certificate: SplitCertificate, v: Tensor, neuron: NewNeuron, slide_points: int, steps: int
+) -> PathBuilder | None:
+    """Slide to ratio 1, turn the new neuron's incoming weights, and let its outgoing weights grow."""
+    builder, split = _slid(start, certificate, v, 1.0, slide_points)
+    old = split.incoming()
+    for k in range(1, slide_points):
+        length = split.turn(old + (neuron.incoming - old) * (k / (slide_points - 1)))
+        builder.add(TURN, 1.0, length)
+    growth = split.growth(builder.model, -neuron.gradient)
+    curvature = float(growth @ builder.objective.hessian_product(builder.model, growth))
+    return builder.leave(growth * (float(neuron.gradient.square().sum()) / curvature if curvature > 0 else 1.0), steps)
 
 
-def _as_rows(module: Any, tensor: Tensor | None = None) -> Tensor:
-    """Return a view of the weight, or of its like, as (outputs, inputs)."""
-    rows: Tensor = module.weight.data if tensor is None else tensor
-    return rows.T if type(module).__name__ == "Conv1D" else rows
+def _slid(
+    start: PathBuilder, certificate: SplitCertificate, v: Tensor, target: float, points: int
+) -> tuple[PathBuilder, Split]:
+    """Return a copy of the path that slides to a ratio, and the two neurons in it."""
+    builder = start.copy()
+    hidden = find_hidden_layer(builder.model, certificate.layer, certificate.next_layer)
+    split = Split(hidden, certificate.neuron, hidden.width - 1, v)
+    if target != certificate.ratio:
+        for k in range(1, points):
+            ratio = certificate.ratio + (target - certificate.ratio) * k / (points - 1)
+            builder.add(SLIDE, ratio, split.slide(ratio))
+    return builder, split
+
+
+def _no_way_out(certificate: SplitCertificate, ratio: float, has_direction: bool) -> str:
+    if has_direction:
+        return "no step lowers the loss by more than rounding: try another neuron or to_ratio."
+    where = f"splitting neuron {certificate.neuron} of '{certificate.layer}'"
+    if certificate.curvature.weight_decay:
+        return f"{where} has no direction of negative curvature: with weight decay, such a minimum has no way out."
+    return f"{where} has no direction of negative curvature at ratio {ratio:g}: {certificate.judge(ratio).reason}."
 
 
 def _saddle_ratio(certificate: SplitCertificate) -> float:
@@ -236,15 +226,12 @@ def _saddle_ratio(certificate: SplitCertificate) -> float:
     return min(candidates, key=lambda ratio: float(torch.linalg.eigvalsh(certificate.curvature.block(ratio))[0]))
 
 
-def _steepest_direction(certificate: SplitCertificate, ratio: float) -> Tensor:
+def _steepest_direction(certificate: SplitCertificate, ratio: float) -> Tensor | None:
+    """Return the most negative direction of the block of a ratio; None if there is none."""
     block = certificate.curvature.block(ratio)
-    if certificate.curvature.D_orthogonal.norm() <= 1e-10 * max(certificate.curvature.scale_d, 1e-300):
+    decay = certificate.curvature.weight_decay
+    if not decay and torch.linalg.matrix_norm(certificate.curvature.D_orthogonal, 2) <= certificate.errors.d:
         block[: len(certificate.B), len(certificate.B) :] = 0
         block[len(certificate.B) :, : len(certificate.B)] = 0
     values, vectors = torch.linalg.eigh(block)
-    if not values[0] < 0:
-        raise ValueError(
-            f"splitting neuron {certificate.neuron} of '{certificate.layer}' has no direction of negative curvature "
-            f"at ratio {ratio:g}: {certificate.judge(ratio).reason}."
-        )
-    return vectors[:, 0]
+    return vectors[:, 0] if values[0] < 0 else None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
 import operator
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from ..calculus.torch_internals import children, own_parameters
-from ..layer.finding import resolve_layer, weighted_layers
+from .neuron_weights import (
+    incoming_rows,
+    inputs_of,
+    norm_rows,
+    outgoing_blocks,
+    rewrite_incoming,
+    rewrite_norm,
+    rewrite_outgoing,
+)
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,6 @@ class Naming:
     sizes: tuple[str, ...]
 
 
-_FC_SIZES = ("ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "intermediate_size")
-NAMINGS = (
-    Naming(("intermediate.dense",), "output.dense", ("intermediate_size",)),  # BERT and its many relatives
-    Naming(("mlp.c_fc",), "mlp.c_proj", ("n_inner",)),  # GPT-2
-    Naming(("fc1",), "fc2", _FC_SIZES),  # ViT, CLIP, BART, OPT
-    Naming(("lin1",), "lin2", ("hidden_dim",)),  # DistilBERT
-    Naming(("dense_h_to_4h",), "dense_4h_to_h", ("ffn_hidden_size", "intermediate_size")),  # GPT-NeoX
-    Naming(("ffn",), "ffn_output", ("intermediate_size",)),  # ALBERT
-    Naming(("intermediate_dense",), "output_dense", ("intermediate_size",)),  # Wav2Vec2
-    Naming(("wi",), "wo", ("d_ff",)),  # T5
-    Naming(("wi_0", "wi_1"), "wo", ("d_ff",)),  # T5 v1.1, gated
-    Naming(("gate_proj", "up_proj"), "down_proj", ("intermediate_size",)),  # Llama, Mistral, Qwen, Gemma, gated
-)
-
-# Modules of torch.nn.modules.activation that mix neurons or have a parameter for each.
-_NOT_ELEMENTWISE = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
-
-
 @dataclass(frozen=True)
 class HiddenLayer:
     """The neurons between two layers of a model.
@@ -61,6 +47,8 @@ class HiddenLayer:
         next_name: dotted name of the outgoing layer.
         outgoing: the layer that reads them.
         naming: the transformers naming that identified the layer; None for others.
+        norms: batch normalizations between the layers, whose channels are the neurons.
+        is_elementwise: False if pooling or a normalization lies between the layers.
     """
 
     names: tuple[str, ...]
@@ -68,11 +56,18 @@ class HiddenLayer:
     next_name: str
     outgoing: Any
     naming: Naming | None = None
+    norms: tuple[Any, ...] = ()
+    is_elementwise: bool = True
 
     @property
     def width(self) -> int:
         """Return the number of neurons."""
-        return weight_rows(self.outgoing).shape[1]
+        return incoming_rows(self.incoming[0]).shape[0]
+
+    @property
+    def positions(self) -> int:
+        """Return how many inputs of the outgoing layer a neuron has: more than 1 for a flattened image."""
+        return inputs_of(self.outgoing) // self.width
 
     @property
     def is_gated(self) -> bool:
@@ -82,32 +77,37 @@ class HiddenLayer:
     @property
     def fan_in(self) -> Tensor:
         """Return incoming weights and biases, one row a neuron; ``(width, ...)``."""
-        parts = [weight_rows(module) for module in self.incoming]
+        parts = [incoming_rows(module) for module in self.incoming]
         parts += [module.bias[:, None] for module in self.incoming if module.bias is not None]
+        parts += [rows for norm in self.norms for rows in norm_rows(norm)]
         return torch.cat([part.detach() for part in parts], dim=1)
 
     @property
     def fan_out(self) -> Tensor:
-        """Return the outgoing weights, one column a neuron; ``(outputs, width)``."""
-        return weight_rows(self.outgoing).detach()
+        """Return the outgoing weights, one column a neuron; ``(outputs, width)``.
+
+        A convolution has a row for each output and place of the kernel, a linear layer behind a flattened image one for
+        each output and position.
+        """
+        return self.blocks.detach().flatten(1).T
+
+    @property
+    def blocks(self) -> Tensor:
+        """Return the outgoing weights as a view, one block a neuron: ``(width, outputs, ...)``."""
+        return outgoing_blocks(self.outgoing, self.width)
 
     def rewrite(self, sources: Tensor, fan_out: Tensor) -> None:
         """Replace the neurons: number k gets the inputs of former ``sources[k]``.
 
         Args:
             sources: indices of former neurons, shape ``(new width,)``.
-            fan_out: their outgoing weights, shape ``(outputs, new width)``.
+            fan_out: their outgoing weights, shape ``(outputs, new width)``, as in `fan_out`.
         """
+        rewrite_outgoing(self.outgoing, fan_out, self.width)
         for module in self.incoming:
-            bias = None if module.bias is None else module.bias.detach()[sources]
-            _set_weights(module, weight_rows(module).detach()[sources], bias)
-        _set_weights(self.outgoing, fan_out, None)
-
-
-def weight_rows(module: Any) -> Tensor:
-    """Return the weight of a linear layer as ``(outputs, inputs)``."""
-    weight: Tensor = module.weight
-    return weight.T if type(module).__name__ == "Conv1D" else weight
+            rewrite_incoming(module, sources)
+        for norm in self.norms:
+            rewrite_norm(norm, sources)
 
 
 def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
@@ -120,234 +120,3 @@ def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
     if not whole or not 0 <= operator.index(neuron) < hidden.width:
         raise ValueError(f"neuron={neuron!r}: layer '{hidden.names[0]}' has neurons 0 to {hidden.width - 1}.")
     return operator.index(neuron)
-
-
-def find_hidden_layer(
-    model: nn.Module, layer: str | nn.Module, next_layer: str | nn.Module | None = None
-) -> HiddenLayer:
-    """Return the neurons that ``layer`` makes, with the layer that reads them.
-
-    Args:
-        model: the model, not wrapped.
-        layer: dotted name, or module: an ``nn.Linear`` or transformers' ``Conv1D``.
-        next_layer: the layer that reads ``layer``'s output through an elementwise activation. Found automatically in an
-            ``nn.Sequential`` and in the MLPs of transformers models; required elsewhere, where it is not verified.
-
-    Raises:
-        ValueError: there is no such layer, the layer that reads it is unknown, or the two do not fit together.
-        TypeError: a layer is not a plain linear layer.
-    """
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise ValueError(
-            f"model is wrapped in {type(model).__name__}, which keeps references to the parameters as they are: "
-            "edit model.module first, then wrap it."
-        )
-    name, module = resolve_layer(model, layer)
-    hidden = _by_naming(model, name) or _in_sequential(model, name, module)
-    if next_layer is not None:
-        next_name, outgoing = resolve_layer(model, next_layer)
-        # A layer that was found by its name keeps its gate.
-        if hidden is None or hidden.next_name != next_name:
-            hidden = HiddenLayer((name,), (module,), next_name, outgoing)
-    _check_called_once(model, name, module)
-    if hidden is not None:
-        _check_called_once(model, hidden.next_name, hidden.outgoing)
-    if hidden is None:
-        raise ValueError(
-            f"layer '{name}': the layer that reads its output cannot be found in {_owner(model, name)}: if a linear "
-            "layer reads it through only an elementwise activation (no normalization, no gate), name that layer with "
-            "next_layer=..."
-        )
-    return _check_layers(model, hidden)
-
-
-def find_hidden_layers(
-    model: nn.Module, layer: str | nn.Module | Sequence[str | nn.Module], next_layer: str | nn.Module | None = None
-) -> list[HiddenLayer]:
-    """Return the hidden layers of a list, or of a name with ``*``.
-
-    Raises:
-        ValueError: a pattern matches no layer, ``next_layer`` is given for several layers, or see `find_hidden_layer`.
-    """
-    if isinstance(layer, str) and any(sign in layer for sign in "*?["):
-        matching = [name for name, _ in weighted_layers(model) if fnmatch.fnmatchcase(name, layer)]
-        if not matching:
-            raise ValueError(f"layer={layer!r} matches no linear layer of this {type(model).__name__}.")
-        layer = matching
-    if isinstance(layer, (str, nn.Module)):
-        return [find_hidden_layer(model, layer, next_layer)]
-    if next_layer is not None:
-        raise ValueError("next_layer can be given for one layer only: call once for each layer.")
-    layers = {hidden.next_name: hidden for hidden in (find_hidden_layer(model, one) for one in layer)}
-    if not layers:
-        raise ValueError(f"layer={layer!r} names no layer.")
-    return list(layers.values())
-
-
-def all_hidden_layers(model: nn.Module) -> Iterator[HiddenLayer]:
-    """Yield every hidden layer that is recognized automatically, once."""
-    seen = set()
-    for name, module in weighted_layers(model):
-        hidden = _by_naming(model, name) or _in_sequential(model, name, module)
-        if hidden is not None and hidden.next_name not in seen:
-            seen.add(hidden.next_name)
-            yield hidden
-
-
-def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
-    """Find a hidden layer by the names of transformers' own classes.
-
-    Classes of other packages may use the same names for something else.
-    """
-    modules = dict(model.named_modules())
-    for naming in NAMINGS:
-        for role in naming.incoming:
-            prefix = name.removesuffix(role)
-            if prefix == name or (prefix and not prefix.endswith(".")):
-                continue
-            names = tuple(prefix + incoming for incoming in naming.incoming)
-            next_name = prefix + naming.outgoing
-            parent = modules[name.rpartition(".")[0]]
-            from_transformers = type(parent).__module__.startswith("transformers.")
-            if from_transformers and all(n in modules for n in (*names, next_name)):
-                hidden = HiddenLayer(names, tuple(modules[n] for n in names), next_name, modules[next_name], naming)
-                return None if _has_inner_norm(parent, hidden) else hidden
-    return None
-
-
-def _has_inner_norm(parent: nn.Module, hidden: HiddenLayer) -> bool:
-    """Return True if the MLP normalizes its neurons.
-
-    The normalization is recognized by its size.
-    """
-    outputs, width = weight_rows(hidden.outgoing).shape
-    weights = (getattr(child, "weight", None) for child in parent.children())
-    return width != outputs and any(isinstance(w, Tensor) and w.shape == (width,) for w in weights)
-
-
-def _in_sequential(model: nn.Module, name: str, module: nn.Module) -> HiddenLayer | None:
-    """Find a hidden layer by the order of calls in an ``nn.Sequential``."""
-    order = _call_order(model, name)
-    if _count_calls(order, module) != 1:
-        return None
-    position = next(k for k, (_, candidate) in enumerate(order) if candidate is module)
-    for next_name, candidate in order[position + 1 :]:
-        if isinstance(candidate, nn.Linear) or type(candidate).__name__ == "Conv1D":
-            once = _count_calls(order, candidate) == 1
-            return HiddenLayer((name,), (module,), next_name, candidate) if once else None
-        if not _is_elementwise(candidate):
-            return None
-    return None
-
-
-def _call_order(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """Return the modules that the outermost ``nn.Sequential`` calls, in order.
-
-    The list is empty if there is no ``nn.Sequential`` around the layer.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    top, outer = None, name
-    while outer:
-        outer = outer.rpartition(".")[0]
-        if type(modules[outer]) is not nn.Sequential:
-            break
-        top = outer
-    return [] if top is None else list(_flattened(modules[top], top))
-
-
-def _count_calls(order: list[tuple[str, nn.Module]], module: nn.Module) -> int:
-    return sum(candidate is module for _, candidate in order)
-
-
-def _flattened(sequential: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    # named_children() lists a repeated module only once, although it is called several times.
-    for key, child in children(sequential).items():
-        name = f"{prefix}.{key}" if prefix else key
-        if type(child) is nn.Sequential:
-            yield from _flattened(child, name)
-        elif child is not None:
-            yield name, child
-
-
-def _is_elementwise(module: nn.Module) -> bool:
-    """Return True if the module acts on each neuron alone, and alike on all."""
-    if isinstance(module, (nn.Identity, nn.Dropout)):
-        return True
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters == 1
-    home = type(module).__module__
-    return home == "transformers.activations" or (
-        home == "torch.nn.modules.activation" and not isinstance(module, _NOT_ELEMENTWISE)
-    )
-
-
-def _check_layers(model: nn.Module, hidden: HiddenLayer) -> HiddenLayer:
-    """Return the hidden layer, or refuse layers that cannot be rewritten."""
-    layers = dict(zip((*hidden.names, hidden.next_name), (*hidden.incoming, hidden.outgoing), strict=True))
-    for name, module in layers.items():
-        _check_plain(model, name, module)
-    outputs = {name: weight_rows(module).shape[0] for name, module in zip(hidden.names, hidden.incoming, strict=True)}
-    if set(outputs.values()) != {hidden.width}:
-        sizes = ", ".join(f"'{name}' makes {size}" for name, size in outputs.items())
-        raise ValueError(
-            f"{sizes} values, but '{hidden.next_name}' reads {hidden.width}: give two layers with only an elementwise "
-            "activation between them (a gate in one matrix is not supported)."
-        )
-    if any(module is hidden.outgoing for module in hidden.incoming):
-        raise ValueError(f"layer and next_layer are the same layer, '{hidden.next_name}': give two layers.")
-    return hidden
-
-
-def _check_plain(model: nn.Module, name: str, module: Any) -> None:
-    weight = getattr(module, "weight", None)
-    is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    if not is_linear or not isinstance(weight, Tensor):
-        raise TypeError(
-            f"layer '{name}' is a {_qualified_class(module)}; neurons can be split in torch.nn.Linear and "
-            "transformers' Conv1D only (merge adapters into their layers first)."
-        )
-    if parametrize.is_parametrized(module) or not isinstance(own_parameters(module).get("weight"), nn.Parameter):
-        raise TypeError(f"the weight of layer '{name}' is computed by a parametrization: remove it first.")
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
-        raise TypeError(
-            f"the weight of layer '{name}' is a {type(weight).__name__} of {weight.dtype}: quantized or sharded "
-            "weights cannot be rewritten. Do it before quantizing or sharding."
-        )
-    for parameter in own_parameters(module).values():
-        owners = [owner for owner in model.modules() if any(p is parameter for p in own_parameters(owner).values())]
-        if parameter is not None and len(owners) > 1:
-            raise ValueError(
-                f"layer '{name}' shares its weight with another layer, so it cannot change alone: choose another layer."
-            )
-
-
-def _check_called_once(model: nn.Module, name: str, module: nn.Module) -> None:
-    times = _count_calls(_call_order(model, name), module)
-    if times > 1:
-        raise ValueError(
-            f"layer '{name}' is called {times} times by its nn.Sequential, for other neurons each time: its weights "
-            "cannot change for one of them alone. Give each place a layer of its own (copy.deepcopy)."
-        )
-
-
-def _qualified_class(module: nn.Module) -> str:
-    """Return the class with its package, as adapters have their own Linear."""
-    return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"
-
-
-def _owner(model: nn.Module, name: str) -> str:
-    return type(dict(model.named_modules())[name.rpartition(".")[0]]).__name__
-
-
-def _set_weights(module: Any, rows: Tensor, bias: Tensor | None) -> None:
-    """Set new parameters of the old type, device and requires_grad."""
-    conv1d = type(module).__name__ == "Conv1D"
-    old = module.weight
-    new = rows.to(old.dtype)
-    module.weight = nn.Parameter((new.T if conv1d else new).clone().contiguous(), old.requires_grad)
-    if bias is not None:
-        module.bias = nn.Parameter(bias.clone(), module.bias.requires_grad)
-    if conv1d:
-        module.nx, module.nf = module.weight.shape
-    else:
-        module.out_features, module.in_features = module.weight.shape

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .hidden_layer import HiddenLayer, all_hidden_layers
+from .hidden_layer import HiddenLayer
+from .hidden_layer_search import all_hidden_layers
 
 
 def update_config(model: nn.Module, changed: Iterable[HiddenLayer]) -> None:

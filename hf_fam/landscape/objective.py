@@ -5,13 +5,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Loss = Callable[[Any, Any], Tensor]
+# Rows of a Hessian that are computed at a time.
+ROWS = 64
+
+
+class Halves(Protocol):
+    """A neuron that stands for two equal copies of itself."""
+
+    def scale(self, model: nn.Module, factors: dict[int, Tensor]) -> None:
+        """Scale the decay of its weights; ``factors`` is by the id of a parameter."""
 
 
 class HalfSquaredError(nn.Module):
@@ -43,13 +52,19 @@ class Objective:
             than once (a list, a DataLoader without random augmentation); or one such batch.
         reduction: how the losses of batches are combined: "mean", weighted by the number of items (the length of the
             first tensor), or "sum". None: ``loss.reduction``, else "mean".
+        weight_decay: alpha of the penalty ``alpha / 2 ||theta||^2`` over all trainable parameters, which is added to
+            the loss. An optimizer's ``weight_decay`` has this meaning in SGD; AdamW's has no objective.
 
     Raises:
-        ValueError: the data are an iterator or empty, or the reduction is unknown.
+        ValueError: the data are an iterator or empty, the reduction is unknown, or the weight decay is negative.
         TypeError: a batch is neither a pair nor a dict.
     """
 
-    def __init__(self, loss: Loss | None, data: Any, reduction: str | None = None) -> None:
+    def __init__(self, loss: Loss | None, data: Any, reduction: str | None = None, weight_decay: float = 0.0) -> None:
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay={weight_decay!r}: give a number of at least 0.")
+        self.weight_decay = weight_decay
+        self.halves: Halves | None = None
         self.loss = loss
         self.reduction = reduction or getattr(loss, "reduction", "mean")
         if self.reduction not in ("mean", "sum"):
@@ -91,7 +106,22 @@ class Objective:
     def value(self, model: nn.Module) -> float:
         """Return the loss."""
         with torch.no_grad():
-            return math.fsum(float(loss) for loss in self.batch_losses(model))
+            values = [float(loss) for loss in self.batch_losses(model)]
+            if self.weight_decay:
+                values.append(float(self.decay(model) @ flat(trainable(model)).square()) / 2)
+            return math.fsum(values)
+
+    def decay(self, model: nn.Module) -> Tensor:
+        """Return the weight decay of every trainable parameter, one vector.
+
+        The weights of a neuron in `halves` count as those of two equal copies: twice for the incoming weights, which
+        both have, and half for the outgoing ones, which they share.
+        """
+        parameters = trainable(model)
+        factors = {id(p): torch.full_like(p, self.weight_decay) for p in parameters}
+        if self.halves is not None:
+            self.halves.scale(model, factors)
+        return flat(factors[id(p)] for p in parameters)
 
     def value_and_gradient(self, model: nn.Module) -> tuple[float, Tensor]:
         """Return the loss and its gradient in all trainable parameters.
@@ -103,6 +133,10 @@ class Objective:
         for loss in self.batch_losses(model):
             total = total.to(loss.device) + flat_gradient(loss, parameters)
             values.append(float(loss.detach()))
+        if self.weight_decay:
+            decay, weights = self.decay(model), flat(parameters).detach()
+            values.append(float(decay @ weights.square()) / 2)
+            total = total + decay * weights
         return math.fsum(values), total
 
     def hessian_product(self, model: nn.Module, vector: Tensor) -> Tensor:
@@ -111,17 +145,31 @@ class Objective:
         for loss in self.batch_losses(model):
             gradient = flat_gradient(loss, parameters, create_graph=True)
             total += flat_gradient(gradient @ vector, parameters)
-        return total
+        return total + self.decay(model) * vector if self.weight_decay else total
 
     def hessian(self, model: nn.Module) -> Tensor:
-        """Return the whole Hessian of a tiny model, one product per parameter."""
+        """Return the whole Hessian of a small model, one product for each parameter."""
         parameters = trainable(model)
         size = sum(p.numel() for p in parameters)
         total = torch.zeros(size, size, dtype=parameters[0].dtype, device=parameters[0].device)
         for loss in self.batch_losses(model):
             gradient = flat_gradient(loss, parameters, create_graph=True)
-            for k in range(size):
-                total[k] += flat_gradient(gradient[k], parameters, retain_graph=True)
+            if not gradient.requires_grad:  # a loss that is linear in the parameters
+                continue
+            for rows in torch.arange(size, device=total.device).split(ROWS):
+                units = torch.nn.functional.one_hot(rows, size).to(total)
+                products = torch.autograd.grad(
+                    gradient, parameters, units, retain_graph=True, is_grads_batched=True, allow_unused=True
+                )
+                total[rows] += torch.cat(
+                    [
+                        total.new_zeros(len(rows), p.numel()) if product is None else product.reshape(len(rows), -1)
+                        for p, product in zip(parameters, products, strict=True)
+                    ],
+                    dim=1,
+                )
+        if self.weight_decay:
+            total += torch.diag(self.decay(model))
         return (total + total.T) / 2
 
     def _call(self, model: nn.Module, batch: Any) -> Any:
@@ -164,6 +212,12 @@ def flat_gradient(scalar: Tensor, parameters: Sequence[Tensor], **options: Any) 
     if not scalar.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=scalar.dtype, device=scalar.device)
     return flat(torch.autograd.grad(scalar, parameters, materialize_grads=True, **options))
+
+
+def relative_gradient(model: nn.Module, loss: float, gradient: Tensor) -> float:
+    """Return ``||grad L|| ||theta|| / |L|``, the relative change of the loss for one of the parameters."""
+    size = float(gradient.norm()) * float(flat(trainable(model)).detach().norm())
+    return size / abs(loss) if loss else (math.inf if size else 0.0)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .path_point import DESCEND, SLIDE, PathPoint
+from .path_point import DESCEND, SLIDE, STEP, TURN, PathPoint
 
 
 def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
@@ -24,20 +24,25 @@ def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     slide = [point for point in points if point.phase == SLIDE]
-    rest = [slide[-1], *(point for point in points if point.phase != SLIDE)]
-    steps = [point for point in rest if point.phase != DESCEND]
-    descent = [steps[-1], *(point for point in rest if point.phase == DESCEND)]
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot([point.ratio for point in slide], [point.loss for point in slide], "o-", markersize=3)
     left.axvspan(0, 1, alpha=0.12, color="gray")
     left.set(title="slide at constant loss", xlabel="ratio λ of the split (gray: between 0 and 1)", ylabel="loss")
-    right.plot([point.length for point in steps], [point.loss for point in steps], "-", label="step")
-    right.plot([point.length for point in descent], [point.loss for point in descent], "--", label="descend")
+    last = slide[-1]
+    for phase, style in ((TURN, ":"), (STEP, "-"), (DESCEND, "--")):
+        part = [point for point in points if point.phase == phase]
+        if part:
+            right.plot([p.length for p in (last, *part)], [p.loss for p in (last, *part)], style, label=phase)
+            last = part[-1]
     right.set(title="then down", xlabel="length of the path")
     right.legend()
+    losses = [point.loss for point in points]
+    fall = losses[0] - min(losses)
+    figure.suptitle(f"The loss falls by {fall:.3g}, {fall / abs(losses[0] or 1.0):.2%} of itself, and never rises")
     for axes in (left, right):
-        axes.set_ylim(bottom=0 if min(point.loss for point in points) >= 0 else None)
+        # The axis shows the fall, however small a part of the loss it is.
+        axes.set_ylim(losses[0] - 1.08 * fall, losses[0] + 0.08 * fall)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Date": None} if str(path).endswith(".svg") else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SLIDE, STEP, DESCEND = "slide", "step", "descend"
+SLIDE, TURN, STEP, DESCEND = "slide", "turn", "step", "descend"
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class PathPoint:
     """A point of the path.
 
     Attributes:
-        phase: "slide", "step" or "descend".
+        phase: "slide", "turn", "step" or "descend".
         ratio: lambda of the split; constant after the slide, when the two neurons change independently.
         length: length of the path so far, in the space of the parameters.
         loss: the loss here.

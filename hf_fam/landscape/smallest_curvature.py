@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .objective import Objective, trainable
+
+# Eigenvalues below this part of the largest are zero within rounding.
+SINGULAR = 1e-13
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Curvature:
     Attributes:
         smallest: the smallest eigenvalue.
         largest: the largest eigenvalue.
-        newton_distance: distance to the critical point: the length of the Newton step (an upper bound for Lanczos)
-            over that of the parameters.
+        newton_distance: distance to the critical point: the length of the Newton step over that of the parameters.
+        step: the Newton step, one vector.
         method: the method that computed the numbers.
         failure: why the method failed, or empty.
     """
@@ -27,6 +29,7 @@ class Curvature:
     smallest: float
     largest: float
     newton_distance: float
+    step: Tensor
     method: str
     failure: str = ""
 
@@ -51,18 +54,32 @@ def extreme_curvature(model: nn.Module, objective: Objective, gradient: Tensor, 
     length = float(torch.cat([p.detach().reshape(-1) for p in trainable(model)]).norm())
     if len(gradient) <= dense_limit:
         values, vectors = torch.linalg.eigh(objective.hessian(model))
-        step = float(((vectors.T @ gradient) / values).norm())
-        distance = step / length if math.isfinite(step) else math.inf
-        return Curvature(float(values[0]), float(values[-1]), distance, "full Hessian")
+        step = newton_step(values, vectors, gradient)
+        return Curvature(float(values[0]), float(values[-1]), float(step.norm()) / length, step, "full Hessian")
     return _lanczos(model, objective, gradient, length)
 
 
+def newton_step(values: Tensor, vectors: Tensor, gradient: Tensor) -> Tensor:
+    """Return the Newton step, without the directions in which the curvature is zero within rounding.
+
+    Args:
+        values: eigenvalues of the Hessian, ``(p,)``.
+        vectors: its eigenvectors, ``(p, p)``.
+        gradient: ``(p,)``.
+    """
+    is_zero = values.abs() <= SINGULAR * values.abs().max()
+    return -(vectors @ ((vectors.T @ gradient) / values.masked_fill(is_zero, torch.inf)))
+
+
 def _lanczos(model: nn.Module, objective: Objective, gradient: Tensor, length: float) -> Curvature:
+    def failed(reason: str) -> Curvature:
+        return Curvature(0.0, 0.0, 0.0, torch.zeros_like(gradient), "Lanczos", reason)
+
     try:
-        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, minres
     except ImportError:
-        failure = f"the Hessian of {len(gradient)} parameters needs scipy, which is not installed"
-        return Curvature(0.0, 0.0, 0.0, "none", f"{failure}: pip install hf-fam[landscape], or raise dense_limit")
+        reason = f"the Hessian of {len(gradient)} parameters needs scipy, which is not installed"
+        return failed(f"{reason}: pip install hf-fam[landscape], or raise dense_limit")
 
     def product(vector: object) -> object:
         tensor = torch.as_tensor(vector, dtype=gradient.dtype).reshape(-1).to(gradient.device)
@@ -75,6 +92,8 @@ def _lanczos(model: nn.Module, objective: Objective, gradient: Tensor, length: f
         largest = float(eigsh(operator, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
         smallest = float(eigsh(operator, k=1, which="SA", v0=start, maxiter=2000, return_eigenvectors=False)[0])
     except ArpackNoConvergence as error:
-        return Curvature(0.0, 0.0, 0.0, "Lanczos", f"Lanczos iteration for H(theta*) did not converge: {error}")
-    distance = float(gradient.norm()) / abs(smallest) / length if smallest else math.inf
-    return Curvature(smallest, largest, distance, "Lanczos iteration, extreme eigenvalues only")
+        return failed(f"Lanczos iteration for H(theta*) did not converge: {error}")
+    solution = minres(operator, -gradient.cpu().numpy(), rtol=1e-8, maxiter=500)[0]
+    step = torch.as_tensor(solution).to(gradient)
+    method = "Lanczos iteration, extreme eigenvalues only"
+    return Curvature(smallest, largest, float(step.norm()) / length, step, method)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..layer.kinds import linear_map_of
+from ..layer.linear_map import ConvolutionMap
 from .hidden_layer import HiddenLayer
+from .neuron_weights import CONVOLUTIONS, channels_in_place, channels_last
 from .objective import Objective, flat_gradient, trainable
+from .recorded_pass import RecordedPass, record_pass
 
 _DEPENDS_ON_OTHERS = (
     "the input of '{next_name}' from neuron {neuron} depends on other neurons or other rows of '{name}': choose two "
@@ -24,13 +26,13 @@ class SplitCurvature:
 
     Attributes:
         B: sum_a (delta_a . v) sigma''(n_a) h_a h_a^T, shape ``(i, i)``.
-        D: sum_a sigma'(n_a) h_a delta_a^T, shape ``(i, s)``.
-        gradient: of the loss in all trainable parameters, one vector.
+        D: sum_a sigma'(n_a) h_a delta_a^T, shape ``(i, s)``; a convolution above counts as s all places of its kernel.
+        gradient: of the objective in all trainable parameters, one vector.
         v: the neuron's outgoing weights, shape ``(s,)``.
-        loss: the loss.
-        scale_b: the sum of the absolute values of B's terms (their norms), against which rounding is judged.
-        scale_d: the same for D.
-        max_second_derivative: the largest ``|sigma''|``; 0 for a piecewise linear activation.
+        loss: the objective.
+        terms_b: the sum of the absolute values of B's terms if ``|sigma''|`` were 1.
+        terms_d: the same for D and ``|sigma'|``.
+        weight_decay: alpha of the objective.
     """
 
     B: Tensor
@@ -38,15 +40,15 @@ class SplitCurvature:
     gradient: Tensor
     v: Tensor
     loss: float = 0.0
-    scale_b: float = 0.0
-    scale_d: float = 0.0
-    max_second_derivative: float = 0.0
+    terms_b: float = 0.0
+    terms_d: float = 0.0
+    weight_decay: float = 0.0
 
     @property
     def D_orthogonal(self) -> Tensor:
         """Return D without its part along v.
 
-        D v is the gradient of the neuron's incoming weights, which is 0 at a critical point.
+        D v is the gradient of the neuron's incoming weights, which is 0 at a critical point without weight decay.
         """
         square = self.v @ self.v
         return self.D - torch.outer(self.D @ self.v, self.v) / square if square > 0 else self.D
@@ -54,31 +56,13 @@ class SplitCurvature:
     def block(self, ratio: float) -> Tensor:
         """Return [[ratio (1 - ratio) B, D], [D^T, 0]].
 
-        The split adds it to the Hessian, up to congruence.
+        The split adds it to the Hessian, up to congruence. Weight decay alpha, which allows only the ratio 1/2, adds
+        alpha / 2 to the diagonal of the upper and 2 alpha to that of the lower block.
         """
-        corner = torch.zeros(self.D.shape[1], self.D.shape[1], dtype=self.D.dtype, device=self.D.device)
-        return torch.cat(
-            [torch.cat([ratio * (1 - ratio) * self.B, self.D], dim=1), torch.cat([self.D.T, corner], dim=1)]
-        )
-
-
-@dataclass
-class RecordedPass:
-    """Inputs and outputs of the two layers in one forward pass, one entry for every call.
-
-    All tensors are in the graph.
-
-    Attributes:
-        features: h, inputs of the first layer.
-        pre_activations: n, its outputs.
-        activations: inputs of the next layer.
-        next_pre_activations: its outputs.
-    """
-
-    features: list[Tensor] = field(default_factory=list)
-    pre_activations: list[Tensor] = field(default_factory=list)
-    activations: list[Tensor] = field(default_factory=list)
-    next_pre_activations: list[Tensor] = field(default_factory=list)
+        i, s = self.D.shape
+        upper = ratio * (1 - ratio) * self.B + self.weight_decay / 2 * torch.eye(i).to(self.B)
+        lower = 2 * self.weight_decay * torch.eye(s).to(self.D)
+        return torch.cat([torch.cat([upper, self.D], dim=1), torch.cat([self.D.T, lower], dim=1)])
 
 
 def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer, neuron: int) -> SplitCurvature:
@@ -98,6 +82,9 @@ def split_curvature(model: nn.Module, objective: Objective, hidden: HiddenLayer,
         term = Rows(hidden, neuron, recorded_pass).curvature(loss, trainable(model))
         total = term if total is None else _add(total, term)
     assert total is not None  # Objective refuses data without batches
+    if objective.weight_decay:
+        total.loss, total.gradient = objective.value_and_gradient(model)
+        total.weight_decay = objective.weight_decay
     return total
 
 
@@ -124,40 +111,13 @@ def _check_no_gate(model: nn.Module, objective: Objective, hidden: HiddenLayer) 
             )
 
 
-@contextmanager
-def record_pass(hidden: HiddenLayer, cut: bool = False) -> Iterator[RecordedPass]:
-    """Record every call of the two layers inside the ``with`` block.
-
-    With ``cut``, pre-activations become leaves.
-    """
-    recorded_pass = RecordedPass()
-
-    def on_first(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.detach().requires_grad_() if cut else output
-        recorded_pass.features.append(args[0])
-        recorded_pass.pre_activations.append(output)
-        return output.clone()  # an activation in place must not overwrite the recorded output
-
-    def on_next(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        recorded_pass.activations.append(args[0])
-        recorded_pass.next_pre_activations.append(output)
-        return output.clone()
-
-    hooks = [hidden.incoming[0].register_forward_hook(on_first), hidden.outgoing.register_forward_hook(on_next)]
-    try:
-        yield recorded_pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class Rows:
-    """The rows (items, tokens) of a neuron in one forward pass, with derivatives of its activation.
+    """The rows of one neuron: items, tokens or positions, over all calls of its layer.
 
     Args:
-        hidden: the two layers.
-        neuron: index of the neuron.
-        recorded_pass: their inputs and outputs, see `record_pass`.
+        hidden: the neuron's layer.
+        neuron: its index.
+        recorded_pass: inputs and outputs of the two layers, see `record_pass`.
 
     Raises:
         ValueError: the layers did not run, or are not connected by an elementwise activation.
@@ -170,69 +130,152 @@ class Rows:
                 f"{len(recorded_pass.activations)} times in a forward pass: choose two layers with only an elementwise "
                 "activation between them."
             )
-        self.hidden, self.neuron = hidden, neuron
+        self.hidden, self.neuron, self.recorded = hidden, neuron, recorded_pass
         self.v = hidden.fan_out[:, neuron]
-        self.next_pre_activations = recorded_pass.next_pre_activations
-        first, second = zip(
-            *map(self._derivatives, recorded_pass.pre_activations, recorded_pass.activations), strict=True
-        )
-        self.first, self.second = torch.cat(first), torch.cat(second)
-        rows = [h.detach().reshape(-1, h.shape[-1]) for h in recorded_pass.features]
-        self.h = torch.cat(rows)
+        features = linear_map_of(hidden.incoming[0]).feature_rows
         bias = hidden.incoming[0].bias
-        if bias is not None and bias.requires_grad:
-            self.h = torch.cat([self.h, self.h.new_ones(len(self.h), 1)], dim=1)
+        self.has_bias = bias is not None and bias.requires_grad
+        self.calls: list[_Call] = []
+        for x, n, z in zip(
+            recorded_pass.features, recorded_pass.pre_activations, recorded_pass.activations, strict=True
+        ):
+            h = features(x.detach()).flatten(0, -2)
+            if self.has_bias:
+                h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
+            shape = channels_last(hidden.incoming[0], n).shape[:-1]
+            self.calls.append(_Call(h, *self._derivatives(n, z), shape))
+
+    @property
+    def h(self) -> Tensor:
+        """Return the features of all rows, ``(rows, i)``."""
+        return torch.cat([call.h for call in self.calls])
+
+    @property
+    def bends(self) -> bool:
+        """Return True if sigma'' is not 0 in some row."""
+        return any(bool(call.second.any()) for call in self.calls)
 
     def curvature(self, loss: Tensor, parameters: list[nn.Parameter]) -> SplitCurvature:
         """Return B, D and the gradient of a scalar; the graph is kept."""
         if not loss.requires_grad:
             raise ValueError("the loss has no gradient: it is detached, or does not depend on the model's parameters.")
-        deltas = torch.autograd.grad(loss, self.next_pre_activations, retain_graph=True, materialize_grads=True)
-        delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas])
-        pull = delta @ self.v
-        norms = self.h.norm(dim=1)
-        return SplitCurvature(
-            B=self.h.T @ ((pull * self.second)[:, None] * self.h),
-            D=(self.first[:, None] * self.h).T @ delta,
+        record = self.recorded
+        gradients = torch.autograd.grad(
+            loss, [*record.next_pre_activations, *record.activations], retain_graph=True, materialize_grads=True
+        )
+        count = len(self.calls)
+        result = SplitCurvature(
+            B=torch.zeros(()),
+            D=torch.zeros(()),
             gradient=flat_gradient(loss, parameters, retain_graph=True),
             v=self.v,
             loss=float(loss.detach()),
-            scale_b=float((pull.abs() * self.second.abs() * norms.square()).sum()),
-            scale_d=float((self.first.abs() * norms * delta.norm(dim=1)).sum()),
-            max_second_derivative=float(self.second.abs().max()),
         )
+        b: list[Tensor] = []
+        d: list[Tensor] = []
+        for call, n, delta, dz in zip(
+            self.calls, record.pre_activations, gradients[:count], gradients[count:], strict=True
+        ):
+            pull = channels_last(self.hidden.incoming[0], dz.reshape(n.shape))[..., self.neuron].reshape(-1)
+            b.append(call.h.T @ ((pull * call.second)[:, None] * call.h))
+            d.append(self._mixed(call.first[:, None] * call.h, delta, call.shape))
+            result.terms_b += float(pull.abs() @ call.h.square().sum(dim=1))
+            result.terms_d += float(self._mixed(call.h.abs(), delta.abs(), call.shape).norm())
+        result.B, result.D = torch.stack(b).sum(0), torch.stack(d).sum(0)
+        return result
+
+    def outgoing_gradients(self, loss: Tensor, values: Tensor) -> Tensor:
+        """Return the gradients that outgoing weights of neurons with these values would have.
+
+        Args:
+            loss: a scalar; the graph is kept.
+            values: one column for each neuron that could be added, ``(rows, neurons)``.
+
+        Returns:
+            Gradients, ``(neurons, s)``.
+        """
+        deltas = torch.autograd.grad(
+            loss, self.recorded.next_pre_activations, retain_graph=True, materialize_grads=True
+        )
+        parts = values.split([len(call.h) for call in self.calls])
+        return torch.stack(
+            [self._mixed(part, delta, call.shape) for call, part, delta in zip(self.calls, parts, deltas, strict=True)]
+        ).sum(0)
+
+    def _mixed(self, values: Tensor, delta: Tensor, shape: torch.Size) -> Tensor:
+        """Return sum_a values_a delta_a^T, ``(i, s)``: the gradient of the outgoing weights if a neuron were a value.
+
+        Args:
+            values: ``(rows, i)``.
+            delta: the gradient of the next layer's outputs.
+            shape: that of the rows.
+        """
+        outgoing = self.hidden.outgoing
+        if isinstance(outgoing, CONVOLUTIONS):
+            images = channels_in_place(outgoing, values.view(*shape, -1))
+            kernel: tuple[int, ...] = outgoing.kernel_size
+            patches = ConvolutionMap(
+                1,
+                values.shape[1],
+                kernel,
+                lambda: values,
+                stride=outgoing.stride,
+                padding=outgoing.padding,
+                dilation=outgoing.dilation,
+                padding_mode=outgoing.padding_mode,
+            ).feature_rows(images)
+            rows = channels_last(outgoing, delta).flatten(0, -2)
+            product = patches.flatten(0, -2).T @ rows
+            return product.unflatten(0, (values.shape[1], -1)).movedim(-1, 1).flatten(1)
+        if self.hidden.positions > 1:
+            images = values.view(len(delta), -1, values.shape[1])
+            return torch.einsum("npi,ns->isp", images, delta).flatten(1)
+        return values.T @ delta.reshape(-1, delta.shape[-1])
 
     def _derivatives(self, n: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return sigma' and sigma'' in every row, by automatic differentiation."""
         name, next_name = self.hidden.names[0], self.hidden.next_name
-        if n.shape != z.shape:
+        if n.numel() != z.numel() or (n.shape != z.shape and self.hidden.positions == 1):
             raise ValueError(
                 f"'{name}' makes values of shape {tuple(n.shape)} and '{next_name}' reads {tuple(z.shape)}: choose two "
                 "layers with only an elementwise activation between them."
             )
+        values = self._of_neuron(z.reshape(n.shape))
         plain = None
         if z.requires_grad:
-            (plain,) = torch.autograd.grad(z[..., self.neuron].sum(), n, retain_graph=True, allow_unused=True)
+            (plain,) = torch.autograd.grad(values.sum(), n, retain_graph=True, allow_unused=True)
         if plain is None:
             raise ValueError(f"'{next_name}' does not read what '{name}' makes.")
         signs = (
-            torch.empty(z.shape[:-1], dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed_generator(z)) * 2
+            torch.empty(values.shape, dtype=z.dtype, device=z.device).bernoulli_(0.5, generator=_fixed_generator(z)) * 2
             - 1
         )
-        (jacobian,) = torch.autograd.grad(
-            (signs * z[..., self.neuron]).sum(), n, create_graph=True, materialize_grads=True
-        )
-        slope = jacobian[..., self.neuron] * signs
+        (jacobian,) = torch.autograd.grad((signs * values).sum(), n, create_graph=True, materialize_grads=True)
+        slope = self._of_neuron(jacobian) * signs
         # Signs tell rows apart: the activation must depend on its own row and column alone.
         others = jacobian.detach().clone()
-        others[..., self.neuron] = 0
-        if bool(others.any()) or not torch.allclose(plain[..., self.neuron], slope, rtol=1e-9, atol=1e-12):
+        self._of_neuron(others).zero_()
+        if bool(others.any()) or not torch.allclose(self._of_neuron(plain), slope, rtol=1e-9, atol=1e-12):
             raise ValueError(_DEPENDS_ON_OTHERS.format(name=name, next_name=next_name, neuron=self.neuron))
         second = torch.zeros_like(slope)
         if slope.requires_grad:
             (gradient,) = torch.autograd.grad(slope.sum(), n, retain_graph=True, materialize_grads=True)
-            second = gradient[..., self.neuron]
+            second = self._of_neuron(gradient)
         return slope.detach().reshape(-1), second.detach().reshape(-1)
+
+    def _of_neuron(self, values: Tensor) -> Tensor:
+        """Return a view of the neuron's own values."""
+        return channels_last(self.hidden.incoming[0], values)[..., self.neuron]
+
+
+@dataclass
+class _Call:
+    """The rows of one call of the layer: features, sigma', sigma'' and the shape in which they lie."""
+
+    h: Tensor
+    first: Tensor
+    second: Tensor
+    shape: torch.Size
 
 
 def _fixed_generator(like: Tensor) -> torch.Generator:
@@ -247,7 +290,6 @@ def _add(one: SplitCurvature, other: SplitCurvature) -> SplitCurvature:
         gradient=one.gradient + other.gradient,
         v=one.v,
         loss=one.loss + other.loss,
-        scale_b=one.scale_b + other.scale_b,
-        scale_d=one.scale_d + other.scale_d,
-        max_second_derivative=max(one.max_second_derivative, other.max_second_derivative),
+        terms_b=one.terms_b + other.terms_b,
+        terms_d=one.terms_d + other.terms_d,
     )

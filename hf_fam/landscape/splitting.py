@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .hidden_layer import HiddenLayer, all_hidden_layers, check_neuron, find_hidden_layer, find_hidden_layers
+from .hidden_layer import HiddenLayer, check_neuron
+from .hidden_layer_search import all_hidden_layers, find_hidden_layer, find_hidden_layers
 from .model_config import update_config
 
 # A ratio outside [0, 1], where splitting a minimum makes no local minimum.

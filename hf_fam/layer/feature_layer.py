@@ -22,6 +22,7 @@ from .finding import AUTO, resolve_layer, unwrap
 from .kinds import has_custom_forward, linear_map_of
 from .linear_map import LinearMap
 from .quantized import is_quantized
+from .sharding import is_sharded, refuse_split_weight
 
 # How many rows of the first batch are compared with W phi + b.
 _CHECKED_ROWS = 64
@@ -147,7 +148,10 @@ class FeatureLayer:
         if self._hook is None:
             forget_compiled_code()
             self._recheck_schedule = RecheckSchedule()
-            self._hook = self.module.register_forward_hook(self._on_forward, with_kwargs=True)
+            # FSDP frees the weight in a hook of its own, if it shards this module.
+            self._hook = self.module.register_forward_hook(
+                self._on_forward, with_kwargs=True, prepend=is_sharded(self.module)
+            )
 
     def detach(self) -> None:
         """Remove the hook, so that the model can be pickled and copied."""
@@ -198,7 +202,7 @@ class FeatureLayer:
     def check_linear(self, features: Tensor, output: Tensor) -> None:
         """Check on some rows that the layer returns ``W phi + b``, now and then.
 
-        A class, an instance or an earlier hook may compute something else.
+        A class, an instance or an earlier hook may compute something else. W must be whole in this process.
 
         Args:
             features: input of the layer.
@@ -206,7 +210,9 @@ class FeatureLayer:
 
         Raises:
             TypeError: it is something else.
+            ValueError: W is split between processes.
         """
+        refuse_split_weight(self.name, self.module)
         if torch.compiler.is_compiling() or not self._recheck_schedule.is_due():
             return
         layer = base_layer(self.module)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..calculus.torch_internals import children, inside_compiled
+from ..calculus.torch_internals import children, inside_checkpointed, inside_compiled
+from ..inputs.text import quote
 from .adapters import PREFIX, active_module, is_adapted, is_module_to_save
 from .kinds import has_weight_matrix
 
@@ -69,7 +70,9 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
             raise ValueError(f"layer={type(layer).__name__}(...) is not a module of this {type(model).__name__}.")
         return _resolve_name(model, names[0]) or (names[0], layer)
     if not isinstance(layer, str):
-        raise ValueError(f'layer={layer!r}: give "auto", "head", "representation", a dotted module name or a module.')
+        raise ValueError(
+            f'layer={quote(layer)}: give "auto", "head", "representation", a dotted module name or a module.'
+        )
     if layer in (AUTO, HEAD):
         return find_head(model)
     if layer == REPRESENTATION:
@@ -81,7 +84,7 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
     layer_names = [name for name, _ in weighted_layers(model)]
     similar = difflib.get_close_matches(layer, layer_names, n=3, cutoff=0.3) or layer_names[-3:]
     raise ValueError(
-        f"layer={layer!r} is not a module of this {type(model).__name__}; did you mean "
+        f"layer={quote(layer)} is not a module of this {type(model).__name__}; did you mean "
         f"{', '.join(map(repr, similar))}? "
         f'("auto", "head" and "representation" work too; `hf-fam layers MODEL` lists all.)'
     )
@@ -100,7 +103,7 @@ def _resolve_name(model: nn.Module, name: str) -> Named | None:
             module = active_module(module)
             if part == "original_module":
                 continue
-        child = children(module).get(part)
+        child = children(inside_checkpointed(module)).get(part)
         if child is None:
             return None
         module = child

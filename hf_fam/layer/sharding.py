@@ -1,12 +1,10 @@
-"""Detect models that torch's FSDP has sharded, and refuse estimators that do not work there."""
+"""Recognize models whose weights torch splits between processes."""
 
 from __future__ import annotations
 
 import sys
 
 from torch import nn
-
-from .feature_layer import FeatureLayer
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -17,35 +15,37 @@ def is_sharded(model: nn.Module) -> bool:
     return _contains(model, "FSDPModule") or _contains(model, "FullyShardedDataParallel")
 
 
-def refuse_unsupported_sharding(model: nn.Module, layer: FeatureLayer, estimator: str, *, first_order: bool) -> None:
-    """Refuse estimators and layers that do not work in a sharded model.
-
-    Only estimators that take no derivatives before the loss's own backward pass work.
-
-    Args:
-        model: the sharded model.
-        layer: its feature layer.
-        estimator: the estimator's name, for the message.
-        first_order: whether it needs no derivatives besides those of the loss's own backward pass.
+def refuse_older_fsdp(model: nn.Module) -> None:
+    """Refuse the older FSDP.
 
     Raises:
-        ValueError: the estimator or the layer does not work; the message says what to do.
+        ValueError: a part of the model is in ``FullyShardedDataParallel``.
     """
     if _contains(model, "FullyShardedDataParallel"):
         raise ValueError(
-            "the model is in FullyShardedDataParallel, the older FSDP, which is not supported: use "
-            "torch.distributed.fsdp.fully_shard (docs/distributed.md)."
+            "the model is in FullyShardedDataParallel, the older FSDP, which is not supported: use version 2 "
+            "(`accelerate launch --fsdp_version 2`), which is torch.distributed.fsdp.fully_shard."
         )
-    if not first_order:
+
+
+def refuse_split_weight(name: str, layer: nn.Module) -> None:
+    """Refuse a layer of whose weight this process has only a part, in the layer's forward pass.
+
+    FSDP gathers a weight for its forward pass, tensor parallelism does not.
+
+    Args:
+        name: name of the layer, for the message.
+        layer: the layer, with its adapters.
+
+    Raises:
+        ValueError: a weight is split between processes.
+    """
+    split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if split_class is not None and any(isinstance(weight, split_class) for weight in layer.parameters()):
         raise ValueError(
-            f'the model is sharded by FSDP, where estimator="{estimator}" does not work, because it differentiates '
-            "the loss before the backward pass: use hf_fam.attach for the head, "
-            'or estimator="perturbation" for any layer (docs/distributed.md).'
-        )
-    if _contains(layer.module, "FSDPModule"):
-        raise ValueError(
-            f"layer '{layer.name}' is sharded on its own, so its weight is freed after its forward pass: apply "
-            "fully_shard to the block around it or to the whole model."
+            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, or an "
+            "adapter that FSDP shards on its own), which is not supported: load the model without tp_plan, or choose "
+            "a layer that is whole."
         )
 
 

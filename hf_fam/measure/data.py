@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..data.checks import IGNORED
+from ..inputs.numbers import require_whole
+
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-IGNORED = -100
 
 
 class Batches:
@@ -108,8 +110,7 @@ def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] |
     if isinstance(data, Mapping) or not (isinstance(data, IterableDataset) or hasattr(data, "__getitem__")):
         hint = "; choose a split" if isinstance(data, Mapping) else ""
         raise TypeError(f"data is a {type(data).__name__}: give a Dataset, a list of items or a DataLoader{hint}.")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: give a whole number of at least 1.")
+    batch_size = require_whole("batch_size", batch_size)
     if hasattr(data, "__len__"):
         if len(data) == 0:
             raise ValueError("the data is empty: there is no item to measure.")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import TrainerCallback
 
+from ..inputs.numbers import require_whole
 from ..layer.finding import HEAD
 from .forward import LossFunction
 from .measurement_run import TRACE
@@ -73,8 +74,7 @@ class FlatnessCallback(TrainerCallback):
         trainer: Any = None,
         **options: Any,
     ) -> None:
-        if not isinstance(items, int) or items < 1:
-            raise ValueError(f"items={items!r}: give a whole number of at least 1.")
+        items = require_whole("items", items)
         options.setdefault("measures", (TRACE,))
         unknown = options.keys() - {"measures", "normalize_features", "estimator", "probes", "weight_decay", "seed"}
         if unknown:

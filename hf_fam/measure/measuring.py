@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..flatness.estimators import check_choice
+from ..inputs.numbers import LARGEST_SEED, MOST_PROBES, require_number, require_whole
+from ..inputs.text import quote
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, REPRESENTATION, unwrap, weighted_layers
 from .data import Batches
@@ -109,7 +110,12 @@ def measure_relative_flatness(
         >>> table["2"].kappa > 0 and table["2"].standard_error_probes == 0
         True
     """
-    _check(measures, estimator, probes, relative_error, weight_decay)
+    _check(measures, estimator)
+    probes = require_whole("probes", probes, 1, MOST_PROBES)
+    weight_decay = require_number("weight_decay", weight_decay, 0)
+    seed = require_whole("seed", seed, 0, LARGEST_SEED)
+    if relative_error is not None:
+        relative_error = require_number("relative_error", relative_error, 0, 1, open_low=True, open_high=True)
     processes = 1 if accelerator is None else accelerator.num_processes
     rank = 0 if accelerator is None else accelerator.process_index
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, rank=rank, processes=processes, seed=seed)
@@ -155,6 +161,8 @@ def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.
         with contextlib.suppress(ValueError, TypeError):  # the model has no other layer, or one of an unsupported kind
             selected.insert(0, FeatureLayer(model, REPRESENTATION))
     else:
+        if not isinstance(layers, (str, nn.Module, Collection)):
+            raise ValueError(f'layers={quote(layers)}: give "auto", "all", a name or module, or a list of these.')
         names_or_modules = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
         selected = [FeatureLayer(model, layer) for layer in names_or_modules]
     unique = {id(layer.module): layer for layer in selected}
@@ -163,17 +171,9 @@ def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.
     return list(unique.values())
 
 
-def _check(
-    measures: Sequence[str], estimator: str, probes: int, relative_error: float | None, weight_decay: float
-) -> None:
-    if isinstance(measures, str):
-        raise ValueError(f"measures={measures!r}: give a sequence of names, such as ({measures!r},).")
+def _check(measures: Sequence[str], estimator: str) -> None:
+    if isinstance(measures, str) or not isinstance(measures, Sequence):
+        raise ValueError(f"measures={quote(measures)}: give a sequence of names, such as ('trace',).")
     for measure in measures:
         check_choice("measures", measure, MEASURES)
     check_choice("estimator", estimator, (AUTO, *ROW_PROBES))
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes={probes!r}: give a whole number of at least 1.")
-    if relative_error is not None and not 0 < relative_error < 1:
-        raise ValueError(f"relative_error={relative_error!r}: give a number between 0 and 1, such as 0.05.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay!r}: give a number that is not negative.")

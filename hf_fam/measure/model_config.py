@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import transformers
@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from transformers.models.auto import modeling_auto
 
 from .._compat import serves_config
+from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, first_line, one_line, quote
 
 # The values of --task, and the class that builds a model for each.
 TASKS = {
@@ -40,49 +41,57 @@ def load_config(source: str, changes: dict[str, Any]) -> Any:
     Raises:
         ModelConfigError: the configuration cannot be found or read.
     """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelConfigError(f"folder '{source}' contains no config.json, so it is not a saved model.")
+    name = quote(source, LONGEST_PATH)
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        raise ModelConfigError(f"folder {name} contains no config.json, so it is not a saved model.")
+    if os.path.isfile(source):
+        raise ModelConfigError(f"{name} is a file: give the folder of a saved model, or a model on the Hub.")
+    if not source.strip():
+        raise ModelConfigError(f"{name} names no model: give the folder of a saved model, or a model on the Hub.")
     try:
-        return transformers.AutoConfig.from_pretrained(source, **changes)
-    except (OSError, ValueError) as error:
+        return transformers.AutoConfig.from_pretrained(source, **{"trust_remote_code": False, **changes})
+    except Exception as error:  # of many kinds: configurations are written by others
         reason = {
             LocalEntryNotFoundError: "is no folder here and not in the cache, and the Hub cannot be reached.",
             RepositoryNotFoundError: "is no folder here and no model on the Hub (if private: run `hf auth login`).",
             HFValidationError: "is no folder here and not the name of a model on the Hub.",
         }.get(type(error.__cause__), f"has no configuration that can be read: {first_line(error)}")
-        raise ModelConfigError(f"'{source}' {reason}") from error
+        if "trust_remote_code" in str(error):
+            reason = "contains code of its own: read it, and add --trust_remote_code to run it."
+        raise ModelConfigError(f"{name} {reason}") from error
 
 
 def model_class_name(source: str, config: Any, task: str | None) -> str:
-    """Return the name of the class to build.
+    """Return the name of the class to build, of transformers.
 
-    Without a head there is no loss to train, so a backbone needs a task.
+    Without a head there is no loss to train, so a backbone needs a task. A model with code of its own is built by the
+    ``AutoModelFor...`` that its configuration names.
+
+    Raises:
+        ModelConfigError: the task is unknown, or the configuration names no class with a head.
     """
     if task is not None:
         if task not in TASKS:
-            raise ModelConfigError(f"--task {task}: choose one of {', '.join(TASKS)}.")
+            raise ModelConfigError(f"--task {one_line(task, LONGEST_VALUE)}: choose one of {', '.join(TASKS)}.")
         return TASKS[task]
     name = next(iter(config.architectures or []), None)
+    for auto, code in (getattr(config, "auto_map", None) or {}).items():
+        if name is not None and str(code).endswith(f".{name}") and auto in TASKS.values():
+            return str(auto)
     possible = [t for t, auto in TASKS.items() if serves_config(getattr(transformers, auto), config)]
     remedy = f"choose a head with --task {' | '.join(possible)}." if possible else "no --task fits it."
+    shown = quote(source, LONGEST_PATH)
     if name is None:
-        raise ModelConfigError(f"the config.json of '{source}' names no architecture: {remedy}")
-    if not hasattr(transformers, name):
-        raise ModelConfigError(f"'{source}' is a {name}, which transformers does not contain: {remedy}")
+        raise ModelConfigError(f"the config.json of {shown} names no architecture: {remedy}")
+    if not isinstance(name, str) or not hasattr(transformers, name):
+        raise ModelConfigError(
+            f"{shown} is a {one_line(str(name), LONGEST_VALUE)}, which transformers does not contain: {remedy}"
+        )
     if name in _backbones():
-        raise ModelConfigError(f"'{source}' is a {name}, which has no head and no loss to train: {remedy}")
+        raise ModelConfigError(f"{shown} is a {name}, which has no head and no loss to train: {remedy}")
     return name
 
 
 def _backbones() -> set[str]:
     names = modeling_auto.MODEL_MAPPING_NAMES.values()
     return {name for entry in names for name in ([entry] if isinstance(entry, str) else entry)}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message.
-
-    If the message is empty, it is the name of the error's class.
-    """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_markup
 from typing import TYPE_CHECKING
+
+from ..inputs.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,4 +71,9 @@ def html_image(figure: Figure, description: str) -> str:
     # Without date and random identifiers, so that the same numbers make the same page.
     figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(description, quote=True)}">'
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(description)}">'
+
+
+def escape(text: str) -> str:
+    """Return text that is no markup and has no control characters."""
+    return escape_markup(printable(text), quote=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
-from .page import html_image, html_list, html_page
+from .page import escape, html_image, html_list, html_page
 from .plotting import item_histogram, layer_profile, robustness_curve
 from .results import FlatnessTable, LayerFlatness, bound_sign
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
-from .columns import (
-    IMAGE_FORMATS,
-    TABLE_FORMATS,
-    first_empty_row,
+from ..data.checks import require_classes, require_numbers, require_texts, require_values
+from ..data.columns import (
     image_columns,
     is_text,
     label_columns,
     other_text_columns,
-    table_format,
     usual_text_columns,
 )
+from ..data.errors import DataError, named_source
+from ..data.folders import read_folder
+from ..data.images import as_images, require_images
+from ..data.splits import TRAIN
+from ..data.tables import read_table
+from ..data.text_length import longest_text
+from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, first_line, one_line, quote
 from .model_config import load_config, model_class_name
+
+_WHOLE_TYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
 
 class SourceError(ValueError):
@@ -62,6 +68,7 @@ def load_source(
     items: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> Source:
     """Load a model and its data.
 
@@ -77,55 +84,88 @@ def load_source(
         items: number of items, selected at random; None: all.
         max_length: tokens after which a text is cut.
         seed: seed of the selection.
+        trust_remote_code: run code that is saved with the model.
 
     Raises:
         SourceError: something cannot be found, read or guessed, or an option does not apply to this model and data.
     """
     if max_length is not None and max_length < 1:
         raise SourceError(f"--max-length {max_length}: give a whole number of at least 1, or leave it out.")
-    network, notes = _load_model(model)
-    data, split = _choose_split(_load_data(dataset, config), split)
-    if len(data) == 0:
-        raise SourceError(f"split '{split}' of '{dataset}' is empty: there is no item to measure.")
-    if items is not None and items < len(data):
-        data = data.shuffle(seed=seed).select(range(items))
-        notes = [*notes, f"A random selection of {items} items (seed {seed})."]
-    main_input = getattr(network, "main_input_name", "input_ids")
-    text_options = {"--text-column": text_column, "--max-length": max_length}
-    image_options = {"--image-column": image_column}
-    if main_input in data.column_names:
-        _refuse_options(
-            {**text_options, **image_options}, f"the data is prepared for the model already (column '{main_input}')"
-        )
-        collate_fn, columns = _prepared_collator(model, network, data, main_input, label_column)
-    elif main_input == "pixel_values":
-        _refuse_options(text_options, f"a {type(network).__name__} takes images")
-        data, image = _decode_images(data, image_column)
-        collate_fn, columns = _image_collator(model, network, data, image, label_column)
-    elif main_input == "input_ids":
-        _refuse_options(image_options, f"a {type(network).__name__} takes texts")
-        collate_fn, columns = _text_collator(model, network, data, text_column, label_column, max_length)
-    else:
-        raise SourceError(
-            f"a {type(network).__name__} takes '{main_input}', which the data does not have: {_list_columns(data)}. "
-            "Prepare the data with that column, or call hf_fam.measure_relative_flatness in Python."
-        )
+    network, notes = _load_model(model, trust_remote_code)
+    files = _ModelFiles(model, trust_remote_code)
+    with named_source(lambda split: f"data {quote(dataset, LONGEST_PATH)}", SourceError):
+        data, split = _choose_split(_load_data(dataset, config), split)
+        if len(data) == 0:
+            raise DataError(f"split {quote(split)} is empty: there is no item to measure.")
+        if items is not None and items < len(data):
+            data = data.shuffle(seed=seed).select(range(items))
+            notes = [*notes, f"A random selection of {items} items (seed {seed})."]
+        main_input = getattr(network, "main_input_name", "input_ids")
+        text_options = {"--text-column": text_column, "--max-length": max_length}
+        image_options = {"--image-column": image_column}
+        if main_input in data.column_names and not is_text(data.features[main_input]):
+            _refuse_options(
+                {**text_options, **image_options}, f"the data is prepared for the model already (column '{main_input}')"
+            )
+            collate_fn, columns = _prepared_collator(files, network, data, main_input, label_column)
+        elif main_input == "pixel_values":
+            _refuse_options(text_options, f"a {type(network).__name__} takes images")
+            image = _choose_column(data, image_column, "--image-column", image_columns(data.features))
+            require_values(data, image)
+            data = as_images(data, image)
+            require_images(data, image)
+            collate_fn, columns = _image_collator(files, network, data, image, label_column)
+        elif main_input == "input_ids":
+            _refuse_options(image_options, f"a {type(network).__name__} takes texts")
+            collate_fn, columns = _text_collator(files, network, data, text_column, label_column, max_length)
+        else:
+            raise SourceError(
+                f"a {type(network).__name__} takes '{main_input}', which the data does not have. "
+                f"{_list_columns(data)}. "
+                "Prepare the data with that column, or call hf_fam.measure_relative_flatness in Python."
+            )
     return Source(network, data, collate_fn, split, columns, tuple(notes))
 
 
 def _refuse_options(options: Mapping[str, Any], reason: str) -> None:
     for option, value in options.items():
         if value is not None:
-            raise SourceError(f"{option} {value} does not apply here: {reason}. Leave it out.")
+            raise SourceError(
+                f"{option} {one_line(str(value), LONGEST_VALUE)} does not apply here: {reason}. Leave it out."
+            )
 
 
-def _load_model(source: str) -> tuple[nn.Module, list[str]]:
-    config = load_config(source, {})
+@dataclass(frozen=True)
+class _ModelFiles:
+    """What is saved beside a model.
+
+    Attributes:
+        source: the folder, or the name on the Hub.
+        trust_remote_code: run code that is saved there.
+    """
+
+    source: str
+    trust_remote_code: bool
+
+    def load(self, auto_class: Any, kind: str, **options: Any) -> Any:
+        """Return the tokenizer or the image processor."""
+        try:
+            return auto_class.from_pretrained(self.source, trust_remote_code=self.trust_remote_code, **options)
+        except Exception as error:  # of many kinds, of broken files
+            name = quote(self.source, LONGEST_PATH)
+            raise SourceError(f"{name} has no {kind} that can be loaded: {first_line(error)}") from error
+
+
+def _load_model(source: str, trust_remote_code: bool) -> tuple[nn.Module, list[str]]:
+    config = load_config(source, {"trust_remote_code": trust_remote_code})
     name = model_class_name(source, config, None)
+    options = {"trust_remote_code": trust_remote_code} if name.startswith("Auto") else {}
     try:
-        model, info = getattr(transformers, name).from_pretrained(source, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SourceError(f"the weights of '{source}' cannot be loaded: {_first_line(error)}") from error
+        model, info = getattr(transformers, name).from_pretrained(source, output_loading_info=True, **options)
+    except Exception as error:  # of many kinds, of broken files
+        raise SourceError(
+            f"the weights of {quote(source, LONGEST_PATH)} cannot be loaded: {first_line(error)}"
+        ) from error
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         return model, [f"Not in the checkpoint, and so random: {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}."]
@@ -133,101 +173,54 @@ def _load_model(source: str) -> tuple[nn.Module, list[str]]:
 
 
 def _load_data(source: str, config: str | None) -> Any:
+    if os.path.isdir(source):
+        return read_folder(source)
+    if os.path.exists(source):
+        return {TRAIN: read_table(source)}
     import datasets
 
-    path = Path(source)
     try:
-        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-            return datasets.load_from_disk(source)
-        if path.exists():
-            builder, options = _local_files(path)
-            return datasets.load_dataset(builder, **options)
         return datasets.load_dataset(source, config)
-    except SourceError:
-        raise
-    except Exception as error:  # of many kinds, from a missing file to a broken archive
-        problem = "cannot be read" if path.exists() else "is no file or folder here, and cannot be loaded from the Hub"
-        raise SourceError(f"data '{source}' {problem}: {_first_line(error)}") from error
-
-
-def _local_files(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return the builder of `datasets` for a file or folder, and its options."""
-    if path.is_file():
-        known = table_format(path)
-        if known is None:
-            raise SourceError(
-                f"data '{path}' is a {path.suffix or 'file without ending'}: give one of {', '.join(TABLE_FORMATS)}."
-            )
-        builder, options = known
-        return builder, {"data_files": str(path), **options}
-    if any(file.suffix.lower() in IMAGE_FORMATS for file in path.rglob("*")):
-        return "imagefolder", {"data_dir": str(path)}
-    tables = [(file, known) for file in sorted(path.rglob("*")) if (known := table_format(file))]
-    if not tables:
-        raise SourceError(
-            f"folder '{path}' contains no images and none of {', '.join('*' + ending for ending in TABLE_FORMATS)}."
-        )
-    builder, options = tables[0][1]
-    splits: dict[str, list[str]] = {}
-    for file, known in tables:
-        if known == (builder, options):
-            name = next((s for s in ("train", "validation", "test", "dev") if s in file.stem), "train")
-            splits.setdefault(name, []).append(str(file))
-    return builder, {"data_files": splits, **options}
+    except Exception as error:  # of many kinds, from an unreachable Hub to a broken archive
+        reason = first_line(error.__cause__ or error)
+        raise DataError(f"it is no file or folder here, and cannot be loaded from the Hub: {reason}") from error
 
 
 def _choose_split(data: Any, split: str | None) -> tuple[Any, str]:
     if not isinstance(data, Mapping):
         if split not in (None, str(data.split)):
-            raise SourceError(f"the data has no splits: leave out --split {split}.")
+            raise SourceError(f"the data has no splits: leave out --split {quote(split)}.")
         return data, str(data.split or "all")
     names = list(data)
     chosen: str = split or ("train" if "train" in names else names[0] if len(names) == 1 else "")
     if chosen not in names:
-        problem = f"there is no split '{split}'" if split else "the data has several splits and none is 'train'"
-        raise SourceError(f"{problem}: choose --split {' | '.join(names)}.")
+        problem = f"there is no split {quote(split)}" if split else "the data has several splits and none is 'train'"
+        raise SourceError(f"{problem}: choose --split {' | '.join(map(quote, names))}.")
     return data[chosen], chosen
 
 
 def _prepared_collator(
-    source: str, model: nn.Module, data: Any, main_input: str, column: str | None
+    files: _ModelFiles, model: nn.Module, data: Any, main_input: str, column: str | None
 ) -> tuple[Callable[[list[Any]], Any], dict[str, str]]:
     """Return a collator and columns for data that is prepared for the model."""
     label = _label_column(model, data, column)
-    number = _label_to_number(model, data, label)
+    number = _label_to_number(model, data, label, is_prepared=True)
 
     def collate(items: list[Any]) -> Any:
         inputs = [{k: v for k, v in item.items() if k != label} for item in items]
         labels = torch.as_tensor([number(item[label]) for item in items])
         if main_input == "input_ids" and len({len(item[main_input]) for item in items}) > 1:
-            return {**_tokenizer(source).pad(inputs, return_tensors="pt"), "labels": labels}
+            return {**_tokenizer(files).pad(inputs, return_tensors="pt"), "labels": labels}
         return {**transformers.default_data_collator(inputs), "labels": labels}
 
     return collate, {"input": main_input, "label": label}
 
 
-def _decode_images(data: Any, column: str | None) -> tuple[Any, str]:
-    import datasets
-
-    image = _choose_column(data, column, "--image-column", image_columns(data.features))
-    if isinstance(data.features[image], datasets.Image):
-        return data, image
-    try:
-        data = data.cast_column(image, datasets.Image())
-        data[0]
-    except Exception as error:  # of pyarrow, datasets or Pillow
-        raise SourceError(f"column '{image}' contains no images: {_first_line(error)}") from error
-    return data, image
-
-
 def _image_collator(
-    source: str, model: nn.Module, data: Any, image: str, label: str | None
+    files: _ModelFiles, model: nn.Module, data: Any, image: str, label: str | None
 ) -> tuple[Callable[[list[Any]], Any], dict[str, str]]:
     label_column = _label_column(model, data, label)
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError, ImportError) as error:
-        raise SourceError(f"'{source}' has no image processor: {_first_line(error)}") from error
+    processor = files.load(transformers.AutoImageProcessor, "image processor", backend="pil")
     number = _label_to_number(model, data, label_column)
 
     def collate(items: list[Any]) -> Any:
@@ -239,7 +232,7 @@ def _image_collator(
 
 
 def _text_collator(
-    source: str, model: nn.Module, data: Any, column: str | None, label: str | None, max_length: int | None
+    files: _ModelFiles, model: nn.Module, data: Any, column: str | None, label: str | None, max_length: int | None
 ) -> tuple[Callable[[list[Any]], Any], dict[str, str]]:
     if column is not None:
         names = [_choose_column(data, name.strip(), "--text-column", ()) for name in column.split(",")]
@@ -247,12 +240,12 @@ def _text_collator(
         usual = usual_text_columns(name for name, feature in data.features.items() if is_text(feature))
         names = [*usual] or [_choose_column(data, None, "--text-column", other_text_columns(data.features))]
     for name in names:
-        _require_values(data, name)
-    tokenizer = _tokenizer(source)
-    positions = getattr(model.config, "max_position_embeddings", None)
+        require_texts(data, name)
+    tokenizer = _tokenizer(files)
+    positions = longest_text(model, tokenizer)
     if max_length is not None and positions and max_length > positions:
         raise SourceError(f"--max-length {max_length}: the model has {positions} positions. Give at most that number.")
-    length = max_length or min(tokenizer.model_max_length, positions or 512, 512)
+    length = max_length or min(positions or 512, 512)
     class_name = type(model).__name__
 
     def tokenized(items: list[Any]) -> Any:
@@ -283,58 +276,51 @@ def _text_collator(
     return collate, {"text": ", ".join(names), "label": label_column}
 
 
-def _tokenizer(source: str) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"'{source}' has no tokenizer that can be loaded: {_first_line(error)}") from error
+def _tokenizer(files: _ModelFiles) -> Any:
+    return files.load(transformers.AutoTokenizer, "tokenizer")
 
 
 def _choose_column(data: Any, column: str | None, option: str, guesses: Sequence[str]) -> str:
     if column:
         if column not in data.column_names:
-            raise SourceError(f"the data has no column '{column}': {_list_columns(data)}.")
+            raise DataError(f"{option}: the data has no column {quote(column)}: {_list_columns(data)}.")
         return column
     for guess in guesses:
         if guess in data.column_names:
             return guess
-    raise SourceError(
-        f"which column to use cannot be guessed: give {option}. {_list_columns(data)}.".replace(": The", ": the")
-    )
+    raise DataError(f"which column to use cannot be guessed: give {option}. {_list_columns(data)}.")
 
 
 def _label_column(model: nn.Module, data: Any, given: str | None) -> str:
     column = _choose_column(data, given, "--label-column", label_columns(data.features))
-    _require_values(data, column)
+    require_values(data, column)
     return column
 
 
-def _require_values(data: Any, column: str) -> None:
-    row = first_empty_row(data, column)
-    if row is not None:
-        raise SourceError(f"column '{column}' is empty in row {row}: fill it, or remove the row.")
+def _label_to_number(model: Any, data: Any, column: str, is_prepared: bool = False) -> Callable[[Any], Any]:
+    """Return a function from a label as the data has it to the model's number of the class.
 
-
-def _label_to_number(model: Any, data: Any, column: str) -> Callable[[Any], float | int]:
-    """From a label as the data has it to the model's number of the class."""
-    if not is_text(data.features[column]):
+    Prepared data may have a label for every token.
+    """
+    feature = data.features[column]
+    is_regression = model.config.num_labels == 1 or getattr(model.config, "problem_type", None) == "regression"
+    if is_regression and hasattr(feature, "dtype"):
+        require_numbers(data, column)
+        return float
+    if not is_text(feature):
+        has_several = is_prepared or getattr(model.config, "problem_type", None) == "multi_label_classification"
+        if not has_several and getattr(feature, "dtype", None) not in _WHOLE_TYPES:
+            require_classes(data, column)
         return lambda label: label
     class_numbers = {str(name): int(k) for name, k in (model.config.label2id or {}).items()}
-
-    def number(label: Any) -> int:
-        if label not in class_numbers:
-            raise SourceError(
-                f"label {label!r} in column '{column}' is not one of the model's classes "
-                f"({', '.join(list(class_numbers)[:8])}{' ...' if len(class_numbers) > 8 else ''})."
+    for label in data.unique(column):
+        if label.strip() not in class_numbers:
+            raise DataError(
+                f"label {quote(label)} in column {quote(column)} is not one of the model's classes "
+                f"({quote([*class_numbers], 120).strip('[]')})."
             )
-        return class_numbers[label]
-
-    return number
+    return lambda label: class_numbers[label.strip()]
 
 
 def _list_columns(data: Any) -> str:
-    return f"The columns are {', '.join(map(repr, data.column_names))}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"The columns are {quote(data.column_names, 120).strip('[]')}"

@@ -12,6 +12,9 @@ from typing import Any, ClassVar, TypeVar
 
 from transformers import Trainer, TrainerCallback
 
+from ..inputs.numbers import require_number
+from ..inputs.text import quote
+
 METHODS: dict[str, type[Method]] = {}
 _Class = TypeVar("_Class", bound="type[Method]")
 
@@ -56,10 +59,7 @@ class Method(ABC):
             return
         if self.field is None:
             raise ValueError(f"method={self.name!r} has no strength: leave out strength={self.strength!r}.")
-        low, high = self.limits
-        if not low < self.strength < high:
-            above = f" and below {high:g}" if high < math.inf else ""
-            raise ValueError(f"{self.field}={self.strength!r}: give a number above {low:g}{above}.")
+        require_number(self.field, self.strength, *self.limits, open_low=True, open_high=True)
 
     @property
     def value(self) -> float:
@@ -125,7 +125,7 @@ def method_called(name: str) -> type[Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=2)
         hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
-        raise ValueError(f"method={name!r}: {hint} one of {', '.join(sorted(METHODS))}.")
+        raise ValueError(f"method={quote(name)}: {hint} one of {', '.join(sorted(METHODS))}.")
     return METHODS[name]
 
 

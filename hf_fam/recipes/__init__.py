@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..inputs.text import quote
+
 TASKS = ("causal_lm", "image_classification", "text_classification", "text_regression", "token_classification")
 
 
@@ -24,8 +26,8 @@ def default_configuration(task: str) -> Path:
         >>> default_configuration("text_regression").name
         'text_regression.yaml'
     """
-    if task not in TASKS:
-        raise ValueError(f"there is no task {task!r}: choose one of {', '.join(TASKS)}.")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"there is no task {quote(task)}: choose one of {', '.join(TASKS)}.")
     return Path(__file__).with_name("configurations") / f"{task}.yaml"
 
 

@@ -8,18 +8,26 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, EvalPrediction
 
+from ..data.checks import IGNORED, require_texts, require_values
+from ..data.errors import DataError, named_source
+from ..data.splits import TRAIN
+from ..inputs.text import first_line, quote
 from ..measure.classification_metrics import calibration_error
-from ..measure.data import IGNORED
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from .common.data import TRAIN, load_splits, require_values
-from .common.models import load_model, load_preprocessing
+from .common.data import (
+    load_splits,
+    prepare_splits,
+)
+from .common.models import load_model, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.training import finetune, prepare_run
+
+TOKEN_METRICS = ("accuracy", "nll", "perplexity", "ece")
 
 
 @dataclass
@@ -72,47 +80,54 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         raise ValueError("freeze_backbone: a language model has no head of its own to train; LoRA trains few weights.")
     if model_args.from_scratch and lora.use_lora:
         raise ValueError("from_scratch with adapters would train them on random weights: add --use_lora False.")
-    prepare_run(args)
-    with args.main_process_first():
-        splits = load_splits(data, model_args, args.seed)
-    for column in text_columns(splits[TRAIN].column_names, data.text_column_name):
-        require_values(splits, column)
+    prepare_run(args, model_args)
+    with named_source(data.source_of):
+        with args.main_process_first():
+            splits = load_splits(data, model_args, args.seed)
+        for name, split in splits.items():
+            check_texts(split, data.text_column_name, name)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if "messages" in splits[TRAIN].column_names and tokenizer.chat_template is None:
+        raise ValueError("tokenizer_name: the tokenizer has no chat template, which the column 'messages' needs.")
 
     def make_model() -> Any:
-        model = load_model(model_args, AutoModelForCausalLM)
-        return add_lora(model, lora) if lora.use_lora else model
+        loaded = load_model(model_args, AutoModelForCausalLM)
+        return add_lora(loaded, lora) if lora.use_lora else loaded
+
+    model = make_model()
+    length = tokens_within(model, tokenizer, data.max_seq_length)
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         ids, prompt_length = tokenize(tokenizer, row, data.text_column_name)
-        ids = ids[: data.max_seq_length]
+        ids = ids[:length]
         labels = [IGNORED] * prompt_length + ids[prompt_length:]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
-    with args.main_process_first():
-        splits = DatasetDict(
-            {
-                k: split.map(prepare, remove_columns=split.column_names).filter(lambda row: has_labels(row["labels"]))
-                for k, split in splits.items()
-            }
-        )
+    with args.main_process_first(), named_source(data.source_of):
+        prepared = prepare_splits(splits, lambda split: prepare)
+        splits = DatasetDict({k: v.filter(lambda row: has_labels(row["labels"])) for k, v in prepared.items()})
     for name, split in splits.items():
         if not len(split):
             raise ValueError(
-                f"no text of the {name} data has a token to learn within max_seq_length={data.max_seq_length}: raise "
-                "it, or give shorter prompts."
+                f"{data.source_of(name)}: no text of the {name} data has a token to learn within "
+                f"max_seq_length={data.max_seq_length}: raise it, or give shorter prompts."
             )
     return Run(
-        model_args, data, method, args, make_model, splits, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
-        token_metrics,
+        model_args, data, method, args, model, make_model, splits, tokenizer,
+        DataCollatorForSeq2Seq(tokenizer, padding=True),
+        token_metrics, TOKEN_METRICS,
         task="text-generation", preprocess_logits=reduce_logits,
     )  # fmt: skip
 
 
 def add_lora(model: Any, lora: LoraArguments) -> Any:
-    """Return the model with LoRA adapters."""
+    """Return the model with LoRA adapters.
+
+    Raises:
+        ValueError: the model has no such layers.
+    """
     from peft import LoraConfig, get_peft_model  # needed for adapters only
 
     config = LoraConfig(
@@ -122,37 +137,51 @@ def add_lora(model: Any, lora: LoraArguments) -> Any:
         lora_dropout=lora.lora_dropout,
         target_modules=lora.lora_target_modules,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, RuntimeError, TypeError) as error:
+        given = quote(lora.lora_target_modules)
+        raise ValueError(f"lora_target_modules={given}: no adapters can be made: {first_line(error)}") from error
 
 
-def text_columns(columns: Sequence[str], text_column: str) -> tuple[str, ...]:
-    """Return the columns that `tokenize` reads.
+def check_texts(split: Dataset, text_column: str, name: str) -> None:
+    """Refuse data that `tokenize` cannot read.
 
     Args:
-        columns: all columns of the data.
+        split: the data.
         text_column: column of plain texts, for data that has neither conversations nor prompts.
+        name: name of the split.
+
+    Raises:
+        DataError: there is no column of texts, or one has an empty place or something else.
     """
+    columns = split.column_names
     if "messages" in columns:
-        return ("messages",)
-    return ("prompt", "completion") if {"prompt", "completion"} <= {*columns} else (text_column,)
+        require_values(split, "messages", name)
+        entry = getattr(split.features["messages"], "feature", None)
+        if not (isinstance(entry, dict) and {"role", "content"} <= {*entry}):
+            raise DataError("column 'messages' has to contain lists of objects with 'role' and 'content'.", name)
+        return
+    texts = ("prompt", "completion") if {"prompt", "completion"} <= {*columns} else (text_column,)
+    if not {*texts} <= {*columns}:
+        raise DataError(
+            f"columns {quote(columns, 100).strip('[]')}: give 'messages', 'prompt' and 'completion', or "
+            "text_column_name.",
+            name,
+        )
+    for column in texts:
+        require_texts(split, column, name)
 
 
 def tokenize(tokenizer: Any, row: dict[str, Any], text_column: str) -> tuple[list[int], int]:
-    """Return the tokens of a row, and the length of its prompt, which is not learned.
-
-    Raises:
-        ValueError: the row has none of the known columns.
-    """
+    """Return the tokens of a row, and the length of its prompt, which is not learned."""
     if "messages" in row:
         return list(tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)), 0
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if "prompt" in row and "completion" in row:
         prompt = tokenizer(row["prompt"])["input_ids"]
         return [*prompt, *tokenizer(row["completion"], add_special_tokens=False)["input_ids"], *end], len(prompt)
-    if text_column in row:
-        return [*tokenizer(row[text_column])["input_ids"], *end], 0
-    present = ", ".join(map(repr, row))
-    raise ValueError(f"columns {present}: give 'messages', 'prompt' and 'completion', or text_column_name.")
+    return [*tokenizer(row[text_column])["input_ids"], *end], 0
 
 
 def has_labels(labels: Sequence[int]) -> bool:

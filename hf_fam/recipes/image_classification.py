@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import functools
-import warnings
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import DatasetDict
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from ..measure.columns import image_columns, label_columns
+from ..data.checks import require_classes, require_values
+from ..data.columns import image_columns
+from ..data.errors import named_source
+from ..data.images import as_images, read_image_folder, require_images
+from ..data.splits import TEST, TRAIN, VALIDATION
+from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.augmentation import augment, parse_augmentation
 from .common.data import (
-    TEST,
-    TRAIN,
-    VALIDATION,
+    check_labels,
     class_names,
     class_number,
+    drop_unknown_labels,
     label_column,
     load_splits,
+    read_split,
     require_column,
+    require_column_of_split,
     select_samples,
 )
-from .common.metrics import classification_metrics
+from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing
 from .common.run import Run
 from .common.training import finetune, prepare_run
@@ -90,12 +96,23 @@ class ImageArguments(DataArguments):
         parse_augmentation(self.augmentation)
         for name in ("train_dir", "validation_dir", "test_dir"):
             folder = getattr(self, name)
-            if folder is not None and not Path(folder).is_dir():
-                raise ValueError(f"{name}={folder!r}: there is no such folder.")
+            if folder is not None and not os.path.isdir(folder):
+                raise ValueError(f"{name}={quote(folder)}: there is no such folder.")
         if (self.validation_dir or self.test_dir) and not self.train_dir:
             raise ValueError("validation_dir and test_dir are given without train_dir.")
         if self.train_dir and (self.train_file or self.data_dir):
             raise ValueError("give one of train_dir, data_dir and train_file.")
+
+    def files(self) -> dict[str, str]:
+        """Return the folders or files of the splits that are named."""
+        folders = {TRAIN: self.train_dir, VALIDATION: self.validation_dir, TEST: self.test_dir}
+        named = {split: folder for split, folder in folders.items() if folder is not None}
+        return named or super().files()
+
+    def source_of(self, split: str | None) -> str:
+        """Return the argument that names the data of a split, with its value."""
+        source = super().source_of(split)
+        return source.replace("_file=", "_dir=", 1) if self.train_dir else source
 
     @property
     def title(self) -> str:
@@ -132,15 +149,20 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         raise ValueError(
             f"augmentation={data.augmentation!r} with freeze_backbone: features are computed once, so choose none."
         )
-    prepare_run(args)
+    prepare_run(args, model_args)
     args.remove_unused_columns = False  # images become pixels only when a batch is made
-    with args.main_process_first():
-        splits, folder_names = load_images(data, model_args, args.seed)
-    image = image_column(splits, data.image_column_name)
-    label = label_column(splits, data.label_column_name)
-    names = folder_names or class_names(splits, label)
+    with named_source(data.source_of):
+        with args.main_process_first():
+            splits = load_images(data, model_args, args.seed)
+        image = image_column(splits, data.image_column_name)
+        label = label_column(splits, data.label_column_name)
+        splits = readable_images(splits, image, is_own=data.dataset_name is None)
+        check_labels(splits, label, require_classes)
+        names = class_names(splits, label)
+        drop_unknown_labels(splits, label, names)
     processor = load_processor(data, model_args)
     make_model = functools.partial(load_classifier, model_args, AutoModelForImageClassification, names)
+    model = make_model()
     feature = splits[TRAIN].features[label]
 
     def with_pixels(change: Callable[[Image.Image], Image.Image]) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
@@ -157,7 +179,8 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         {k: split.with_transform(with_pixels(augmented if k == TRAIN else lambda x: x)) for k, split in splits.items()}
     )
     return Run(
-        model_args, data, method, args, make_model, splits, processor, collate, classification_metrics,
+        model_args, data, method, args, model, make_model, splits, processor, collate,
+        classification_metrics, CLASSIFICATION_METRICS,
         task="image-classification", to_text=lambda row: names[row.argmax()],
     )  # fmt: skip
 
@@ -174,59 +197,42 @@ def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:
     )
 
 
-def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:
-    """Load the splits, and the classes if the folders of the images tell them.
-
-    Returns:
-        The splits and the classes in order; no classes for data from elsewhere, which declares its own.
-    """
-    if data.train_dir is None and data.data_dir is None:
-        return load_splits(data, model_args, seed), []
-    if data.data_dir is not None:
-        splits = load_dataset(data.data_dir, cache_dir=model_args.cache_dir)
-    else:
-        folders = {TRAIN: data.train_dir, VALIDATION: data.validation_dir, TEST: data.test_dir}
-        files = {split: str(Path(folder, "**")) for split, folder in folders.items() if folder is not None}
-        splits = load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=model_args.cache_dir)
-    names = folder_classes(splits, data.label_column_name)
-    return select_samples(splits, data, seed), names
-
-
-def folder_classes(splits: DatasetDict, label: str | None) -> list[str]:
-    """Return the classes that the training data has images of.
-
-    Labels of the test data are removed if it has other folders: its images are predicted, not measured.
-
-    Args:
-        splits: the data; the test split may be changed.
-        label: column of the labels; None for the first one that looks like it.
+def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
+    """Load the splits, from the folders of images if they are named.
 
     Raises:
-        ValueError: the validation data has other classes.
+        DataError: a folder, a file or a split cannot be used.
     """
-    if TRAIN not in splits:
-        return []  # select_samples says that it is missing
-    label = label or next(iter(label_columns(splits[TRAIN].features)), "label")
-    feature = splits[TRAIN].features.get(label)
-    if not isinstance(feature, ClassLabel):
-        return []  # label_column says whether it is missing
-    present = {
-        name: {feature.int2str(k) for k in split.unique(label)}
-        for name, split in splits.items()
-        if label in split.features
+    if data.train_dir is None:
+        return load_splits(data, model_args, seed)
+    splits = {
+        split: read_split(folder, split, functools.partial(read_image_folder, needs_labels=split != TEST))
+        for split, folder in data.files().items()
     }
-    unknown = {name: sorted(classes - present[TRAIN]) for name, classes in present.items()}
-    if unknown.get(VALIDATION):
-        raise ValueError(
-            f"the validation folder has classes without training images: {', '.join(unknown[VALIDATION])}."
-        )
-    if unknown.get(TEST):
-        warnings.warn(
-            f"the test folder's {', '.join(unknown[TEST])} is no class: its images are predicted, not measured.",
-            stacklevel=2,
-        )
-        splits[TEST] = splits[TEST].remove_columns(label)
-    return sorted(present[TRAIN])
+    return select_samples(DatasetDict(splits), data, seed)
+
+
+def readable_images(splits: DatasetDict, image: str, is_own: bool) -> DatasetDict:
+    """Return the splits with a column of images that can all be decoded.
+
+    Args:
+        splits: the data.
+        image: column of the images, or of their paths.
+        is_own: decode every image once, to find broken ones before the training; not for data from the Hub.
+
+    Raises:
+        DataError: an image is missing or broken.
+    """
+    readable: dict[str, Any] = {}
+    for name, split in splits.items():
+        if name.startswith(TEST):
+            require_column_of_split(splits, name, image, "image_column_name")
+        require_values(split, image, name)
+        readable[name] = as_images(split, image)
+        # A part that was split off has the rows of the whole.
+        if is_own and not any(split.data is splits[other].data for other in readable if other != name):
+            require_images(readable[name], image, name)
+    return DatasetDict(readable)
 
 
 def image_column(splits: DatasetDict, name: str | None) -> str:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from datasets import DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from ..measure.columns import other_text_columns, usual_text_columns
+from ..data.checks import require_classes, require_numbers, require_texts
+from ..data.columns import other_text_columns, usual_text_columns
+from ..data.errors import DataError, named_source
+from ..data.splits import TEST, TRAIN, VALIDATION
+from ..inputs.numbers import require_number
+from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.data import (
-    TEST,
-    TRAIN,
-    VALIDATION,
+    check_labels,
+    check_splits,
     class_names,
     class_number,
     has_labels,
     label_column,
     load_splits,
+    prepare_splits,
     require_column,
-    require_values,
+    require_column_of_split,
 )
-from .common.metrics import classification_metrics, regression_metrics
-from .common.models import load_classifier, load_preprocessing
+from .common.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, classification_metrics, regression_metrics
+from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.training import finetune, prepare_run
 
@@ -43,6 +48,9 @@ GLUE_TASKS = {
     "stsb": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
 }
+
+# Types of labels that make it a regression.
+FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass
@@ -75,7 +83,7 @@ class TextArguments(DataArguments):
         if self.task_name == "ax":
             raise ValueError("task_name='ax' has no training data: train with mnli, then predict by --test_file.")
         if self.task_name not in GLUE_TASKS:
-            raise ValueError(f"task_name={self.task_name!r}: choose one of {', '.join(GLUE_TASKS)}.")
+            raise ValueError(f"task_name={quote(self.task_name)}: choose one of {', '.join(GLUE_TASKS)}.")
         if self.train_file is None and self.data_dir is None and self.dataset_name is None:
             self.dataset_name, self.dataset_config_name = GLUE, self.task_name
 
@@ -120,47 +128,48 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     argument_types = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, method, args = parse(argument_types, argv, methods)
     data.is_whole = bool(methods)
-    prepare_run(args)
-    with args.main_process_first():
-        splits = load_splits(data, model_args, args.seed)
-    label = label_column(splits, data.label_column_name)
-    texts = text_columns(splits, data)
-    for column in texts:
-        require_values(splits, column)
-    require_values(DatasetDict({k: split for k, split in splits.items() if not k.startswith(TEST)}), label)
-    feature = splits[TRAIN].features[label]
-    is_regression = data.do_regression or data.task_name == "stsb" or feature.dtype in ("float32", "float64")
-    names = ["score"] if is_regression else class_names(splits, label)
+    prepare_run(args, model_args)
+    with named_source(data.source_of):
+        with args.main_process_first():
+            splits = load_splits(data, model_args, args.seed)
+        label = label_column(splits, data.label_column_name)
+        texts = text_columns(splits, data)
+        for column in texts:
+            if TEST in splits:
+                require_column_of_split(splits, TEST, column, "text_column_names")
+            check_splits(splits, require_texts, column)
+        feature = splits[TRAIN].features[label]
+        is_regression = data.do_regression or data.task_name == "stsb" or getattr(feature, "dtype", "") in FLOATS
+        check_labels(splits, label, require_numbers if is_regression else require_classes)
+        names = ["score"] if is_regression else class_names(splits, label)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     problem_type = "regression" if is_regression else "single_label_classification"
     make_model = functools.partial(
         load_classifier, model_args, AutoModelForSequenceClassification, names, problem_type=problem_type
     )
+    model = make_model()
+    length = tokens_within(model, tokenizer, data.max_seq_length)
 
-    def prepare(batch: dict[str, list[Any]], is_labeled: bool) -> dict[str, Any]:
-        encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=data.max_seq_length)
-        if is_labeled:
-            encoded["labels"] = [
-                regression_label(value) if is_regression else class_number(names, feature, value)
-                for value in batch[label]
-            ]
-        return encoded
+    def prepare(split: str) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
+        is_labeled = has_labels(splits[split], label)
 
-    with args.main_process_first():
-        splits = DatasetDict(
-            {
-                k: split.map(
-                    prepare,
-                    batched=True,
-                    remove_columns=split.column_names,
-                    fn_kwargs={"is_labeled": has_labels(split, label)},
-                )
-                for k, split in splits.items()
-            }
-        )
+        def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=length)
+            if is_labeled:
+                encoded["labels"] = [
+                    regression_label(value) if is_regression else class_number(names, feature, value)
+                    for value in batch[label]
+                ]
+            return encoded
+
+        return tokenize
+
+    with args.main_process_first(), named_source(data.source_of):
+        prepared = prepare_splits(splits, prepare, batched=True)
     return Run(
-        model_args, data, method, args, make_model, splits, tokenizer, DataCollatorWithPadding(tokenizer),
+        model_args, data, method, args, model, make_model, prepared, tokenizer, DataCollatorWithPadding(tokenizer),
         regression_metrics if is_regression else classification_metrics,
+        REGRESSION_METRICS if is_regression else CLASSIFICATION_METRICS,
         task="text-classification",
         to_text=(lambda row: f"{row[0]:.4f}") if is_regression else (lambda row: names[row.argmax()]),
     )  # fmt: skip
@@ -170,11 +179,12 @@ def regression_label(value: Any) -> float:
     """Return the label of a regression as a number.
 
     Raises:
-        ValueError: the label is missing, in data of which other rows have one.
+        DataError: the label is missing, in data of which other rows have one.
+        ValueError: the label is no finite number.
     """
     if value is None:
-        raise ValueError("a label of the test data is empty and others are not: give all numbers, or none.")
-    return float(value)
+        raise DataError("a label of the test data is empty and others are not: give all numbers, or none.", TEST)
+    return require_number("label", value)
 
 
 def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
@@ -184,13 +194,14 @@ def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
     strings that is not named like a label.
 
     Raises:
-        ValueError: a column is missing, more than two are named, or none can be guessed.
+        DataError: a column is missing, or none can be guessed.
+        ValueError: more than two are named.
     """
     columns = splits[TRAIN].column_names
     if data.text_column_names:
         names = tuple(name.strip() for name in data.text_column_names.split(","))
         if len(names) > 2:
-            raise ValueError(f"text_column_names={data.text_column_names!r}: give one column, or two.")
+            raise ValueError(f"text_column_names={quote(data.text_column_names)}: give one column, or two.")
         return tuple(require_column(splits, name, "text_column_names") for name in names)
     if data.task_name and {*GLUE_TASKS[data.task_name]} <= {*columns}:
         return GLUE_TASKS[data.task_name]
@@ -198,4 +209,5 @@ def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
     others = other_text_columns(splits[TRAIN].features)
     if usual or len(others) == 1:
         return usual or (others[0],)
-    raise ValueError(f"no column of texts among {', '.join(map(repr, columns))}: name it with text_column_names.")
+    present = quote(columns, 120).strip("[]")
+    raise DataError(f"no column of texts among {present}: name it with text_column_names.", TRAIN)

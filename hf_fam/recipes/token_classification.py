@@ -12,12 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCollatorForTokenClassification
 
-from ..measure.data import IGNORED
+from ..data.checks import IGNORED, require_tags
+from ..data.errors import named_source
+from ..data.splits import TEST, TRAIN
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from .common.data import TRAIN, load_splits, require_column, require_values
-from .common.metrics import classification_metrics
-from .common.models import load_classifier, load_preprocessing
+from .common.data import (
+    check_splits,
+    load_splits,
+    prepare_splits,
+    refuse_unknown_classes,
+    require_column,
+    require_column_of_split,
+    require_two_classes,
+)
+from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
+from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.training import finetune, prepare_run
 
@@ -59,42 +69,46 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     argument_types = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, method, args = parse(argument_types, argv, methods)
     data.is_whole = bool(methods)
-    prepare_run(args)
-    with args.main_process_first():
-        splits = load_splits(data, model_args, args.seed)
-    words = require_column(splits, data.text_column_name, "text_column_name")
-    label = require_column(splits, data.label_column_name, "label_column_name")
-    for column in (words, label):
-        require_values(splits, column)
-    names = word_classes(splits, label)
+    prepare_run(args, model_args)
+    with named_source(data.source_of):
+        with args.main_process_first():
+            splits = load_splits(data, model_args, args.seed)
+        words = require_column(splits, data.text_column_name, "text_column_name")
+        label = require_column(splits, data.label_column_name, "label_column_name")
+        if TEST in splits:
+            require_column_of_split(splits, TEST, words, "text_column_name")
+            require_column_of_split(splits, TEST, label, "label_column_name")
+        check_splits(splits, require_tags, words, label)
+        names = word_classes(splits, label)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if not tokenizer.is_fast:
-        raise ValueError("the model's tokenizer cannot tell which word a token is of: a fast one is needed.")
+        raise ValueError(
+            "tokenizer_name: the model's tokenizer cannot tell which word a token is of: a fast one is needed."
+        )
     make_model = functools.partial(load_classifier, model_args, AutoModelForTokenClassification, names)
+    model = make_model()
     numbers = {name: k for k, name in enumerate(names)}
     is_numbered = isinstance(item_feature(splits, label), ClassLabel)
+    length = tokens_within(model, tokenizer, data.max_seq_length)
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        for row, tags in zip(batch[words], batch[label], strict=True):
-            require_one_label_a_word(row, tags)
-        encoded = tokenizer(batch[words], truncation=True, max_length=data.max_seq_length, is_split_into_words=True)
+        encoded = tokenizer(batch[words], truncation=True, max_length=length, is_split_into_words=True)
         encoded["labels"] = [
             token_labels(
                 encoded.word_ids(k),
-                [value if is_numbered else numbers[str(value)] for value in row],
+                [value if is_numbered else numbers[str(value).strip()] for value in row],
                 label_all=data.label_all_tokens,
             )
             for k, row in enumerate(batch[label])
         ]
         return encoded
 
-    with args.main_process_first():
-        splits = DatasetDict(
-            {k: split.map(prepare, batched=True, remove_columns=split.column_names) for k, split in splits.items()}
-        )
+    with args.main_process_first(), named_source(data.source_of):
+        splits = prepare_splits(splits, lambda split: prepare, batched=True)
     return Run(
-        model_args, data, method, args, make_model, splits, tokenizer, DataCollatorForTokenClassification(tokenizer),
-        classification_metrics,
+        model_args, data, method, args, model, make_model, splits, tokenizer,
+        DataCollatorForTokenClassification(tokenizer),
+        classification_metrics, CLASSIFICATION_METRICS,
         task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
     )  # fmt: skip
 
@@ -125,27 +139,16 @@ def word_classes(splits: DatasetDict, label: str) -> list[str]:
     """Return the classes in order: as declared by the data, or all labels of the training data, sorted.
 
     Raises:
-        ValueError: a label does not occur in the training data.
+        DataError: there is only one class, or a label does not occur in the training data.
     """
     feature = item_feature(splits, label)
     if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    present = [sorted({str(v) for row in split[label] for v in row}) for split in splits.values()]
-    unknown = {name for names in present[1:] for name in names} - {*present[0]}
-    if unknown:
-        raise ValueError(f"column '{label}' has labels that the training data does not have: {sorted(unknown)}")
-    return present[0]
-
-
-def require_one_label_a_word(words: Sequence[str], labels: Sequence[Any]) -> None:
-    """Refuse a row with more or fewer labels than words.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
-    if len(words) != len(labels):
-        start = f"{' '.join(words[:5])}{' ...' * (len(words) > 5)}"
-        raise ValueError(f"the row '{start}' has {len(words)} words and {len(labels)} labels: give one label a word.")
+        return require_two_classes(feature.names, label)
+    present = {name: sorted({str(v).strip() for row in split[label] for v in row}) for name, split in splits.items()}
+    names = require_two_classes(present[TRAIN], label)
+    for split, classes in present.items():
+        refuse_unknown_classes(classes, names, label, split)
+    return names
 
 
 def token_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_all: bool) -> list[int]:

@@ -65,7 +65,7 @@ def correct_loss_scaling(
     # All processes need the same scale, even if the batch of one has no labels.
     verdict = max_over_processes(verdict, trainer.accelerator)
     if verdict == _IGNORES:
-        _average_micro_batches(trainer, type(trainer.accelerator.unwrap_model(model)).__name__, factor)
+        _average_micro_batches(trainer, _class_name(trainer.accelerator.unwrap_model(model)), factor)
     return verdict != _UNKNOWN
 
 
@@ -92,3 +92,8 @@ def _average_micro_batches(trainer: Any, name: str, factor: int) -> None:
 def _warn(is_main_process: bool, message: str) -> None:
     if is_main_process:
         warnings.warn(message, stacklevel=4)
+
+
+def _class_name(model: nn.Module) -> str:
+    """Return the name of the model's class; ``fully_shard`` puts "FSDP" in front of it."""
+    return type(model).__name__.removeprefix("FSDP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from .mean_state import load_mean, save_mean
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .not_finite import sum_of_labels
 from .overconfidence import OverconfidenceWatch
-from .requirements import MISSING_TERM, check_requirements, refuse_parallelism
+from .requirements import MISSING_TERM, check_requirements, describe_sharded_term, is_fsdp, refuse_parallelism
 from .strength import strength_at
 from .training_args import CORRECTED, FAMArguments
 
@@ -110,9 +111,13 @@ class FlatTraining:
             )
             self.flatness.ends_steps = False
             self._settings = settings
-            self.default_strength = self.flatness.default_strength
             check_requirements(trainer.args, self.flatness)
             refuse_parallelism(trainer)
+            if is_fsdp(trainer):  # the model is sharded when the training begins
+                self.flatness.adapt_to_sharding()
+            self.default_strength = self.flatness.default_strength
+            if self.flatness.is_sharded and fam.fam_estimator == AUTO and trainer.accelerator.is_main_process:
+                warnings.warn(describe_sharded_term(self.flatness), stacklevel=4)
         return self.flatness
 
     def detach(self) -> None:
@@ -161,8 +166,10 @@ class FlatTraining:
         if scaling == CORRECTED or (scaling == AUTO and is_active):
             is_conclusive = correct_loss_scaling(trainer, compute_loss, model, inputs, num_items_in_batch)
         flatness = self.prepare(trainer)
-        if flatness is not None and is_active and flatness.method.acts_in is ActsIn.FORWARD_PASS:
-            # The coupling must be known before the first step, so that a resumed training repeats its signs.
+        acts_in_forward_pass = flatness is not None and flatness.method.acts_in is ActsIn.FORWARD_PASS
+        if flatness is not None and is_active and (acts_in_forward_pass or flatness.is_sharded):
+            # The coupling must be known before the first step, so that a resumed training repeats its signs. In a
+            # sharded model, the form of the loss decides whether the head's term can act in the backward pass.
             with preserve_state(model), restore_logged_quantities(trainer):
                 with flatness.capture(0.0):
                     loss = compute_loss(copy_of_inputs(prepared_inputs(trainer, inputs)))
@@ -234,6 +241,7 @@ class FlatTraining:
         if self.flatness is None:
             return {}
         stop_together(self._problem(trainer), trainer.accelerator)
+        self.flatness.read_checks()
         mean = functools.partial(trainer.accelerator.reduce, reduction="mean")
         means = self.log.drain(self.flatness.layer.in_features, mean)
         if "fam_kappa" in means:

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ..flatness.strength import delta_of
+from ..inputs.text import printable
 
 TAGS = ("hf_fam", "relative-flatness")
 
@@ -194,7 +195,7 @@ def escape_markdown(text: object) -> str:
         >>> print(escape_markdown("pre_classifier | <b>\n# x"))
         pre\_classifier \| \<b\> \# x
     """
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", printable(" ".join(str(text).split())))
 
 
 def _format_number(value: float | None) -> str:
@@ -204,7 +205,7 @@ def _format_number(value: float | None) -> str:
 def _command_section(command: str) -> str:
     """Return a fenced block, with a fence longer than any inside the command."""
     longest = max((len(backticks) for backticks in re.findall("`+", command)), default=0)
-    return _COMMAND_TEMPLATE.format(fence="`" * max(3, longest + 1), command=command)
+    return _COMMAND_TEMPLATE.format(fence="`" * max(3, longest + 1), command=printable(command))
 
 
 def _merge_tags(tags: str | list[str] | None, new: Sequence[str]) -> list[str]:

@@ -8,10 +8,9 @@ from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..processes.decisions import refuse_unconnected_processes
 
-_SHARDED = (
-    "FSDP and DeepSpeed ZeRO stage 3 shard the feature layer's weight, so its gradient would be lost: use "
-    "DistributedDataParallel or ZeRO stage 1 or 2. In your own training loop, "
-    "hf_fam.attach works inside torch's fully_shard (docs/distributed.md)."
+_ZERO_3 = (
+    "DeepSpeed ZeRO stage 3 is not supported, because a process holds only a part of the feature layer's weight: use "
+    "FSDP version 2 (`accelerate launch --use_fsdp --fsdp_version 2`), or ZeRO stage 1 or 2 (docs/distributed.md)."
 )
 
 # Only the first step can show this.
@@ -32,8 +31,11 @@ def refuse_parallelism(trainer: Any) -> None:
     Raises:
         ValueError: names the setting and what to do.
     """
-    if getattr(trainer, "is_fsdp_enabled", False):  # args.fsdp does not show FSDP from a configuration of accelerate
-        raise ValueError(_SHARDED)
+    if is_fsdp(trainer) and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP version 1 is not supported: use version 2 (`accelerate launch --fsdp_version 2`, or "
+            'fsdp_config={"version": 2} in the arguments).'
+        )
     for name, kind in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
         size = getattr(trainer, f"get_{name}_size", lambda: 1)()
         if size > 1:
@@ -41,6 +43,23 @@ def refuse_parallelism(trainer: Any) -> None:
                 f"{kind} parallelism ({name}_size={size}) is not supported, because it splits the layer or the batch "
                 "between processes: use DistributedDataParallel."
             )
+
+
+def is_fsdp(trainer: Any) -> bool:
+    """Return True if accelerate will shard the Trainer's model by FSDP.
+
+    ``args.fsdp`` does not show FSDP from a configuration of accelerate, and accelerate ignores it on CPUs.
+    """
+    return bool(getattr(trainer, "is_fsdp_enabled", False))
+
+
+def describe_sharded_term(flatness: RelativeFlatness) -> str:
+    """Return the line that says what ``fam_estimator="auto"`` stands for in a model that FSDP shards."""
+    way = "in the backward pass" if flatness.method.acts_in is ActsIn.BACKWARD_PASS else "by perturbing its features"
+    return (
+        f"FSDP shards the model: the flatness term of '{flatness.layer.name}' acts {way} "
+        f'(fam_estimator="{flatness.estimator}").'
+    )
 
 
 def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
@@ -90,8 +109,8 @@ def refuse_split_models(args: Any) -> None:
             "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
-    if args.fsdp or _is_zero3(args):
-        raise ValueError(_SHARDED)
+    if _is_zero3(args):
+        raise ValueError(_ZERO_3)
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(

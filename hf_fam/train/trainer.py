@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .._compat import CheckpointHooks
 from ..flatness.relative_flatness import RelativeFlatness
+from ..inputs.secrets import hide_token
 from ..layer.finding import resolve_layer
 from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
 from .callback import refuse_second_term
@@ -54,6 +55,7 @@ class FAMMixin(_Host):
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         refuse_removed_fields(kwargs)
         super().__init__(*args, **kwargs)
+        hide_token(self.args)
         self.start_fam(fam_args)
 
     def start_fam(self, fam_args: FAMArguments | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -11,7 +10,9 @@ from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..flatness.estimators import check_choice, estimator_called, estimator_names
-from ..flatness.smoothing import check_smoothing
+from ..inputs.numbers import MOST_PROBES, require_number, require_whole
+from ..inputs.secrets import hide_token
+from ..inputs.text import quote
 from ..layer.finding import AUTO
 
 STOCK, CORRECTED = "stock", "corrected"
@@ -131,83 +132,44 @@ class FAMArguments:
 
     def __post_init__(self) -> None:
         """Validate these arguments, then those of the next base class."""
-        for name in ("fam_lambda", "fam_smoothing", "fam_warmup_steps"):
-            _convert_to_float(self, name)
-        _convert_to_int(self, "fam_probes")
         self.validate_fam()
         parent_post_init = getattr(super(), "__post_init__", None)
         if parent_post_init is not None:
             parent_post_init()
+        hide_token(self)
 
     def validate_fam(self) -> None:
-        """Refuse values that are out of range.
+        """Convert numbers, as YAML reads 1e-3 as a string, and refuse values that are out of range.
 
         Raises:
             ValueError: a value is out of range. The message names the argument, the value and what to do.
         """
         if not isinstance(self.fam_layer, (str, nn.Module)):
             raise ValueError(
-                f'fam_layer={self.fam_layer!r}: give "auto", "head", "representation", a dotted module name (in YAML '
-                'with quotes: "0") or a module.'
+                f'fam_layer={quote(self.fam_layer)}: give "auto", "head", "representation", a dotted module name (in '
+                'YAML with quotes: "0") or a module.'
             )
         if self.fam_center is not None and not isinstance(self.fam_center, bool):
-            raise ValueError(f"fam_center={self.fam_center!r}: give True, False or None.")
+            raise ValueError(f"fam_center={quote(self.fam_center)}: give True, False or None.")
         check_choice("fam_estimator", self.fam_estimator, estimator_names())
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
-        if self.fam_lambda is not None and not (math.isfinite(self.fam_lambda) and self.fam_lambda >= 0):
-            raise ValueError(
-                f"fam_lambda={self.fam_lambda!r}: give a finite strength of at least 0 (0 is plain training), or None "
-                "for the default."
-            )
-        if self.fam_probes is not None and self.fam_probes < 1:
-            raise ValueError(
-                f"fam_probes={self.fam_probes!r}: give a whole number of at least 1, or None for the default."
-            )
-        uses_probes = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).default_probes is not None
-        if self.fam_probes is not None and not uses_probes:
-            raise ValueError(
-                f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '
-                "fam_probes at None."
-            )
-        check_smoothing("fam_smoothing", self.fam_smoothing)
+        if self.fam_lambda is not None:  # 0 is plain training
+            self.fam_lambda = require_number("fam_lambda", self.fam_lambda, 0)
+        self.fam_warmup_steps = require_number("fam_warmup_steps", self.fam_warmup_steps, 0)
+        if self.fam_probes is not None:
+            self.fam_probes = require_whole("fam_probes", self.fam_probes, 1, MOST_PROBES)
+            if self.fam_estimator != AUTO and estimator_called(self.fam_estimator).default_probes is None:
+                raise ValueError(
+                    f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '
+                    "fam_probes at None."
+                )
+        self.fam_smoothing = require_number("fam_smoothing", self.fam_smoothing, 0, 1, open_high=True)
         can_smooth = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).can_smooth
         if self.fam_smoothing and not can_smooth:
             raise ValueError(
                 f'fam_smoothing={self.fam_smoothing!r}: fam_estimator="{self.fam_estimator}" cannot smooth, so set it '
                 'to 0, or use "closed_form", "row_probes" or "gauss_newton".'
             )
-        if not (math.isfinite(self.fam_warmup_steps) and self.fam_warmup_steps >= 0):
-            raise ValueError(
-                f"fam_warmup_steps={self.fam_warmup_steps!r}: give a number of steps, or a fraction below 1."
-            )
-
-
-def _is_optional(name: str) -> bool:
-    return FAMArguments.__dataclass_fields__[name].default is None
-
-
-def _convert_to_float(args: FAMArguments, name: str) -> None:
-    """Convert a field to float: YAML reads 1e-3 as a string."""
-    value = getattr(args, name)
-    try:
-        setattr(args, name, None if value is None and _is_optional(name) else float(value))
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} is not a number: give one, such as 0.001.") from None
-
-
-def _convert_to_int(args: FAMArguments, name: str) -> None:
-    """Convert a field to int: a hyperparameter search over floats may try 2.0."""
-    value = getattr(args, name)
-    if value is None and _is_optional(name):
-        return
-    try:
-        number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number.is_integer():
-        or_none = ", or None for the default" if _is_optional(name) else ""
-        raise ValueError(f"{name}={value!r}: give a whole number of at least 1{or_none}.")
-    setattr(args, name, int(number))
 
 
 @dataclass
@@ -219,7 +181,11 @@ class FAMTrainingArguments(FAMArguments, TrainingArguments):
         0.01
     """
 
+    __repr__ = TrainingArguments.__repr__  # hides tokens
+
 
 @dataclass
 class FAMSeq2SeqTrainingArguments(FAMArguments, Seq2SeqTrainingArguments):
     """``transformers.Seq2SeqTrainingArguments`` together with `FAMArguments`."""
+
+    __repr__ = TrainingArguments.__repr__  # hides tokens

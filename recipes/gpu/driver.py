@@ -40,15 +40,16 @@ def sections(options: argparse.Namespace) -> list[Section]:
     """The sections in order; together they get less than nine minutes."""
     out, tiny = str(options.output), ["--tiny"] if options.tiny else []
     common = ["--output", out, "--device", options.device, *tiny]
-    tests = ["-m", "pytest", "tests/gpu", "-q", "-x" if options.tiny else "--maxfail=30", "--no-header", "-rfEs",
-             "-p", "no:cacheprovider", f"--junitxml={out}/tests.xml"]  # fmt: skip
+    tests = ["-m", "pytest", "tests/gpu", "-v", "--tb=short", "--maxfail=30", "--no-header", "-rfEs",
+             "-p", "no:cacheprovider"]  # fmt: skip
     cost = ["-m", "recipes.gpu.cost", *common]
     encoders = ",".join(("bert", "roberta", "vit", "resnet", "small_resnet", "stored_features"))
     return [
-        Section("tests", tests, 170),
-        Section("encoders", [*cost, "--rows", encoders, "--seconds", "105"], 120),
+        Section("tests", [*tests, "-k", "not compiled"], 130),
+        Section("encoders", [*cost, "--rows", encoders, "--seconds", "100"], 115),
         Section("language_models", [*cost, "--rows", "llama_1b,llama_1b_lora,llama_8b_slice", "--seconds", "120"], 140),
-        Section("fashion_mnist", ["-m", "recipes.gpu.fashion_mnist", *common, "--seconds", "70"], 90),
+        Section("compiled", [*tests, "-k", "compiled"], 60),
+        Section("fashion_mnist", ["-m", "recipes.gpu.fashion_mnist", *common, "--seconds", "60"], 80),
     ]
 
 
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=525, help="most time of all sections (default: 525)")
     parser.add_argument("--only", default="", help="names of sections, separated by commas (default: all)")
     options = parser.parse_args(arguments)
+    os.environ["GPU_TESTS_DEVICE"] = options.device
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + options.seconds, 0

@@ -251,7 +251,7 @@ def test_model_without_weights() -> None:
 def test_arguments_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["layers", "model", "--length", "0"])
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "--length: 0: give a whole number from 1" in capsys.readouterr().err
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

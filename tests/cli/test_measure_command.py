@@ -263,7 +263,7 @@ def test_sentences_of_the_command(model: Path, tmp_path: Path, capsys: pytest.Ca
         (wrong, "'great' in column 'label' is not one of the model's classes"),
         (numbers, "outside the classes of the model (num_labels=3)"),
         (bare, "give --label-column"),
-        (tmp_path / "missing.csv", "missing.csv' is no file or folder"),
+        (tmp_path / "missing.csv", "missing.csv': it is no file or folder"),
         (model, "cannot be read|contains no images|json"),
     ):
         assert cli.main(["measure", str(model), "--dataset", str(data)]) == 1

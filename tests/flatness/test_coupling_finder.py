@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_fam.calculus.recheck_schedule import RecheckSchedule
+from hf_fam.flatness import coupling
 from hf_fam.flatness.batch import Batch
 from hf_fam.flatness.coupling import Coupling, CouplingFinder
 from hf_fam.layer.linear_map import RowMap
@@ -39,13 +41,35 @@ def test_a_larger_batch_is_looked_at_and_what_it_shows_stays_found() -> None:
     assert {finder(single) for _ in range(RecheckSchedule.EVERY)} == {Coupling.BATCH}  # one of them is a recheck
 
 
+def mixed(share: float) -> Callable[[Tensor], Tensor]:
+    """The same operations with another number."""
+    return lambda z: separate(z) + share * contrastive(z)
+
+
 def test_batches_of_the_same_size_are_looked_at_now_and_then() -> None:
     finder = CouplingFinder()
-    first, later = batch(separate, 4), batch(contrastive, 4)
+    first, later = batch(mixed(0.0), 4), batch(mixed(1.0), 4)
     for _ in range(65):  # batches 0 to 64
         assert finder(first) is Coupling.ROWS
     found = [finder(later) for _ in range(65, RecheckSchedule.EVERY + 1)]
     assert found == [Coupling.ROWS] * (RecheckSchedule.EVERY - 65) + [Coupling.BATCH]
+
+
+def test_a_loss_of_other_operations_is_looked_at_at_once() -> None:
+    finder = CouplingFinder()
+    for _ in range(65):
+        assert finder(batch(separate, 4)) is Coupling.ROWS
+    assert finder(batch(contrastive, 4)) is Coupling.BATCH
+
+
+def test_graphs_that_depend_on_the_batch_are_not_looked_at_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    find = coupling.find_coupling
+    monkeypatch.setattr(coupling, "find_coupling", lambda *args, **kwargs: (looks.append(1), find(*args, **kwargs))[1])
+    finder = CouplingFinder()
+    for number in range(60):
+        finder(batch(lambda z, n=number: sum((z * 1).tanh().square().sum() for _ in range(n + 1)), 4))
+    assert len(looks) < 25
 
 
 def test_the_schedule_is_dense_at_first() -> None:

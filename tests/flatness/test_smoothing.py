@@ -219,7 +219,7 @@ def test_overconfident_rows_in_single_precision(loss_of: Loss, scale: float) -> 
 def test_smoothing_bounds_kappa_from_below() -> None:
     """``Var_q(w) >= eps Var_u(w)``, with equality as p approaches a single class whose row is the mean."""
     phi, w, c = torch.randn(ROWS, FEATURES), torch.randn(CLASSES, FEATURES), torch.rand(ROWS)
-    z = 50 * torch.randn(ROWS, CLASSES)
+    z = torch.randn(ROWS, CLASSES).scatter(1, LABELS.unsqueeze(1), 60.0)
     floor = EPS * (c @ phi.square().sum(-1)) * w.var(0, correction=0).sum()
     assert softmax_flatness(phi, z, w, c) < 0.1 * floor
     assert softmax_flatness(phi, z, w, c, smoothing=EPS) > floor

@@ -20,7 +20,7 @@ Y = 2 * X.tanh() - (4 * X).tanh()
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     torch.manual_seed(0)
-    return find_critical_point(mlp((1, 1, 1), bias=False), HalfSquaredError(), (X, Y))
+    return find_critical_point(mlp((1, 1, 1), bias=False), HalfSquaredError(), (X, Y)).model
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -73,7 +73,7 @@ def test_inertia_of_the_split_network(trained: nn.Module) -> None:
 
 def test_path_out_never_goes_up(trained: nn.Module, tmp_path: Path) -> None:
     certificate = split_certificate(trained, HalfSquaredError(), (X, Y), "0", neuron=0, ratio=0.25)
-    path = escape_path(trained, certificate, HalfSquaredError(), (X, Y))
+    path = escape_path(trained, certificate, HalfSquaredError(), (X, Y), to_ratio=1.5)
     losses = path.losses
     assert losses[0] == pytest.approx(0.513460, abs=5e-7) and losses[-1] < 0.05
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(losses))
@@ -85,6 +85,18 @@ def test_path_out_never_goes_up(trained: nn.Module, tmp_path: Path) -> None:
     for name in ("path.svg", "path.png"):
         path.plot(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_turned_neuron_finds_a_way_out_too(trained: nn.Module) -> None:
+    """At ratio 1 the new neuron has no outgoing weights, so its incoming weights turn at constant loss."""
+    certificate = split_certificate(trained, HalfSquaredError(), (X, Y), "0", neuron=0, ratio=0.25)
+    path = escape_path(trained, certificate, HalfSquaredError(), (X, Y))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(path.losses))
+    turned = [point for point in path.points if point.phase in ("slide", "turn")]
+    assert {"slide", "turn"} == {point.phase for point in turned} and turned[-1].ratio == 1.0
+    assert max(point.loss for point in turned) - min(point.loss for point in turned) < 1e-12
+    assert path.escapes and path.relative_fall > 0.9
+    assert path.fall == path.losses[0] - path.losses[-1]
 
 
 def test_two_neurons_can_do_it_exactly() -> None:

@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 pytest.importorskip("datasets")
 
-from hf_fam.recipes.token_classification import mean_over_words, require_one_label_a_word, token_labels
+from hf_fam.recipes.token_classification import mean_over_words, token_labels
 
 ITEMS, LENGTH, CLASSES = 6, 5, 4
 
@@ -46,8 +46,3 @@ def test_of_a_batch_in_parts() -> None:
 def test_labels_of_a_text_without_tokens() -> None:
     assert token_labels([], [], label_all=False) == []
     assert token_labels([None, 0, 0, 1, None], [5, 6], label_all=False) == [-100, 5, -100, 6, -100]
-
-
-def test_a_row_with_fewer_labels_than_words() -> None:
-    with pytest.raises(ValueError, match="the row 'a b c' has 3 words and 2 labels"):
-        require_one_label_a_word(["a", "b", "c"], [0, 1])

@@ -55,12 +55,24 @@ def injected(model: nn.Module, inputs: Tensor, labels: Tensor, prepare: Callable
 def perturbed(model: nn.Module, inputs: Tensor, labels: Tensor, prepare: Callable[..., None], layer: str) -> None:
     prepare(model)
     flatness = RelativeFlatness(model, layer, "perturbation")
-    flatness.method.adapt_to_sharding()  # the model of one process, too, takes one matrix for the batch
+    flatness.adapt_to_sharding()  # the model of one process, too, takes one matrix for the batch
     flatness.seed(5)
     with flatness.capture(0.3):
         loss = nn.functional.cross_entropy(model(inputs), labels)
     flatness(loss)
     loss.backward()
+    flatness.detach()
+
+
+def in_backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor, prepare: Callable[..., None]) -> None:
+    """Loss and term of the head by RelativeFlatness."""
+    prepare(model)
+    flatness = RelativeFlatness(model)
+    with flatness.capture(STRENGTH):
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+    kappa = flatness(loss)
+    (loss + STRENGTH * kappa).backward()
+    assert kappa > 0
     flatness.detach()
 
 
@@ -103,11 +115,11 @@ def in_mixed_precision() -> float:
     return error(found, expected)
 
 
-def refusal(estimator: str, layer: str, **given: Any) -> str:
+def refusal(estimator: str, layer: str, strength: float | None = 0.1) -> str:
     model = network()
-    shard(model, **given)
+    shard(model)
     try:
-        with RelativeFlatness(model, layer, estimator).capture(0.1):
+        with RelativeFlatness(model, layer, estimator).capture(strength):
             model(INPUTS[mine()])
     except ValueError as refused:
         return str(refused)
@@ -135,18 +147,30 @@ def main(output: Path) -> None:
                 )
                 where, when = "own group" if head else "root", "after" if late else "before"
                 errors[f"attach, head in {where}, {when} sharding, {name}"] = error(sharded, expected)
+        for head in (False, True):
+            sharded = gradients(
+                in_backward_pass,
+                mine(),
+                network(),
+                prepare=lambda m, head=head, options=options: shard(m, head=head, **options),
+            )
+            errors[f"backward pass, head in {'own group' if head else 'root'}, {name}"] = error(sharded, expected)
         for layer in (*HIDDEN, "head"):
             alone = gradients(perturbed, everything, network(), prepare=unsharded, layer=layer)
             sharded = gradients(
-                perturbed, mine(), network(), prepare=lambda m, options=options: shard(m, **options), layer=layer
+                perturbed,
+                mine(),
+                network(),
+                prepare=lambda m, options=options, layer=layer: shard(m, head=layer == "head", **options),
+                layer=layer,
             )
             errors[f"perturbation of {layer}, {name}"] = error(sharded, alone)
     averaged = gradients(injected, mine(), nn.parallel.DistributedDataParallel(network()), prepare=unsharded, late=True)
     errors["attach, DistributedDataParallel"] = error(averaged, expected)
     errors["attach, mixed precision"] = in_mixed_precision()
-    for estimator, layer in (("closed_form", "head"), ("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
+    for estimator, layer in (("closed_form", "1.0"), ("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
         found["refusals"][estimator] = refusal(estimator, layer)
-    found["refusals"]["own group"] = refusal("perturbation", "head", head=True)
+    found["refusals"]["no strength"] = refusal("auto", "head", strength=None)
     if dist.get_rank() == 0:
         output.write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+AS_GPUS = ROOT / "tests" / "support" / "cpus_as_gpus"
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
 
 
@@ -40,12 +41,32 @@ def environment() -> dict[str, str]:
     return {**os.environ, **settings, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def launch(script: Path, *arguments: str, config: str | None = "ddp_cpu.yaml", fails: bool = False) -> str:
-    """Run a script to its end and return all that it printed; whether it fails has to be as expected."""
+def launch(
+    script: Path,
+    *arguments: str,
+    config: str | None = "ddp_cpu.yaml",
+    fails: bool = False,
+    as_gpus: bool = False,
+    processes: int | None = None,
+) -> str:
+    """Run a script to its end and return all that it printed; whether it fails has to be as expected.
+
+    Args:
+        script: what is started.
+        arguments: its own.
+        config: of accelerate; None for a single process.
+        fails: whether it has to fail.
+        as_gpus: make accelerate take the processes for GPUs, see cpus_as_gpus/sitecustomize.py.
+        processes: their number, instead of that in the configuration.
+    """
     asked = command(script, *arguments, config=config)
-    done = subprocess.run(
-        asked, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
+    if processes is not None:
+        place = asked.index("--main_process_port")
+        asked[place:place] = ["--num_processes", str(processes)]
+    env = environment()
+    if as_gpus:
+        env |= {"CPUS_AS_GPUS": "1", "PYTHONPATH": os.pathsep.join([str(AS_GPUS), env["PYTHONPATH"]])}
+    done = subprocess.run(asked, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     said = done.stdout[-5000:]
     assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{said}"
     return done.stdout

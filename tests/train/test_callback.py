@@ -238,14 +238,17 @@ def test_strength_by_default_is_the_documented_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("fsdp", "full_shard", "FSDP and DeepSpeed ZeRO stage 3 shard"), ("n_gpu", 2, "2 GPUs in one process")],
+    [
+        ("hf_deepspeed_config", SimpleNamespace(is_zero3=lambda: True), "DeepSpeed ZeRO stage 3 is not"),
+        ("n_gpu", 2, "2 GPUs in one process"),
+    ],
 )
 def test_split_models_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, message: str
 ) -> None:
     callback = FAMCallback(0.5)
     args, model = plain_arguments(tmp_path), tiny_bert()
-    monkeypatch.setattr(args if name in vars(args) else type(args), name, value)
+    monkeypatch.setattr(type(args) if name == "n_gpu" else args, name, value, raising=False)
     with pytest.raises(ValueError, match=message):
         callback.on_train_begin(args, TrainerState(), TrainerControl(), model=model)
     assert hook_count(model) == 0

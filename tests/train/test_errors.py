@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,18 +244,22 @@ def test_processes_that_do_not_see_each_other(tmp_path: Path, monkeypatch: pytes
     assert_says(said, "2 processes were started", "alone", "use_cpu=True")
 
 
-@pytest.mark.parametrize("fsdp", ["full_shard", True])
-def test_fsdp(tmp_path: Path, fsdp: object) -> None:
-    trainer = fam_trainer(tmp_path)
-    trainer.args.fsdp = fsdp
-    said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
-    assert_says(said, "FSDP", "DistributedDataParallel", "hf_fam.attach", "docs/distributed.md")
-
-
-def test_fsdp_by_a_configuration_of_accelerate(tmp_path: Path) -> None:
+def test_older_fsdp(tmp_path: Path) -> None:
+    """Version 2 runs in tests/distributed/test_sharded_trainer.py."""
     trainer = fam_trainer(tmp_path)
     trainer.is_fsdp_enabled = True
-    assert_says(message_of(ValueError, lambda: refuse_parallelism(trainer)), "FSDP", "docs/distributed.md")
+    plugin = trainer.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=2)
+    refuse_parallelism(trainer)
+    plugin.fsdp_version = 1
+    said = message_of(ValueError, lambda: refuse_parallelism(trainer))
+    assert_says(said, "FSDP version 1", "use version 2", "--fsdp_version 2", 'fsdp_config={"version": 2}')
+
+
+def test_zero_3(tmp_path: Path) -> None:
+    trainer = fam_trainer(tmp_path)
+    trainer.args.hf_deepspeed_config = SimpleNamespace(is_zero3=lambda: True)
+    said = message_of(ValueError, lambda: check_requirements(trainer.args, trainer.relative_flatness))
+    assert_says(said, "ZeRO stage 3", "FSDP version 2", "docs/distributed.md")
 
 
 @pytest.mark.parametrize("kind", ["tp", "cp", "sp"])

@@ -205,6 +205,9 @@ class Estimator(ABC):
         """
         raise error
 
+    def read_checks(self) -> None:
+        """Act on what this estimator checked on the device since the last call; this waits for the device."""
+
     def gradient_squares(self, loss: Tensor, kappa: Tensor, reference: Tensor) -> Tensor | None:
         """Return ``||d kappa||^2`` and ``||d loss||^2`` by a tensor, shape ``(2,)``.
 
@@ -219,8 +222,20 @@ class Estimator(ABC):
             return None
         return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
-    def adapt_to_sharding(self) -> None:
-        """Avoid operations that a sharded model does not support."""
+    def for_sharded_model(self) -> Estimator:
+        """Return the estimator to use in a model that FSDP shards: this one or a substitute.
+
+        FSDP frees weights between their forward and backward passes, so only derivatives that the loss's own backward
+        pass takes are right.
+
+        Raises:
+            ValueError: the estimator takes other derivatives; the message says what to choose.
+        """
+        raise ValueError(
+            f'the model is sharded by FSDP, where estimator="{self.name}" does not work, because it differentiates '
+            'the loss before the backward pass: use "auto" or "closed_form" for the head, or "perturbation" for any '
+            "layer (docs/distributed.md)."
+        )
 
     def forget(self) -> None:
         """Release the last forward pass, which gets no backward pass."""

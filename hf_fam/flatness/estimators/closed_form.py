@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from ...calculus.derivatives import gradients, range_scale
-from ...calculus.recheck_schedule import RecheckSchedule
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
 from ..class_distances import flatness_from_distances, is_worth_distances
 from ..coupling import calls_are_nested
+from ..form_finder import FormFinder
 from ..head_loss import (
     HeadLoss,
     NoClosedForm,
-    elementwise_curvature,
+    checked_curvature,
     elementwise_flatness,
     item_weights,
-    recognize_calls,
+    tolerance_of,
 )
 from ..log_probabilities import find_log_probabilities, weights_of
 from ..row_signs import row_signs
@@ -43,7 +43,8 @@ class ClosedForm(Estimator):
 
     The others are sums over outputs: sigmoid cross-entropy, squared error, Huber and Poisson losses, for example.
 
-    The form of the loss is verified at the first batches and then at every hundredth.
+    The form of the loss is recognized at the first batches, at every hundredth and where its graph is new. Every step
+    checks it.
     """
 
     name = "closed_form"
@@ -57,8 +58,7 @@ class ClosedForm(Estimator):
         super().__init__(choice)
         if self._is_large():
             self.tail_derivatives = 1
-        self._form: HeadLoss | None = None
-        self._recheck_schedule = RecheckSchedule()
+        self._form_finder = FormFinder(self.smoothing, self.layer.name)
         self._minus_one: Tensor | None = None  # kept, because to make it is one more kernel in every step
 
     @classmethod
@@ -86,13 +86,18 @@ class ClosedForm(Estimator):
         kappa = self._kappa_of_log_probabilities(batch)
         if kappa is not None:
             return kappa
-        if self._recheck_schedule.is_due() or self._form is None:
-            self._form = recognize_calls(batch, self.smoothing) or self._form
-        # A loss without curvature has kappa = 0 in each form. The next batch is checked again.
-        form = self._form or HeadLoss("elementwise")
-        calls = zip(batch.perturbed_features, batch.pre_activations, strict=True)
-        kappas = [self._kappa_of_call(batch, batch.linear_map.feature_rows(phi), z, form) for phi, z in calls]
-        return torch.stack(kappas).sum() if len(kappas) > 1 else kappas[0]
+        if batch.linear_map.groups > 1:
+            raise NoClosedForm("the head is a grouped convolution")
+        calls = batch.pre_activations
+        kappa, checks = self._kappa(batch, self._form_finder(batch, calls))
+        if self._form_finder.is_off(checks):
+            form = self._form_finder.look(batch, calls)
+            return kappa if form is None else self._kappa(batch, form)[0]
+        return kappa
+
+    def read_checks(self) -> None:
+        """Look at the loss of the next batch again if its form has changed."""
+        self._form_finder.read()
 
     def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
         """Return Hessian probes, with a warning.
@@ -109,6 +114,12 @@ class ClosedForm(Estimator):
             stacklevel=4,
         )
         return HessianProbes(self._choice_of_replacement())
+
+    def for_sharded_model(self) -> Estimator:
+        """Return the estimator that acts in the backward pass, whatever the size of the head."""
+        if not self.choice.at_head or self.layer.linear_map.groups > 1:
+            return super().for_sharded_model()
+        return InjectedHead(self, self.row_probes).for_sharded_model()
 
     def _choice_of_replacement(self) -> Choice:
         return dataclasses.replace(self.choice, smoothing=0.0)
@@ -139,16 +150,30 @@ class ClosedForm(Estimator):
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
         return softmax_flatness(phi, z, w, c, weights_only=batch.weights_only, signs=signs, smoothing=smoothing)
 
-    def _kappa_of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> Tensor:
+    def _kappa(self, batch: Batch, form: HeadLoss) -> tuple[Tensor, list[Tensor]]:
+        """Return kappa, and for every call whether the loss has another form."""
+        phis = [batch.linear_map.feature_rows(phi) for phi in batch.perturbed_features]
+        calls = zip(phis, batch.pre_activations, strict=True)
+        kappas, checks = zip(*(self._kappa_of_call(batch, phi, z, form) for phi, z in calls), strict=True)
+        kappa = torch.stack(kappas).sum() if len(kappas) > 1 else kappas[0]
+        return kappa, [*checks]
+
+    def _kappa_of_call(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> tuple[Tensor, Tensor]:
+        kappa, is_off = self._unchecked_kappa(batch, phi, z, form)
+        # A CPU looks at the loss again. Elsewhere no term is better than a wrong one.
+        return (kappa if z.device.type == "cpu" else kappa.masked_fill(is_off, 0.0)), is_off
+
+    def _unchecked_kappa(self, batch: Batch, phi: Tensor, z: Tensor, form: HeadLoss) -> tuple[Tensor, Tensor]:
+        number = self._form_finder.batches
         if form.kind == "elementwise":
             scale = range_scale(batch.loss, [z])
             (first,) = gradients(batch.loss, [z], scale)
-            curvature = elementwise_curvature(first, z)
-            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale
-        c = item_weights(batch, z, form)
+            curvature, is_off = checked_curvature(first, z, number, tolerance_of(batch.loss, z))
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale, is_off
+        c, is_off = item_weights(batch, z, form, number)
         if form.kind == "sigmoid":
             curvature = smoothed_sigmoid_curvature(z, c, self.smoothing)
-            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only)
+            return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only), is_off
         c = c.flatten()
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
         kappa = softmax_flatness(
@@ -162,7 +187,7 @@ class ClosedForm(Estimator):
         )
         if c.requires_grad:  # kappa is linear in c
             kappa = kappa + (c - c.detach()) @ unit_flatness(phi, z, batch.weight, signs, self.smoothing)
-        return kappa
+        return kappa, is_off
 
 
 def _refuse_without_closed_form(

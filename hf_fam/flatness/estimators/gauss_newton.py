@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...calculus.autograd_graph import is_product
 from ...calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
-from ...calculus.recheck_schedule import RecheckSchedule
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
 from ..coupling import calls_are_nested
-from ..head_loss import HeadLoss, NoClosedForm, item_weights, recognize_logits
+from ..form_finder import FormFinder
+from ..head_loss import HeadLoss, NoClosedForm, item_weights
 from ..smoothing import smoothed_sigmoid_curvature, smoothed_softmax_product
 from .base import Choice
 from .random_probes import RandomProbes
@@ -37,8 +37,7 @@ class GaussNewtonProbes(RandomProbes):
                 f'estimator="{self.name}" needs the layer into the logits, but none was found: use "hessian".'
             )
         super().__init__(choice)
-        self._form: HeadLoss | None = None
-        self._recheck_schedule = RecheckSchedule()
+        self._form_finder = FormFinder(self.smoothing, self.layer.name)
 
     @classmethod
     def is_default_for(cls, layer: FeatureLayer, head: FeatureLayer | None) -> bool:
@@ -65,26 +64,46 @@ class GaussNewtonProbes(RandomProbes):
         """Return the smoothed curvature of the loss by the logits; None if it is the loss's own."""
         if not self.smoothing:
             return None
-        if self._recheck_schedule.is_due() or self._form is None:
-            try:
-                self._form = recognize_logits(batch, batch.logits, self.smoothing) or self._form
-            except NoClosedForm as error:
-                self.smoothing = 0.0
-                warnings.warn(
-                    f"kappa of '{self.layer.name}' is not smoothed: {error}. Set smoothing=0 (fam_smoothing) to choose "
-                    "this from the start.",
-                    stacklevel=6,
-                )
-                return None
-        form = self._form
-        if form is None or form.kind == "elementwise":
+        try:
+            form = self._form_finder(batch, batch.logits)
+            weights = self._checked_weights(batch, form)
+        except NoClosedForm as error:
+            self.smoothing = 0.0
+            warnings.warn(
+                f"kappa of '{self.layer.name}' is not smoothed: {error}. Set smoothing=0 (fam_smoothing) to choose "
+                "this from the start.",
+                stacklevel=6,
+            )
             return None
+        if weights is None:
+            return None
+        form, item_weights_of_calls = weights
 
         def curvature(logits: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-            calls = zip(logits, vectors, strict=True)
-            return [self._product(z, item_weights(batch, z, form), v, form) for z, v in calls]
+            calls = zip(logits, item_weights_of_calls, vectors, strict=True)
+            return [self._product(z, c, v, form) for z, c, v in calls]
 
         return curvature
+
+    def _checked_weights(self, batch: Batch, form: HeadLoss) -> tuple[HeadLoss, list[Tensor]] | None:
+        """Return form and item weights of the loss; None if its curvature is its own, as for a squared error."""
+        if form.kind == "elementwise":
+            return None
+        weights, checks = zip(
+            *(item_weights(batch, z, form, self._form_finder.batches) for z in batch.logits), strict=True
+        )
+        if self._form_finder.is_off(checks):
+            form = self._form_finder.look(batch, batch.logits) or form
+            if form.kind == "elementwise":
+                return None
+            weights = tuple(item_weights(batch, z, form)[0] for z in batch.logits)
+        elif weights[0].device.type != "cpu":
+            weights = tuple(c.masked_fill(is_off, 0.0) for c, is_off in zip(weights, checks, strict=True))
+        return form, [*weights]
+
+    def read_checks(self) -> None:
+        """Look at the loss of the next batch again if its form has changed."""
+        self._form_finder.read()
 
     def _product(self, logits: Tensor, c: Tensor, vector: Tensor, form: HeadLoss) -> Tensor:
         if form.kind == "softmax":

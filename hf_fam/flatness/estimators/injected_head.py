@@ -8,6 +8,8 @@ one from the loss.
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +34,14 @@ from ..softmax_head import (
 )
 from ..strength import is_strength
 from .base import ActsIn, Estimator, Operations
+from .perturbation import FeaturePerturbation
 
 
 class InjectedHead(Estimator):
-    """kappa of a large head in the backward pass, for cross-entropy with hard labels.
+    """kappa of a head in the backward pass, for cross-entropy with hard labels.
 
     If lambda is unknown in the forward pass, or the loss is another one, the estimator that acts in the loss is used.
+    In a model that FSDP shards, the loss cannot be differentiated beforehand, so perturbation replaces this one.
 
     Args:
         in_loss: estimator of the head that acts in the loss.
@@ -45,7 +49,6 @@ class InjectedHead(Estimator):
     """
 
     acts_in = ActsIn.BACKWARD_PASS
-    can_center = False
     can_smooth = True
 
     def __init__(self, in_loss: Estimator, row_probes: int) -> None:
@@ -54,25 +57,31 @@ class InjectedHead(Estimator):
         self.default_strength = in_loss.default_strength
         self.probes, self.tail_derivatives = in_loss.probes, 0
         self._in_loss, self._row_probes = in_loss, row_probes
-        self._is_available, self._is_active = True, False
+        self._is_available, self._is_active, self._is_sharded = True, False, False
         self._strength = 0.0
         self._seeds = Seeds()
+        self._center: Tensor | None = None
         self._calls: list[InjectedCall] = []
 
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
         """Add the term to the head's output in the next forward pass, if lambda is known.
 
         Raises:
-            ValueError: lambda is negative or not finite.
+            ValueError: lambda is negative or not finite, or unknown in a sharded model.
         """
         self.forget()
         self.layer.perturb = None
+        if strength is None and self._is_sharded:
+            raise ValueError(
+                "the model is sharded by FSDP, where the term acts in the backward pass: write for example "
+                "capture(strength=0.003)."
+            )
         if strength is not None and not is_strength(strength):
             raise ValueError(f"strength={strength!r}: give a finite lambda of at least 0.")
         self._is_active = self._is_available and strength is not None
         if self._is_active:
             assert strength is not None
-            self._strength, self._seeds = strength, next_seeds()
+            self._strength, self._seeds, self._center = strength, next_seeds(), mean
             self.layer.perturb = self.inject
 
     def relative_cost(self, operations: Operations) -> float | None:
@@ -89,26 +98,56 @@ class InjectedHead(Estimator):
         """Return this estimator for one call under cross-entropy, else that in the loss.
 
         After the first other batch, the estimator in the loss is always used.
+
+        Raises:
+            NoClosedForm: the loss is another one, and the model is sharded.
         """
         if not self._is_active:
             return self._in_loss
         calls = batch.pre_activations
         if len(calls) == 1 and is_cross_entropy(batch.loss, calls[0], batch.graph):
             return self
+        if self._is_sharded and not batch.graph.is_reached:
+            return self  # a batch of another task
         for call in self._calls:
             call.is_canceled = True
         self.forget()
         self._is_available, self._is_active, self.layer.perturb = False, False, None
+        if self._is_sharded:
+            raise NoClosedForm("it is not softmax cross-entropy with hard labels, as far as its graph shows")
         self._in_loss.tail_derivatives = 2  # its form must be found by a Hessian-vector product
         return self._in_loss
 
+    def for_sharded_model(self) -> Estimator:
+        """Return this estimator, which then never differentiates the loss itself."""
+        self._is_sharded = True
+        return self
+
+    def can_center_layer(self) -> bool:
+        """Return True if the estimator that acts in the loss can center."""
+        return self._in_loss.can_center_layer()
+
     def replacement(self, error: NoClosedForm, batch: Batch) -> Estimator:
-        """Return the replacement of the estimator that acts in the loss."""
-        return self._in_loss.replacement(error, batch)
+        """Return the replacement of the estimator that acts in the loss; perturbation in a sharded model."""
+        if not self._is_sharded:
+            return self._in_loss.replacement(error, batch)
+        unsmoothed = " without smoothing" if self.smoothing else ""
+        warnings.warn(
+            f"FSDP shards the model, so the loss at '{self.layer.name}' cannot be differentiated twice, and {error}. "
+            f'Perturbing the features{unsmoothed} instead. Set estimator="{FeaturePerturbation.name}" to choose it '
+            "from the start.",
+            stacklevel=4,
+        )
+        return FeaturePerturbation(dataclasses.replace(self.choice, smoothing=0.0)).for_sharded_model()
+
+    def read_checks(self) -> None:
+        """Read the checks of the estimator that acts in the loss."""
+        self._in_loss.read_checks()
 
     def inject(self, features: Tensor, output: Tensor, linear_map: LinearMap) -> Tensor:
         """Return the head's output with the term added."""
         features, logits, weight = linear_map.feature_rows(features), linear_map.rows(output), linear_map.weight
+        features = features if self._center is None else features - self._center
         device, in_features = logits.device, features.shape[-1]
         strength = torch.full((), self._strength, dtype=wide(logits.dtype), device=device, requires_grad=True)
         signs = row_signs(self._row_probes, in_features, device, self._seeds)
@@ -213,7 +252,7 @@ class InjectFlatness(torch.autograd.Function):
         top, rest = confidence(logits.reshape(-1, logits.shape[-1]))
         ctx.save_for_backward(features, weight, strength, signs, top, rest)
         ctx.weights_only, ctx.call, ctx.smoothing = weights_only, call, smoothing
-        return logits.view_as(logits)
+        return logits.detach()  # no view, which the model could not change in place
 
     @staticmethod
     @torch.autograd.function.once_differentiable

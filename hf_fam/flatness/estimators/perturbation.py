@@ -48,9 +48,10 @@ class FeaturePerturbation(Estimator):
         self._finds_coupling = True
         self._perturbations: list[tuple[Tensor, Tensor]] = []
 
-    def adapt_to_sharding(self) -> None:
-        """Use one matrix for the whole batch; finding the coupling needs derivatives."""
+    def for_sharded_model(self) -> Estimator:
+        """Return this estimator, with one matrix for the whole batch: finding the coupling needs derivatives."""
         self.coupling_finder.coupling, self._finds_coupling = Coupling.BATCH, False
+        return self
 
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
         """Perturb the layer's output in the next forward pass.

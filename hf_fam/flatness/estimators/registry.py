@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from ...inputs.text import quote
 from ...layer.feature_layer import FeatureLayer
 from ...layer.finding import AUTO
 from ..vocabulary import is_large
@@ -105,5 +106,5 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     Raises:
         ValueError: the value is not among them; the message lists them.
     """
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}.")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={quote(value)}: choose one of {', '.join(map(repr, choices))}.")

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
+from ...inputs.numbers import as_number, require_number, require_whole
+from ...inputs.text import LONGEST_PATH, LONGEST_REASON, one_line, quote
 from ...methods import METHODS, Method, method_called
 from ...train.training_args import FAMArguments, FAMTrainingArguments, refuse_removed_fields
 from .. import default_configuration
+from .training_arguments import check_training_arguments
 
 FAM = "fam"
+# Arguments whose value is a mapping as JSON, or a file that contains one.
+FILES_OR_MAPPINGS = (
+    "accelerator_config", "deepspeed", "fsdp_config", "gradient_checkpointing_kwargs", "liger_kernel_config",
+    "lr_scheduler_kwargs",
+)  # fmt: skip
 # The key of a YAML file that names the task whose default settings the file starts from.
 DEFAULTS = "defaults"
 
@@ -125,15 +135,39 @@ class DataArguments:
     has_validation: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        length = getattr(self, "max_seq_length", 1)  # a field of the recipes for texts
-        if length < 1:
-            raise ValueError(f"max_seq_length={length}: give a number of tokens of at least 1.")
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
-            raise ValueError(f"data_dir={self.data_dir!r}: there is no such folder.")
+        require_number("train_val_split", self.train_val_split, 0, 1, open_low=True, open_high=True)
+        # The length is a field of the recipes for texts.
+        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name, None) is not None:
+                setattr(self, name, require_whole(name, getattr(self, name)))
+        if self.data_dir is not None and not os.path.isdir(self.data_dir):
+            raise ValueError(f"data_dir={quote(self.data_dir)}: there is no such folder.")
         if self.data_dir is not None and self.train_file is not None:
             raise ValueError("give data_dir or train_file, not both.")
         if self.train_file is not None or self.data_dir is not None:  # override the data set of a YAML file
             self.dataset_name = self.dataset_config_name = self.validation_split_name = None
+
+    def files(self) -> dict[str, str]:
+        """Return the files of the splits that are named."""
+        names = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: file for split, file in names.items() if file is not None}
+
+    def source_of(self, split: str | None) -> str:
+        """Return the argument that names the data of a split, with its value.
+
+        Args:
+            split: name of the split; None for the whole data.
+
+        Examples:
+            >>> DataArguments(train_file="a.csv").source_of("validation")
+            "train_file='a.csv'"
+        """
+        files = self.files()
+        if self.data_dir or self.dataset_name or not files:
+            argument = "data_dir" if self.data_dir else "dataset_name"
+            return f"{argument}={quote(self.data_dir or self.dataset_name, LONGEST_PATH)}"
+        named = split if split in files else next(iter(files))
+        return f"{named}_file={quote(files[named], LONGEST_PATH)}"
 
     def hub_split_names(self) -> dict[str, str]:
         """Return the splits that have another name on the Hub, by the name that they get."""
@@ -181,8 +215,9 @@ class MethodArguments(_Strengths):
         for kind in METHODS.values():
             if kind.field is not None and getattr(self, kind.field, None) is not None:
                 kind(getattr(self, kind.field))  # refuses a value out of range
-        if not all(0 < fraction < 1 for fraction in self.lr_milestones or []):
-            raise ValueError(f"lr_milestones={self.lr_milestones!r}: give fractions of the training, such as .3 .6 .8.")
+        require_number("lr_gamma", self.lr_gamma, 0, open_low=True)
+        for fraction in self.lr_milestones or []:
+            require_number("lr_milestones", fraction, 0, 1, open_low=True, open_high=True)
 
 
 def make_method(name: str, *arguments: Any) -> Method:
@@ -216,22 +251,68 @@ def parse(
         One object for each dataclass.
 
     Raises:
-        ValueError: the YAML file is missing, broken or not a mapping, a name is unknown, a value is out of range, or
-            a field of FAM does not exist any more or is set for another method.
-        SystemExit: a flag has no value or one of the wrong type; the message names it.
+        ValueError: the YAML file is missing, broken or not a mapping, a name is unknown, a value is missing, of the
+            wrong type or out of range, or a field of FAM does not exist any more or is set for another method.
     """
-    flags = collect_flags(sys.argv[1:] if argv is None else argv)
-    refuse_removed_fields(name for name in map(flag_name, flags) if name is not None)
-    parsed = HfArgumentParser(argument_types, allow_abbrev=False).parse_args_into_dataclasses(flags)
+    words = sys.argv[1:] if argv is None else argv
+    parser = _Parser(argument_types, allow_abbrev=False)
+    flags = collect_flags(words, parser.lists)
+    given = [name for name in map(flag_name, flags) if name is not None]
+    refuse_removed_fields(given)
+    try:
+        *parsed, remaining = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    except ArgumentError:
+        raise
+    except Exception as error:  # of many kinds, where transformers reads files and mappings that arguments name
+        mappings = [name for name in FILES_OR_MAPPINGS if name in given]
+        raise ValueError(f"{''.join(f'{name}: ' for name in mappings)}{one_line(str(error))}") from error
+    if remaining:
+        raise ValueError(f"{quote(remaining[0])} is no argument of this task: `hf-fam train TASK --help` lists them.")
+    for arguments in parsed:
+        check_training_arguments(arguments)
     refuse_unused_fields(parsed, methods)
-    return parsed
+    refuse_nothing_to_do(parsed, words)
+    return tuple(parsed)
 
 
-def collect_flags(argv: Sequence[str]) -> list[str]:
-    """Return the flags of a command line, after those for the YAML file that it may start with."""
-    if argv and not argv[0].startswith("-"):
-        return [*as_flags(read_yaml(Path(argv[0]))), *argv[1:]]
-    return [*argv]
+class ArgumentError(ValueError):
+    """A flag that cannot be parsed; the message names it."""
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose refusals are errors with one sentence, instead of pages of usage."""
+
+    def __init__(self, argument_types: Sequence[Any], **kwargs: Any) -> None:
+        self.lists: set[str] = set()  # the fields that take a list of values
+        super().__init__(argument_types, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        action = super().add_argument(*args, **kwargs)
+        if action.nargs in ("+", "*"):
+            self.lists.add(action.dest)
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(one_line(message))
+
+
+def collect_flags(argv: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Return the flags of a command line, after those for the YAML file that it may start with.
+
+    Args:
+        argv: the command line.
+        lists: the fields that take a list of values.
+
+    Raises:
+        ValueError: the YAML file is missing or broken, or gives a list to another field.
+    """
+    if not argv or argv[0].startswith("-"):
+        return [*argv]
+    settings = read_yaml(Path(argv[0]))
+    for key, value in settings.items():
+        if isinstance(value, list) and key not in lists:
+            raise ValueError(f"{quote(argv[0], LONGEST_PATH)}: {key} is {quote(value)}: give one value.")
+    return [*as_flags(settings), *argv[1:]]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -240,21 +321,80 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, broken or not a mapping, or there is no such task.
     """
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
-        raise ValueError(f"'{path}' is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
+    name = quote(str(path), LONGEST_PATH)
+    if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
+        raise ValueError(f"{name} is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
+        settings = yaml.load(path.read_bytes(), _UniqueKeyLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date, or a number of many digits
+        raise ValueError(f"{name} cannot be read as YAML: {one_line(str(error), LONGEST_REASON)}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"'{path}' has to contain lines such as 'learning_rate: 2e-5'.")
+        raise ValueError(f"{name} has to contain lines such as 'learning_rate: 2e-5'.")
+    refuse_odd_settings(settings, name)
     if DEFAULTS not in settings:
         return settings
     try:
         defaults = read_yaml(default_configuration(settings.pop(DEFAULTS)))
     except ValueError as error:
-        raise ValueError(f"'{path}', {DEFAULTS}: {error}") from error
+        raise ValueError(f"{name}, {DEFAULTS}: {error}") from error
     return {**defaults, **settings}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice, of which the first would have no effect."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{quote(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def refuse_odd_settings(settings: dict[Any, Any], name: str) -> None:
+    """Refuse settings of a YAML file that are no names with values, lists of values or short mappings.
+
+    Args:
+        settings: what the file contains.
+        name: the quoted name of the file, for messages.
+
+    Raises:
+        ValueError: names the file and the setting.
+    """
+    for key, value in settings.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(f"{name}: {quote(key)} is no name of an argument, such as learning_rate.")
+        if not is_small(value):
+            raise ValueError(f"{name}: {key} has too many or too deep values.")
+        if isinstance(value, dict):
+            continue
+        values = value if isinstance(value, list) else [value]
+        if value == [] or any(isinstance(item, (list, dict)) for item in values):
+            raise ValueError(f"{name}: {key} is {quote(value)}: give a value, or a list of values.")
+        flag = next((item for item in values if isinstance(item, str) and item.startswith("-") and item != "-"), None)
+        if isinstance(value, list) and flag is not None and not is_a_number(flag):
+            raise ValueError(
+                f"{name}: {key} contains {quote(flag)}, which would be read as a flag: leave out the dash."
+            )
+
+
+def is_small(value: Any, most: int = 1000, depth: int = 8) -> bool:
+    """Return True if nested lists and mappings have few values; aliases of YAML make huge ones from a few lines."""
+    left = most
+
+    def visit(item: Any, level: int) -> bool:
+        nonlocal left
+        left -= 1
+        inside = item if isinstance(item, list) else item.values() if isinstance(item, dict) else ()
+        return left >= 0 and level <= depth and all(visit(entry, level + 1) for entry in inside)
+
+    return visit(value, 0)
+
+
+def is_a_number(text: str) -> bool:
+    """Return True if text is a number, such as ``-1``."""
+    return math.isfinite(as_number(text))
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
@@ -269,7 +409,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
     return flags
 
 
@@ -281,6 +421,25 @@ def flag_name(word: str) -> str | None:
         ('learning_rate', 'seed', None)
     """
     return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else None
+
+
+def refuse_nothing_to_do(parsed: Sequence[Any], words: Sequence[str]) -> None:
+    """Refuse a run that neither trains, evaluates nor predicts.
+
+    Args:
+        parsed: the objects that `parse` returns.
+        words: the command line, which may begin with a YAML file.
+
+    Raises:
+        ValueError: says what to add.
+    """
+    args = next((a for a in parsed if isinstance(a, TrainingArguments)), None)
+    if args is not None and not (args.do_train or args.do_eval or args.do_predict):
+        file = f"{quote(words[0], LONGEST_PATH)}: " if words and not words[0].startswith("-") else ""
+        raise ValueError(
+            f"{file}none of do_train, do_eval and do_predict is set, so there is nothing to do: add `do_train: true`, "
+            "or `defaults: TASK` for the default settings of a task."
+        )
 
 
 def refuse_unused_fields(parsed: Sequence[Any], methods: Sequence[str] = ()) -> None:

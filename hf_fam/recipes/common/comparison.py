@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import Trainer, set_seed
 
+from ...data.checks import IGNORED
+from ...data.splits import TEST, TRAIN, VALIDATION
 from ...frozen.frozen_backbone import detach
-from ...measure.data import IGNORED
 from ...methods import Method
 from .arguments import make_method
-from .data import TEST, TRAIN, VALIDATION
 from .methods import make_plain_trainer
 from .metrics import regression_metrics
 from .run import Run
@@ -93,7 +93,7 @@ class _Prepared:
         self._frozen: Any = None
         if self.run.model_args.freeze_backbone:
             self._heads: dict[int, dict[str, Any]] = {}
-            self._frozen = self.run.make_model()
+            self._frozen = self.run.model
             self.run, self._backbone = with_stored_features(self.run, self._frozen)
             detach(self._frozen)
 

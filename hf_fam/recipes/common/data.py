@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from ...measure.columns import TABLE_FORMATS, first_empty_row, label_columns, table_format
-from ...measure.data import IGNORED
-from ...measure.model_config import first_line
+from ...data.checks import IGNORED
+from ...data.columns import label_columns
+from ...data.errors import DataError
+from ...data.folders import read_folder
+from ...data.splits import TEST, TRAIN, VALIDATION
+from ...data.tables import read_table
+from ...inputs.text import first_line, quote
 from .arguments import DataArguments, ModelArguments
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # Labels of GLUE's test splits, which are hidden, and empty places.
 NO_LABEL = (None, -1)
 
@@ -22,73 +27,49 @@ def load_splits(data: DataArguments, model_args: ModelArguments, seed: int) -> D
 
     Args:
         data: names of the data set, the folder or the files.
-        model_args: its cache_dir, for data that is downloaded or converted, and its token are used.
+        model_args: its cache_dir and its token are used for data from the Hub.
         seed: seed for the selection of samples, and for the split if there is no validation data.
 
     Raises:
-        ValueError: no data is named; a file or split is missing, empty or broken; a file has an unknown format.
+        ValueError: no data is named.
+        DataError: a file or split is missing, empty or broken; a file has an unknown format.
     """
-    cache_dir = model_args.cache_dir
-    paths = {TRAIN: data.train_file, VALIDATION: data.validation_file, TEST: data.test_file}
-    files = {split: file for split, file in paths.items() if file is not None}
+    files = data.files()
     if not (data.dataset_name or data.data_dir or TRAIN in files):
         raise ValueError("give dataset_name (on the Hub), data_dir, or train_file (and validation_file, test_file).")
     if data.data_dir:
-        splits = read(f"data_dir={data.data_dir!r}", data.data_dir, cache_dir=cache_dir)
+        splits = DatasetDict(read_folder(data.data_dir))
     elif data.dataset_name:
-        named = f"dataset_name={data.dataset_name!r}"
-        options = {"cache_dir": cache_dir, "token": model_args.token}
-        splits = read(named, data.dataset_name, data.dataset_config_name, **options)
-        for split, name in data.hub_split_names().items():
-            if name not in splits:
-                raise ValueError(f"{split} data: '{data.dataset_name}' has no split {name!r} but {', '.join(splits)}.")
-            splits[split] = splits[name]
+        splits = read_from_hub(data, model_args)
     else:
-        builder, format_options = common_format(files)
-        named = ", ".join(f"{split}_file={file!r}" for split, file in files.items())
-        splits = read(named, builder, data_files=files, cache_dir=cache_dir, **format_options)
+        splits = DatasetDict({split: read_split(file, split) for split, file in files.items()})
     return select_samples(splits, data, seed)
 
 
-def read(named: str, *args: Any, **kwargs: Any) -> DatasetDict:
-    """Return what ``load_dataset`` reads.
-
-    Args:
-        named: the argument that names the data, and its value.
-        *args: arguments of ``load_dataset``.
-        **kwargs: arguments of ``load_dataset``.
-
-    Raises:
-        ValueError: the data cannot be read, or has no rows.
-    """
+def read_split(file: str, split: str, read: Callable[[str], Dataset] = read_table) -> Dataset:
+    """Return the rows of a file or folder; its errors name the split."""
     try:
-        return load_dataset(*args, **kwargs)
-    except Exception as error:  # of many kinds, from an unreachable Hub to a broken archive
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"{named}: there are no rows.") from error
-        raise ValueError(f"{named}: the data cannot be read: {first_line(error.__cause__ or error)}") from error
+        return read(file)
+    except DataError as error:
+        raise DataError(str(error), split) from error
 
 
-def common_format(files: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the builder of `datasets` that reads all of some files, and its options.
-
-    Args:
-        files: path by split.
+def read_from_hub(data: DataArguments, model_args: ModelArguments) -> DatasetDict:
+    """Return the splits of a data set on the Hub.
 
     Raises:
-        ValueError: a file is missing, its format is unknown, or the formats differ.
+        DataError: the data cannot be read, or has no such split.
     """
-    for split, file in files.items():
-        if not Path(file).is_file():
-            raise ValueError(f"{split}_file={file!r}: there is no such file.")
-        if Path(file).stat().st_size == 0:
-            raise ValueError(f"{split}_file={file!r}: the file is empty.")
-    formats = [table_format(file) for file in files.values()]
-    first = formats[0]
-    if first is None or any(other != first for other in formats):
-        endings = ", ".join(dict.fromkeys(Path(file).suffix for file in files.values()))
-        raise ValueError(f"files that end in {endings}: give files of one kind ({', '.join(TABLE_FORMATS)}).")
-    return first
+    options = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    try:
+        splits: DatasetDict = load_dataset(data.dataset_name, data.dataset_config_name, **options)
+    except Exception as error:  # of many kinds, from an unreachable Hub to a broken archive
+        raise DataError(f"the data cannot be read: {first_line(error.__cause__ or error)}") from error
+    for split, name in data.hub_split_names().items():
+        if name not in splits:
+            raise DataError(f"validation_split_name: the data has no split {quote(name)} but {', '.join(splits)}.")
+        splits[split] = splits[name]
+    return splits
 
 
 def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
@@ -98,14 +79,19 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> Datas
     keeps its first samples.
 
     Raises:
-        ValueError: there is no training data, or train_val_split is not between 0 and 1.
+        DataError: there is no training data, or not enough to split validation data off.
     """
     if TRAIN not in splits:
         present = ", ".join(map(repr, splits))
-        raise ValueError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
+        raise DataError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
     if VALIDATION not in splits and not data.is_whole:
-        if not 0 < data.train_val_split < 1:
-            raise ValueError(f"train_val_split={data.train_val_split!r}: give a fraction between 0 and 1.")
+        count = len(splits[TRAIN])
+        if math.ceil(count * data.train_val_split) >= count:
+            raise DataError(
+                f"train_val_split={data.train_val_split!r} of {count} rows leaves none to train on: give more rows, or "
+                "validation data.",
+                TRAIN,
+            )
         halves = splits[TRAIN].train_test_split(data.train_val_split, seed=seed)
         splits[TRAIN], splits[VALIDATION] = halves["train"], halves["test"]
     limits = {TRAIN: data.max_train_samples, VALIDATION: data.max_eval_samples, TEST: data.max_predict_samples}
@@ -129,13 +115,22 @@ def require_column(splits: DatasetDict, name: str, argument: str) -> str:
         argument: the flag that names the column, for the message.
 
     Raises:
-        ValueError: one of the splits has no such column.
+        DataError: one of the splits has no such column.
     """
     for split in (TRAIN, VALIDATION):
-        if name not in splits[split].column_names:
-            present = ", ".join(map(repr, splits[split].column_names))
-            raise ValueError(f"{argument}={name!r}: the {split} data has no such column but {present}.")
+        require_column_of_split(splits, split, name, argument)
     return name
+
+
+def require_column_of_split(splits: DatasetDict, split: str, name: str, argument: str) -> None:
+    """Refuse a split that lacks a column.
+
+    Raises:
+        DataError: the split has no such column.
+    """
+    if name not in splits[split].column_names:
+        present = quote(splits[split].column_names, 120).strip("[]")
+        raise DataError(f"{argument}={quote(name)}: the {split} data has no such column but {present}.", split)
 
 
 def label_column(splits: DatasetDict, name: str | None) -> str:
@@ -146,45 +141,102 @@ def label_column(splits: DatasetDict, name: str | None) -> str:
         name: the column; None for the first one that looks like it.
 
     Raises:
-        ValueError: the training or validation data has no such column.
+        DataError: the training or validation data has no such column.
     """
     guesses = [name] if name else label_columns(splits[TRAIN].features)
     return require_column(splits, guesses[0] if guesses else "label", "label_column_name")
+
+
+def check_splits(splits: DatasetDict, check: Callable[..., None], *columns: str) -> None:
+    """Apply a check of `hf_fam.data` to the columns of every split.
+
+    Args:
+        splits: the data.
+        check: called with a split's data, the columns and the split's name.
+        *columns: the columns.
+    """
+    for name, split in splits.items():
+        check(split, *columns, name)
+
+
+def check_labels(splits: DatasetDict, label: str, check: Callable[..., None]) -> None:
+    """Apply `require_classes` or `require_numbers` to the labels; test data needs none."""
+    for name, split in splits.items():
+        if label in split.column_names:
+            check(split, label, name, needs_values=not name.startswith(TEST))
 
 
 def class_names(splits: DatasetDict, column: str) -> list[str]:
     """Return the classes in order: as declared by the data, or all values of the training data, sorted.
 
     Raises:
-        ValueError: there is only one class, or one that the training data does not have.
+        DataError: there is only one class, or the validation data has one that the training data does not have.
     """
     feature: Any = splits[TRAIN].features[column]
     if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    values = sorted({*splits[TRAIN][column]})
-    if len(values) < 2:
-        raise ValueError(f"column '{column}' has {len(values)} class in the training data; at least two are needed.")
-    unknown = {*splits[VALIDATION][column]} - {*values}
-    if unknown:
-        raise ValueError(f"column '{column}': the validation data has classes without training data: {sorted(unknown)}")
-    return [str(value) for value in values]
+        return require_two_classes(feature.names, column)
+    names = require_two_classes(present_classes(splits[TRAIN], column), column)
+    refuse_unknown_classes(present_classes(splits[VALIDATION], column), names, column, VALIDATION)
+    return names
 
 
-def require_values(splits: DatasetDict, column: str) -> None:
-    """Refuse a column with an empty place; splits without the column pass.
+def present_classes(split: Dataset, column: str) -> list[str]:
+    """Return the classes of a split, sorted: numbers as numbers, names without the spaces around them."""
+    found = split.unique(column)
+    values = {value.strip() if isinstance(value, str) else value for value in found if value is not None}
+    return [str(value) for value in sorted(values)]
+
+
+def require_two_classes(names: list[str], column: str) -> list[str]:
+    """Return the names of the classes, unless there is only one.
 
     Raises:
-        ValueError: a value is missing; the message says in which row of which split.
+        DataError: there are fewer than two.
     """
-    for name, split in splits.items():
-        row = first_empty_row(split, column) if column in split.column_names else None
-        if row is not None:
-            raise ValueError(f"column '{column}' is empty in row {row} of the {name} data: fill it, or remove the row.")
+    if len(names) < 2:
+        raise DataError(
+            f"column {quote(column)} has {len(names)} class in the training data; at least two are needed.", TRAIN
+        )
+    return list(names)
+
+
+def refuse_unknown_classes(present: list[str], names: list[str], column: str, split: str) -> None:
+    """Refuse a split with classes that the training data does not have.
+
+    Raises:
+        DataError: names the classes.
+    """
+    unknown = [name for name in present if name not in names]
+    if unknown:
+        raise DataError(
+            f"column {quote(column)}: the {split} data has classes without training data: {quote(unknown)}.", split
+        )
+
+
+def drop_unknown_labels(splits: DatasetDict, column: str, names: list[str]) -> None:
+    """Remove the labels of test data with other classes: it is predicted, not measured.
+
+    Args:
+        splits: the data; the test split may be changed.
+        column: column of the labels.
+        names: the classes of the training data.
+    """
+    feature = splits[TEST].features.get(column) if TEST in splits else None
+    if feature is None or isinstance(feature, ClassLabel):
+        return
+    unknown = [name for name in present_classes(splits[TEST], column) if name not in (*names, "-1")]
+    if unknown:
+        warnings.warn(
+            f"the test data's {', '.join(map(quote, unknown[:5]))} is no class: its images are predicted, not "
+            "measured.",
+            stacklevel=2,
+        )
+        splits[TEST] = splits[TEST].remove_columns(column)
 
 
 def has_labels(split: Dataset, column: str) -> bool:
     """Return True if any row has a label."""
-    return column in split.column_names and any(value not in NO_LABEL for value in split[column])
+    return column in split.column_names and any(value not in NO_LABEL for value in split.unique(column))
 
 
 def class_number(names: list[str], feature: Any, value: Any) -> int:
@@ -196,14 +248,36 @@ def class_number(names: list[str], feature: Any, value: Any) -> int:
         value: a label; None is a missing one, and so is -1 if no class is called so.
 
     Raises:
-        ValueError: the label is no class.
+        DataError: the label is no class.
     """
     if isinstance(value, float) and value.is_integer():  # whole numbers in a column with empty places
         value = int(value)
     if isinstance(feature, ClassLabel) and value not in NO_LABEL:
         value = feature.int2str(value)
-    if str(value) in names and value is not None:
-        return names.index(str(value))
+    if value is not None and str(value).strip() in names:
+        return names.index(str(value).strip())
     if value in NO_LABEL:
         return IGNORED
-    raise ValueError(f"label {value!r} does not occur in the training data, which has {', '.join(names)}.")
+    raise DataError(f"label {quote(value)} does not occur in the training data, which has {quote(names, 100)}.", TEST)
+
+
+def prepare_splits(splits: DatasetDict, prepare: Callable[[str], Callable[..., Any]], **options: Any) -> DatasetDict:
+    """Return every split with what a function makes of its rows.
+
+    Args:
+        splits: the data.
+        prepare: returns the function for a split, by its name.
+        **options: arguments of `Dataset.map`.
+
+    Raises:
+        DataError: the function fails on a row.
+    """
+    prepared = {}
+    for name, split in splits.items():
+        try:
+            prepared[name] = split.map(prepare(name), remove_columns=split.column_names, **options)
+        except DataError:
+            raise
+        except Exception as error:  # of tokenizers and chat templates
+            raise DataError(f"the {name} data cannot be prepared: {first_line(error)}", name) from error
+    return DatasetDict(prepared)

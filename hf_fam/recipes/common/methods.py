@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from ...inputs.text import first_line, quote
 from ...train.trainer import FAMTrainer
 from ...train.training_args import CORRECTED, FAMTrainingArguments
 from .arguments import FAM, MethodArguments, make_method
@@ -24,10 +25,13 @@ def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: 
         method: name and settings of the method.
         args: the Trainer's arguments; strength and scaling of the loss are changed in place.
         **kwargs: all other arguments of the Trainer.
+
+    Raises:
+        ValueError: the Trainer or the method refuses its arguments, or an optimizer is missing.
     """
     chosen = make_method(method.method, method, args)
     if method.method == FAM:
-        return RecipeTrainer(args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs)
+        return make_recipe_trainer(method, args, **kwargs)
     trainer = make_plain_trainer(method, args, **kwargs)
     chosen.apply(trainer)
     return trainer
@@ -44,4 +48,45 @@ def make_plain_trainer(method: MethodArguments, args: FAMTrainingArguments, **kw
         **kwargs: all other arguments of the Trainer.
     """
     args.fam_lambda, args.fam_loss_scaling = 0.0, CORRECTED
-    return RecipeTrainer(args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs)
+    return make_recipe_trainer(method, args, **kwargs)
+
+
+def make_recipe_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
+    """Make a Trainer that is flatness-aware if ``fam_lambda`` is above 0.
+
+    Args:
+        method: the schedule of the learning rate is used.
+        args: the Trainer's arguments.
+        **kwargs: all other arguments of the Trainer.
+
+    Raises:
+        ValueError: the Trainer refuses its arguments, or an optimizer is missing.
+    """
+    try:
+        made = RecipeTrainer(args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs)
+    except ValueError:
+        raise
+    except Exception as error:  # of many kinds: a layer of another kind, a missing package, an unreachable Hub
+        cause = "push_to_hub: " if args.push_to_hub and isinstance(error, OSError) else ""
+        raise ValueError(f"{cause}{first_line(error)}") from error
+    check_optimizer(args, made.model)
+    return made
+
+
+def check_optimizer(args: FAMTrainingArguments, model: Any) -> None:
+    """Refuse an optimizer whose package is missing, or that does not take its arguments.
+
+    Args:
+        args: the Trainer's arguments.
+        model: the model to train.
+
+    Raises:
+        ValueError: names optim and optim_args.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except Exception as error:  # of the optimizers' own kinds
+        given = f"optim={quote(str(args.optim))}" + (
+            f", optim_args={quote(args.optim_args)}" if args.optim_args else ""
+        )
+        raise ValueError(f"{given}: {first_line(error)}") from error

@@ -12,6 +12,10 @@ from transformers import EvalPrediction
 
 from ...measure.classification_metrics import expected_calibration_error, negative_log_likelihood
 
+# Names of the metrics, before any is computed.
+CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews_correlation", "nll", "ece")
+REGRESSION_METRICS = ("pearson", "spearman", "mean_squared_error")
+
 
 def classification_metrics(evaluated: EvalPrediction) -> dict[str, float]:
     """Return accuracy, F1, Matthews correlation, NLL and calibration error.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ..._compat import forget_source
+from ...data.text_length import longest_text
 from ...frozen.frozen_backbone import freeze_backbone
-from ...measure.model_config import first_line, load_config
+from ...inputs.text import LONGEST_PATH, first_line, quote
+from ...measure.model_config import load_config
 from .arguments import ModelArguments
 
 
@@ -24,11 +27,12 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
     """
     options = model_args.hub_options()
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    name = quote(model_args.model_name_or_path, LONGEST_PATH)
     config = load_config(model_args.model_name_or_path, {**config_changes, **options})
-    if model_args.from_scratch:
-        forget_source(config)  # the card must not call it fine-tuned
-        return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **attention)
     try:
+        if model_args.from_scratch:
+            forget_source(config)  # the card must not call it fine-tuned
+            return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **attention)
         model, loaded = auto_class.from_pretrained(
             model_args.model_name_or_path,
             config=config,
@@ -37,13 +41,17 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
             **attention,
             **options,
         )
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(
-            f"the head of '{model_args.model_name_or_path}' is not for the {config.num_labels} classes of the data: "
-            "add --ignore_mismatched_sizes for a new head."
-        ) from error
+    except Exception as error:  # of many kinds: models are written by others
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"the head of {name} is not for the {config.num_labels} classes of the data: add "
+                "--ignore_mismatched_sizes for a new head."
+            ) from error
+        if attention and "attn_implementation" in str(error).lower():
+            raise ValueError(
+                f"attn_implementation={quote(model_args.attn_implementation)}: {first_line(error)}"
+            ) from error
+        raise ValueError(f"model_name_or_path={name}: the model cannot be loaded: {first_line(error)}") from error
     if model_args.freeze_backbone:
         freeze_backbone(model, loaded["missing_keys"])
     return model
@@ -62,10 +70,10 @@ def load_preprocessing(model_args: ModelArguments, auto_class: Any, **options: A
     """
     try:
         return auto_class.from_pretrained(**options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds, of broken files
         load_config(model_args.model_name_or_path, model_args.hub_options())  # which says why, if nothing can be loaded
-        name = options["pretrained_model_name_or_path"]
-        raise ValueError(f"{auto_class.__name__} cannot load '{name}': {first_line(error)}") from error
+        name = quote(options["pretrained_model_name_or_path"], LONGEST_PATH)
+        raise ValueError(f"{auto_class.__name__} cannot load {name}: {first_line(error)}") from error
 
 
 def load_classifier(model_args: ModelArguments, auto_class: Any, names: Sequence[str], **config_changes: Any) -> Any:
@@ -82,3 +90,21 @@ def load_classifier(model_args: ModelArguments, auto_class: Any, names: Sequence
     """
     label2id = {name: k for k, name in enumerate(names)}
     return load_model(model_args, auto_class, id2label=dict(enumerate(names)), label2id=label2id, **config_changes)
+
+
+def tokens_within(model: Any, tokenizer: Any, max_seq_length: int) -> int:
+    """Return the number of tokens after which texts are cut: max_seq_length, or less if the model has fewer positions.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        max_seq_length: the number that was asked for.
+    """
+    positions = longest_text(model, tokenizer)
+    if positions is None or max_seq_length <= positions:
+        return max_seq_length
+    warnings.warn(
+        f"max_seq_length={max_seq_length}: the model has {positions} positions, so texts are cut after as many tokens.",
+        stacklevel=2,
+    )
+    return positions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,15 @@ class Run:
     Attributes:
         model_args: name of the model, and how it was loaded.
         data_args: names of the data.
-        name and settings of the method.
+        method: name and settings of the method.
         args: the Trainer's arguments.
-        make_model: loads a fresh model; new weights are drawn from the global random state.
+        model: the model to train.
+        make_model: loads another one; new weights are drawn from the global random state.
         splits: the prepared data.
         processing_class: tokenizer or image processor, saved with the model.
         collator: makes batches of items.
         compute_metrics: computes metrics from logits and labels.
+        metric_names: names of these metrics.
         task: task of the model card, such as "text-classification".
         preprocess_logits: reduces logits before they are gathered.
         loss: computes the loss from outputs and labels, instead of the model.
@@ -36,11 +38,13 @@ class Run:
     data_args: DataArguments
     method: MethodArguments
     args: FAMTrainingArguments
+    model: PreTrainedModel
     make_model: Callable[[], PreTrainedModel]
     splits: Mapping[str, Any]
     processing_class: Any
     collator: Any
     compute_metrics: Callable[[Any], dict[str, float]] | None
+    metric_names: Sequence[str]
     task: str
     preprocess_logits: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ...data.splits import TRAIN
 from ...frozen.frozen_backbone import FrozenBackbone
 from ...frozen.stored_features import collate_features, feature_folder, stored_features
-from .data import TRAIN
 from .run import Run
 
 # Items of the batch that is compared with the whole model.

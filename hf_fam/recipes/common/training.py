@@ -2,60 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ...data.splits import TEST, TRAIN, VALIDATION
+from ...inputs.paths import no_new_folder_if_refused, require_writable_folder
+from ...inputs.text import LONGEST_PATH, quote
 from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
+from .arguments import ModelArguments
 from .command import repeat_command
-from .data import TEST, TRAIN, VALIDATION
 from .methods import make_trainer
 from .metrics import first_output
 from .run import Run
 from .stored import with_stored_features
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+# Files of a saved model that people have, too.
+OVERWRITTEN_FILES = ("README.md", "config.json")
 
 
-class UnsavedToken(str):
-    """An access token that a pickle contains as None.
-
-    The Trainer pickles all its arguments into training_args.bin, and pushes the file with the model.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return type(None), ()
-
-    def __deepcopy__(self, memo: Any) -> UnsavedToken:
-        return self  # a copy within the process is used to push
-
-
-def prepare_run(args: FAMTrainingArguments) -> None:
+def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
     """Check the output folder, find the checkpoint to resume from, and set the seed.
 
     Call it before anything is loaded: new weights are then a function of the seed.
 
     Raises:
-        ValueError: output_dir contains a trained model, or no checkpoint to resume from.
+        ValueError: output_dir contains a trained model or other files that would be overwritten, no checkpoint to
+            resume from, or cannot be written.
     """
-    if args.hub_token is not None:
-        args.hub_token = UnsavedToken(args.hub_token)
-    folder = Path(str(args.output_dir))
-    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-    weights = [path for pattern in WEIGHT_FILES if folder.is_dir() for path in folder.glob(pattern)]
-    if args.do_train and args.resume_from_checkpoint is None and (checkpoint or weights):
-        raise ValueError(
-            f"output_dir='{folder}' contains a trained model: choose another folder, or go on from its last checkpoint "
-            "with --resume_from_checkpoint last."
-        )
+    folder = str(args.output_dir)
+    shown = f"output_dir={quote(folder, LONGEST_PATH)}"
+    require_writable_folder("output_dir", folder)
+    if model_args.cache_dir is not None:
+        require_writable_folder("cache_dir", model_args.cache_dir)
+    checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    if args.do_train and args.resume_from_checkpoint is None and os.path.isdir(folder):
+        if checkpoint or any(weights for pattern in WEIGHT_FILES for weights in Path(folder).glob(pattern)):
+            raise ValueError(
+                f"{shown} contains a trained model: choose another folder, or go on from its last checkpoint with "
+                "--resume_from_checkpoint last."
+            )
+        file = next((name for name in OVERWRITTEN_FILES if os.path.exists(os.path.join(folder, name))), None)
+        if file is not None:
+            raise ValueError(f"{shown} contains {file}, which the model's would overwrite: choose another folder.")
     if args.resume_from_checkpoint in ("last", "True", "true"):
         if checkpoint is None:
-            raise ValueError(f"resume_from_checkpoint: output_dir='{folder}' contains no checkpoint.")
+            raise ValueError(f"resume_from_checkpoint: {shown} contains no checkpoint.")
         args.resume_from_checkpoint = newest_whole_checkpoint(folder)
+    elif args.resume_from_checkpoint is not None and not os.path.isdir(args.resume_from_checkpoint):
+        given = quote(args.resume_from_checkpoint, LONGEST_PATH)
+        raise ValueError(
+            f"resume_from_checkpoint={given}: there is no such folder; `last` is the last one in output_dir."
+        )
     set_seed(args.seed)
 
 
@@ -66,26 +70,26 @@ def finetune(run: Run) -> dict[str, float]:
         All metrics, named ``train_...``, ``eval_...`` and ``predict_...``.
 
     Raises:
-        ValueError: do_predict is set and there is no test data.
+        ValueError: do_predict is set and there is no test data, or the Trainer cannot be made.
     """
     if run.args.do_predict and TEST not in run.splits:
         raise ValueError("do_predict: the data has no test split; give test_file (test_dir for images).")
-    set_seed(run.args.seed)
-    model = run.make_model()
+    check_metric(run.args, run.metric_names)
     if run.model_args.freeze_backbone:
-        run, _ = with_stored_features(run, model)
-    trainer = make_trainer(
-        run.method,
-        run.args,
-        model=model,
-        train_dataset=run.splits[TRAIN],
-        eval_dataset=run.splits[VALIDATION],
-        processing_class=run.processing_class,
-        data_collator=run.collator,
-        compute_metrics=run.compute_metrics,
-        preprocess_logits_for_metrics=run.preprocess_logits,
-        compute_loss_func=run.loss,
-    )
+        run, _ = with_stored_features(run, run.model)
+    with no_new_folder_if_refused(str(run.args.output_dir)):
+        trainer = make_trainer(
+            run.method,
+            run.args,
+            model=run.model,
+            train_dataset=run.splits[TRAIN],
+            eval_dataset=run.splits[VALIDATION],
+            processing_class=run.processing_class,
+            data_collator=run.collator,
+            compute_metrics=run.compute_metrics,
+            preprocess_logits_for_metrics=run.preprocess_logits,
+            compute_loss_func=run.loss,
+        )
     metrics: dict[str, float] = {}
     if run.args.do_train:
         result = trainer.train(resume_from_checkpoint=run.args.resume_from_checkpoint)
@@ -110,6 +114,21 @@ def finetune(run: Run) -> dict[str, float]:
         write_card(trainer, run)
     trainer.accelerator.end_training()
     return metrics
+
+
+def check_metric(args: FAMTrainingArguments, names: Sequence[str]) -> None:
+    """Refuse a metric_for_best_model that no evaluation computes.
+
+    Args:
+        args: the Trainer's arguments.
+        names: names of the metrics.
+
+    Raises:
+        ValueError: names the metric and those that there are.
+    """
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in ("loss", *names):
+        raise ValueError(f"metric_for_best_model={quote(metric)}: choose one of loss, {', '.join(names)}.")
 
 
 def write_predictions(path: Path, predicted: Any, to_text: Callable[[Any], str]) -> None:

@@ -1,4 +1,4 @@
-"""Formats and columns that `hf-fam train` and `hf-fam measure` guess."""
+"""Columns that `hf-fam train` and `hf-fam measure` guess."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Features, Image, Value
 
-from hf_fam.measure import columns
+from hf_fam.data import columns
 
 TEXT, NUMBER, CLASS = Value("string"), Value("int64"), ClassLabel(names=["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.csv", ("csv", {})),
-        ("A.CSV", ("csv", {})),
-        ("b/a.tsv", ("csv", {"sep": "\t"})),
-        ("a.jsonl", ("json", {})),
-        ("a.json", ("json", {})),
-        ("a.parquet", ("parquet", {})),
-        ("a.arrow", ("arrow", {})),
-        ("a.txt", None),
-        ("csv", None),
-    ],
-)
-def test_formats(name: str, expected: object) -> None:
-    assert columns.table_format(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,9 +50,3 @@ def test_image_columns() -> None:
     assert columns.image_columns(Features({"img": TEXT, "photo": Image()})) == ["photo", "img"]
     assert columns.image_columns(Features({"image": Image(), "label": CLASS})) == ["image"]
     assert columns.image_columns(Features({"label": CLASS})) == []
-
-
-def test_first_empty_row() -> None:
-    data = Dataset.from_dict({"text": ["a", "b", None, None], "label": [1, 2, 3, 4]})
-    assert columns.first_empty_row(data, "text") == 3 and columns.first_empty_row(data, "label") is None
-    assert columns.first_empty_row(data.shuffle(seed=0).select(range(1)), "text") == 3

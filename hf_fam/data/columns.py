@@ -1,42 +1,14 @@
-"""File formats and column names of data sets, as `hf-fam train` and `hf-fam measure` guess them."""
+"""Names of columns, as `hf-fam train` and `hf-fam measure` guess them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-# Endings of tables, with the builder of `datasets` that reads them and its options.
-TABLE_FORMATS: dict[str, tuple[str, dict[str, str]]] = {
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".arrow": ("arrow", {}),
-}
-IMAGE_FORMATS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 TEXT_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"))
 TEXT_NAMES = ("text", "sentence", "sentence1", "content", "premise", "question", "review", "utterance", "document")
 IMAGE_NAMES = ("image", "img", "pixel_values", "picture")
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "fine_label", "score")
-
-
-def table_format(file: str | Path) -> tuple[str, dict[str, str]] | None:
-    r"""Return the builder of `datasets` that reads a file, and its options.
-
-    Args:
-        file: name or path of the file; only its ending counts.
-
-    Returns:
-        Arguments for `datasets.load_dataset`, or None if no builder reads such files.
-
-    Examples:
-        >>> table_format("reviews.tsv"), table_format("notes.txt")
-        (('csv', {'sep': '\t'}), None)
-    """
-    return TABLE_FORMATS.get(Path(file).suffix.lower())
 
 
 def is_text(feature: Any) -> bool:
@@ -103,20 +75,6 @@ def label_columns(features: Mapping[str, Any]) -> list[str]:
 
     usual = _present(LABEL_NAMES, features, ())
     return [*usual, *(n for n, f in features.items() if isinstance(f, datasets.ClassLabel) and n not in usual)]
-
-
-def first_empty_row(data: Any, column: str) -> int | None:
-    """Return the number of the first row without a value, counted from 1.
-
-    Args:
-        data: a `datasets.Dataset`; the table is searched as it was read, before rows were selected.
-        column: name of the column.
-
-    Returns:
-        The row, or None if every row has a value.
-    """
-    values = data.data.column(column)
-    return values.is_null().index(True).as_py() + 1 if values.null_count else None
 
 
 def _present(names: Sequence[str], features: Mapping[str, Any], without: Sequence[str]) -> list[str]:

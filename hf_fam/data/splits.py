@@ -1,0 +1,3 @@
+"""Names of the splits."""
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"

@@ -1,0 +1,67 @@
+"""Values and errors of others as part of a message: on one line, printable and short."""
+
+from __future__ import annotations
+
+LONGEST_MESSAGE = 300
+# Characters of a value, or of a library's message, inside a message.
+LONGEST_VALUE, LONGEST_PATH, LONGEST_REASON = 60, 100, 140
+
+
+def quote(value: object, longest: int = LONGEST_VALUE) -> str:
+    r"""Return a value as its `repr`, on one line, printable and shortened in the middle.
+
+    Args:
+        value: any object, also one without a usable `repr`.
+        longest: number of characters.
+
+    Examples:
+        >>> quote("a.csv"), quote("\x1b[31mred"), quote("x" * 99, longest=12)
+        ("'a.csv'", "'\\x1b[31mred'", "'xxx...xxxx'")
+    """
+    try:
+        text = repr(value)
+    except Exception:  # of other people's classes, and of whole numbers with more than 4,300 digits
+        text = f"<{type(value).__name__}>"
+    return one_line(text, longest)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, printable and shortened.
+
+    If the message is empty, it is the name of the error's class.
+    """
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_REASON)
+
+
+def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    r"""Return text on one line, with unprintable characters escaped, and shortened in the middle.
+
+    Args:
+        text: the text.
+        longest: number of characters.
+
+    Examples:
+        >>> one_line("two\nlines and an \x1b escape")
+        'two lines and an \\x1b escape'
+        >>> one_line("abcdefghijklmnop", longest=9)
+        'abc...nop'
+    """
+    shown = " ".join(
+        text[: 4 * longest].split() if len(text) <= 4 * longest else [text[: 2 * longest], text[-longest:]]
+    )
+    shown = printable(shown)
+    if len(shown) <= longest:
+        return shown
+    head = (longest - 3) // 2
+    return f"{shown[:head]}...{shown[-(longest - 3 - head) :]}"
+
+
+def printable(text: str) -> str:
+    r"""Return text whose unprintable characters, but for line breaks, are escaped: a terminal would obey some.
+
+    Examples:
+        >>> print(printable("a\x1b[31mred\nb"))
+        a\x1b[31mred
+        b
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
