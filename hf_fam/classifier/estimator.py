@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -174,6 +175,17 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
             X: features of shape (n, m). The result is a tensor on its device if ``X`` is one.
         """
         return self._like(X, self._two_columns(X).log_softmax(1))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy.
+
+        Args:
+            X: features of shape (n, m).
+            y: the right labels, of shape (n,).
+            sample_weight: of shape (n,); None: all alike.
+        """
+        arrays = (part.cpu().numpy() if isinstance(part, Tensor) else part for part in (y, self.predict(X)))
+        return float(accuracy_score(*arrays, sample_weight=sample_weight))
 
     def write_to(self, layer: nn.Linear) -> None:
         """Write weights and intercepts into a linear layer.

@@ -57,7 +57,8 @@ class CouplingFinder:
         has_items = all(batch.linear_map.has_items(phi) for phi in batch.features) and _have_same_items(
             batch.pre_activations
         )
-        is_due = self._recheck_schedule.is_due() or self._is_new(batch)
+        is_new = self._is_new(batch)  # in every step, so that a graph that was tested is not new later
+        is_due = self._recheck_schedule.is_due() or is_new
         if is_due or rows > self._largest_row_count or self.coupling is None:
             self.has_nested_calls = self.has_nested_calls or calls_are_nested(batch.features, batch.pre_activations)
             observed = find_coupling(batch.loss, batch.pre_activations, batch.features, has_items=has_items)

@@ -336,32 +336,41 @@ def weights_in_chunks(first: Tensor, logits: Tensor, tolerance: float) -> tuple[
         c, shape ``(...)``, and a scalar of bool.
     """
     g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
-    sign = weight_sign(g.amin(-1), g.amax(-1))
+    sign, _ = split_gradient(g)
     weights, squares = [], torch.zeros(3, dtype=dtype, device=z.device)
     for rows in row_chunks(None, *z.shape):
-        g_chunk, p = (sign * g[rows]).to(dtype), z[rows].softmax(-1, dtype)
+        g_chunk, p = sign * g[rows].to(dtype), z[rows].softmax(-1, dtype)
         weights.append(weights_from_gradient(g_chunk, p))
         squares += gradient_squares(g_chunk, p, weights[-1])
     return (sign * torch.cat(weights)).view(logits.shape[:-1]), gradient_is_off(squares, tolerance)
 
 
-def weight_sign(smallest: Tensor, largest: Tensor) -> Tensor:
-    """Return the common sign of the item weights of cross-entropy with hard labels, 1 or -1, without a wait.
+def split_gradient(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the common sign of the item weights of cross-entropy with hard labels, and ``|sum_{k != y} g_ik|``.
 
-    In ``g = c (p - onehot)`` the label's entry is minus the sum of the others, so it is the largest in size.
+    In ``g = c (p - onehot)`` all entries but the label's have the sign of c. The label's entry is imprecise in
+    confident rows, or 0, so the sign is that of several entries of a row. This does not wait for the device.
 
     Args:
-        smallest: smallest entry of each row of g = dL/dz.
-        largest: largest entry of each row.
+        g: dL/dz, shape ``(N, C)``.
+
+    Returns:
+        1 or -1, a scalar, and sums of shape ``(N, 1)``.
 
     Examples:
         >>> p, y = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[1.0, 0.0, 0.0]])
-        >>> [int(weight_sign((c * (p - y)).amin(-1), (c * (p - y)).amax(-1))) for c in (2, -2)]
-        [1, -1]
+        >>> [split_gradient(c * (p - y)) for c in (2, -2)]
+        [(tensor(1.), tensor([[1.]])), (tensor(-1.), tensor([[1.]]))]
     """
-    dtype = wide(largest.dtype)
-    is_negative = (largest.to(dtype) + smallest.to(dtype)).sum() > 0
-    return torch.where(is_negative, -1.0, 1.0).to(largest.dtype)
+    dtype = wide(g.dtype)
+    sums, vote = [], torch.zeros((), dtype=dtype, device=g.device)
+    for rows in row_chunks(None, *g.shape):
+        positive, negative = (part.sum(-1, dtype=dtype) for part in (g[rows].clamp_min(0), g[rows].clamp_max(0)))
+        vote += (positive - g[rows].amax(-1) + negative - g[rows].amin(-1)).sum()
+        sums.append(torch.stack([positive, negative], -1))
+    sign = torch.where(vote < 0, -1.0, 1.0).to(dtype)
+    positive, negative = torch.cat(sums).split(1, -1)
+    return sign, torch.where(sign > 0, positive, -negative)
 
 
 def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) -> tuple[Tensor, Tensor]:

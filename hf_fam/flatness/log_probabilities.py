@@ -103,3 +103,28 @@ def weights_of(loss: Tensor, log_probabilities: LogProbabilities, minus_one: Ten
     minus_one = torch.full_like(loss, -1.0) if minus_one is None else minus_one
     (gradient,) = torch.autograd.grad(loss, [edge], minus_one, retain_graph=True)
     return gradient.sum(-1).flatten()
+
+
+def curvature_product(logits: Tensor, item_weights: Tensor, vector: Tensor) -> Tensor:
+    """Return ``c (diag p - p p^T) v``, in the graph, the shape of the logits.
+
+    torch's second derivative of the log-softmax loses the entry of a most probable class t to cancellation. Here
+    ``v - v_t`` replaces v, which changes nothing, and the entry is minus the sum of the others.
+
+    Args:
+        logits: z, shape ``(..., C)``.
+        item_weights: c, shape ``(...)``, constant.
+        vector: v, the shape of the logits.
+
+    Examples:
+        >>> z = torch.tensor([[40.0, 0.0, 0.0]])
+        >>> curvature_product(z, torch.ones(1), torch.tensor([[1.0, 0.0, 0.0]]))  # 2 exp(-40) and twice -exp(-40)
+        tensor([[ 8.4967e-18, -4.2484e-18, -4.2484e-18]])
+    """
+    z = logits.to(item_weights.dtype)
+    top = z.detach().argmax(-1, keepdim=True)
+    others = z.log_softmax(-1).exp().scatter(-1, top, 0.0)
+    v = vector.to(z.dtype)
+    v = v - v.gather(-1, top)
+    product = item_weights.unsqueeze(-1) * others * (v - (others * v).sum(-1, keepdim=True))
+    return product.scatter(-1, top, -product.sum(-1, keepdim=True))

@@ -14,11 +14,8 @@ The exact form costs three products of the head's size. For large vocabularies, 
 ``W R / sqrt(P)`` replaces W, with a Rademacher matrix R of shape ``(m, P)`` that all rows share.
 ``E_r[ Var_{k~p}( (W r)_k ) ] = Var_{k~p}(w_k)``, at O(V m P + N V P) instead of O(N V m).
 
-Rounding: without chunks the relative error is about eps sqrt(C), even for confident rows, until their probabilities
-underflow. With chunks the variance of a row is a difference of numbers of the size of ||w_k - mu||^2, mu the mean of
-all w_k. Its error is a few eps times that. In float32, kappa of a row whose best class leads by 10 logits
-has a relative error of about 1e-3; at 15 logits it is about 0.1. Such rows contribute little to a mean over all rows.
-For a data set of only such rows, use float64.
+Rounding: everything is computed relative to the most probable class of a row, from the probabilities of the other
+classes. So the relative error is about eps sqrt(C), even for confident rows, until their probabilities underflow.
 
 Temporaries of the size of the logits are split into chunks: at most a quarter exists at a time, and never more than
 ``CHUNK_ELEMENTS`` entries.
@@ -29,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,9 +106,9 @@ def unit_flatness(
         tensor([4.])
     """
     dtype = wide(logits.dtype)
-    p = logits.reshape(-1, logits.shape[-1]).softmax(-1, dtype)
     vectors = ClassVectors.from_weight(weight, signs, dtype, smoothing)
-    return features.to(dtype).reshape(-1, features.shape[-1]).square().sum(-1) * vectors.variance(p, vectors.mean(p))
+    terms = vectors.terms(*other_probabilities(logits.reshape(-1, logits.shape[-1]), dtype))
+    return features.to(dtype).reshape(-1, features.shape[-1]).square().sum(-1) * terms.variance
 
 
 def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -227,36 +224,83 @@ class ClassVectors:
         squares = torch.cat([(part - center).square_().sum(-1) for part in _weight_chunks(rows)])
         return cls(rows, center, squares, smoothing)
 
-    def mean(self, p: Tensor) -> Tensor:
-        """Return ``sum_k q_ik w_k - mu``, shape ``(n, m)``."""
-        mean = torch.addmm(self.center, p, self.rows, beta=-1)
-        return mean.mul_(1 - self.smoothing) if self.smoothing else mean
+    def terms(self, others: Tensor, top: Tensor) -> RowTerms:
+        """Return mean and variance of some rows, and the factors of their derivatives.
 
-    def variance(self, p: Tensor, mean: Tensor) -> Tensor:
-        """Return ``Var_{k~q_i}(w_k)``, shape ``(n,)``."""
-        # A matrix product would lose the many small probabilities of 100,000 classes.
-        squares = (p * self.squares).sum(-1)
-        if self.smoothing:
-            squares = squares.lerp(self.squares.mean(), self.smoothing)
-        return squares - mean.square().sum(-1)
+        Args:
+            others: probabilities, 0 at the most probable class of each row, shape ``(n, C)``.
+            top: the most probable class t, shape ``(n, 1)``.
+        """
+        smoothing = self.smoothing
+        rest = others.sum(-1, keepdim=True)
+        top_rows = self.rows.index_select(0, top.squeeze(1))
+        offset = torch.addcmul(others @ self.rows, rest, top_rows, value=-1)  # E_p w - w_t
+        mean_p = top_rows - self.center + offset
+        mean, gap = mean_p, offset
+        if smoothing:
+            mean, gap = (1 - smoothing) * mean_p, torch.sub(offset, mean_p, alpha=smoothing)
+        v = torch.addmm(self.squares, mean, self.rows.T, alpha=-2)
+        v.sub_(v.gather(1, top))
+        p_v = (others * v).sum(-1, keepdim=True)
+        variance = p_v.squeeze(-1) + offset.square().sum(-1)
+        if smoothing:
+            variance = variance - 2 * smoothing * (offset * mean_p).sum(-1)  # Var_p
+            variance = (1 - smoothing) * (variance + smoothing * mean_p.square().sum(-1))
+            variance = variance + smoothing * self.squares.mean()
+        return RowTerms(top, rest, mean, gap, v, p_v, variance)
 
 
-def scale_rows(p: Tensor, scales: Tensor, smoothing: float) -> Tensor:
-    """Return ``a_i q_ik``, shape ``(n, C)``. p is overwritten.
+class RowTerms(NamedTuple):
+    """Mean and variance of the class vectors of some rows, and the factors of their derivatives.
+
+    Attributes:
+        top: the most probable class t, shape ``(n, 1)``.
+        rest: ``1 - p_t``, shape ``(n, 1)``.
+        mean: ``sum_k q_ik w_k - mu``, shape ``(n, m)``.
+        gap: mean minus the centered w_t, shape ``(n, m)``; precise for confident rows.
+        v: ``||w_k - mean_i||^2``, up to a constant 0 at the top class, shape ``(n, C)``.
+        p_v: ``sum_k p_ik v_ik``, shape ``(n, 1)``.
+        variance: ``Var_{k~q_i}(w_k)``, shape ``(n,)``.
+    """
+
+    top: Tensor
+    rest: Tensor
+    mean: Tensor
+    gap: Tensor
+    v: Tensor
+    p_v: Tensor
+    variance: Tensor
+
+
+def other_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return probabilities that are 0 at the most probable class of each row, and this class.
 
     Args:
-        p: probabilities, shape ``(n, C)``.
+        logits: z, shape ``(n, C)``.
+        dtype: precision to compute in.
+    """
+    top = logits.argmax(-1, keepdim=True)
+    return logits.softmax(-1, dtype).scatter_(1, top, 0.0), top
+
+
+def scale_rows(others: Tensor, scales: Tensor, smoothing: float) -> Tensor:
+    """Return ``a_i q_ik``, without the share of p at the most probable class, shape ``(n, C)``.
+
+    Args:
+        others: probabilities, 0 at the most probable class, shape ``(n, C)``; they are overwritten.
         scales: a, shape ``(n,)``.
         smoothing: eps.
 
     Examples:
         >>> import torch
-        >>> scale_rows(torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), 0.1)
-        tensor([[1.9000, 0.1000]])
+        >>> scale_rows(torch.tensor([[0.5, 0.0]]), torch.tensor([2.0]), 0.1)
+        tensor([[1.0000, 0.1000]])
     """
     if not smoothing:
-        return p.mul_(scales.unsqueeze(-1))
-    return p.mul_(((1 - smoothing) * scales).unsqueeze(-1)).add_((smoothing / p.shape[1] * scales).unsqueeze(-1))
+        return others.mul_(scales.unsqueeze(-1))
+    return others.mul_(((1 - smoothing) * scales).unsqueeze(-1)).add_(
+        (smoothing / others.shape[1] * scales).unsqueeze(-1)
+    )
 
 
 class WeightGradient:
@@ -276,16 +320,19 @@ class WeightGradient:
         self._total = torch.zeros_like(rows) if into is None else into
         self._scale_sums = torch.zeros(rows.shape[0], dtype=center.dtype, device=rows.device)
 
-    def add(self, scaled_q: Tensor, mean: Tensor) -> None:
+    def add(self, scaled_q: Tensor, mean: Tensor, top: Tensor, scaled_gap: Tensor) -> None:
         """Add one chunk.
 
         Args:
-            scaled_q: ``a_i q_ik``, shape ``(n, C)``.
+            scaled_q: ``a_i q_ik`` without the share of p at the most probable class, see `scale_rows`.
             mean: centered means, shape ``(n, m)``.
+            top: the most probable class, shape ``(n, 1)``.
+            scaled_gap: ``(1 - eps) a_i p_it`` times mean minus centered w_t, shape ``(n, m)``.
         """
         dtype = self._total.dtype
         self._scale_sums += scaled_q.sum(0)
         self._total.addmm_(scaled_q.T.to(dtype), (-self._factor * mean).to(dtype))
+        self._total.index_add_(0, top.squeeze(1), (-self._factor * scaled_gap).to(dtype))
 
     def finish(self) -> Tensor:
         """Return the sum after the last chunk."""
@@ -307,30 +354,22 @@ def backward_through_sketch(sketch_gradient: Tensor, signs: Tensor, into: Tensor
     return scaled @ signs_transposed if into is None else into.addmm_(scaled, signs_transposed)
 
 
-def logit_gradient(
-    p: Tensor, scales: Tensor, vectors: ClassVectors, mean: Tensor, variance: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the derivative of kappa by the logits, and ``a_i q_ik``.
+def logit_gradient(others: Tensor, scales: Tensor, terms: RowTerms, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the derivative of kappa by the logits, and what `WeightGradient.add` needs.
 
-    Both have shape ``(n, C)``. The derivative is ``(1 - eps) a_i p_ik (v_ik - sum_j p_ij v_ij)``. p is overwritten.
+    The derivative is ``(1 - eps) a_i p_ik (v_ik - sum_j p_ij v_ij)``, shape ``(n, C)``.
 
     Args:
-        p: probabilities, shape ``(n, C)``.
+        others: probabilities, 0 at the most probable class, shape ``(n, C)``; they are overwritten.
         scales: ``a_i = c_i ||phi_i||^2``, shape ``(n,)``.
-        vectors: rows of W.
-        mean: centered mean of the rows under q, shape ``(n, m)``.
-        variance: variance of the rows under q, shape ``(n,)``.
+        terms: `ClassVectors.terms` of these rows; v is overwritten.
+        smoothing: eps.
     """
-    smoothing = vectors.smoothing
-    v = torch.addmm(vectors.squares, mean, vectors.rows.T, alpha=-2)  # up to a constant in each row
-    if not smoothing:
-        p_v = variance - (mean * (mean + 2 * vectors.center)).sum(-1)
-        scaled_p = scale_rows(p, scales, smoothing)
-        return v.sub_(p_v.unsqueeze(-1)).mul_(scaled_p), scaled_p
-    squares = (variance + mean.square().sum(-1) - smoothing * vectors.squares.mean()) / (1 - smoothing)
-    p_v = squares - 2 * (mean * (mean / (1 - smoothing) + vectors.center)).sum(-1)
-    gradient = v.sub_(p_v.unsqueeze(-1)).mul_(p).mul_(((1 - smoothing) * scales).unsqueeze(-1))
-    return gradient, scale_rows(p, scales, smoothing)
+    p_scales = ((1 - smoothing) * scales).unsqueeze(-1)
+    scaled_top = (1 - terms.rest) * p_scales
+    gradient = terms.v.sub_(terms.p_v).mul_(others).mul_(p_scales)
+    gradient.scatter_(1, terms.top, -scaled_top * terms.p_v)
+    return gradient, scale_rows(others, scales, smoothing), scaled_top * terms.gap
 
 
 class _ChunkedFlatness(torch.autograd.Function):
@@ -343,9 +382,9 @@ class _ChunkedFlatness(torch.autograd.Function):
         vectors = ClassVectors.from_weight(w, signs, phi.dtype, smoothing)
         kappa = phi.new_zeros(())
         for rows in row_chunks(rows_with_weight(c), *z.shape):
-            p = select_rows(z, rows).softmax(-1, phi.dtype)
-            variance = vectors.variance(p, vectors.mean(p))
-            kappa += (select_rows(c, rows) * select_rows(phi, rows).square().sum(-1)) @ variance
+            terms = vectors.terms(*other_probabilities(select_rows(z, rows), phi.dtype))
+            kappa += (select_rows(c, rows) * select_rows(phi, rows).square().sum(-1)) @ terms.variance
+            del terms  # frees memory for the next chunk
         ctx.save_for_backward(phi, z, w, c, signs)
         ctx.smoothing = smoothing
         return kappa
@@ -361,21 +400,18 @@ class _ChunkedFlatness(torch.autograd.Function):
         grad_w = WeightGradient(vectors.rows, vectors.center, torch.ones_like(gradient)) if needs_w else None
         c = gradient * c
         for rows in row_chunks(rows_with_weight(c), *z.shape):
-            p, c_chunk, phi_chunk = (
-                select_rows(z, rows).softmax(-1, phi.dtype),
-                select_rows(c, rows),
-                select_rows(phi, rows),
-            )
-            mean = vectors.mean(p)
-            variance = vectors.variance(p, mean)
+            c_chunk, phi_chunk = select_rows(c, rows), select_rows(phi, rows)
+            others, top = other_probabilities(select_rows(z, rows), phi.dtype)
+            terms = vectors.terms(others, top)
             if grad_phi is not None:
-                grad_phi[rows] = (2 * c_chunk * variance).unsqueeze(-1) * phi_chunk
-            part, scaled_q = logit_gradient(p, c_chunk * phi_chunk.square().sum(-1), vectors, mean, variance)
+                grad_phi[rows] = (2 * c_chunk * terms.variance).unsqueeze(-1) * phi_chunk
+            scales = c_chunk * phi_chunk.square().sum(-1)
+            part, scaled_q, scaled_gap = logit_gradient(others, scales, terms, ctx.smoothing)
             if grad_z is not None:
                 grad_z[rows] = part.to(z.dtype)
             if grad_w is not None:
-                grad_w.add(scaled_q, mean)
-            del p, part, scaled_q  # frees memory for the next chunk
+                grad_w.add(scaled_q, terms.mean, top, scaled_gap)
+            del others, terms, part, scaled_q, scaled_gap  # frees memory for the next chunk
         weight_gradient = None if grad_w is None else grad_w.finish()
         if weight_gradient is not None:
             weight_gradient = (

@@ -9,6 +9,9 @@ from typing import Any, Optional
 
 from transformers import SchedulerType, TrainingArguments
 
+from ..inputs.numbers import as_number
+from ..inputs.secrets import hide_token
+from ..inputs.text import quote
 from .penalty import ONE, SIDES, check_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
 from .schedule import CriticSchedule
@@ -100,6 +103,8 @@ class WGANTrainingArguments(TrainingArguments):
         (500, 'one', 10.0)
     """
 
+    __repr__ = TrainingArguments.__repr__  # hides tokens
+
     # Other defaults of the Trainer's arguments.
     learning_rate: float = field(
         default=1e-4, metadata={"help": "Learning rate of both networks, unless a network has its own."}
@@ -187,6 +192,7 @@ class WGANTrainingArguments(TrainingArguments):
         if metric in _DISTANCES and self.greater_is_better is None:
             self.greater_is_better = False
         super().__post_init__()
+        hide_token(self)
 
     @property
     def critic_schedule(self) -> CriticSchedule:
@@ -282,11 +288,11 @@ def _numbers_from_strings(args: WGANTrainingArguments) -> None:
             try:
                 setattr(args, name, float(value))
             except ValueError:
-                raise ValueError(f"{name}={value!r} is not a number: give a number such as 0.001.") from None
+                raise ValueError(f"{name}={quote(value)} is not a number: give a number such as 0.001.") from None
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(as_number(value))
 
 
 def _is_left_out(args: WGANTrainingArguments, name: str) -> bool:
@@ -303,14 +309,14 @@ def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:
     if _is_left_out(args, name):
         return
     if not _is_number(value) or value != int(value) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+        raise ValueError(f"{name}={quote(value)}: give a whole number of at least {least}.")
     setattr(args, name, int(value))
 
 
 def _check_positive(args: WGANTrainingArguments, name: str) -> None:
     value = getattr(args, name)
     if not _is_left_out(args, name) and not (_is_number(value) and value > 0):
-        raise ValueError(f"{name}={value!r}: give a positive number.")
+        raise ValueError(f"{name}={quote(value)}: give a positive number.")
 
 
 def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
@@ -325,5 +331,5 @@ def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
 
 def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(args, name)
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={quote(value)}: give one of {', '.join(map(repr, choices))}.")

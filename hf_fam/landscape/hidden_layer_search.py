@@ -112,6 +112,12 @@ def all_hidden_layers(model: nn.Module) -> Iterator[HiddenLayer]:
             yield hidden
 
 
+def calls_in_order(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Yield name and module of every call of a nested ``nn.Sequential``, and whether it is elementwise."""
+    for name, module in _flattened(model, ""):
+        yield name, module, _is_elementwise(module)
+
+
 def _by_naming(model: nn.Module, name: str) -> HiddenLayer | None:
     """Find a hidden layer by the names of transformers' own classes.
 

@@ -27,7 +27,7 @@ class PathBuilder:
         self.model, self.objective = model, objective
         self.points = [PathPoint(SLIDE, ratio, 0.0, objective.value(model))]
 
-    def add(self, phase: str, ratio: float, length: float) -> None:
+    def add(self, phase: str, ratio: float | None, length: float) -> None:
         """Add the model as it is now, ``length`` away from the last point.
 
         Raises:
@@ -54,9 +54,9 @@ class PathBuilder:
             self._add(DESCEND, ratio, length, loss)
         return self
 
-    def _add(self, phase: str, ratio: float, length: float, loss: float) -> None:
+    def _add(self, phase: str, ratio: float | None, length: float, loss: float) -> None:
         previous = self.points[-1]
-        if not loss <= previous.loss + ROUNDING * max(1.0, abs(previous.loss)) * max(1.0, abs(ratio)):
+        if not loss <= previous.loss + ROUNDING * max(1.0, abs(previous.loss)) * max(1.0, abs(ratio or 0.0)):
             raise RuntimeError(
                 f"the loss rose from {previous.loss!r} to {loss!r} in phase {phase!r}, so it depends on more than the "
                 "parameters: use fixed data, without augmentation, and without shuffling under batch normalization."

@@ -1,11 +1,11 @@
-"""The picture of an escape path; matplotlib is imported by the function that draws."""
+"""The pictures of paths; matplotlib is imported by the function that draws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from .path_point import DESCEND, SLIDE, STEP, TURN, PathPoint
+from .path_point import DESCEND, LINE, SLIDE, STEP, TURN, PathPoint
 
 
 def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
@@ -45,4 +45,36 @@ def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
         # The axis shows the fall, however small a part of the loss it is.
         axes.set_ylim(losses[0] - 1.08 * fall, losses[0] + 0.08 * fall)
         axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if str(path).endswith(".svg") else None)
+
+
+def plot_infimum_path(points: Sequence[PathPoint], path: str | Path) -> None:
+    """Draw the loss at the points of a path to the infimum, one band a phase.
+
+    Args:
+        points: the points of the path.
+        path: the file to write. Its extension selects the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    losses = [point.loss for point in points]
+    axes.plot(range(len(points)), losses, "-", linewidth=2)
+    start = 0
+    phases = [point.phase for point in points[1:]]
+    top = max(losses)
+    for k in range(1, len(phases) + 1):
+        if k == len(phases) or phases[k] != phases[start]:
+            axes.axvspan(start, k, alpha=0.12, color="C1" if phases[start] == LINE else "gray")
+            axes.text((start + k) / 2, 1.02 * top, phases[start], ha="center", va="bottom")
+            start = k
+    axes.set(xlabel="point of the path", ylabel="loss", ylim=(min(0.0, *losses), 1.12 * top), xlim=(0, len(phases)))
+    axes.set_title("The loss is constant while the weights get ready, then falls to its infimum")
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Date": None} if str(path).endswith(".svg") else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -21,7 +22,7 @@ class OverconfidenceWatch:
 
     def __init__(self) -> None:
         self._largest_kappa = 0.0
-        self._size_at_largest = 0.0
+        self._size_at_largest = math.inf  # until a kappa is positive
         self._has_warned = False
 
     def observe(self, flatness: RelativeFlatness, kappa: float) -> None:

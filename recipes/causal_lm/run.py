@@ -3,7 +3,9 @@
 accelerate launch recipes/causal_lm/run.py recipes/causal_lm/fam.yaml --train_file mine.jsonl
 """
 
-from hf_fam.recipes.causal_lm import main
+import sys
+
+from hf_fam.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", "causal_lm", *sys.argv[1:]]))

@@ -49,13 +49,13 @@ def flat_path(sample: Sample, strengths: Sequence[float], smoothing: float) -> I
         yield scores(sample.test[0] @ weight.T + intercept, sample.test[1])
 
 
-def tuned_logistic(sample: Sample) -> tuple[Scores, Scores]:
+def tuned_logistic(sample: Sample, max_iter: int) -> tuple[Scores, Scores]:
     """Return test scores of logistic regression with C tuned on validation samples, and with C = 1."""
     tried = []
     for C in CS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of nearly no penalty; it competes as it is
-            model = LogisticRegression(C=C, max_iter=2000).fit(*sample.train)
+            model = LogisticRegression(C=C, max_iter=max_iter).fit(*sample.train)
         validation, test = (scores(logits_of(model, part[0]), part[1]) for part in (sample.validation, sample.test))
         tried.append((validation, test))
     by_accuracy = max(tried, key=lambda pair: (pair[0].accuracy, -pair[0].nll))[1]

@@ -32,7 +32,7 @@ def choose(sample: Sample) -> Iterator[Row]:
     """All settings, logistic regression, whitened features, and the measures of the dimension."""
     measures = dimensions(sample.train[0])
     yield from ({"method": f"dimension: {name}", "accuracy": value, "nll": 0} for name, value in measures.items())
-    yield from logistic(sample)
+    yield from logistic(sample, max_iter=2000)
     for smoothing in SMOOTHINGS:
         yield from flat(sample, "flat", DELTAS, smoothing, measures["participation"])
     other, rank = whitened(sample)
@@ -41,14 +41,14 @@ def choose(sample: Sample) -> Iterator[Row]:
 
 def confirm(sample: Sample) -> Iterator[Row]:
     """The default settings and logistic regression."""
-    yield from logistic(sample)
+    yield from logistic(sample, max_iter=500)
     dimension = dimensions(sample.train[0])["participation"]
     for delta, smoothing in (DEFAULT, DEFAULT_L2):
         yield from flat(sample, "flat", (delta,), smoothing, dimension)
 
 
-def logistic(sample: Sample) -> Iterator[Row]:
-    for method, found in zip(("tuned C", "C = 1"), tuned_logistic(sample), strict=True):
+def logistic(sample: Sample, max_iter: int) -> Iterator[Row]:
+    for method, found in zip(("tuned C", "C = 1"), tuned_logistic(sample, max_iter), strict=True):
         yield {"method": method, "accuracy": found.accuracy, "nll": found.nll}
 
 

@@ -63,8 +63,8 @@ CONFIRMATION = (
     *(Task("banking77", shots=5, noise=share) for share in (0, 0.2)),
     *(Task("banking77", shots=20, noise=share) for share in (0, 0.2)),
     *(Task("fashion_mnist", 1000, noise=share) for share in (0, 0.2, 0.6)),
-    *(Task("fashion_pixels", 2000, noise=share) for share in (0, 0.2)),
-    Task("fashion_pixels", 2000, standardized=True),
+    *(Task("fashion_pixels", 1000, noise=share) for share in (0, 0.2)),
+    Task("fashion_pixels", 1000, standardized=True),
     *(Task("sst2", 200, noise=share) for share in (0, 0.2)),
     Task("cola", 1000),
 )
@@ -135,7 +135,8 @@ class Synthetic:
 # One factor at a time.
 EXTENT = (
     Synthetic(),
-    *(Synthetic(classes=k) for k in (2, 30, 100)),
+    *(Synthetic(classes=k) for k in (2, 30)),
+    Synthetic(classes=100, shots=10),
     *(Synthetic(shots=k) for k in (5, 500)),
     Synthetic(classes=2, shots=5000),
     *(Synthetic(width=k) for k in (64, 4096)),

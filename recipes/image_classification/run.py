@@ -3,7 +3,9 @@
 accelerate launch recipes/image_classification/run.py recipes/image_classification/fam.yaml --train_dir my_images
 """
 
-from hf_fam.recipes.image_classification import main
+import sys
+
+from hf_fam.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", "image_classification", *sys.argv[1:]]))

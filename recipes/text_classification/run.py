@@ -3,7 +3,9 @@
 accelerate launch recipes/text_classification/run.py recipes/text_classification/fam.yaml --task_name rte
 """
 
-from hf_fam.recipes.text_classification import main
+import sys
+
+from hf_fam.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", "text_classification", *sys.argv[1:]]))

@@ -3,7 +3,9 @@
 accelerate launch recipes/text_regression/run.py recipes/text_regression/fam.yaml
 """
 
-from hf_fam.recipes.text_regression import main
+import sys
+
+from hf_fam.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", "text_regression", *sys.argv[1:]]))

@@ -3,7 +3,9 @@
 accelerate launch recipes/token_classification/run.py recipes/token_classification/fam.yaml
 """
 
-from hf_fam.recipes.token_classification import main
+import sys
+
+from hf_fam.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", "token_classification", *sys.argv[1:]]))

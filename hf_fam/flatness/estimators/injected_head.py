@@ -19,7 +19,7 @@ from torch import Tensor
 from ...calculus.derivatives import wide
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
-from ..head_loss import NoClosedForm, weight_sign
+from ..head_loss import NoClosedForm, split_gradient
 from ..loss_graph import is_cross_entropy
 from ..row_signs import row_signs
 from ..softmax_head import (
@@ -167,8 +167,8 @@ class InjectedHead(Estimator):
         def remember_scale(gradient: Tensor) -> None:  # of gradient accumulation, of mixed precision
             scale.copy_(gradient.detach())
 
-        def fill_kappa(gradient: Tensor) -> None:
-            kappa.add_(gradient.detach().to(kappa.device) / scale)
+        def fill_kappa(gradient: Tensor) -> None:  # again in a second backward pass, with the same value
+            kappa.copy_(gradient.detach().to(kappa.device) / scale)
 
         batch.loss.register_hook(remember_scale)
         for call in self._calls:
@@ -277,28 +277,30 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     is_weight_later = ctx.call is not None and ctx.call.weight_hook is not None
     is_weight_now = needs_w and not (is_weight_later and signs is None)
     weight_gradient = WeightGradient(vectors.rows, vectors.center, strength) if is_weight_now else None
-    means: list[Tensor] = []
+    means: list[tuple[Tensor, Tensor]] = []
     scales = c * phi.to(dtype).square().sum(-1)
     kappa = squares = rest.new_zeros(())
     nonzero_rows = rows_with_weight(c)
     for rows in row_chunks(nonzero_rows, *g.shape):
-        p = probabilities(select_rows(g, rows), select_rows(c, rows), select_rows(label, rows))
-        mean = vectors.mean(p)
-        variance = vectors.variance(p, mean)
+        c_chunk, top_chunk = select_rows(c, rows), select_rows(top, rows)
+        others = other_probabilities(
+            select_rows(g, rows), c_chunk, select_rows(label, rows), top_chunk, select_rows(rest, rows)
+        )
+        terms = vectors.terms(others, top_chunk)
         scale = select_rows(scales, rows)
-        kappa = kappa + scale @ variance
+        kappa = kappa + scale @ terms.variance
         if grad_phi is not None:
-            factor = 2 * strength * select_rows(c, rows) * variance
+            factor = 2 * strength * c_chunk * terms.variance
             grad_phi[rows] = (factor.unsqueeze(-1) * select_rows(phi, rows)).to(phi.dtype)
-        grad_logits, scaled_q = logit_gradient(p, scale, vectors, mean, variance)
+        grad_logits, scaled_q, scaled_gap = logit_gradient(others, scale, terms, ctx.smoothing)
         if weight_gradient is not None:
-            weight_gradient.add(scaled_q, mean)
+            weight_gradient.add(scaled_q, terms.mean, top_chunk, scaled_gap)
         else:
-            means.append(mean)
+            means.append((terms.mean, scaled_gap))
         if not ctx.weights_only:
             squares = squares + torch.linalg.vector_norm(grad_logits).square()
             grad_z[rows] += grad_logits.mul_(strength).to(grad_z.dtype)
-        del p, grad_logits, scaled_q  # frees memory for the next chunk
+        del others, terms, grad_logits, scaled_q, scaled_gap  # frees memory for the next chunk
     if ctx.call is not None and ctx.call.squares is not None:
         loss_square = torch.linalg.vector_norm(g, dtype=dtype).square()
         ctx.call.squares.copy_(torch.stack([squares, loss_square]))
@@ -311,9 +313,11 @@ def _add_term(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
                 backward_through_sketch(grad_w, signs, gradient)
                 return
             term = WeightGradient(weight.detach(), center, strength, gradient)
-            for rows, mean in zip(row_chunks(nonzero_rows, *g.shape), means, strict=True):
-                p = probabilities(select_rows(g, rows), select_rows(c, rows), select_rows(label, rows))
-                term.add(scale_rows(p, select_rows(scales, rows), smoothing), mean)
+            for rows, (mean, scaled_gap) in zip(row_chunks(nonzero_rows, *g.shape), means, strict=True):
+                chunk = (select_rows(t, rows) for t in (g, c, label, top, rest))
+                others = other_probabilities(*chunk)
+                scaled_q = scale_rows(others, select_rows(scales, rows), smoothing)
+                term.add(scaled_q, mean, select_rows(top, rows), scaled_gap)
             term.finish()
 
         ctx.call.weight_term = add_to
@@ -351,34 +355,38 @@ def hard_label_weights(g: Tensor, top: Tensor, rest: Tensor) -> tuple[Tensor, Te
     """Return item weights c, shape ``(N,)``, and labels, shape ``(N, 1)``.
 
     From ``g = c (p - onehot)``, with weights that are all positive or all negative. If the label is the most probable
-    class t, ``c = -g_y / (1 - p_y)``, else ``c = g_t / p_t``. Rows without a gradient have c = 0, and so do rows so
-    confident that their kappa underflows.
+    class t, ``c = sum_{k != t} g_k / (1 - p_t)``, because g_t is imprecise in confident rows. Else ``c = g_t / p_t``.
+    Rows without a gradient have c = 0, and so do rows so confident that their kappa underflows. With two classes, g is
+    the same for both signs, so the weights are taken as positive there.
 
     Args:
         g: dL/dz, shape ``(N, C)``.
         top: the most probable class, shape ``(N, 1)``.
         rest: ``(1 - p_t) / p_t``, shape ``(N, 1)``.
     """
+    sign, sums = split_gradient(g)
     label = g.argmin(-1, keepdim=True)
-    is_negative = weight_sign(g.gather(1, label).squeeze(1), g.amax(-1)) < 0
     if g.device.type != "cpu" or torch.compiler.is_compiling():
-        label = torch.where(is_negative, g.argmax(-1, keepdim=True), label)
-    elif is_negative:  # costs no wait on a CPU, and most often saves a pass
+        label = torch.where(sign < 0, g.argmax(-1, keepdim=True), label)
+    elif sign < 0:  # costs no wait on a CPU, and most often saves a pass
         label = g.argmax(-1, keepdim=True)
-    g_top = g.gather(1, top).to(rest.dtype)
     tiny = torch.finfo(rest.dtype).tiny
-    label_weight = torch.where(rest > tiny, -g_top / rest.clamp_min(tiny), torch.zeros_like(rest))
-    return (torch.where(label == top, label_weight, g_top) * (1 + rest)).squeeze(1), label
+    label_weight = torch.where(rest > tiny, sign * sums.to(rest.dtype) / rest.clamp_min(tiny), torch.zeros_like(rest))
+    return (torch.where(label == top, label_weight, g.gather(1, top).to(rest.dtype)) * (1 + rest)).squeeze(1), label
 
 
-def probabilities(g: Tensor, c: Tensor, label: Tensor) -> Tensor:
-    """Return ``softmax(z)`` of rows with nonzero c, from ``g = c (p - onehot)``.
+def other_probabilities(g: Tensor, c: Tensor, label: Tensor, top: Tensor, rest: Tensor) -> Tensor:
+    """Return the probabilities of rows with nonzero c, 0 at the most probable class, from ``g = c (p - onehot)``.
 
     Args:
         g: dL/dz, shape ``(n, C)``.
         c: item weights, shape ``(n,)``.
         label: labels, shape ``(n, 1)``.
+        top: the most probable class t, shape ``(n, 1)``.
+        rest: ``(1 - p_t) / p_t``, shape ``(n, 1)``.
     """
     one = torch.ones((), dtype=c.dtype, device=c.device)
-    p = (g / torch.where(c == 0, one, c).unsqueeze(-1)).scatter_(1, label, 0.0)
-    return p.scatter_(1, label, (1 - p.sum(-1, keepdim=True)).clamp_min(0.0))
+    others = (g / torch.where(c == 0, one, c).unsqueeze(-1)).scatter_(1, label, 0.0).scatter_(1, top, 0.0)
+    # The label has what the others leave of 1 - p_t. It is the most probable class itself, or another one.
+    of_label = (rest / (1 + rest) - others.sum(-1, keepdim=True)).clamp_min(0.0)
+    return others.scatter_(1, label, torch.where(label == top, 0.0, of_label))

@@ -104,9 +104,14 @@ class FeaturePerturbation(Estimator):
 
         batch.loss.register_hook(remember_scale)
         for perturbed, v in perturbation:
+            added = kappa.clone()
 
-            def add_to_kappa(gradient: Tensor, v: Tensor = v, strength: float = self.strength) -> None:
-                kappa.add_(inner(gradient.detach(), v).to(kappa.device) / (2 * strength * scale))
+            def add_to_kappa(
+                gradient: Tensor, v: Tensor = v, strength: float = self.strength, added: Tensor = added
+            ) -> None:
+                value = inner(gradient.detach(), v).to(kappa.device) / (2 * strength * scale)
+                kappa.add_(value - added)  # a second backward pass replaces what the first one added
+                added.copy_(value)
 
             perturbed.register_hook(add_to_kappa)
         return kappa

@@ -104,7 +104,7 @@ def tokens_within(model: Any, tokenizer: Any, max_seq_length: int) -> int:
     if positions is None or max_seq_length <= positions:
         return max_seq_length
     warnings.warn(
-        f"max_seq_length={max_seq_length}: the model has {positions} positions, so texts are cut after as many tokens.",
+        f"max_seq_length={max_seq_length}: the model takes {positions} tokens, so texts are cut there.",
         stacklevel=2,
     )
     return positions

@@ -1,0 +1,111 @@
+"""A model that is sure of every row, in float32: kappa and its gradients are those in float64.
+
+All rows lead by a margin, so kappa is as small as the other probabilities, and nothing else hides an error.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_fam import RelativeFlatness
+from hf_fam.flatness.log_probabilities import curvature_product
+
+N, C = 16, 5
+MARGINS = [0.0, 10.0, 17.0, 25.0, 40.0]
+LABELS = torch.arange(N) % C
+
+
+class Sure(nn.Module):
+    """A hidden layer, and a head whose right class leads by a margin."""
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.head, self.margin = nn.Linear(6, 9), nn.Linear(9, C), margin
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = self.margin * F.one_hot(LABELS, C).to(x.dtype)
+        with torch.no_grad():  # features that make the head lead by so much
+            shift = lead @ torch.linalg.pinv(self.head.weight.double()).T.to(x.dtype)
+        return self.head(torch.tanh(self.hidden(x)) + shift)
+
+
+def kappa_and_gradients(model: Sure, x: Tensor, layer: str, estimator: str) -> tuple[Tensor, list[Tensor]]:
+    flatness = RelativeFlatness(model, layer, estimator)
+    flatness.seed(3)
+    with flatness.capture():
+        z = model(x)
+    kappa = flatness(F.cross_entropy(z, LABELS))
+    gradients = torch.autograd.grad(kappa, [*model.parameters()], allow_unused=True)
+    flatness.detach()
+    return kappa, [torch.zeros(1, dtype=kappa.dtype) if g is None else g for g in gradients]
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize(("layer", "estimator"), [("head", "closed_form"), ("hidden", "gauss_newton")])
+def test_float32_agrees_with_float64(layer: str, estimator: str, margin: float) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x, model = torch.randn(N, 6), Sure(margin)
+        kappa, gradients = kappa_and_gradients(model, x, layer, estimator)
+        true, true_gradients = kappa_and_gradients(copy.deepcopy(model).double(), x.double(), layer, estimator)
+        assert float(kappa) == pytest.approx(float(true), rel=1e-4)
+        scale = max(float(g.abs().max()) for g in true_gradients)
+        for found, expected in zip(gradients, true_gradients, strict=True):
+            torch.testing.assert_close(found.double(), expected.expand_as(found), rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_product_with_the_curvature(margin: float) -> None:
+    """Every entry, against float64 arithmetic with twice the digits of the margin: the top class from the others."""
+    torch.manual_seed(1)
+    z = (torch.randn(N, C) + margin * F.one_hot(LABELS, C)).requires_grad_()
+    c, v = torch.rand(N), torch.randn(N, C)
+    p = z.detach().double().log_softmax(-1).exp()
+    differences = v.double().unsqueeze(-1) - v.double().unsqueeze(-2)  # v_j - v_k
+    expected = c.double().unsqueeze(-1) * p * torch.einsum("nk,njk->nj", p, differences)
+    product = curvature_product(z, c, v)
+    torch.testing.assert_close(product.double(), expected, rtol=1e-4, atol=0.0)
+    z64 = z.detach().double().requires_grad_()
+    (gradient,) = torch.autograd.grad((product * v).sum(), z)
+    (true,) = torch.autograd.grad((curvature_product(z64, c.double(), v.double()) * v).sum(), z64)
+    torch.testing.assert_close(gradient.double(), true, rtol=1e-3, atol=1e-5 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("acts_in", ["loss", "backward pass"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_large_head(acts_in: str, margin: float, sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that the term adds, against the small head's in float64."""
+    model = Sure(margin)
+    torch.manual_seed(7)
+    x = torch.randn(N, 6)
+    true, true_gradients = kappa_and_gradients(copy.deepcopy(model).double(), x.double(), "head", "closed_form")
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
+    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 3 * C)
+    monkeypatch.setattr("hf_fam.flatness.softmax_head._MAX_UNCHUNKED", 1)
+    strength = 1.0 / float(true)
+
+    def step(value: float) -> tuple[float, list[Tensor]]:
+        flatness = RelativeFlatness(model, "head", "closed_form")
+        with flatness.capture(value if acts_in == "backward pass" else None):
+            z = model(x)
+        loss = sign * F.cross_entropy(z, LABELS)
+        kappa = flatness(loss)
+        model.zero_grad()
+        (loss if acts_in == "backward pass" else loss + value * kappa).backward()
+        flatness.detach()
+        return float(kappa.detach()), [p.grad.clone() for p in model.parameters()]
+
+    kappa, with_term = step(strength)
+    _, without = step(0.0)
+    assert kappa == pytest.approx(sign * float(true), rel=1e-4)
+    scale = max(float(g.abs().max()) for g in true_gradients) * strength
+    for one, other, expected in zip(with_term, without, true_gradients, strict=True):
+        expected = sign * strength * expected.expand_as(one)
+        torch.testing.assert_close((one - other).double(), expected, rtol=1e-3, atol=1e-4 * scale)

@@ -1,0 +1,100 @@
+"""The study of FlatLogisticRegression: its rules, its methods on a small table, and the benchmark's script."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "recipes" / "classifier_study"
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY))
+    for name in ("report", "run", "tasks", "methods", "starts", "data_sets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_rule_chooses_by_accuracy_then_by_likelihood() -> None:
+    import report
+
+    table = pandas.DataFrame(
+        [(0.1, 0.1, 2.0, 0.01), (0.5, 0.1, 1.0, -0.01), (0.7, 0.1, 0.95, -0.03), (1.0, 0.1, 0.8, -0.5)],
+        columns=["delta", "smoothing", "accuracy", "nll"],
+    )
+    assert (
+        report.chosen(table).delta == 0.7
+    )  # not the best accuracy, whose likelihood is worse, nor the best likelihood
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_default_is_what_the_rule_chooses() -> None:
+    import report
+    import run
+
+    from hf_fam import FlatLogisticRegression
+    from hf_fam.classifier.estimator import AUTO_DELTA
+
+    results = pandas.read_csv(STUDY / "results" / "choice.csv")
+    assert results.groupby("task").seed.nunique().min() >= 10
+    means = report.settings(report.differences(results))
+    best = report.chosen(means[means.smoothing < 1])
+    assert (best.delta, best.smoothing) == run.DEFAULT == (AUTO_DELTA, FlatLogisticRegression().smoothing)
+
+
+@pytest.mark.usefixtures("modules")
+def test_methods_on_a_small_table(tmp_path: Path) -> None:
+    import run
+    from starts import losses
+    from tasks import Synthetic, Task, draw, draw_synthetic
+
+    task = Task("wine", 60, noise=0.2, standardized=True, validation=40)
+    sample = draw(task, tmp_path, seed=0)
+    assert [len(part[1]) for part in (sample.train, sample.validation, sample.test)] == [60, 40, 78]
+    np.testing.assert_allclose(sample.train[0].std(0), 1)
+    rows = list(run.choose(sample))
+    by_method = pandas.DataFrame(rows).groupby("method").size()
+    assert by_method["flat"] == 40 and by_method["whitened"] == 8 and by_method["tuned C"] == 1
+    assert all(row["accuracy"] > 60 for row in rows if row["method"] == "flat" and row["delta"] == 0.5)
+    small = draw_synthetic(Synthetic(classes=3, shots=10, width=20), seed=0)
+    assert np.ptp(losses(small, 0.5, seed=0)) < 1e-6
+
+
+def test_tables_are_written_again(tmp_path: Path) -> None:
+    script = [sys.executable, str(STUDY / "report.py"), "--output", str(tmp_path)]
+    subprocess.run(script, check=True, capture_output=True, timeout=300)
+    for path in (ROOT / "docs" / "generated" / "classifier_study").glob("*.md"):
+        assert (tmp_path / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), path.name
+
+
+def test_results_hold_no_task_twice() -> None:
+    for name in ("choice", "confirmation", "extent"):
+        with (STUDY / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            keys = [
+                tuple(row[key] for key in ("task", "seed", "method", "delta", "smoothing"))
+                for row in csv.DictReader(file)
+            ]
+        assert len(keys) == len(set(keys)), name
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    script = ROOT / "recipes" / "benchmarks" / "flat_logistic_regression.py"
+    subprocess.run(
+        [sys.executable, str(script), "--smoke", "--output", str(tmp_path)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert "| 60 × 8 × 3 |" in (tmp_path / "cost.md").read_text(encoding="utf-8")
