@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .training_set import chunks, weighted_mean
+
+_BLOCK = 128
 
 
 def effective_dimension(features: Tensor, weights: Tensor | None = None) -> float:
@@ -21,7 +24,6 @@ def effective_dimension(features: Tensor, weights: Tensor | None = None) -> floa
         A number from 1 to m; NaN if all samples are alike, or if squares are beyond the range of their precision.
 
     Examples:
-        >>> import torch
         >>> effective_dimension(torch.eye(4, dtype=torch.float64))  # the corners of a tetrahedron, in 3 dimensions
         3.0...
     """
@@ -32,10 +34,15 @@ def effective_dimension(features: Tensor, weights: Tensor | None = None) -> floa
     size, width = features.shape
     if size < width:  # the spectrum of the smaller matrix is the same
         rows = (features - mean) * weights.sqrt()[:, None]
-        matrix = rows @ rows.T
-    else:
-        matrix = features.new_zeros(width, width)
-        for part in chunks(features, width):
-            centered = features[part] - mean
-            matrix.addmm_((centered * weights[part, None]).T, centered)
+        rows /= torch.linalg.vector_norm(rows)
+        blocks = rows.split(_BLOCK)
+        # The matrix is symmetric, so each pair of blocks is multiplied once.
+        squares = [
+            (2 - (i == j)) * (blocks[i] @ blocks[j].T).square().sum() for i in range(len(blocks)) for j in range(i + 1)
+        ]
+        return float(1 / torch.stack(squares).sum())
+    matrix = features.new_zeros(width, width)
+    for part in chunks(features, width):
+        centered = features[part] - mean
+        matrix.addmm_((centered * weights[part, None]).T, centered)
     return float(1 / (matrix / matrix.trace()).square().sum())

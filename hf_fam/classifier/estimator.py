@@ -26,7 +26,7 @@ from .solver import solve
 from .training_set import TrainingSet
 
 # What delta="auto" stands for: docs/flat-logistic-regression.md.
-AUTO_DELTA = 0.5
+AUTO_DELTA = 0.7
 
 
 class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
@@ -41,7 +41,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
     Features are used as they are. Standardize them if their units differ.
 
     Args:
-        delta: δ, the relative size of the perturbation; 0 is logistic regression without a penalty. ``"auto"`` is 0.5.
+        delta: δ, the relative size of the perturbation; 0 is logistic regression without a penalty. ``"auto"`` is 0.7.
         smoothing: ε. With 0, the penalty of a model that is sure of itself vanishes, and there may be no optimum.
         center: measure ‖φ‖ from the mean of the features. The prediction has an intercept in either case.
         tol: stop when no entry of the gradient is larger. The features count as scaled to unit mean square.
@@ -82,7 +82,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         self,
         *,
         delta: float | str = "auto",
-        smoothing: float = 0.1,
+        smoothing: float = 0.03,
         center: bool = True,
         tol: float = 1e-4,
         max_iter: int = 1000,

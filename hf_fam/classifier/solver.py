@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import OptimizeResult, minimize
 from sklearn.exceptions import ConvergenceWarning
 
@@ -52,7 +53,6 @@ def solve(objective: Objective, start: Float64s, tol: float, max_iter: int, verb
         if verbose and steps % verbose == 0:
             print(f"step {steps}: objective {intermediate_result.fun:.8g}")
 
-    precision = np.finfo(str(objective.data.features.dtype).removeprefix("torch.")).eps
     result = minimize(
         objective,
         start,
@@ -71,8 +71,7 @@ def solve(objective: Objective, start: Float64s, tol: float, max_iter: int, verb
     largest = float(np.abs(result.jac).max())
     if verbose:
         print(f"{result.nit} steps: objective {result.fun:.8g}, largest entry of the gradient {largest:.2g}")
-    # Rounding ends the line search where the precision of the features permits no progress.
-    if largest > tol and not (result.status == 2 and largest <= 100 * precision):
+    if largest > tol:
         warnings.warn(_remedy(objective, largest, tol, result), ConvergenceWarning, stacklevel=3)
     return Solution(result.x, float(result.fun), result.nit)
 
@@ -87,4 +86,6 @@ def _remedy(objective: Objective, largest: float, tol: float, result: OptimizeRe
         return message + f"with {zero}=0 there may be no optimum, so use {zero} above 0."
     if result.status == 1:
         return message + "increase max_iter or tol, or standardize the features."
-    return message + "the precision of the features permits no more, so use float64 or increase tol."
+    # Rounding ends the line search where the precision of the features permits no progress.
+    single = objective.data.features.dtype == torch.float32
+    return message + f"rounding permits no more, so {'use float64 or ' if single else ''}increase tol."

@@ -89,7 +89,7 @@ def check_reaches_loss(batch: Batch, layer: FeatureLayer, is_compiled: bool) -> 
     Args:
         batch: the batch after its forward pass.
         layer: the feature layer.
-        is_compiled: whether the model runs as compiled code.
+        is_compiled: whether the layer, or anything around it, runs as compiled code.
 
     Raises:
         ValueError: names the layer and the remedy.
@@ -97,7 +97,7 @@ def check_reaches_loss(batch: Batch, layer: FeatureLayer, is_compiled: bool) -> 
     if batch.graph.is_reached:
         return
     if is_compiled:
-        raise ValueError(f"layer '{layer.name}' lies inside a compiled model, {_COMPILED}")
+        raise ValueError(f"layer '{layer.name}' lies inside compiled code, {_COMPILED}")
     raise ValueError(
         f"layer '{layer.name}' is called, but its output does not reach the loss: choose a layer that the loss "
         "depends on (`hf-fam layers MODEL` lists the layers)."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.third_derivatives import refuse_wrong_third_derivatives
-from ..layer.compilation import is_compiled
+from ..layer.compilation import is_inside_compiled
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
 from ..layer.forward_watch import ForwardWatch
@@ -63,6 +63,9 @@ class RelativeFlatness:
             - ``"gauss_newton"``: random probes that are never negative for a convex loss.
             - ``"perturbation"``: the loss under random feature perturbations. Needs first derivatives only.
             - ``"dense"``: the full Hessian, a reference for small layers.
+
+            In a model that FSDP shards, the closed form acts in the backward pass, ``"auto"`` is perturbation for a
+            hidden layer, and the other estimators are refused.
         probes: number of random probes to average. Defaults to 16 for row probes and to 1 for Hessian and Gauss-Newton
             probes. The other estimators use none.
         generator: random generator for the seeds of the probes. By default the seeds are numbered, so the random state
@@ -71,8 +74,8 @@ class RelativeFlatness:
             papers' released code.
         center: perturb the features around their running mean (`FeatureMean`) instead of around 0. kappa then ignores
             what the features of all items share. The layer's bias absorbs the shift, so the model computes the same
-            function. The first batch only provides the mean, so its kappa has no gradient. Available for linear layers
-            up to 4096 classes, except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
+            function. The first batch only provides the mean, so its kappa has no gradient. Available for linear layers,
+            except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
             is trained, as the trainers do. The papers' definition is False.
         smoothing: eps, at least 0 and below 1. kappa then weighs the classes by smoothed probabilities,
             ``(1 - eps) p + eps / C``, so a confident model does not count as flat (docs/mathematics.md). Available with
@@ -351,7 +354,7 @@ class RelativeFlatness:
         """Refuse a loss whose graph gives missing or wrong derivatives."""
         if self._has_reached_loss and not batch.graph.is_reached:
             return  # a batch of another task, whose loss does not use this layer
-        check_reaches_loss(batch, self.layer, is_compiled(self._model))
+        check_reaches_loss(batch, self.layer, is_inside_compiled(self._model, self.layer.module))
         self._has_reached_loss = True
         refuse_compiled_loss(batch)
         method.check_batch(batch)

@@ -39,6 +39,7 @@ def require_number(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    more: str = "",
 ) -> float:
     """Return a finite number within bounds.
 
@@ -49,6 +50,7 @@ def require_number(
         high: largest number.
         open_low: whether ``low`` itself is refused.
         open_high: whether ``high`` itself is refused.
+        more: end of the message, such as other values that are allowed.
 
     Raises:
         ValueError: names the argument, the value and the bounds.
@@ -62,11 +64,11 @@ def require_number(
     number = as_number(value)
     is_inside = (low < number if open_low else low <= number) and (number < high if open_high else number <= high)
     if not (math.isfinite(number) and is_inside):
-        raise ValueError(f"{name}={quote(value)}: give a {_bounds(low, high, open_low, open_high)}.")
+        raise ValueError(f"{name}={quote(value)}: give a {_bounds(low, high, open_low, open_high)}{more}.")
     return number
 
 
-def require_whole(name: str, value: Any, low: int = 1, high: int = LARGEST_WHOLE) -> int:
+def require_whole(name: str, value: Any, low: int = 1, high: int = LARGEST_WHOLE, *, more: str = "") -> int:
     """Return a whole number within bounds; 2.0 is one, as a search over floats or JSON may have made it.
 
     Args:
@@ -74,6 +76,7 @@ def require_whole(name: str, value: Any, low: int = 1, high: int = LARGEST_WHOLE
         value: what was given.
         low: smallest number.
         high: largest number.
+        more: end of the message, such as other values that are allowed.
 
     Raises:
         ValueError: names the argument, the value and the bounds.
@@ -88,7 +91,7 @@ def require_whole(name: str, value: Any, low: int = 1, high: int = LARGEST_WHOLE
     """
     number = as_number(value)
     if not number.is_integer() or not low <= number <= high:
-        raise ValueError(f"{name}={quote(value)}: give a whole number from {low} to {high}.")
+        raise ValueError(f"{name}={quote(value)}: give a whole number from {low} to {high}{more}.")
     return int(number)
 
 

@@ -187,4 +187,4 @@ def _newton(model: nn.Module, objective: Objective, steps: int = 30) -> float:
 
 def _step(model: nn.Module, objective: Objective, gradient: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(objective.hessian(model))
-    return newton_step(values, vectors, gradient)
+    return newton_step(values, vectors, gradient, float(flat(trainable(model)).detach().norm()))

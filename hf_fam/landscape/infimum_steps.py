@@ -79,9 +79,11 @@ class Steps:
             bias[turned] = incoming[chosen][:, -1]
             parameters, targets = [*parameters, layer.bias], [*targets, bias]
         self._move(TURN, parameters, targets)
-        if self.feature_rank() < len(self.x):
+        # Neurons that were only nearly dependent have stayed, so the rank is judged by rounding alone.
+        reached = int(torch.linalg.matrix_rank(self.features))
+        if reached < len(self.x):
             raise ValueError(
-                f"the features of layer '{self.chain.names[self.wide]}' reach the rank {self.feature_rank()} for "
+                f"the features of layer '{self.chain.names[self.wide]}' reach the rank {reached} for "
                 f"{len(self.x)} items, whatever its weights: give its input a bias, or items further apart."
             )
 
@@ -191,7 +193,7 @@ class Steps:
             if not loss <= last.loss + ROUNDING * max(1.0, abs(self.points[0].loss)):
                 raise RuntimeError(
                     f"the loss rose from {last.loss!r} to {loss!r} in phase {phase!r}: it is not convex in the "
-                    f"outputs, or the features of layer '{self.chain.names[self.wide]}' are too badly conditioned (widen it)."
+                    f"outputs, or layer '{self.chain.names[self.wide]}' is too badly conditioned: widen it."
                 )
             length = last.length + float((weights - self._weights).norm())
             self.points.append(PathPoint(phase, None, length, loss))

@@ -66,5 +66,5 @@ def _warn(hidden: HiddenLayer, reason: str) -> None:
         "save_pretrained writes. Give all such layers the same width (hf_fam.landscape.widen with a pattern), or save "
         "with torch.save(model.state_dict(), ...) and repeat the change on a fresh model before loading.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,
     )

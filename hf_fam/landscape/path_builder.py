@@ -13,6 +13,7 @@ from .hidden_layer import HiddenLayer
 from .neuron_weights import incoming_rows, outgoing_blocks
 from .objective import Objective, trainable
 from .path_point import DESCEND, SLIDE, STEP, PathPoint
+from .rounding import loss_rounding
 from .splitting import split_fan_out
 
 # Largest rounding error of the loss, relative to loss and ratio: weights of the ratio's size cancel in the outputs.
@@ -26,6 +27,8 @@ class PathBuilder:
     def __init__(self, model: nn.Module, objective: Objective, ratio: float) -> None:
         self.model, self.objective = model, objective
         self.points = [PathPoint(SLIDE, ratio, 0.0, objective.value(model))]
+        # Large weights that cancel round more.
+        self.rounding = max(ROUNDING * max(1.0, abs(self.points[0].loss)), loss_rounding(model, objective))
 
     def add(self, phase: str, ratio: float | None, length: float) -> None:
         """Add the model as it is now, ``length`` away from the last point.
@@ -56,7 +59,7 @@ class PathBuilder:
 
     def _add(self, phase: str, ratio: float | None, length: float, loss: float) -> None:
         previous = self.points[-1]
-        if not loss <= previous.loss + ROUNDING * max(1.0, abs(previous.loss)) * max(1.0, abs(ratio or 0.0)):
+        if not loss <= previous.loss + self.rounding * max(1.0, abs(ratio or 0.0)):
             raise RuntimeError(
                 f"the loss rose from {previous.loss!r} to {loss!r} in phase {phase!r}, so it depends on more than the "
                 "parameters: use fixed data, without augmentation, and without shuffling under batch normalization."

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .neuron_weights import is_rewritable
+from .objective import Objective
 
 UNIT = sys.float_info.epsilon
 # So many units of rounding, which are far above the rounding of the perturbed pass itself.
@@ -43,6 +44,15 @@ def perturbed_outputs(model: nn.Module, seed: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def loss_rounding(model: nn.Module, objective: Objective) -> float:
+    """Return what rounding can do to the loss."""
+    value, change = objective.value(model), 0.0
+    for seed in range(DRAWS):
+        with perturbed_outputs(model, seed):
+            change = max(change, abs(objective.value(model) - value))
+    return SAFETY * change / UNITS
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .objective import Objective, trainable
+from .rounding import UNIT
 
 # Eigenvalues below this part of the largest are zero within rounding.
 SINGULAR = 1e-13
@@ -54,21 +55,28 @@ def extreme_curvature(model: nn.Module, objective: Objective, gradient: Tensor, 
     length = float(torch.cat([p.detach().reshape(-1) for p in trainable(model)]).norm())
     if len(gradient) <= dense_limit:
         values, vectors = torch.linalg.eigh(objective.hessian(model))
-        step = newton_step(values, vectors, gradient)
+        step = newton_step(values, vectors, gradient, length)
         return Curvature(float(values[0]), float(values[-1]), float(step.norm()) / length, step, "full Hessian")
     return _lanczos(model, objective, gradient, length)
 
 
-def newton_step(values: Tensor, vectors: Tensor, gradient: Tensor) -> Tensor:
-    """Return the Newton step, without the directions in which the curvature is zero within rounding.
+def newton_step(values: Tensor, vectors: Tensor, gradient: Tensor, length: float) -> Tensor:
+    """Return the Newton step, without the directions in which curvature and gradient are zero within rounding.
+
+    A direction that is flat and still has a slope stays: it makes the step long, since nobody knows where it ends.
 
     Args:
         values: eigenvalues of the Hessian, ``(p,)``.
         vectors: its eigenvectors, ``(p, p)``.
         gradient: ``(p,)``.
+        length: of the parameters.
     """
-    is_zero = values.abs() <= SINGULAR * values.abs().max()
-    return -(vectors @ ((vectors.T @ gradient) / values.masked_fill(is_zero, torch.inf)))
+    largest = float(values.abs().max())
+    slopes = vectors.T @ gradient
+    is_zero = (values.abs() <= SINGULAR * largest) & (slopes.abs() <= UNIT * largest * length)
+    tiny = torch.full_like(values, max(UNIT * largest, 1e-300))
+    kept = torch.where(values.abs() < tiny, tiny, values)
+    return -(vectors @ (slopes / kept.masked_fill(is_zero, torch.inf)))
 
 
 def _lanczos(model: nn.Module, objective: Objective, gradient: Tensor, length: float) -> Curvature:

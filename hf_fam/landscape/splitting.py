@@ -62,7 +62,7 @@ def split_neuron(
     """
     hidden = find_hidden_layer(model, layer, next_layer)
     neuron = check_neuron(hidden, neuron)
-    _check_ratio(ratio)
+    check_ratio(ratio)
     split_hidden(hidden, [neuron], ratio)
     update_config(model, [hidden])
     return hidden.width - 1
@@ -108,24 +108,40 @@ def widen(
         >>> model[0].weight.shape, model[2].weight.shape
         (torch.Size([10, 3]), torch.Size([2, 10]))
     """
+    widen_layers(model, layer, by, ratio, neurons, next_layer)
+
+
+def widen_layers(
+    model: nn.Module,
+    layer: str | nn.Module | Sequence[str | nn.Module],
+    by: int,
+    ratio: float,
+    neurons: Sequence[int] | None = None,
+    next_layer: str | nn.Module | None = None,
+) -> list[tuple[HiddenLayer, list[int]]]:
+    """Do what `widen` does; return every layer with its split neurons, in the order of the splits."""
     if isinstance(by, bool) or not isinstance(by, int) or by < 1:
         raise ValueError(f"by={by!r}: give the number of neurons to add, at least 1.")
-    _check_ratio(ratio)
+    check_ratio(ratio)
     layers = find_hidden_layers(model, layer, next_layer)
     if neurons is not None and len(neurons) != by:
         raise ValueError(f"neurons has {len(neurons)} entries and by={by}: name one neuron to split for each new one.")
     for hidden in layers:
         for neuron in neurons or ():
             check_neuron(hidden, neuron)
+    splits: list[tuple[HiddenLayer, list[int]]] = []
     for hidden in layers:
+        splits.append((hidden, list(neurons or ())))
         if neurons is not None:
             split_hidden(hidden, neurons, ratio)
         remaining = 0 if neurons is not None else by
         while remaining:
             largest = hidden.fan_out.double().norm(dim=0).argsort(descending=True, stable=True)[:remaining].tolist()
             split_hidden(hidden, largest, ratio)
+            splits[-1][1].extend(largest)
             remaining -= len(largest)
     update_config(model, layers)
+    return splits
 
 
 @torch.no_grad()
@@ -237,6 +253,7 @@ def _first_similar(rows: Tensor, norms: Tensor, kept: list[int], k: int, toleran
     return None
 
 
-def _check_ratio(ratio: float) -> None:
+def check_ratio(ratio: float) -> None:
+    """Refuse a ratio that is not finite."""
     if not math.isfinite(ratio):
         raise ValueError(f"ratio={ratio!r}: give a finite number.")

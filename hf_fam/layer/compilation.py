@@ -29,3 +29,19 @@ def is_compiled(model: nn.Module) -> bool:
         (False, True)
     """
     return inside_compiled(model) is not None or is_compiled_in_place(model)
+
+
+def is_inside_compiled(model: nn.Module, module: nn.Module) -> bool:
+    """Return True if a module, or anything around it, runs as compiled code.
+
+    Args:
+        model: the model that contains the module.
+        module: the module.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+        >>> model[0].compile()
+        >>> is_inside_compiled(model, model[0][0]), is_inside_compiled(model, model[1])
+        (True, False)
+    """
+    return any(is_compiled(outer) and any(inner is module for inner in outer.modules()) for outer in model.modules())

@@ -165,8 +165,9 @@ def find_representation(model: nn.Module) -> Named:
     It is a pooler or a dense layer of the head, or else the output projection of the last block.
 
     Modules are listed in the order of their definition, which is not always the order of their calls. So these layers
-    are preferred: layers in the head's own part of the model; layers with as many outputs as the head has inputs, which
-    excludes routers and gates; layers of the decoder; and feed-forward layers of a block before its attention.
+    are preferred: layers outside other heads, such as SigLIP's pooling head; layers in the head's own part of the
+    model; layers with as many outputs as the head has inputs, which excludes routers and gates; layers of the decoder;
+    and feed-forward layers of a block before its attention.
     """
     head_name, head = find_head(model)
     layers = weighted_layers(model)
@@ -178,12 +179,20 @@ def find_representation(model: nn.Module) -> Named:
             f"{type(model).__name__} has no layer below its head '{head_name}': use layer=\"head\" or name a layer."
         )
     head_inputs = _first_attribute(head, _INPUT_SIZES)
+    candidates = _preferred(candidates, lambda name, module: not _is_in_other_head(name, head_name))
     candidates = _preferred(candidates, lambda name, module: _first_attribute(module, _OUTPUT_SIZES) == head_inputs)
     candidates = _preferred(candidates, _is_in_decoder(model))
     candidates = _nearest_to_head(head_name, candidates)
     block = _block(candidates[-1][0])
     candidates = [layer for layer in candidates if _is_inside(layer[0], block)]
     return _preferred(candidates, lambda name, module: not any(a in name for a in _ATTENTION_NAMES))[-1]
+
+
+def _is_in_other_head(name: str, head_name: str) -> bool:
+    """Return True if a layer lies in a head of a part of the model that does not contain the model's head."""
+    parts = name.split(".")
+    around = [".".join(parts[:k]) for k, part in enumerate(parts) if part in _HEAD_NAMES]
+    return any(not _is_inside(head_name, scope) for scope in around)
 
 
 def _nearest_to_head(head_name: str, layers: list[Named]) -> list[Named]:

@@ -31,7 +31,8 @@ def refuse_older_fsdp(model: nn.Module) -> None:
 def refuse_split_weight(name: str, layer: nn.Module) -> None:
     """Refuse a layer of whose weight this process has only a part, in the layer's forward pass.
 
-    FSDP gathers a weight for its forward pass, tensor parallelism does not.
+    FSDP gathers a weight for its forward pass, tensor parallelism does not. DeepSpeed ZeRO stage 3 does, but frees it
+    before the term has used it.
 
     Args:
         name: name of the layer, for the message.
@@ -40,12 +41,12 @@ def refuse_split_weight(name: str, layer: nn.Module) -> None:
     Raises:
         ValueError: a weight is split between processes.
     """
-    split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    if split_class is not None and any(isinstance(weight, split_class) for weight in layer.parameters()):
+    split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    if any(isinstance(weight, split_class) or hasattr(weight, "ds_id") for weight in layer.parameters()):
         raise ValueError(
-            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, or an "
-            "adapter that FSDP shards on its own), which is not supported: load the model without tp_plan, or choose "
-            "a layer that is whole."
+            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, "
+            "DeepSpeed ZeRO stage 3, or an adapter that FSDP shards on its own), which is not supported: load the "
+            "model without tp_plan, use FSDP version 2, or choose a layer that is whole."
         )
 
 

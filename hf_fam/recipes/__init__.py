@@ -33,7 +33,7 @@ def default_configuration(task: str) -> Path:
 
 # Default settings for a head on a frozen backbone, which trains in seconds.
 FROZEN_DEFAULTS = (
-    "--learning_rate=1e-2",
+    "--learning_rate=3e-2",
     "--num_train_epochs=60",
     "--per_device_train_batch_size=32",
     "--save_strategy=no",

@@ -25,7 +25,14 @@ from .mean_state import load_mean, save_mean
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .not_finite import sum_of_labels
 from .overconfidence import OverconfidenceWatch
-from .requirements import MISSING_TERM, check_requirements, describe_sharded_term, is_fsdp, refuse_parallelism
+from .requirements import (
+    MISSING_TERM,
+    check_requirements,
+    describe_sharded_term,
+    is_deepspeed,
+    is_fsdp,
+    refuse_parallelism,
+)
 from .strength import strength_at
 from .training_args import CORRECTED, FAMArguments
 
@@ -113,11 +120,13 @@ class FlatTraining:
             self._settings = settings
             check_requirements(trainer.args, self.flatness)
             refuse_parallelism(trainer)
-            if is_fsdp(trainer):  # the model is sharded when the training begins
+            # FSDP shards the model when the training begins. DeepSpeed takes every derivative of the loss for its
+            # backward pass.
+            if is_fsdp(trainer) or is_deepspeed(trainer):
                 self.flatness.adapt_to_sharding()
             self.default_strength = self.flatness.default_strength
             if self.flatness.is_sharded and fam.fam_estimator == AUTO and trainer.accelerator.is_main_process:
-                warnings.warn(describe_sharded_term(self.flatness), stacklevel=4)
+                warnings.warn(describe_sharded_term(self.flatness, is_deepspeed(trainer)), stacklevel=4)
         return self.flatness
 
     def detach(self) -> None:

@@ -53,11 +53,17 @@ def is_fsdp(trainer: Any) -> bool:
     return bool(getattr(trainer, "is_fsdp_enabled", False))
 
 
-def describe_sharded_term(flatness: RelativeFlatness) -> str:
-    """Return the line that says what ``fam_estimator="auto"`` stands for in a model that FSDP shards."""
+def is_deepspeed(trainer: Any) -> bool:
+    """Return True if DeepSpeed will train the Trainer's model."""
+    return bool(getattr(trainer, "is_deepspeed_enabled", False))
+
+
+def describe_sharded_term(flatness: RelativeFlatness, is_deepspeed: bool) -> str:
+    """Return the line that says what ``fam_estimator="auto"`` stands for under FSDP or DeepSpeed."""
     way = "in the backward pass" if flatness.method.acts_in is ActsIn.BACKWARD_PASS else "by perturbing its features"
     return (
-        f"FSDP shards the model: the flatness term of '{flatness.layer.name}' acts {way} "
+        f"{'DeepSpeed trains' if is_deepspeed else 'FSDP shards'} the model: the flatness term of "
+        f"'{flatness.layer.name}' acts {way} "
         f'(fam_estimator="{flatness.estimator}").'
     )
 

@@ -154,10 +154,16 @@ class FAMArguments:
         check_choice("fam_estimator", self.fam_estimator, estimator_names())
         check_choice("fam_loss_scaling", self.fam_loss_scaling, LOSS_SCALINGS)
         if self.fam_lambda is not None:  # 0 is plain training
-            self.fam_lambda = require_number("fam_lambda", self.fam_lambda, 0)
-        self.fam_warmup_steps = require_number("fam_warmup_steps", self.fam_warmup_steps, 0)
+            self.fam_lambda = require_number(
+                "fam_lambda", self.fam_lambda, 0, more=" (0 is plain training), or None for the default"
+            )
+        self.fam_warmup_steps = require_number(
+            "fam_warmup_steps", self.fam_warmup_steps, 0, more=": steps, or a fraction below 1"
+        )
         if self.fam_probes is not None:
-            self.fam_probes = require_whole("fam_probes", self.fam_probes, 1, MOST_PROBES)
+            self.fam_probes = require_whole(
+                "fam_probes", self.fam_probes, 1, MOST_PROBES, more=", or None for the default"
+            )
             if self.fam_estimator != AUTO and estimator_called(self.fam_estimator).default_probes is None:
                 raise ValueError(
                     f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '

@@ -18,11 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "recipes" / "comparison"))
-
-from harness.embeddings import embed, embed_images  # noqa: E402
-from harness.tasks import READERS  # noqa: E402
-
+COMPARISON = ROOT / "recipes" / "comparison"
 # Samples in the pool and in the test set; computing features is most of the cost of the study.
 SIZES = {
     "cifar10": (6000, 2000),
@@ -71,6 +67,10 @@ def load(name: str, cache: Path) -> DataSet:
 def store(name: str, data: Path, cache: Path) -> None:
     """Compute the features of a data set, and write them to a file."""
     import pandas
+
+    sys.path.append(str(COMPARISON))
+    from harness.embeddings import embed, embed_images
+    from harness.tasks import READERS
 
     labels: dict[str, NDArray[np.int64]] = {}
     if name == "ag_news":

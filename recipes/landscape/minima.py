@@ -3,7 +3,8 @@
     python recipes/landscape/minima.py --output recipes/landscape/results --figures docs/img
 
 *fixed*: one tanh neuron without bias learns 2 tanh x - tanh 4x; it is split at several ratios, gradient descent starts
-beside the split network, and `escape_path` leaves the local minimum.
+beside the split network, and `escape_path` leaves the local minimum. Split until the layer is extremely wide, the
+network goes to the infimum by `path_to_infimum`.
 
 *teachers*: random teachers of four tanh neurons make 64 values; students of two neurons, with and without biases, go
 down to a critical point; then each of their neurons gets a certificate.
@@ -25,13 +26,15 @@ from torch import Tensor, nn
 from hf_fam.landscape import (
     EscapePath,
     HalfSquaredError,
+    InfimumPath,
     SplitCertificate,
     escape_path,
     find_critical_point,
+    path_to_infimum,
     split_certificate,
     split_neuron,
+    widen,
 )
-from hf_fam.landscape.certificate import GRADIENT_TOLERANCE, NOT_ZERO
 
 RATIOS = [-0.5, 0.25, 0.5, 1.5]
 LOSS = HalfSquaredError()
@@ -46,7 +49,7 @@ def fixed(runs: int, steps: int) -> tuple[dict[str, Any], EscapePath]:
     x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
     y = 2 * x.tanh() - (4 * x).tanh()
     torch.manual_seed(0)
-    model = find_critical_point(network(1, 1, bias=False), LOSS, (x, y))
+    model = find_critical_point(network(1, 1, bias=False), LOSS, (x, y)).model
     certificate = split_certificate(model, LOSS, (x, y), "0", neuron=0, ratio=0.25)
     u, v = model[0].weight.item(), model[2].weight.item()
     ends = {str(ratio): gradient_descent(model, ratio, x, y, runs, steps) for ratio in RATIOS}
@@ -81,6 +84,21 @@ def gradient_descent(model: nn.Module, ratio: float, x: Tensor, y: Tensor, runs:
     return sorted((0.5 * residuals.square().sum(1)).tolist())
 
 
+def to_the_infimum() -> InfimumPath:
+    """The path from the local minimum of the fixed example, split until the layer has as many units as items."""
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
+    y = 2 * x.tanh() - (4 * x).tanh()
+    torch.manual_seed(0)
+    small = find_critical_point(network(1, 1, bias=False), LOSS, (x, y)).model
+    model = network(1, 1, bias=True)
+    with torch.no_grad():
+        for layer in (0, 2):
+            model[layer].weight.copy_(small[layer].weight)
+            model[layer].bias.zero_()
+    widen(model, "0", by=40, ratio=0.5)
+    return path_to_infimum(model, LOSS, (x, y))
+
+
 def teachers(count: int, inputs: int, bias: bool, steps: int) -> dict[str, Any]:
     """What the neurons of the students are, for `count` teachers."""
     kinds: Counter[str] = Counter()
@@ -92,10 +110,10 @@ def teachers(count: int, inputs: int, bias: bool, steps: int) -> dict[str, Any]:
         for parameter in (*teacher.parameters(), *student.parameters()):
             nn.init.normal_(parameter)
         y = teacher(x).detach()
-        student = find_critical_point(student, LOSS, (x, y), steps=steps)
-        certificates = [split_certificate(student, LOSS, (x, y), "0", neuron) for neuron in range(2)]
-        if certificates[0].relative_gradient > GRADIENT_TOLERANCE:
+        critical = find_critical_point(student, LOSS, (x, y), steps=steps)
+        if not critical.converged:
             continue
+        certificates = [split_certificate(critical.model, LOSS, (x, y), "0", neuron) for neuron in range(2)]
         found += 1
         neurons += len(certificates)
         kinds.update(kind(certificate) for certificate in certificates)
@@ -106,18 +124,18 @@ def kind(certificate: SplitCertificate) -> str:
     """Of B; "certified" if it makes a local minimum of a split at 1/2 or at 3/2."""
     if "minimum" in (certificate.judge(0.5).kind, certificate.judge(1.5).kind):
         return "certified"
-    relative = certificate.eigenvalues_b / max(certificate.curvature.scale_b, 1e-300)
-    low, high = float(relative[0]), float(relative[-1])
-    if low > NOT_ZERO or high < -NOT_ZERO:
+    low, high = float(certificate.eigenvalues_b[0]), float(certificate.eigenvalues_b[-1])
+    bound = certificate.errors.b + certificate.errors.shift_b
+    if low > bound or high < -bound:
         return "definite"
-    return "indefinite" if low < -NOT_ZERO and high > NOT_ZERO else "zero"
+    return "indefinite" if low < -bound and high > bound else "zero"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for minima.json")
-    parser.add_argument("--figures", type=Path, required=True, help="folder for the picture of the path")
-    parser.add_argument("--teachers", type=int, default=200)
+    parser.add_argument("--figures", type=Path, required=True, help="folder for the pictures of the paths")
+    parser.add_argument("--teachers", type=int, default=20)
     parser.add_argument("--runs", type=int, default=20, help="of gradient descent, for each ratio")
     parser.add_argument("--steps", type=int, default=20_000, help="of gradient descent")
     options = parser.parse_args(arguments)
@@ -127,11 +145,18 @@ def main(arguments: list[str] | None = None) -> None:
     for inputs in (1, 2):
         for bias in (False, True):
             start = time.perf_counter()
-            rows.append(teachers(options.teachers, inputs, bias, steps=1500))
+            rows.append(teachers(options.teachers, inputs, bias, steps=300))
             print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     options.figures.mkdir(parents=True, exist_ok=True)
     path.plot(options.figures / "escape_path.png")
+    infimum = to_the_infimum()
+    infimum.plot(options.figures / "infimum_path.png")
+    example["infimum"] = {
+        "start": infimum.losses[0],
+        "end": infimum.losses[-1],
+        "ranks": [infimum.conditions[0].rank, infimum.conditions[0].needed],
+    }
     results = {"fixed": example, "teachers": rows, "versions": {"torch": torch.__version__}}
     (options.output / "minima.json").write_text(json.dumps(results, indent=1) + "\n")
 

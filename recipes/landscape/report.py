@@ -41,7 +41,10 @@ def fixed_table(fixed: dict[str, Any]) -> str:
     return (
         f"{first}. Gradient descent, {len(ends)} starts at distance of about 0.01 from each split, "
         f"{fixed['descent_steps']:,} steps:\n\n{table(header, rows)}\n"
-        f"The escape path from λ = 0.25 has {len(fixed['path'])} points and ends at a loss of {lowest:.1e}.\n"
+        f"The escape path from λ = 0.25 has {len(fixed['path'])} points and ends at a loss of {lowest:.1e}.\n\n"
+        f"Split into {fixed['infimum']['ranks'][1]} neurons, as many as items, the rank of the features is "
+        f"{fixed['infimum']['ranks'][0]}; the path to the infimum goes from {fixed['infimum']['start']:.6f} to "
+        f"{fixed['infimum']['end']:.1e}.\n"
     )
 
 

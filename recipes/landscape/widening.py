@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from hf_fam.cli.demo.data import read_rows
 from hf_fam.cli.demo.model import packaged_model
 from hf_fam.landscape import widen
-from hf_fam.landscape.hidden_layer import all_hidden_layers
+from hf_fam.landscape.hidden_layer_search import all_hidden_layers
 
 FRESH = "fresh neurons"
 ARMS = {"no widening": None, "ratio 1/2": 0.5, "ratio 1.5": 1.5, FRESH: 1.0}

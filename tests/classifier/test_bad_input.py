@@ -121,3 +121,11 @@ def test_without_scikit_learn_it_says_what_to_install() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pip install 'hf-fam[classifier]'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [(np.float32, "use float64 or increase tol"), (float, "so increase tol")]
+)
+def test_a_tolerance_beyond_the_precision_says_so(precision: Any, remedy: str) -> None:
+    with pytest.warns(ConvergenceWarning, match=f"rounding permits no more, .*{remedy}"):
+        FlatLogisticRegression(tol=1e-30).fit(X.astype(precision), Y)

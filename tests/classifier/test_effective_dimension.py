@@ -14,7 +14,7 @@ def by_definition(features: torch.Tensor, weights: torch.Tensor) -> float:
     return float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
 
 
-@pytest.mark.parametrize("shape", [(50, 8), (8, 50), (20000, 30)])
+@pytest.mark.parametrize("shape", [(50, 8), (8, 50), (20000, 30), (300, 400)])
 def test_it_is_its_definition(shape: tuple[int, int]) -> None:
     random = torch.Generator().manual_seed(0)
     features = torch.randn(shape, dtype=torch.float64, generator=random) * torch.arange(1.0, shape[1] + 1) + 5

@@ -62,7 +62,7 @@ def test_without_penalty_it_is_scikit_learns(classes: int, weighted: bool) -> No
 @pytest.mark.parametrize("center", [True, False])
 def test_the_end_is_stationary(classes: int, center: bool) -> None:
     X, y = overlapping(classes)
-    model = FlatLogisticRegression(delta=0.7, center=center, tol=1e-8).fit(X, y)
+    model = FlatLogisticRegression(delta=0.7, smoothing=0.1, center=center, tol=1e-8).fit(X, y)
     weight = torch.from_numpy(model.coef_)
     if classes == 2:
         weight = torch.cat([-weight / 2, weight / 2])

@@ -29,7 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_backward_pass_and_perturbation_give_the_gradients_of_one_process(found: dict[str, Any]) -> None:
     """The head in the root group or in one of its own, attached before or after; hidden layers in wrapped blocks."""
     exact = {name: error for name, error in found["errors"].items() if "mixed" not in name}
-    assert len(exact) == 3 * (2 * 2 + 2 + 4) + 1  # and DistributedDataParallel
+    assert len(exact) == 4 * (2 * 2 + 2 + 4) + 1  # and DistributedDataParallel
     assert {name: error for name, error in exact.items() if not error < 1e-12} == {}
 
 

@@ -5,6 +5,8 @@ Two and four CPU processes over gloo, which accelerate takes for GPUs (tests/sup
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from support.launch import ROOT, launch
-from support.sharded_trainings import CASES, COUNTED, FEW, MORE, UNEQUAL, UNEQUAL_SETTINGS, trained
+from support.sharded_trainings import CASES, COUNTED, FAULTS, FEW, MORE, UNEQUAL, UNEQUAL_SETTINGS, trained
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -69,6 +71,19 @@ def test_four_processes_equal_one(tmp_path: Path, alone: Any) -> None:
     for name in FEW:
         for sharded in (False, True):
             assert difference(four[name, sharded], alone(name)) < TOLERANCE, (name, sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_process_that_ends_takes_the_others_with_it(tmp_path: Path, kind: str) -> None:
+    """Within ten seconds. The fault is told of once; the others say that the connection is closed."""
+    printed = launch(SCRIPT, str(tmp_path), kind, as_gpus=True, fails=True)
+    assert time.time() - float((tmp_path / "time").read_text()) < 10
+    # The launcher sums up once.
+    assert printed.count("Root Cause (first observed failure)") == 1
+    errors = re.findall(r"^\[rank(\d)\]: RuntimeError: (.*)", printed, re.MULTILINE)
+    assert [e for e in errors if "fault" in e[1]] == ([("1", "this process has a fault")] if kind == "raising" else [])
+    assert all("closed by peer" in said for process, said in errors if process == "0")
 
 
 def test_unequal_batches(found: Any, alone: Any) -> None:

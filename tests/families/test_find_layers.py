@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import SiglipConfig, SiglipForImageClassification, SiglipTextConfig, SiglipVisionConfig
 
 from hf_fam import RelativeFlatness
 from hf_fam.layer.finding import find_head, find_representation
@@ -81,6 +82,25 @@ def test_a_projector_beside_the_language_model_is_not_the_representation() -> No
     assert find_representation(model)[0] == "model.projector"
     model.get_decoder = lambda: model.get_submodule("model.language_model")
     assert find_representation(model)[0] == "model.language_model.0"
+
+
+def test_a_pooling_head_of_the_trunk_is_not_the_representation() -> None:
+    """SigLIP's classifier reads the patches, and its trunk pools them for a loss that is not there."""
+    trunk = {"vision_model__encoder__layers__0__mlp__fc2": layer(), "vision_model__head__mlp__fc2": layer()}
+    assert find_representation(tree(**trunk, classifier=layer(4, 2)))[0] == "vision_model.encoder.layers.0.mlp.fc2"
+    assert find_representation(tree(**trunk, head__dense=layer(), classifier=layer(4, 2)))[0] == "head.dense"
+
+
+def test_siglip_trains_its_representation() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(image_size=8, patch_size=4, **sizes)
+    text = SiglipTextConfig(vocab_size=50, max_position_embeddings=16, bos_token_id=0, eos_token_id=1, **sizes)
+    model = SiglipForImageClassification(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
+    model.set_attn_implementation("eager")
+    flatness = RelativeFlatness(model, "representation")
+    with flatness.capture():
+        loss = model(pixel_values=torch.randn(3, 3, 8, 8), labels=torch.tensor([0, 1, 1])).loss
+    assert flatness(loss) > 0
 
 
 def test_a_pooler_above_the_decoder_is_the_representation() -> None:

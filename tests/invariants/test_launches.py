@@ -51,8 +51,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[dict[str, Any]
     "head": (bert, classified, {}, 29),
     "frozen backbone": (frozen_bert, classified, {}, 30),
     "stored features": (StoredFeatures, features, {}, 29),
-    "pooler": (bert, classified, {"fam_layer": "representation"}, 114),
-    "perturbation": (bert, classified, {"fam_layer": "representation", "fam_estimator": "perturbation"}, 66),
+    "pooler": (bert, classified, {"fam_layer": "representation"}, 118),
+    "perturbation": (bert, classified, {"fam_layer": "representation", "fam_estimator": "perturbation"}, 69),
 }
 
 

@@ -333,3 +333,21 @@ def test_a_point_not_quite_critical_is_still_decided() -> None:
         model[0].weight *= 1 + 1e-3
     far = split_certificate(model, HalfSquaredError(), (x, y), "0", 0)
     assert far.verdict.kind == "undecided" and "not a critical point" in far.verdict.reason
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_three_layers_converge_with_weight_decay_or_say_that_they_did_not(seed: int) -> None:
+    """Without weight decay, their weights are on the way to infinity; the search must not pass that over."""
+    torch.manual_seed(seed)
+    model, x = mlp((2, 3, 3, 1)), torch.randn(60, 2).double()
+    y = torch.sin(x[:, :1]) + 0.3 * x[:, 1:] ** 2 + 0.3 * torch.randn(60, 1).double()
+    found = find_critical_point(model, HalfSquaredError(), (x, y), weight_decay=0.01)
+    assert found.converged and found.relative_gradient < 1e-9 and "Newton step" in found.reason
+    parameters = list(found.model.parameters())
+    loss = HalfSquaredError()(found.model(x), y) + 0.005 * sum(p.square().sum() for p in parameters)
+    assert found.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert max(g.abs().max() for g in torch.autograd.grad(loss, parameters)) < 1e-9
+    lost = find_critical_point(model, HalfSquaredError(), (x, y), steps=20)
+    assert lost.converged == (lost.relative_gradient < 1e-5)
+    if not lost.converged:
+        assert "raise steps, start elsewhere or add a weight decay" in lost.reason

@@ -74,6 +74,15 @@ def test_never_rises_and_reaches_the_infimum(
             assert not path.conditions[-1].holds and path.conditions[-1].rank == 1
 
 
+def test_nearly_dependent_features() -> None:
+    """Smooth functions of one input: half of the features are combinations of others but for ten digits."""
+    x = torch.linspace(-3, 3, 41)[:, None]
+    torch.manual_seed(0)
+    path = path_to_infimum(mlp((1, 41, 4, 1)), HalfSquaredError(), (x, 2 * x.tanh() - (4 * x).tanh()), points=9)
+    assert path.conditions[0].rank < 41 and path.losses[-1] < 1e-12 * path.losses[0]
+    assert all(after <= before + 1e-10 for before, after in itertools.pairwise(path.losses))
+
+
 def test_a_loss_whose_infimum_is_not_attained() -> None:
     torch.manual_seed(0)
     x = data(20, 3, 1, 0)[0]

@@ -9,6 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_fam import measure_relative_flatness
 from hf_fam.landscape.reparametrization import (
@@ -62,9 +70,9 @@ def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
 @pytest.mark.parametrize("neuron_wise", [False, True])
 def test_rescaling_moves_the_hessian_and_not_kappa(norm: bool, neuron_wise: bool) -> None:
     model, data = lenet(norm), images()
-    pairs = find_pairs(model)
-    assert [(p.first, p.second) for p in pairs] == [
-        ("conv1", "conv2"), ("norm" if norm else "conv2", "fc1"), ("fc1", "fc2"), ("fc2", "head")
+    pairs = find_pairs(model, data.tensors[0])
+    assert [(p.first, p.readers) for p in pairs] == [
+        ("conv1", ("conv2",)), ("norm" if norm else "conv2", ("fc1",)), ("fc1", ("fc2",)), ("fc2", ("head",))
     ]  # fmt: skip
     before_outputs, measured = model(data.tensors[0]), []
     names = ["fc1", "fc2", "head"]
@@ -198,9 +206,6 @@ def test_factors_are_a_function_of_the_seed(neuron_wise: bool) -> None:
 
 
 def test_refusals() -> None:
-    bert, example = tiny_bert(), {"input_ids": torch.ones(1, 3, dtype=torch.long)}
-    with pytest.raises(NotInvariantError, match=r"rescale_between|no two layers"):
-        rescale_randomly(bert, example)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), torch.randn(5, 3)
     with pytest.raises(NotInvariantError, match="GELU.*not homogeneous"):
         rescale_randomly(model, x)
@@ -256,7 +261,103 @@ def test_residual_connections_are_no_pairs() -> None:
             x = self.a(x).relu()
             return self.c(x + self.b(x).relu())
 
-    assert find_pairs(Block()) == []
+    assert find_pairs(Block(), torch.randn(7, 3)) == []
+
+
+def vision_models() -> dict[str, tuple[nn.Module, list[tuple[str, tuple[str, ...]]]]]:
+    """transformers' own models, and pairs that are known from their code."""
+    vit = {"image_size": 16, "num_channels": 3, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
+    vit |= {"num_attention_heads": 2, "intermediate_size": 24}
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck")
+    convnext = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, layer_scale_init_value=0.5)
+    layer = "vit.layers.0"
+    mixer = nn.Sequential(Mixer(), Mixer(), nn.LayerNorm(6), nn.Linear(6, 2))
+    return {
+        "resnet": (
+            ResNetForImageClassification(resnet),
+            [
+                (
+                    "resnet.encoder.stages.1.layers.0.layer.0.normalization",
+                    ("resnet.encoder.stages.1.layers.0.layer.1.convolution",),
+                ),
+                (
+                    "resnet.encoder.stages.1.layers.0.layer.1.normalization",
+                    ("resnet.encoder.stages.1.layers.0.layer.2.convolution",),
+                ),
+            ],
+        ),
+        "convnext": (
+            ConvNextForImageClassification(convnext),
+            [
+                (
+                    "convnext.encoder.stages.0.layers.0.layernorm",
+                    ("convnext.encoder.stages.0.layers.0.pwconv1",),
+                ),
+                ("convnext.layernorm", ("classifier",)),
+            ],
+        ),
+        "vit_gelu": (
+            ViTForImageClassification(ViTConfig(**vit)),
+            [(f"{layer}.layernorm_after", (f"{layer}.mlp.fc1",))],
+        ),
+        "vit_relu": (
+            ViTForImageClassification(ViTConfig(hidden_act="relu", **vit)),
+            [(f"{layer}.mlp.fc1", (f"{layer}.mlp.fc2",)), ("vit.layernorm", ("classifier",))],
+        ),
+        "mixer": (mixer, [("0.norm2", ("0.channels1",)), ("0.channels1", ("0.channels2",)), ("2", ("3",))]),
+    }
+
+
+class Mixer(nn.Module):
+    """A block of an MLP-Mixer on pictures of 8 patches with 6 channels, with ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.tokens1, self.tokens2 = nn.LayerNorm(6), nn.Linear(8, 5), nn.Linear(5, 8)
+        self.norm2, self.channels1, self.channels2 = nn.LayerNorm(6), nn.Linear(6, 7), nn.Linear(7, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.tokens2(self.tokens1(self.norm1(x).transpose(1, 2)).relu()).transpose(1, 2)
+        return x + self.channels2(self.channels1(self.norm2(x)).relu())
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext", "vit_gelu", "vit_relu", "mixer"])
+def test_pairs_of_vision_models(kind: str) -> None:
+    torch.manual_seed(0)
+    model, known = vision_models()[kind]
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.double().eval()
+    torch.manual_seed(1)
+    example = torch.randn(3, 8, 6).double() if kind == "mixer" else {"pixel_values": torch.randn(3, 3, 16, 16).double()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    pairs = find_pairs(model, example)
+    assert {(pair.first, pair.readers) for pair in pairs} >= set(known)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    gelu_readers = [pair for pair in pairs if pair.readers[-1].endswith(("mlp.fc2", "pwconv2"))]
+    assert bool(gelu_readers) == (kind == "vit_relu")
+    before = model(example) if kind == "mixer" else model(**example).logits
+    factors = rescale_randomly(model, example, spread=1.0, seed=2)
+    assert set(factors) == {pair.first for pair in pairs}
+    after = model(example) if kind == "mixer" else model(**example).logits
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
+
+
+def test_attention_and_normalizations_are_found() -> None:
+    """All readers of a normalization, values against outputs, up against down; never through the gate or GELU."""
+    pairs = {p.first: p.readers for p in find_pairs(tiny_llama(), {"input_ids": torch.randint(3, 50, (2, 6))})}
+    block = "model.layers.0"
+    attention = f"{block}.self_attn"
+    assert pairs[f"{block}.input_layernorm"] == tuple(f"{attention}.{name}_proj" for name in "qkv")
+    assert pairs[f"{attention}.v_proj"] == (f"{attention}.o_proj",)
+    assert pairs[f"{block}.mlp.up_proj"] == (f"{block}.mlp.down_proj",)
+    assert f"{block}.mlp.gate_proj" not in pairs and f"{attention}.q_proj" not in pairs
+    bert = {p.first: p.readers for p in find_pairs(tiny_bert(), {"input_ids": torch.randint(3, 50, (2, 6))})}
+    assert not any("intermediate" in first for first in bert)
+    # A residual connection reads every LayerNorm but the last, which only the pooler reads.
+    assert {k: v for k, v in bert.items() if "LayerNorm" in k} == {
+        "bert.encoder.layer.1.output.LayerNorm": ("bert.pooler.dense",)
+    }
 
 
 def test_float32_stays_within_a_millionth() -> None:

@@ -16,9 +16,10 @@ pytest.importorskip("datasets")
 
 from hf_fam import FAMTrainingArguments
 from hf_fam.recipes import default_configuration
-from hf_fam.recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse, read_yaml
+from hf_fam.recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from hf_fam.recipes.common.command import repeat_command
 from hf_fam.recipes.common.data import class_number, load_splits
+from hf_fam.recipes.common.yaml_files import read_yaml
 from hf_fam.recipes.text_classification import TextArguments
 from support.launch import ROOT
 from support.tiny_recipes import RECIPES, text_files

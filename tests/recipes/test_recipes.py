@@ -20,10 +20,11 @@ pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
 from hf_fam.recipes import TASKS, default_configuration
-from hf_fam.recipes.common.arguments import read_yaml
+from hf_fam.recipes.common.yaml_files import read_yaml
 from support.launch import ROOT, launch
 from support.tiny_recipes import MAKERS, RECIPES, made, typed
 
+FSDP2 = "recipes/causal_lm"
 METHODS = ("fam", "plain", "sam")
 METRICS = {
     "text_classification": {"accuracy", "f1", "matthews_correlation", "nll", "ece"},
@@ -140,6 +141,29 @@ def test_two_processes_are_one_fast(
     check_two_processes(flags["text_classification"], tmp_path, monkeypatch, "text_classification", "fam")
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_fsdp2(flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documented command in two processes, of which accelerate thinks that they are on GPUs, is one process."""
+    command = f"accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml {FSDP2}/run.py {FSDP2}/fsdp2.yaml"
+    pages = (
+        RECIPES / "causal_lm" / "README.md",
+        RECIPES / "causal_lm" / "fsdp2.yaml",
+        ROOT / "docs" / "distributed.md",
+    )
+    for page in pages:
+        assert command in page.read_text(encoding="utf-8")
+    given = {**flags["causal_lm"], "fam_lambda": 0.1}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("causal_lm", "fsdp2", {**given, "output_dir": one, "per_device_train_batch_size": 8, "bf16": True}, monkeypatch)
+    given = {**given, "output_dir": two, "per_device_train_batch_size": 4}
+    printed = launch(ROOT / FSDP2 / "run.py", *typed("causal_lm", "fsdp2", given), config="fsdp2.yaml", as_gpus=True)
+    assert printed.count("FSDP shards the model: the flatness term of 'lm_head' acts in the backward pass") == 1
+    state = json.loads((two / "trainer_state.json").read_text())
+    assert state["global_step"] == 3 and all(e["fam_kappa"] > 0 for e in state["log_history"] if "fam_kappa" in e)
+    assert distance(one, two) < 0.05 * distance(one, Path(one, "checkpoint-1")), "beyond the rounding of bfloat16"
+    assert scores(two) == pytest.approx(scores(one), rel=0.01, abs=0.01)
+
+
 def check_two_processes(
     flags: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, method: str, **more: Any
 ) -> None:
@@ -196,6 +220,7 @@ def test_every_module_is_a_task_with_a_launcher_and_configurations() -> None:
             "README.md",
             "run.py",
             *(f"{method}.yaml" for method in METHODS),
+            *(["fsdp2.yaml"] if task == "causal_lm" else []),
         }
 
 

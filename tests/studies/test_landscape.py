@@ -32,7 +32,7 @@ def test_from_runs_to_tables(tmp_path: Path) -> None:
     assert "| 0.25 | minimum |" in fixed and "| 1.5 | saddle |" in fixed
     assert (docs / "generated/landscape/teachers.md").read_text().count("\n") == 6
     assert (docs / "generated/landscape/widening.md").read_text().count("| ratio 1.5 |") == 2
-    assert {path.name for path in (docs / "img").iterdir()} == {"escape_path.png", "widening.png"}
+    assert {path.name for path in (docs / "img").iterdir()} == {"escape_path.png", "infimum_path.png", "widening.png"}
     for record in json.loads((results / "widening.json").read_text())["records"]:
         assert record["loss_widened"] == pytest.approx(record["loss_before"], rel=1e-4)
         assert (record["loss_before"] == record["loss_widened"]) or record["arm"] != "no widening"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_fam import RelativeFlatness
@@ -24,7 +24,12 @@ DRAW = torch.Generator().manual_seed(1)
 INPUTS = torch.randn(8, 6, dtype=torch.float64, generator=DRAW)
 LABELS = torch.randint(5, (8,), generator=DRAW)
 HIDDEN = ("0", "1.0", "1.2")  # in the root group; first and last layer of a wrapped block
-RESHARD = {"default": {}, "reshard": {"reshard_after_forward": True}, "keep": {"reshard_after_forward": False}}
+OPTIONS = {
+    "default": {},
+    "offloaded": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+    "reshard": {"reshard_after_forward": True},
+    "keep": {"reshard_after_forward": False},
+}
 
 
 def network() -> nn.Module:
@@ -135,7 +140,7 @@ def main(output: Path) -> None:
     expected = gradients(injected, everything, network(), prepare=unsharded, late=True)
     plain = gradients(lambda m, x, y: nn.functional.cross_entropy(m(x), y).backward(), everything, network())
     found["size_of_term"] = error(plain, expected)
-    for name, options in RESHARD.items():
+    for name, options in OPTIONS.items():
         for head in (False, True):
             for late in (False, True):
                 sharded = gradients(

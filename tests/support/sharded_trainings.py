@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,6 +102,7 @@ CASES = {
 MORE = "more"  # all cases, and what differs between two processes and one
 FEW = ("root group", "wrapped with the last norm", "tied", "LoRA", "perturbed", "centered")
 
+FAULTS = ("raising", "killed")
 REFUSED = ("tensor", "version 1", "hessian", "gauss_newton", "dense")
 COUNTED = ("wrapped with the last norm", "centered", "perturbed")
 # The last batch of an epoch has four items, and an accumulation ends early.
@@ -151,6 +154,20 @@ def fsdp_settings(case: Case) -> dict[str, Any]:
     return {**FSDP, "fsdp_config": {"transformer_layer_cls_to_wrap": [block], **case.fsdp}}
 
 
+class Fault(TrainerCallback):
+    """Ends the last process after two steps, and notes when."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 and dist.get_rank() == dist.get_world_size() - 1:
+            (self.folder / "time").write_text(str(time.time()))
+            if self.kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("this process has a fault")
+
+
 def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: Any) -> dict[str, Any]:
     """Weights, logs and warnings of five steps with eight items each, in however many processes."""
     case = CASES[name]
@@ -163,11 +180,11 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
     if sharded:
         settings |= fsdp_settings(case)
     collectives, items = Collectives(), settings.pop("items", 40)
-    watch = Watch(collectives)
+    callbacks = [watch := Watch(collectives), *settings.pop("callbacks", [])]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = FAMTrainer(
-            model=model, args=arguments(folder / name, **settings), train_dataset=case.data(items), callbacks=[watch]
+            model=model, args=arguments(folder / name, **settings), train_dataset=case.data(items), callbacks=callbacks
         )
         if trainer.relative_flatness and ("perturb" in name or name == "another loss"):
             trainer.relative_flatness.adapt_to_sharding()  # one matrix for the batch, as in a sharded model
@@ -235,6 +252,8 @@ def main(folder: Path, *names: str) -> None:
     torch.set_num_threads(1)
     found: dict[Any, Any] = {}
     processes = int(os.environ["WORLD_SIZE"])
+    if names[0] in FAULTS:
+        trained(folder, COUNTED[0], processes, sharded=True, callbacks=[Fault(folder, names[0])])
     if MORE in names:
         found["refused"] = {kind: refusal(folder, kind, processes) for kind in REFUSED}
     for name in CASES if MORE in names else names:

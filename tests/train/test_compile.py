@@ -145,6 +145,19 @@ def test_a_hidden_layer_of_a_compiled_model_is_refused_with_a_remedy(wrapped: bo
         flatness(loss)
 
 
+@pytest.mark.parametrize("estimator", ["gauss_newton", "hessian", "dense"])
+def test_compilation_of_a_part_around_the_layer_is_named(estimator: str) -> None:
+    """And not the layer, as if the loss did not depend on it."""
+    layers = network()
+    model = nn.Sequential(Above(*layers[:3]), *layers[3:])
+    model[0].compile(backend="aot_eager")
+    flatness = RelativeFlatness(model, "0.2", estimator)
+    with flatness.capture():
+        loss = F.cross_entropy(model(INPUTS), LABELS)
+    with pytest.raises(ValueError, match=r"'0.2' lies inside compiled code, .*: compile only what lies below"):
+        flatness(loss)
+
+
 class Above(nn.Sequential):
     """Compiled in one piece, unlike torch's own modules."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -12,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ...inputs.numbers import as_number, require_number, require_whole
-from ...inputs.text import LONGEST_PATH, LONGEST_REASON, one_line, quote
+from ...inputs.numbers import require_number, require_whole
+from ...inputs.text import LONGEST_PATH, one_line, quote
 from ...methods import METHODS, Method, method_called
 from ...train.training_args import FAMArguments, FAMTrainingArguments, refuse_removed_fields
-from .. import default_configuration
 from .training_arguments import check_training_arguments
+from .yaml_files import as_flags, read_yaml
 
 FAM = "fam"
 # Arguments whose value is a mapping as JSON, or a file that contains one.
@@ -28,8 +25,6 @@ FILES_OR_MAPPINGS = (
     "accelerator_config", "deepspeed", "fsdp_config", "gradient_checkpointing_kwargs", "liger_kernel_config",
     "lr_scheduler_kwargs",
 )  # fmt: skip
-# The key of a YAML file that names the task whose default settings the file starts from.
-DEFAULTS = "defaults"
 
 # HfArgumentParser reads annotations, and "X | None" as strings only from Python 3.10.x on: Optional works everywhere.
 # ruff: noqa: UP045
@@ -313,104 +308,6 @@ def collect_flags(argv: Sequence[str], lists: Collection[str]) -> list[str]:
         if isinstance(value, list) and key not in lists:
             raise ValueError(f"{quote(argv[0], LONGEST_PATH)}: {key} is {quote(value)}: give one value.")
     return [*as_flags(settings), *argv[1:]]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file, and below it the default settings of the task that its line `defaults: TASK` names.
-
-    Raises:
-        ValueError: the file is missing, broken or not a mapping, or there is no such task.
-    """
-    name = quote(str(path), LONGEST_PATH)
-    if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
-        raise ValueError(f"{name} is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
-    try:
-        settings = yaml.load(path.read_bytes(), _UniqueKeyLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date, or a number of many digits
-        raise ValueError(f"{name} cannot be read as YAML: {one_line(str(error), LONGEST_REASON)}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name} has to contain lines such as 'learning_rate: 2e-5'.")
-    refuse_odd_settings(settings, name)
-    if DEFAULTS not in settings:
-        return settings
-    try:
-        defaults = read_yaml(default_configuration(settings.pop(DEFAULTS)))
-    except ValueError as error:
-        raise ValueError(f"{name}, {DEFAULTS}: {error}") from error
-    return {**defaults, **settings}
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A loader that refuses a key that stands twice, of which the first would have no effect."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping of a node."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{quote(twice)} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def refuse_odd_settings(settings: dict[Any, Any], name: str) -> None:
-    """Refuse settings of a YAML file that are no names with values, lists of values or short mappings.
-
-    Args:
-        settings: what the file contains.
-        name: the quoted name of the file, for messages.
-
-    Raises:
-        ValueError: names the file and the setting.
-    """
-    for key, value in settings.items():
-        if not isinstance(key, str) or not key.isidentifier():
-            raise ValueError(f"{name}: {quote(key)} is no name of an argument, such as learning_rate.")
-        if not is_small(value):
-            raise ValueError(f"{name}: {key} has too many or too deep values.")
-        if isinstance(value, dict):
-            continue
-        values = value if isinstance(value, list) else [value]
-        if value == [] or any(isinstance(item, (list, dict)) for item in values):
-            raise ValueError(f"{name}: {key} is {quote(value)}: give a value, or a list of values.")
-        flag = next((item for item in values if isinstance(item, str) and item.startswith("-") and item != "-"), None)
-        if isinstance(value, list) and flag is not None and not is_a_number(flag):
-            raise ValueError(
-                f"{name}: {key} contains {quote(flag)}, which would be read as a flag: leave out the dash."
-            )
-
-
-def is_small(value: Any, most: int = 1000, depth: int = 8) -> bool:
-    """Return True if nested lists and mappings have few values; aliases of YAML make huge ones from a few lines."""
-    left = most
-
-    def visit(item: Any, level: int) -> bool:
-        nonlocal left
-        left -= 1
-        inside = item if isinstance(item, list) else item.values() if isinstance(item, dict) else ()
-        return left >= 0 and level <= depth and all(visit(entry, level + 1) for entry in inside)
-
-    return visit(value, 0)
-
-
-def is_a_number(text: str) -> bool:
-    """Return True if text is a number, such as ``-1``."""
-    return math.isfinite(as_number(text))
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Return the flags that set the values of a YAML file.
-
-    Examples:
-        >>> as_flags({"do_train": True, "learning_rate": "2e-5", "label_names": ["a", "b"], "seed": None})
-        ['--do_train=True', '--learning_rate=2e-5', '--label_names', 'a', 'b']
-    """
-    flags: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
-    return flags
 
 
 def flag_name(word: str) -> str | None:

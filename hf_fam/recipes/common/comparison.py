@@ -8,6 +8,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import torch
 from transformers import Trainer, set_seed
 
@@ -88,6 +89,7 @@ class _Prepared:
     """A run whose data are loaded, and whose models are made quickly."""
 
     def __init__(self, trainers: RecipeTrainers) -> None:
+        datasets.disable_progress_bars()
         recipe = importlib.import_module(f"hf_fam.recipes.{trainers.task}")
         self.run: Run = recipe.make_run(trainers.argv, trainers.methods)
         self._frozen: Any = None
