@@ -28,9 +28,8 @@ help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: $(BASE)  ## fine-tune a small model with Trainer and FAMTrainer, side by side, into out/demo; then on a frozen trunk
+demo: $(BASE)  ## compare six methods over 12 seeds on data with wrong labels; the report is out/demo/report.html
 	$(BIN)/hf-fam demo --output_dir out/demo
-	$(BIN)/hf-fam demo --frozen_trunk --output_dir out/demo_frozen
 
 check: $(TEST) lint  ## style, types and the unit tests, in two minutes
 	$(PYTEST) $(PARALLEL) -m unit $(ARGS)
@@ -55,9 +54,10 @@ docs: $(DOCS)  ## build the site into site/
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
 
-tables: $(TEST)  ## write the tables of supported models, of estimators and of modules
+tables: $(TEST)  ## write the tables of supported models, of estimators, of methods and of modules
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
 	$(BIN)/python -m hf_fam.flatness.estimators.table > docs/generated/estimators.md
+	$(BIN)/python -m hf_fam.methods.table > docs/generated/methods.md
 	PYTHONPATH=tests $(BIN)/python -m support.module_table docs/generated/modules.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/

@@ -16,7 +16,10 @@ torch.set_num_threads(1)
 
 
 # What `make check` runs: the tests of the rooms, one training, and one family of models for each kind of input.
-ROOMS = {"calculus", "layer", "flatness", "processes", "measure", "landscape", "gan", "classifier", "cli"}
+ROOMS = {
+    *("calculus", "layer", "flatness", "processes", "measure", "methods", "frozen", "compare", "landscape", "gan"),
+    *("classifier", "cli"),
+}
 TRAINING = "tests/train/test_lifecycle.py::test_best_model_is_loaded_at_the_end"
 FAMILIES = tuple(
     f"[{model}"

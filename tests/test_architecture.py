@@ -26,19 +26,16 @@ ALLOWED: dict[str, set[str]] = {
     "measure": {"calculus", "data", "layer", "flatness", "processes", "inputs", "_compat"},
     "landscape": {"calculus", "layer"},
     "gan": {"calculus", "processes", "inputs", "_compat"},
-    "recipes": {"data", "flatness", "measure", "processes", "inputs", "train", "_compat"},
-    "cli": {
-        "calculus",
-        "data",
-        "layer",
-        "flatness",
-        "measure",
-        "processes",
-        "inputs",
-        "train",
-        "recipes",
+    "methods": {"classifier", "inputs", "layer", "flatness", "train"},
+    "frozen": {"layer"},
+    "compare": {"frozen", "inputs", "measure", "methods", "_version"},
+    "recipes": {
+        *("compare", "data", "frozen", "methods", "flatness", "measure", "processes", "inputs", "train"),
         "_compat",
-        "_version",
+    },
+    "cli": {
+        *("calculus", "compare", "data", "flatness", "frozen", "inputs", "layer", "measure", "methods", "processes"),
+        *("recipes", "train", "_compat", "_version"),
     },
 }
 # Single modules beside the rooms.

@@ -6,7 +6,7 @@ import argparse
 import importlib
 from importlib.util import find_spec
 
-from ..recipes import TASKS, default_configuration
+from ..recipes import TASKS, with_defaults
 
 # Some of these packages are imported only after the training, which is too late to learn that they are missing.
 REQUIRED_PACKAGES = ("datasets", "peft", "PIL", "pytorch_optimizer", "scipy", "sklearn", "yaml")
@@ -34,9 +34,16 @@ def run(task: str, arguments: list[str]) -> None:
     Raises:
         ValueError: packages are missing, or the recipe refuses its arguments or data.
     """
+    require_packages()
+    importlib.import_module(f"..recipes.{task}", __package__).main(with_defaults(task, arguments))
+
+
+def require_packages() -> None:
+    """Refuse to run a recipe without its packages.
+
+    Raises:
+        ValueError: packages are missing; the message says how to install them.
+    """
     missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(f'the recipes need {", ".join(missing)}: pip install "hf-fam[recipes]".')
-    if not arguments or arguments[0].startswith("-"):
-        arguments = [str(default_configuration(task)), *arguments]
-    importlib.import_module(f"..recipes.{task}", __package__).main(arguments)

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from html import escape as escape_markup
 from typing import TYPE_CHECKING
 
-from ..inputs.text import printable
+from .page import escape, html_image, html_list, html_page
 from .plotting import item_histogram, layer_profile, robustness_curve
 from .results import FlatnessTable, LayerFlatness, bound_sign
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .robustness import FeatureRobustness
 
 # The report shows histograms of the layers of largest kappa, at most this many.
 _MOST_HISTOGRAMS = 6
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 76rem; margin: 0 auto; padding: 1rem; }
-body > * { max-width: 60rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-h1, h2, p, li, td.name, dd, pre { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-width: none; background:
-  linear-gradient(270deg, #fff 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
-  linear-gradient(270deg, #afb8c1, transparent) right / .8rem 100% no-repeat scroll; } /* a shadow: there is more */
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .45rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.name { white-space: normal; min-width: min(14rem, 35vw); }
-img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
-pre { background: #f6f8fa; padding: .6rem; white-space: pre-wrap; }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; }
-dt { color: #57606a; } dd { margin: 0; }
-.note { background: #fff8c5; padding: .4rem .6rem; }
-"""
 
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("κ", "kappa"), ("s.e. items", "standard_error_items"), ("s.e. probes", "standard_error_probes"),
@@ -88,14 +63,16 @@ def html_report(
         "<p>κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}. Standard errors: more items, or more probes, would reduce them. κ_max = Σ "
         "‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H. Compare networks only for the same loss, data and kind of "
         "layer.</p>",
-        _image(
+        html_image(
             layer_profile(table.records), "κ of every layer, with two standard errors, κ_max and the layer-wise version"
         ),
     ]
     if histogram_layers:
         body.append("<h2>Single items</h2>")
         body.append("<p>κ is a mean over items. A few items may contribute most of it.</p>")
-        body += [_image(item_histogram(r), f"Histogram of κ over items for layer {r.layer}") for r in histogram_layers]
+        body += [
+            html_image(item_histogram(r), f"Histogram of κ over items for layer {r.layer}") for r in histogram_layers
+        ]
     if robustness is not None:
         body.append("<h2>Feature robustness</h2>")
         body.append(
@@ -103,16 +80,9 @@ def html_report(
             f"φ → φ + δAφ ({robustness.num_items} items, {robustness.samples} random matrices). "
             f"{escape(robustness.verdict)}</p>"
         )
-        body.append(_image(robustness_curve(robustness), "Measured rise of the loss beside its prediction from κ"))
-    body += ["<h2>Settings</h2>", _list(settings), "<p>Command to repeat it:</p>", f"<pre>{escape(command)}</pre>"]
-    title = escape(f"Relative flatness of {model}")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n'
-        "<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+        body.append(html_image(robustness_curve(robustness), "Measured rise of the loss beside its prediction from κ"))
+    body += ["<h2>Settings</h2>", html_list(settings), "<p>Command to repeat it:</p>", f"<pre>{escape(command)}</pre>"]
+    return html_page(f"Relative flatness of {model}", body)
 
 
 def _table(table: FlatnessTable) -> str:
@@ -130,21 +100,3 @@ def _row(record: LayerFlatness, names: Sequence[str]) -> str:
         text = "–" if value is None or value != value else f"{bound_sign(record, name, '≥ ')}{value:.4g}"
         cells.append(f"<td>{text}</td>")
     return f"<tr>{''.join(cells)}<td>{escape(record.estimator.replace('_', ' '))}</td></tr>"
-
-
-def _list(settings: Mapping[str, object]) -> str:
-    entries = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in settings.items())
-    return f"<dl>{entries}</dl>"
-
-
-def _image(figure: Figure, description: str) -> str:
-    buffer = io.BytesIO()
-    # Without date and random identifiers, so that the same numbers make the same page.
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(description)}">'
-
-
-def escape(text: str) -> str:
-    """Return text that is no markup and has no control characters."""
-    return escape_markup(printable(text), quote=True)

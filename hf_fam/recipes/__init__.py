@@ -5,6 +5,7 @@ Every task is a module with a `main`. What they share is in `common`, their defa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..inputs.text import quote
@@ -28,3 +29,34 @@ def default_configuration(task: str) -> Path:
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"there is no task {quote(task)}: choose one of {', '.join(TASKS)}.")
     return Path(__file__).with_name("configurations") / f"{task}.yaml"
+
+
+# Default settings for a head on a frozen backbone, which trains in seconds.
+FROZEN_DEFAULTS = (
+    "--learning_rate=3e-2",
+    "--num_train_epochs=60",
+    "--per_device_train_batch_size=32",
+    "--save_strategy=no",
+)
+
+
+def with_defaults(task: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a recipe after the default settings of the task, unless they start with a YAML file.
+
+    Args:
+        task: one of `TASKS`.
+        arguments: the arguments as given.
+
+    Examples:
+        >>> with_defaults("text_regression", ["mine.yaml", "--seed", "1"])
+        ['mine.yaml', '--seed', '1']
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return [*arguments]
+    words = {word.replace("-", "_").lower() for word in arguments}
+    frozen: list[str] = []
+    if words & {"__freeze_backbone", "__freeze_backbone=true"}:
+        frozen = [*FROZEN_DEFAULTS]
+        frozen += ["--augmentation=none"] if task == "image_classification" else []
+        frozen += ["--method=flat_logistic_regression"] if task.endswith("_classification") else []
+    return [str(default_configuration(task)), *frozen, *arguments]

@@ -24,7 +24,8 @@ from .common.data import (
     prepare_splits,
 )
 from .common.models import load_model, load_preprocessing, tokens_within
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 TOKEN_METRICS = ("accuracy", "nll", "perplexity", "ece")
 
@@ -59,8 +60,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, lora, method, args = parse(argument_types, argv)
+    model_args, data, lora, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
+    if model_args.freeze_backbone:
+        raise ValueError("freeze_backbone: a language model has no head of its own to train; LoRA trains few weights.")
     if model_args.from_scratch and lora.use_lora:
         raise ValueError("from_scratch with adapters would train them on random weights: add --use_lora False.")
     prepare_run(args, model_args)
@@ -74,8 +91,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         tokenizer.pad_token = tokenizer.eos_token
     if "messages" in splits[TRAIN].column_names and tokenizer.chat_template is None:
         raise ValueError("tokenizer_name: the tokenizer has no chat template, which the column 'messages' needs.")
-    model = load_model(model_args, AutoModelForCausalLM)
-    model = add_lora(model, lora) if lora.use_lora else model
+
+    def make_model() -> Any:
+        loaded = load_model(model_args, AutoModelForCausalLM)
+        return add_lora(loaded, lora) if lora.use_lora else loaded
+
+    model = make_model()
     length = tokens_within(model, tokenizer, data.max_seq_length)
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
@@ -93,12 +114,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 f"{data.source_of(name)}: no text of the {name} data has a token to learn within "
                 f"max_seq_length={data.max_seq_length}: raise it, or give shorter prompts."
             )
-    run = Run(
-        model_args, data, method, args, model, splits, tokenizer, DataCollatorForSeq2Seq(tokenizer, padding=True),
+    return Run(
+        model_args, data, method, args, model, make_model, splits, tokenizer,
+        DataCollatorForSeq2Seq(tokenizer, padding=True),
         token_metrics, TOKEN_METRICS,
         task="text-generation", preprocess_logits=reduce_logits,
     )  # fmt: skip
-    return finetune(run)
 
 
 def add_lora(model: Any, lora: LoraArguments) -> Any:

@@ -38,7 +38,8 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 # Data sets with a short name: name on the Hub, configuration, column of the images, column of the labels.
 HUB_DATASETS = {
@@ -128,8 +129,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, ImageArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv)
+    model_args, data, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
+    if model_args.freeze_backbone and parse_augmentation(data.augmentation):
+        raise ValueError(
+            f"augmentation={data.augmentation!r} with freeze_backbone: features are computed once, so choose none."
+        )
     prepare_run(args, model_args)
     args.remove_unused_columns = False  # images become pixels only when a batch is made
     with named_source(data.source_of):
@@ -142,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         names = class_names(splits, label)
         drop_unknown_labels(splits, label, names)
     processor = load_processor(data, model_args)
-    model = load_classifier(model_args, AutoModelForImageClassification, names)
+    make_model = functools.partial(load_classifier, model_args, AutoModelForImageClassification, names)
+    model = make_model()
     feature = splits[TRAIN].features[label]
 
     def with_pixels(change: Callable[[Image.Image], Image.Image]) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
@@ -158,12 +178,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     splits = DatasetDict(
         {k: split.with_transform(with_pixels(augmented if k == TRAIN else lambda x: x)) for k, split in splits.items()}
     )
-    run = Run(
-        model_args, data, method, args, model, splits, processor, collate,
+    return Run(
+        model_args, data, method, args, model, make_model, splits, processor, collate,
         classification_metrics, CLASSIFICATION_METRICS,
         task="image-classification", to_text=lambda row: names[row.argmax()],
     )  # fmt: skip
-    return finetune(run)
 
 
 def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:

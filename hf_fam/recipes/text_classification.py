@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -31,7 +32,8 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, classification_metrics, regression_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 GLUE = "nyu-mll/glue"
 # The GLUE tasks, with the columns of their texts.
@@ -110,7 +112,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
-    model_args, data, method, args = parse((ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments), argv)
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
+    argument_types = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
+    model_args, data, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():
@@ -127,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         names = ["score"] if is_regression else class_names(splits, label)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     problem_type = "regression" if is_regression else "single_label_classification"
-    model = load_classifier(model_args, AutoModelForSequenceClassification, names, problem_type=problem_type)
+    make_model = functools.partial(
+        load_classifier, model_args, AutoModelForSequenceClassification, names, problem_type=problem_type
+    )
+    model = make_model()
     length = tokens_within(model, tokenizer, data.max_seq_length)
 
     def prepare(split: str) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
@@ -146,14 +166,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     with args.main_process_first(), named_source(data.source_of):
         prepared = prepare_splits(splits, prepare, batched=True)
-    run = Run(
-        model_args, data, method, args, model, prepared, tokenizer, DataCollatorWithPadding(tokenizer),
+    return Run(
+        model_args, data, method, args, model, make_model, prepared, tokenizer, DataCollatorWithPadding(tokenizer),
         regression_metrics if is_regression else classification_metrics,
         REGRESSION_METRICS if is_regression else CLASSIFICATION_METRICS,
         task="text-classification",
         to_text=(lambda row: f"{row[0]:.4f}") if is_regression else (lambda row: names[row.argmax()]),
     )  # fmt: skip
-    return finetune(run)
 
 
 def regression_label(value: Any) -> float:

@@ -28,7 +28,8 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
-from .common.training import Run, finetune, prepare_run
+from .common.run import Run
+from .common.training import finetune, prepare_run
 
 
 @dataclass
@@ -52,8 +53,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
+    return finetune(make_run(argv))
+
+
+def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> Run:
+    """Return the prepared run.
+
+    Args:
+        argv: the command line without the script; this process's own by default.
+        methods: names of several methods that a comparison trains by; it makes its own splits.
+
+    Raises:
+        ValueError: arguments or data cannot be used; the message says why.
+    """
     argument_types = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv)
+    model_args, data, method, args = parse(argument_types, argv, methods)
+    data.is_whole = bool(methods)
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():
@@ -70,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         raise ValueError(
             "tokenizer_name: the model's tokenizer cannot tell which word a token is of: a fast one is needed."
         )
-    model = load_classifier(model_args, AutoModelForTokenClassification, names)
+    make_model = functools.partial(load_classifier, model_args, AutoModelForTokenClassification, names)
+    model = make_model()
     numbers = {name: k for k, name in enumerate(names)}
     is_numbered = isinstance(item_feature(splits, label), ClassLabel)
     length = tokens_within(model, tokenizer, data.max_seq_length)
@@ -89,12 +105,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     with args.main_process_first(), named_source(data.source_of):
         splits = prepare_splits(splits, lambda split: prepare, batched=True)
-    run = Run(
-        model_args, data, method, args, model, splits, tokenizer, DataCollatorForTokenClassification(tokenizer),
+    return Run(
+        model_args, data, method, args, model, make_model, splits, tokenizer,
+        DataCollatorForTokenClassification(tokenizer),
         classification_metrics, CLASSIFICATION_METRICS,
         task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
     )  # fmt: skip
-    return finetune(run)
 
 
 def mean_over_words(outputs: Any, labels: Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Tensor:

@@ -56,6 +56,14 @@ class FAMMixin(_Host):
         refuse_removed_fields(kwargs)
         super().__init__(*args, **kwargs)
         hide_token(self.args)
+        self.start_fam(fam_args)
+
+    def start_fam(self, fam_args: FAMArguments | None) -> None:
+        """Prepare for flatness-aware training; the constructor calls this.
+
+        Args:
+            fam_args: arguments of flatness-aware training; None for those in ``args``, or the defaults.
+        """
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
         elif not isinstance(fam_args, FAMArguments):
@@ -66,6 +74,14 @@ class FAMMixin(_Host):
         self._fam = FlatTraining(fam_args)
         self._fam.prepare(self)  # refuses an unknown layer before the data is prepared
         self.add_callback(FlatTrainingCallback(self._fam, self))
+
+    def prepare_fam(self) -> None:
+        """Find the layer and the estimator again, after ``fam_args`` changed.
+
+        Raises:
+            ValueError: a setting does not work with FAM; the message names it and says what to do.
+        """
+        self._fam.prepare(self)
 
     @property
     def relative_flatness(self) -> RelativeFlatness | None:
@@ -195,6 +211,25 @@ class _WithGradientOf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         return gradient, (gradient * ctx.strength).to(ctx.dtype) if ctx.needs_input_grad[1] else None, None
+
+
+def make_flat(trainer: Any, strength: float | None) -> None:
+    """Change a Trainer so that its next training is flatness-aware.
+
+    Args:
+        trainer: any ``Trainer``. One with `FAMMixin` keeps its other ``fam_*`` arguments.
+        strength: lambda; None for the default of the estimator.
+
+    Raises:
+        ValueError: the Trainer cannot train with FAM; the message says why.
+    """
+    if isinstance(trainer, FAMMixin):
+        trainer.fam_args.fam_lambda = strength
+        trainer.prepare_fam()
+        return
+    kind = type(trainer)
+    trainer.__class__ = type(f"FAM{kind.__name__}", (FAMMixin, kind), {})
+    trainer.start_fam(FAMArguments(fam_lambda=strength))
 
 
 class FAMTrainer(FAMMixin, Trainer):

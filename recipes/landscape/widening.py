@@ -25,7 +25,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from hf_fam.cli.demo.task import packaged_model, read_rows
+from hf_fam.cli.demo.data import read_rows
+from hf_fam.cli.demo.model import packaged_model
 from hf_fam.landscape import widen
 from hf_fam.landscape.hidden_layer_search import all_hidden_layers
 

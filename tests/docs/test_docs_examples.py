@@ -1,8 +1,9 @@
 """What README.md and docs/ tell people to type works.
 
 All ```python blocks of a file run one after the other in one namespace, in an empty folder. It already contains
-``model`` (a tiny random BERT), ``train``, ``test`` (also as ``train_dataset``, ``eval_dataset``) and ``collator``; for
-other libraries' trainers ``language_model``, ``tokenizer`` and ``sentences``, and ``embedder`` with ``pairs``.
+``model`` (a tiny random BERT) and ``new_model``, which makes one, ``train``, ``test`` (also as ``train_dataset``,
+``eval_dataset``) and ``collator``; for other libraries' trainers ``language_model``, ``tokenizer`` and ``sentences``,
+and ``embedder`` with ``pairs``.
 Commands are checked against the parser of ``hf-fam`` and the targets of the Makefile.
 """
 
@@ -52,6 +53,7 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
         }
     return {
         "model": tiny_bert(),
+        "new_model": tiny_bert,
         "train": train,
         "test": test,
         "train_dataset": train,

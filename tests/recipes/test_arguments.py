@@ -45,9 +45,9 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        ("method: sharp\n", [], "choose one of fam, baseline, sam"),
-        ("method: sam\nsam_rho: 0.0\n", [], "sam_rho=0.0: give a number above 0"),
-        ("method: baseline\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
+        ("method: sma\n", [], "did you mean sam"),
+        ("method: sam\nsam_rho: 0.0\n", [], "give a number above 0"),
+        ("method: plain\nfam_lambda: 0.1\n", [], "makes no use of fam_lambda"),
         ("fam_estimator: magic\n", [], "fam_estimator"),
         ("fam_every_n_steps: 2\n", [], "^fam_every_n_steps is not an argument of hf_fam: remove it"),
         ("", ["--fam-max-grad-ratio", "0.1"], "^fam_max_grad_ratio is not an argument of hf_fam: lower fam_lambda"),
@@ -209,7 +209,8 @@ DOCUMENTED = re.findall(r"`(accelerate launch recipes/[^`]*run\.py [^`]*)`", (RO
 
 
 def test_every_recipe_is_documented() -> None:
-    studies = {f"recipes/{name}/run.py" for name in ("comparison", "flatness_study", "gan_interpolation", "wgan")}
+    names = ("classifier_study", "comparison", "flatness_study", "gan_interpolation", "wgan")
+    studies = {f"recipes/{name}/run.py" for name in names}
     scripts = {path.relative_to(ROOT).as_posix() for path in RECIPES.glob("*/run.py")} - studies
     assert {command.split()[2] for command in DOCUMENTED} == scripts
 

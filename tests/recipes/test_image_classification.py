@@ -91,12 +91,12 @@ def test_layers(flags: dict[str, dict[str, Any]], tmp_path: Path, name: str, lay
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "resnet" else pytest.mark.slow) for n in MODELS])
 def test_methods(flags: dict[str, dict[str, Any]], tmp_path: Path, name: str) -> None:
     """All start from the same weights and data; where a model has running statistics, all note them once a step."""
-    strengths = {"fam": {"fam_lambda": 1.0}, "baseline": {}, "sam": {"sam_rho": 0.5}}
+    strengths = {"fam": {"fam_lambda": 1.0}, "plain": {}, "sam": {"sam_rho": 0.5}}
     for method, strength in strengths.items():
         run(method, {**flags[name], **strength, "output_dir": tmp_path / method})
     ends = {method: load_file(tmp_path / method / "model.safetensors") for method in strengths}
     weight = f"{MODELS[name][1]}.weight"
-    for one, other in (("fam", "baseline"), ("baseline", "sam")):
+    for one, other in (("fam", "plain"), ("plain", "sam")):
         assert (ends[one][weight] - ends[other][weight]).abs().max() > 1e-5
     # The first batch is the same everywhere; the learning rate of the first step is 0.
     firsts = [statistics(tmp_path / method / "checkpoint-1") for method in strengths]
@@ -110,7 +110,7 @@ def test_the_best_checkpoint_is_what_is_saved(flags: dict[str, dict[str, Any]], 
     """Of a model whose weights have other names in files, which the Trainer does not load (checkpoints.py)."""
     best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "nll"}
     # The rate is 0 in the first step and too large in the others.
-    run("baseline", {**flags["vit"], **best, "greater_is_better": False, "learning_rate": 1.0, "output_dir": tmp_path})
+    run("plain", {**flags["vit"], **best, "greater_is_better": False, "learning_rate": 1.0, "output_dir": tmp_path})
     files = [load_file(folder / "model.safetensors") for folder in (tmp_path, *sorted(tmp_path.glob("checkpoint-*")))]
     saved, first, _, last = (torch.cat([value.flatten() for _, value in sorted(found.items())]) for found in files)
     assert torch.equal(saved, first) and not torch.equal(first, last)
@@ -120,7 +120,7 @@ def test_new_weights(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """They are a function of the seed, and the card calls the model trained from scratch."""
     given = {**flags["resnet"], "from_scratch": True, "max_steps": 1}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run("baseline", {**given, "seed": seed, "output_dir": tmp_path / name})
+        run("plain", {**given, "seed": seed, "output_dir": tmp_path / name})
     folders = [*(tmp_path / name for name in "abc"), Path(given["model_name_or_path"])]
     a, b, c, given_weights = (load_file(folder / "model.safetensors")["classifier.1.weight"] for folder in folders)
     assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a, given_weights)

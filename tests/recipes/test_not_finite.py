@@ -22,8 +22,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("method", "given"),
-    [("fam", {}), ("baseline", {}), ("sam", {}), ("baseline", {"lr_milestones": ".5", "lr_gamma": 0.5})],
-    ids=["fam", "baseline", "sam", "schedule"],
+    [("fam", {}), ("plain", {}), ("sam", {}), ("plain", {"lr_milestones": ".5", "lr_gamma": 0.5})],
+    ids=["fam", "plain", "sam", "schedule"],
 )
 def test_no_model_is_saved(flags: dict[str, Any], tmp_path: Path, method: str, given: dict[str, Any]) -> None:
     output = tmp_path / "output"

@@ -25,7 +25,7 @@ from support.launch import ROOT, launch
 from support.tiny_recipes import MAKERS, RECIPES, made, typed
 
 FSDP2 = "recipes/causal_lm"
-METHODS = ("fam", "baseline", "sam")
+METHODS = ("fam", "plain", "sam")
 METRICS = {
     "text_classification": {"accuracy", "f1", "matthews_correlation", "nll", "ece"},
     "text_regression": {"pearson", "spearman", "mean_squared_error"},
@@ -91,7 +91,7 @@ def test_runs_to_its_end_and_resumes(
         run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
 
 
-@pytest.mark.parametrize("method", ["baseline", "sam"])
+@pytest.mark.parametrize("method", ["plain", "sam"])
 @pytest.mark.parametrize(
     "recipe", [pytest.param(r, marks=[] if r == "text_classification" else pytest.mark.slow) for r in MAKERS]
 )
@@ -240,7 +240,7 @@ def test_configurations_differ_in_their_method_alone(recipe: str) -> None:
     assert [values.pop("method") for values in read.values()] == list(METHODS)
     assert [values.pop("output_dir") for values in read.values()] == [f"out/{recipe}/{m}" for m in METHODS]
     assert read["sam"].pop("sam_rho") == 0.05
-    assert read["fam"] == read["baseline"] == read["sam"]
+    assert read["fam"] == read["plain"] == read["sam"]
 
 
 @pytest.mark.skipif("HF_FAM_DATA" not in os.environ, reason="set HF_FAM_DATA to the folder of the real data sets")

@@ -591,7 +591,8 @@ def test_sam_in_the_trainer_is_sam_in_the_loop() -> None:
             folder, max_steps=1, per_device_train_batch_size=4, learning_rate=0.1, max_grad_norm=0, report_to="none",
             use_cpu=True, disable_tqdm=True, save_strategy="no", lr_scheduler_type="constant",
         )  # fmt: skip
-        trainer = SAMTrainer(model=Model(), args=args, train_dataset=data, rho=0.5)
+        trainer = SAMTrainer(model=Model(), args=args, train_dataset=data)
+        trainer.start_sam(0.5)
         trainer.train()
     model, method = Model(), make("sam", {"rho": 0.5})
     optimizer = method.optimizer(model.parameters(), frozen_mlp.Settings(learning_rate=0.1))

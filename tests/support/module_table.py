@@ -12,8 +12,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "hf_fam"
 # From the ground upward, as a reader would go through them.
 ROOMS = (
-    "inputs", "calculus", "processes", "layer", "flatness", "train", "data", "measure", "landscape", "gan",
-    "classifier", "recipes", "cli",
+    "inputs", "calculus", "processes", "classifier", "layer", "data", "flatness", "train", "measure", "landscape",
+    "gan", "frozen", "methods", "compare", "recipes", "cli",
 )  # fmt: skip
 
 

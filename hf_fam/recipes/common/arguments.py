@@ -14,12 +14,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ...inputs.numbers import require_number, require_whole
 from ...inputs.text import LONGEST_PATH, one_line, quote
-from ...train.training_args import FAMArguments, refuse_removed_fields
+from ...methods import METHODS, Method, method_called
+from ...train.training_args import FAMArguments, FAMTrainingArguments, refuse_removed_fields
 from .training_arguments import check_training_arguments
 from .yaml_files import as_flags, read_yaml
 
-FAM, BASELINE, SAM = "fam", "baseline", "sam"
-METHODS = (FAM, BASELINE, SAM)
+FAM = "fam"
 # Arguments whose value is a mapping as JSON, or a file that contains one.
 FILES_OR_MAPPINGS = (
     "accelerator_config", "deepspeed", "fsdp_config", "gradient_checkpointing_kwargs", "liger_kernel_config",
@@ -50,6 +50,12 @@ class ModelArguments:
         default=False,
         metadata={"help": "Use a new head if the saved one is for another number of classes."},
     )
+    freeze_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the head alone. The features of the frozen backbone are computed once and kept in cache_dir."
+        },
+    )
     from_scratch: bool = field(
         default=False,
         metadata={"help": "Start from random weights. Only configuration and preprocessing of the model are loaded."},
@@ -59,6 +65,10 @@ class ModelArguments:
         default=None, metadata={"help": "Access token for private models. Needed only if you are not logged in."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that is saved with the model."})
+
+    def __post_init__(self) -> None:
+        if self.freeze_backbone and self.from_scratch:
+            raise ValueError("freeze_backbone with from_scratch would train a head on random features: choose one.")
 
     def hub_options(self) -> dict[str, Any]:
         """Return the arguments with which `from_pretrained` loads files of the model."""
@@ -115,6 +125,9 @@ class DataArguments:
     max_predict_samples: Optional[int] = field(
         default=None, metadata={"help": "Predict at most N samples, the first ones."}
     )
+    # True if all rows are training data, of which a comparison makes its own splits; validation data repeats them then.
+    is_whole: bool = field(default=False, init=False)
+    has_validation: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         require_number("train_val_split", self.train_val_split, 0, 1, open_low=True, open_high=True)
@@ -161,12 +174,28 @@ class DataArguments:
         return self.dataset_name or Path(str(self.data_dir or self.train_file)).resolve().name
 
 
-@dataclass
-class MethodArguments:
-    """How the model is trained."""
+# Strengths that are fields of the Trainer's arguments already, such as weight_decay.
+_TRAINER_FIELDS = {f.name: f for f in dataclasses.fields(FAMTrainingArguments)}
 
-    method: str = field(default=FAM, metadata={"help": "fam, baseline (plain training) or sam."})
-    sam_rho: float = field(default=0.05, metadata={"help": "Radius of SAM (Foret et al. 2021)."})
+_Strengths: Any = dataclasses.make_dataclass(
+    "_Strengths",
+    [
+        (
+            kind.field,
+            Optional[float],
+            field(default=None, metadata={"help": f"Strength of {name}, {kind.description}."}),
+        )
+        for name, kind in METHODS.items()
+        if kind.field is not None and kind.field not in _TRAINER_FIELDS
+    ],
+)
+
+
+@dataclass
+class MethodArguments(_Strengths):
+    """How the model is trained, with a field for the strength of each method."""
+
+    method: str = field(default=FAM, metadata={"help": f"How to train: {', '.join(METHODS)}."})
     lr_milestones: Optional[list[float]] = field(
         default=None,
         metadata={
@@ -177,21 +206,41 @@ class MethodArguments:
     lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each of lr_milestones."})
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method={quote(self.method)}: choose one of {', '.join(METHODS)}.")
-        require_number("sam_rho", self.sam_rho, 0, open_low=True)
+        method_called(self.method)
+        for kind in METHODS.values():
+            if kind.field is not None and getattr(self, kind.field, None) is not None:
+                kind(getattr(self, kind.field))  # refuses a value out of range
         require_number("lr_gamma", self.lr_gamma, 0, open_low=True)
         for fraction in self.lr_milestones or []:
             require_number("lr_milestones", fraction, 0, 1, open_low=True, open_high=True)
 
 
-def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def make_method(name: str, *arguments: Any) -> Method:
+    """Return a method with the strength that the arguments set.
+
+    Args:
+        name: name of the method.
+        *arguments: objects whose fields may set its strength.
+
+    Raises:
+        ValueError: there is no such method, or the strength is out of range.
+    """
+    kind = method_called(name)
+    values = [getattr(a, kind.field) for a in arguments if kind.field is not None and hasattr(a, kind.field)]
+    unset = _TRAINER_FIELDS[kind.field].default if kind.field in _TRAINER_FIELDS else None
+    return kind(next((value for value in values if value != unset), None))
+
+
+def parse(
+    argument_types: Sequence[Any], argv: Sequence[str] | None = None, methods: Sequence[str] = ()
+) -> tuple[Any, ...]:
     """Parse a YAML file and flags into dataclasses.
 
     Args:
         argument_types: the dataclasses, among them `MethodArguments` and one with the fields of `FAMArguments`.
         argv: the command line without the script. The first argument may be a YAML file; flags override it. Defaults
             to the command line of this process.
+        methods: all methods that train with these arguments; the one that the arguments name by default.
 
     Returns:
         One object for each dataclass.
@@ -216,7 +265,7 @@ def parse(argument_types: Sequence[Any], argv: Sequence[str] | None = None) -> t
         raise ValueError(f"{quote(remaining[0])} is no argument of this task: `hf-fam train TASK --help` lists them.")
     for arguments in parsed:
         check_training_arguments(arguments)
-    refuse_unused_fields(parsed)
+    refuse_unused_fields(parsed, methods)
     refuse_nothing_to_do(parsed, words)
     return tuple(parsed)
 
@@ -290,22 +339,27 @@ def refuse_nothing_to_do(parsed: Sequence[Any], words: Sequence[str]) -> None:
         )
 
 
-def refuse_unused_fields(parsed: Sequence[Any]) -> None:
-    """Refuse fields of FAM that have no effect, because another method is chosen.
+def refuse_unused_fields(parsed: Sequence[Any], methods: Sequence[str] = ()) -> None:
+    """Refuse fields that have no effect, because they belong to another method.
 
     Args:
         parsed: the objects that `parse` returns.
+        methods: all methods that train with them; that of `MethodArguments` by default.
 
     Raises:
         ValueError: the message names method and fields.
     """
-    method = next((arguments.method for arguments in parsed if isinstance(arguments, MethodArguments)), FAM)
-    if method == FAM:
-        return
-    for arguments in (a for a in parsed if isinstance(a, FAMArguments)):
-        changed = [f.name for f in dataclasses.fields(FAMArguments) if getattr(arguments, f.name) != f.default]
-        if changed:
-            raise ValueError(
-                f"method={method!r} makes no use of {', '.join(changed)}: leave out what belongs to FAM, or choose "
-                f"method={FAM!r}."
-            )
+    named = [arguments.method for arguments in parsed if isinstance(arguments, MethodArguments)]
+    used = {*(methods or named or [FAM])}
+    fields = {f.name: FAM for f in dataclasses.fields(FAMArguments)}
+    fields |= {kind.field: name for name, kind in METHODS.items() if kind.field and kind.field not in _TRAINER_FIELDS}
+    unused: dict[str, list[str]] = {}
+    for arguments in (a for a in parsed if isinstance(a, FAMArguments | MethodArguments)):
+        for f in dataclasses.fields(arguments):
+            if f.name in fields and fields[f.name] not in used and getattr(arguments, f.name) != f.default:
+                unused.setdefault(fields[f.name], []).append(f.name)
+    for owner, names in unused.items():
+        raise ValueError(
+            f"method={', '.join(sorted(used))} makes no use of {', '.join(names)}: leave out what belongs to {owner}, "
+            f"or choose method={owner!r}."
+        )

@@ -84,7 +84,7 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> Datas
     if TRAIN not in splits:
         present = ", ".join(map(repr, splits))
         raise DataError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
-    if VALIDATION not in splits:
+    if VALIDATION not in splits and not data.is_whole:
         count = len(splits[TRAIN])
         if math.ceil(count * data.train_val_split) >= count:
             raise DataError(
@@ -101,6 +101,8 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> Datas
             limit = limits[split.split("_")[0]]
             samples = splits[split] if limit is None or split.startswith(TEST) else splits[split].shuffle(seed)
             selected[split] = samples if limit is None else samples.select(range(min(limit, len(samples))))
+    data.has_validation = VALIDATION in selected
+    selected.setdefault(VALIDATION, selected[TRAIN])
     return DatasetDict(selected)
 
 

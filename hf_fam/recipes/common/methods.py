@@ -1,4 +1,4 @@
-"""The methods that a recipe can train by, as Trainers."""
+"""The Trainer of a recipe."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 from transformers import Trainer
 
 from ...inputs.text import first_line, quote
-from ...train.trainer import FAMMixin, FAMTrainer
+from ...train.trainer import FAMTrainer
 from ...train.training_args import CORRECTED, FAMTrainingArguments
-from .arguments import FAM, SAM, MethodArguments
+from .arguments import FAM, MethodArguments, make_method
 from .checkpoints import RenamedWeightsMixin
 from .schedule import MilestonesMixin
 
 
+class RecipeTrainer(RenamedWeightsMixin, MilestonesMixin, FAMTrainer):
+    """Flatness-aware or plain training, with what the recipes add to the Trainer."""
+
+
 def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
     """Make the Trainer of a method.
-
-    The strength is 0 for every method but FAM, which is plain training. Only the loss is scaled as FAM scales it, so
-    that the methods can be compared in several processes (docs/distributed.md).
 
     Args:
         method: name and settings of the method.
@@ -26,14 +27,43 @@ def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: 
         **kwargs: all other arguments of the Trainer.
 
     Raises:
+        ValueError: the Trainer or the method refuses its arguments, or an optimizer is missing.
+    """
+    chosen = make_method(method.method, method, args)
+    if method.method == FAM:
+        return make_recipe_trainer(method, args, **kwargs)
+    trainer = make_plain_trainer(method, args, **kwargs)
+    chosen.apply(trainer)
+    return trainer
+
+
+def make_plain_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
+    """Make a Trainer of plain training, which a method of `hf_fam.methods` can change.
+
+    Its loss is scaled as FAM scales it, so that methods can be compared in several processes (docs/distributed.md).
+
+    Args:
+        method: the schedule of the learning rate is used.
+        args: the Trainer's arguments; strength and scaling of the loss are changed in place.
+        **kwargs: all other arguments of the Trainer.
+    """
+    args.fam_lambda, args.fam_loss_scaling = 0.0, CORRECTED
+    return make_recipe_trainer(method, args, **kwargs)
+
+
+def make_recipe_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:
+    """Make a Trainer that is flatness-aware if ``fam_lambda`` is above 0.
+
+    Args:
+        method: the schedule of the learning rate is used.
+        args: the Trainer's arguments.
+        **kwargs: all other arguments of the Trainer.
+
+    Raises:
         ValueError: the Trainer refuses its arguments, or an optimizer is missing.
     """
-    if method.method != FAM:
-        args.fam_lambda, args.fam_loss_scaling = 0.0, CORRECTED
-    trainer = sam_trainer(method.sam_rho) if method.method == SAM else FAMTrainer
-    trainer_class = type("RecipeTrainer", (RenamedWeightsMixin, MilestonesMixin, trainer), {})
     try:
-        made: Trainer = trainer_class(args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs)
+        made = RecipeTrainer(args=args, lr_milestones=method.lr_milestones, lr_gamma=method.lr_gamma, **kwargs)
     except ValueError:
         raise
     except Exception as error:  # of many kinds: a layer of another kind, a missing package, an unreachable Hub
@@ -60,18 +90,3 @@ def check_optimizer(args: FAMTrainingArguments, model: Any) -> None:
             f", optim_args={quote(args.optim_args)}" if args.optim_args else ""
         )
         raise ValueError(f"{given}: {first_line(error)}") from error
-
-
-def sam_trainer(rho: float) -> type[Trainer]:
-    """Make the class of a SAM Trainer whose loss is scaled as FAM's.
-
-    Args:
-        rho: radius of SAM.
-    """
-    from .sam_trainer import SAMTrainer  # which needs pytorch_optimizer
-
-    class ScaledSAMTrainer(FAMMixin, SAMTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, rho=rho, **kwargs)
-
-    return ScaledSAMTrainer

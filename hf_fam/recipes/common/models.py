@@ -8,6 +8,7 @@ from typing import Any
 
 from ..._compat import forget_source
 from ...data.text_length import longest_text
+from ...frozen.frozen_backbone import freeze_backbone
 from ...inputs.text import LONGEST_PATH, first_line, quote
 from ...measure.model_config import load_config
 from .arguments import ModelArguments
@@ -32,10 +33,11 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
         if model_args.from_scratch:
             forget_source(config)  # the card must not call it fine-tuned
             return auto_class.from_config(config, trust_remote_code=model_args.trust_remote_code, **attention)
-        return auto_class.from_pretrained(
+        model, loaded = auto_class.from_pretrained(
             model_args.model_name_or_path,
             config=config,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            output_loading_info=True,
             **attention,
             **options,
         )
@@ -50,6 +52,9 @@ def load_model(model_args: ModelArguments, auto_class: Any, **config_changes: An
                 f"attn_implementation={quote(model_args.attn_implementation)}: {first_line(error)}"
             ) from error
         raise ValueError(f"model_name_or_path={name}: the model cannot be loaded: {first_line(error)}") from error
+    if model_args.freeze_backbone:
+        freeze_backbone(model, loaded["missing_keys"])
+    return model
 
 
 def load_preprocessing(model_args: ModelArguments, auto_class: Any, **options: Any) -> Any:

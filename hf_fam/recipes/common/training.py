@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...data.splits import TEST, TRAIN, VALIDATION
@@ -17,51 +15,16 @@ from ...inputs.paths import no_new_folder_if_refused, require_writable_folder
 from ...inputs.text import LONGEST_PATH, quote
 from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
-from .arguments import DataArguments, MethodArguments, ModelArguments
+from .arguments import ModelArguments
 from .command import repeat_command
 from .methods import make_trainer
 from .metrics import first_output
+from .run import Run
+from .stored import with_stored_features
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 # Files of a saved model that people have, too.
 OVERWRITTEN_FILES = ("README.md", "config.json")
-
-
-@dataclass
-class Run:
-    """Everything that a recipe hands to `finetune`.
-
-    Attributes:
-        model_args: name of the model, and how it was loaded.
-        data_args: names of the data.
-        method: fam, baseline or sam, with its settings.
-        args: the Trainer's arguments.
-        model: the model to train.
-        splits: the prepared data.
-        processing_class: tokenizer or image processor, saved with the model.
-        collator: makes batches of items.
-        compute_metrics: computes metrics from logits and labels.
-        metric_names: names of these metrics.
-        task: task of the model card, such as "text-classification".
-        preprocess_logits: reduces logits before they are gathered.
-        loss: computes the loss from outputs and labels, instead of the model.
-        to_text: turns the logits of an item into its line of the predictions; no predictions are written without it.
-    """
-
-    model_args: ModelArguments
-    data_args: DataArguments
-    method: MethodArguments
-    args: FAMTrainingArguments
-    model: PreTrainedModel
-    splits: DatasetDict
-    processing_class: Any
-    collator: Any
-    compute_metrics: Callable[[Any], dict[str, float]] | None
-    metric_names: Sequence[str]
-    task: str
-    preprocess_logits: Callable[..., Any] | None = None
-    loss: Callable[..., Any] | None = None
-    to_text: Callable[[Any], str] | None = None
 
 
 def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
@@ -112,6 +75,8 @@ def finetune(run: Run) -> dict[str, float]:
     if run.args.do_predict and TEST not in run.splits:
         raise ValueError("do_predict: the data has no test split; give test_file (test_dir for images).")
     check_metric(run.args, run.metric_names)
+    if run.model_args.freeze_backbone:
+        run, _ = with_stored_features(run, run.model)
     with no_new_folder_if_refused(str(run.args.output_dir)):
         trainer = make_trainer(
             run.method,

@@ -10,7 +10,7 @@ from pytorch_optimizer import SAM as SAMOptimizer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from hf_fam.recipes.common.sam_trainer import SAMTrainer
+from hf_fam.methods.sam_trainer import SAMTrainer
 
 from .base import Method, register
 
@@ -32,4 +32,6 @@ class SAM(Method):
         return loss
 
     def trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Trainer:
-        return SAMTrainer(args=TrainingArguments(**arguments), rho=self._rho, **kwargs)
+        trainer = SAMTrainer(args=TrainingArguments(**arguments), **kwargs)
+        trainer.start_sam(self._rho)
+        return trainer

@@ -1,0 +1,94 @@
+"""The report of a comparison: one HTML file that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+from .._version import __version__
+from ..measure.page import escape, html_image, html_list, html_page, html_table
+from .budget import format_time
+from .figures import curve_plot, forest_plot, mean_curve, score_plot
+from .outcome import Outcome
+from .sentence import conclusion
+from .table import digits, format_difference, format_score, format_settings, time_ratio
+
+
+def html_report(result: Outcome, *, title: str, command: str) -> str:
+    """Return the page.
+
+    Args:
+        result: the outcome.
+        title: name of the data, as the user gave it.
+        command: what repeats the comparison.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    first, *others = conclusion(result).splitlines()
+    body = [
+        f"<h1>{escape(title)}: which method?</h1>",
+        f'<p class="answer">{escape(first)}</p>',
+        *(f"<p>{escape(sentence)}</p>" for sentence in others),
+        "<h2>Differences</h2>",
+        _result_table(result),
+        _image_of_differences(result),
+        f"<p>Intervals: {100 * result.confidence:g} %, corrected for repeated looks and for the number of methods. "
+        "Better: the whole interval is on the side of a gain, and a gain above "
+        f"{result.margin:g}{result.metric.unit} has a probability of at least 95 %. Same: the whole interval is within "
+        "the margin.</p>",
+        "<h2>Single runs</h2>",
+        "<p>A gray line is a seed: the same initial weights, order and examples for every method.</p>",
+        html_image(score_plot(result), f"{result.metric.name} of every final run, by method"),
+    ]
+    if any(mean_curve(m) is not None for m in result.methods):
+        body += [
+            "<h2>Learning curves</h2>",
+            "<p>Mean over the final runs of each method's own training loss. Compare heights only between methods that "
+            "have the same loss.</p>",
+            html_image(curve_plot(result), "Mean training loss by epoch, for each method"),
+        ]
+    body += ["<h2>Tuning</h2>", _tuning(result), "<h2>Cost</h2>", _cost(result)]
+    settings = {**result.details, "metric": result.metric.name, "hf_fam": __version__}
+    body += ["<h2>Settings</h2>", html_list(settings)]
+    if command:
+        body += ["<p>Command to repeat it:</p>", f"<pre>{escape(command)}</pre>"]
+    return html_page(f"{title}: which method?", body)
+
+
+def _result_table(result: Outcome) -> str:
+    head = ("method", result.metric.name, f"minus {result.baseline.name}", "verdict", "NLL", "time")
+    rows = [
+        (
+            m.name,
+            format_score(result, m),
+            format_difference(result, m),
+            m.verdict if m.comparison is not None else "-",
+            "-" if m.nll is None else f"{m.nll:.3f}",
+            time_ratio(result, m),
+        )
+        for m in result.methods
+    ]
+    return html_table(head, rows)
+
+
+def _image_of_differences(result: Outcome) -> str:
+    if all(m.comparison is None for m in result.methods):
+        return "<p>Intervals need at least two seeds.</p>"
+    return html_image(forest_plot(result), f"Difference of each method from {result.baseline.name}, with its interval")
+
+
+def _tuning(result: Outcome) -> str:
+    rows = []
+    for m in result.methods:
+        for settings, score in m.tried:
+            times = sum(chosen == settings for chosen in m.chosen)
+            mark = "chosen" if times and len(m.chosen) == 1 else f"{times} of {len(m.chosen)} splits" if times else ""
+            rows.append((m.name, format_settings(settings), f"{score:.{digits(result)}f}", mark))
+    if not rows:
+        return "<p>Nothing was tuned.</p>"
+    text = "<p>Every method had equally many settings to choose from, by the score on validation data.</p>"
+    return text + html_table(("method", "setting", f"validation {result.metric.name}", ""), rows)
+
+
+def _cost(result: Outcome) -> str:
+    rows = [(m.name, format_time(m.seconds), time_ratio(result, m)) for m in result.methods]
+    total = f"<p>{result.runs} runs; this call took {format_time(result.seconds)}.</p>"
+    return html_table(("method", "a run", f"relative to {result.baseline.name}"), rows) + total

@@ -1,0 +1,1 @@
+"""Training of the head alone, on stored features of a frozen backbone."""

@@ -1,0 +1,33 @@
+"""Logistic regression with smoothed relative flatness, on the stored features of a frozen backbone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import register
+from .logistic_regression import FittedHead
+
+
+@register
+class FlatLogistic(FittedHead):
+    """The head is `hf_fam.FlatLogisticRegression`; the strength is delta, the relative size of perturbations."""
+
+    name = "flat_logistic_regression"
+    field = "flat_logistic_regression_delta"
+    description = "the head is hf_fam.FlatLogisticRegression with this delta; needs freeze_backbone"
+    default = 0.5
+    step = 10**0.25
+
+    def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
+        """Return a fitted classifier."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        from ..classifier.estimator import FlatLogisticRegression
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return FlatLogisticRegression(delta=self.value).fit(features, labels)
