@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["ACCELERATE_TORCH_DEVICE"] = "card:0"
+if __name__ == "__main__":  # before accelerate is imported
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "card:0"
 
 import torch
 from torch import Tensor, nn
