@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import time
 from collections.abc import Iterator
 
 from .text import LONGEST_PATH, first_line, quote
+
+# Launched processes try the same folder at the same time.
+ATTEMPTS = 20
 
 
 def require_writable_folder(argument: str, folder: str) -> None:
@@ -19,6 +24,22 @@ def require_writable_folder(argument: str, folder: str) -> None:
     Raises:
         ValueError: names the argument and the folder.
     """
+    for attempt in range(ATTEMPTS):
+        try:
+            _write_and_remove(os.path.abspath(folder) if "\0" not in folder else folder)
+            return
+        except (OSError, ValueError) as error:  # ValueError: a zero byte
+            is_race = isinstance(error, (FileExistsError, FileNotFoundError))  # with a process that tries the same
+            if is_race and attempt + 1 < ATTEMPTS:
+                time.sleep(0.05 * random.random())
+                continue
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise ValueError(
+                f"{argument}={quote(folder, LONGEST_PATH)}: no file can be written there ({reason})."
+            ) from error
+
+
+def _write_and_remove(folder: str) -> None:
     made = []
     try:
         parent = os.path.abspath(folder)
@@ -29,18 +50,14 @@ def require_writable_folder(argument: str, folder: str) -> None:
         for path in reversed(missing):
             os.mkdir(path)
             made.append(path)
-        probe = os.path.join(os.path.abspath(folder), f".hf_fam_{os.getpid()}")
+        probe = os.path.join(folder, f".hf_fam_{os.getpid()}")
         with open(probe, "xb"):
             pass
         os.remove(probe)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ValueError(
-            f"{argument}={quote(folder, LONGEST_PATH)}: no file can be written there ({reason})."
-        ) from error
     finally:
         for path in reversed(made):
-            os.rmdir(path)
+            with contextlib.suppress(OSError):  # another process uses it
+                os.rmdir(path)
 
 
 @contextlib.contextmanager
