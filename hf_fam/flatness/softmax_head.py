@@ -368,7 +368,7 @@ def logit_gradient(others: Tensor, scales: Tensor, terms: RowTerms, smoothing: f
     p_scales = ((1 - smoothing) * scales).unsqueeze(-1)
     scaled_top = (1 - terms.rest) * p_scales
     gradient = terms.v.sub_(terms.p_v).mul_(others).mul_(p_scales)
-    gradient.scatter_(1, terms.top, -scaled_top * terms.p_v)
+    gradient.scatter_(1, terms.top, (-scaled_top * terms.p_v).to(gradient.dtype))
     return gradient, scale_rows(others, scales, smoothing), scaled_top * terms.gap
 
 
