@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..calculus.derivatives import SecondDerivativeError
 from ..layer.feature_layer import Capture, FeatureLayer
+from ..layer.finding import unwrap
 from .batch import Batch
 
 # Compiled code has no second derivatives. The message names the alternatives.
@@ -66,6 +67,29 @@ def check_captures(
             f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
             "operation without its underscore (x = x + y instead of x += y)."
         )
+
+
+def may_be_skipped(model: nn.Module, layer: FeatureLayer) -> bool:
+    """Return True if a model may leave out a layer in its first training step.
+
+    A router may send no token to an expert, and layerdrop leaves out numbered blocks at random.
+
+    Args:
+        model: the model.
+        layer: one of its layers.
+
+    Examples:
+        >>> model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2)]), "head": nn.Linear(2, 2)})
+        >>> [may_be_skipped(model, FeatureLayer(model, name)) for name in ("experts.0", "head")]
+        [True, False]
+    """
+    parts = layer.name.split(".")
+    if any("expert" in part for part in parts):
+        return True
+    config = getattr(unwrap(model), "config", None)
+    settings = vars(config) if hasattr(config, "__dict__") else {}
+    has_layerdrop = any(name.endswith("layerdrop") and value for name, value in settings.items())
+    return has_layerdrop and any(part.isdigit() for part in parts)
 
 
 def refuse_compiled_loss(batch: Batch) -> None:

@@ -55,6 +55,16 @@ class FeatureMean:
             self._sum = batch_sum if self._sum is None else self._sum + batch_sum
             self._rows += len(rows)
 
+    def add_no_rows(self, features: int, like: Tensor) -> None:
+        """Take part in the sum of the current step without a row, for a micro-batch that does not call the layer.
+
+        Args:
+            features: m.
+            like: a tensor with the device and precision of the sum.
+        """
+        if self._sum is None:
+            self._sum = like.new_zeros(features, dtype=wide(like.dtype))
+
     def center_for(self, features: Sequence[Tensor]) -> Tensor:
         """Return c, or the mean of these features before the first step ends."""
         if self.value is not None:
@@ -74,13 +84,24 @@ class FeatureMean:
         if self._sum is None:
             return
         if sum_over_processes is None:
-            mean = self._sum / self._rows
+            mean = self._sum / self._rows if self._rows else None
         else:
-            total = sum_over_processes(torch.cat([self._sum, self._sum.new_full((1,), self._rows)]))
-            mean = total[:-1] / total[-1]
+            mean = self._mean_of(sum_over_processes(torch.cat([self._sum, self._sum.new_full((1,), self._rows)])))
         self.discard_step()
+        if mean is None:
+            return
         self._steps += 1
         self.value = mean if self.value is None else self.value.lerp(mean, max(1 / self._steps, MEMORY))
+
+    def _mean_of(self, total: Tensor) -> Tensor | None:
+        """Return the mean of all processes from the sum of their rows and the number of rows.
+
+        Without rows it is the running mean, which then stays, or None if there is none yet.
+        """
+        rows = total[-1]
+        if self.value is None:
+            return total[:-1] / rows if rows > 0 else None
+        return torch.where(rows > 0, total[:-1] / rows, self.value)  # does not wait for the device
 
     def discard_step(self) -> None:
         """Discard the rows of the current step."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable
+from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable, wide
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.third_derivatives import refuse_wrong_third_derivatives
 from ..layer.compilation import is_inside_compiled
@@ -20,7 +20,13 @@ from ..layer.forward_watch import ForwardWatch
 from ..layer.kinds import has_bias
 from ..layer.sharding import is_sharded, refuse_older_fsdp
 from .batch import Batch, Seeds
-from .checks import check_captures, check_reaches_loss, explain_missing_derivative, refuse_compiled_loss
+from .checks import (
+    check_captures,
+    check_reaches_loss,
+    explain_missing_derivative,
+    may_be_skipped,
+    refuse_compiled_loss,
+)
 from .estimators import (
     FULL,
     GRADIENTS,
@@ -36,6 +42,9 @@ from .estimators import (
 )
 from .feature_mean import FeatureMean
 from .smoothing import check_smoothing
+
+# A layer that layerdrop may leave out is refused if the first batches do not call it at all.
+_FIRST_CALL_WITHIN = 20
 
 
 class RelativeFlatness:
@@ -154,7 +163,8 @@ class RelativeFlatness:
         self.mean = FeatureMean() if center else None
         self.ends_steps = True
         self._recheck_schedule = RecheckSchedule()
-        self._has_reached_loss = False
+        self._has_reached_loss = self._has_been_called = False
+        self._skipped_at_first = 0
         self._generator = generator
         self._seeds = Seeds()
         self._call_number = 0
@@ -275,6 +285,9 @@ class RelativeFlatness:
         The result is a scalar in the autograd graph. With ``"perturbation"``, and for a large head that was captured
         with a strength, the term acts by itself: the result is zero until the backward pass fills in kappa.
 
+        kappa of a batch that does not use the layer is 0 (layerdrop, an expert without tokens). A layer that is not
+        called at first is refused, unless it is an expert or the model's configuration has layerdrop.
+
         Args:
             loss: the scalar loss of the captured forward pass.
 
@@ -283,6 +296,11 @@ class RelativeFlatness:
             SecondDerivativeError: an operation above the layer has no second derivative, for example an attention
                 kernel.
         """
+        if self._is_skipped(loss):
+            self.watch.take()
+            if self.mean is not None:
+                self.mean.add_no_rows(self.layer.in_features, loss)
+            return loss.new_zeros((), dtype=wide(loss.dtype))
         batch = self._batch(loss)
         is_check_due = self._recheck_schedule.is_due()
         kappa = self._estimate(batch, is_check_due)
@@ -369,6 +387,19 @@ class RelativeFlatness:
             self._model_class = type(model)
             if is_sharded(model):
                 self.adapt_to_sharding()
+
+    def _is_skipped(self, loss: object) -> bool:
+        """Return True if the captured forward pass rightly left out the layer."""
+        captures = self.watch.captures
+        if captures or captures is None:
+            self._has_been_called |= bool(captures)
+            return False
+        if self.layer.called_without_gradients or not isinstance(loss, Tensor) or loss.dim() != 0:
+            return False
+        if self._has_been_called:
+            return True
+        self._skipped_at_first += 1
+        return self._skipped_at_first <= _FIRST_CALL_WITHIN and may_be_skipped(self._model, self.layer)
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, heads = self.watch.take()
