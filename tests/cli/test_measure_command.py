@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import OrderedDict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -253,6 +254,42 @@ def test_no_labels_and_unknown_tokens(model: Path, tmp_path: Path, capsys: pytes
 def test_what_is_missing(model: Path, tmp_path: Path, given: dict[str, str], words: str) -> None:
     with pytest.raises(SourceError, match=words):
         load_source(str(model), str(reviews(tmp_path)), **given)
+
+
+@pytest.mark.parametrize(
+    ("label2id", "labels", "names", "expected"),
+    [
+        ({"1": 0, "2": 1, "3": 2}, [1, 3, 2], None, [0, 2, 1]),
+        ({"1": 0, "2": 1, "3": 2}, [1, 1, 1], None, [0, 0, 0]),
+        ({"2": 0, "1": 1, "0": 2}, [0, 1, 2], None, [2, 1, 0]),
+        ({"1": 0, "2": 1, "3": 2}, ["1 ", "3", "2"], None, [0, 2, 1]),
+        ({"False": 1, "True": 0, "3": 2}, [True, False, True], None, [0, 1, 0]),
+        ({"neg": 0, "neutral": 1, "pos": 2}, [0, 1, 2], ["pos", "neutral", "neg"], [2, 1, 0]),
+        ({"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, [2, 0, 1], None, [2, 0, 1]),
+        ({"neg": 0, "neutral": 1, "pos": 2}, [2, 0, 1], ["a", "b", "c"], [2, 0, 1]),
+        ({"1": 0, "2": 1, "3": 2}, [0, 1, 2], None, "label 0 in column 'label' is not one of the model's classes"),
+        ({"1": 0, "2": 1, "3": 2}, ["1", "4", "2"], None, "label '4' in column 'label' is not one"),
+        ({"neg": 0, "neutral": 1, "pos": 2}, [0, 1, 2], ["neg", "so", "pos"], "label 'so' in column 'label' is not"),
+    ],
+)
+def test_label2id_decides(
+    model: Path, tmp_path: Path, label2id: dict[str, int], labels: list[Any], names: list[str] | None, expected: Any
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"label2id": label2id, "id2label": {number: name for name, number in label2id.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    data = datasets.Dataset.from_dict({"text": ["good"] * 3, "label": labels})
+    if names:
+        data = data.cast_column("label", datasets.ClassLabel(names=names))
+    data.save_to_disk(tmp_path / "data")
+    if isinstance(expected, str):
+        with pytest.raises(SourceError, match=expected):
+            load_source(str(folder), str(tmp_path / "data"))
+        return
+    source = load_source(str(folder), str(tmp_path / "data"))
+    assert source.collate_fn([*source.items])["labels"].tolist() == expected
 
 
 def test_sentences_of_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
