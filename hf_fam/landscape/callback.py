@@ -41,11 +41,14 @@ class WidenCallback(TrainerCallback):
         ... )
         >>> trainer = Trainer(
         ...     model=BertForSequenceClassification(config),
-        ...     args=TrainingArguments(output_dir=tempfile.mkdtemp(), max_steps=4, report_to="none", use_cpu=True),
+        ...     args=TrainingArguments(
+        ...         output_dir=tempfile.mkdtemp(), max_steps=4, report_to="none", use_cpu=True, disable_tqdm=True
+        ...     ),
         ...     train_dataset=[{"input_ids": [k, k + 1, 2], "labels": k % 2} for k in range(8)],
         ...     callbacks=[WidenCallback("*.intermediate.dense", by=4, at_step=2)],
         ... )
         >>> _ = trainer.train()
+        {'train_runtime': ...}
         >>> trainer.model.config.intermediate_size
         20
     """

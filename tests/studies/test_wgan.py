@@ -68,7 +68,7 @@ def test_a_recipe_is_resumed(tmp_path: Path) -> None:
     [
         (["--data=fashion_mnist"], "needs --data_dir"),
         (["--data=moons"], "data='moons': choose one of eight_gaussians"),
-        (["--data=fashion_mnist", "--data_dir=nowhere"], "there is no train-images-idx3-ubyte.gz"),
+        (["--data=fashion_mnist", "--data_dir=nowhere", "--do_train"], "there is no train-images-idx3-ubyte.gz"),
     ],
 )
 def test_refusals(tmp_path: Path, given: list[str], message: str) -> None:

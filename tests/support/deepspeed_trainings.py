@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 
@@ -33,6 +32,8 @@ def in_float32() -> None:
 
 
 def main(folder: Path) -> None:
+    import deepspeed  # which is not always installed, and doctests import this module
+
     torch.set_num_threads(1)
     # Its own kernel for processes of one machine takes minutes to compile; gloo does the same.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
