@@ -16,6 +16,12 @@ MOST = 31
 LOOKS = looks(12)
 
 
+@pytest.fixture(autouse=True)
+def without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice to the undecided changes no interval, and takes most of the time."""
+    monkeypatch.setattr("hf_fam.compare.statistics.comparison.advise", lambda *_: (None, None))
+
+
 def is_called_different(scores: dict[str, np.ndarray], ratio: float | None = None) -> bool:
     """Whether the interval of any method leaves zero out at any look; no verdict but BETTER and WORSE needs more."""
     for index, seeds in enumerate(LOOKS):
