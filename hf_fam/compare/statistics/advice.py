@@ -80,18 +80,18 @@ def probability_of_decision(now: Estimate, later: Estimate, half_width: float, m
     return different + (below(within) - below(-within) if within >= 0 else 0.0)
 
 
-def advise(design: Design, margin: float, made: Sequence[int], share: float) -> tuple[int | None, int | None]:
+def advise(design: Design, margin: float, looks_so_far: Sequence[int], share: float) -> tuple[int | None, int | None]:
     """Return how many more seeds, items or both decide with a probability of at least one half.
 
     Args:
         design: the gains so far.
         margin: gains up to it make no practical difference.
-        made: number of seeds at each look so far.
+        looks_so_far: number of seeds at each look so far.
         share: the part of alpha that this method has.
 
     Returns:
         ``(seeds, None)``; ``(None, items)`` where up to 200 more seeds do not decide; both where neither decides alone;
-        ``(None, None)`` where nothing does, because the difference is too close to the margin.
+        ``(None, None)`` where nothing does: the scores are too noisy, or the difference is too close to the margin.
     """
     seeds, items = design.seeds, design.items
     now = design.estimate()
@@ -100,7 +100,7 @@ def advise(design: Design, margin: float, made: Sequence[int], share: float) -> 
 
     def decides(more_seeds: int, more_items: int) -> bool:
         later = design.with_size(seeds + more_seeds, items + more_items if items else None).estimate()
-        level = level_of_look(looks_until(made, seeds + more_seeds), share, later.shared)
+        level = level_of_look(looks_until(looks_so_far, seeds + more_seeds), share, later.shared)
         return probability_of_decision(now, later, later.half_width(level), margin) >= 0.5
 
     more = first(list(round_numbers(MOST_SEEDS)), lambda n: decides(n, 0))
@@ -128,8 +128,8 @@ def first(candidates: Sequence[int], decides: Callable[[int], bool]) -> int | No
     return None
 
 
-def looks_until(made: Sequence[int], seeds: int) -> tuple[int, ...]:
+def looks_until(looks_so_far: Sequence[int], seeds: int) -> tuple[int, ...]:
     """Return the looks so far, the usual ones that follow, and one at a number of seeds."""
-    if seeds == made[-1]:
-        return tuple(made)
-    return (*made, *(n for n in DEFAULT_LOOKS if made[-1] < n < seeds), seeds)
+    if seeds == looks_so_far[-1]:
+        return tuple(looks_so_far)
+    return (*looks_so_far, *(n for n in DEFAULT_LOOKS if looks_so_far[-1] < n < seeds), seeds)

@@ -88,7 +88,7 @@ def compare_methods(
         +0.021 (+0.018 to +0.024): better
     """
     check_scores(scores, baseline, test_to_train_ratio is not None)
-    made = _looks_made(look, looks, len(scores[baseline].values))
+    looks_so_far = _looks_so_far(look, looks, len(scores[baseline].values))
     _check_settings(margin, confidence, test_to_train_ratio, examples)
     sign = 1.0 if higher_is_better else -1.0
     reference = Scores(sign * scores[baseline].values)
@@ -98,14 +98,14 @@ def compare_methods(
         if name != baseline
     }
     gains = {name: design.estimate() for name, design in designs.items()}
-    level = levels(gains, made, 1 - confidence)
+    level = levels(gains, looks_so_far, 1 - confidence)
     widths = {name: gain.half_width(level[name]) for name, gain in gains.items()}
     verdicts = {name: decide(gain, widths[name], margin) for name, gain in gains.items()}
     share = (1 - confidence) / max(sum(verdict is Verdict.UNDECIDED for verdict in verdicts.values()), 1)
     results = {}
     for name, gain in gains.items():
         undecided = verdicts[name] is Verdict.UNDECIDED
-        more_seeds, more_items = advise(designs[name], margin, made, share) if undecided else (None, None)
+        more_seeds, more_items = advise(designs[name], margin, looks_so_far, share) if undecided else (None, None)
         difference, width = sign * gain.difference, widths[name]
         results[name] = Comparison(
             difference=difference,
@@ -132,7 +132,7 @@ def _design(differences: Differences, test_to_train_ratio: float | None, example
     return SeedDifferences.of(values, test_to_train_ratio, examples)
 
 
-def _looks_made(look: int, looks: Sequence[int], seeds: int) -> tuple[int, ...]:
+def _looks_so_far(look: int, looks: Sequence[int], seeds: int) -> tuple[int, ...]:
     ascending = all(a < b for a, b in itertools.pairwise(looks)) and all(n >= 1 for n in looks)
     if not ascending:
         raise ValueError(f"looks={tuple(looks)}: give numbers of seeds, at least 1, each larger than the one before.")

@@ -81,10 +81,12 @@ class CrossedDifferences:
         size = seeds * items
         # The variance of the mean is (E of_seeds + E of_items - E of_rest) / size; no component is below zero.
         variance = (max(of_seeds - of_rest, 0.0) + max(of_items - of_rest, 0.0) + of_rest) / size
-        parts = ((of_seeds / size, seeds - 1.0), (variance - of_seeds / size, items - 1.0))
-        # A sample variance of few seeds may be small by chance: it is below `likely` of its mean in one of ten cases.
+        by_seeds = of_seeds / size
+        by_items = max(variance - by_seeds, 0.0)
+        # The variance of few seeds may be small by chance. In nine of ten cases it is above this part of its mean.
         likely = chi_square_quantile(0.1, seeds - 1) / (seeds - 1)
-        shared = (variance - of_seeds / size) / (of_seeds / items) * likely if of_seeds else 0.0
+        shared = likely * by_items / (seeds * by_seeds) if by_seeds else 0.0
+        parts = ((by_seeds, seeds - 1.0), (by_items, items - 1.0))
         return TEstimate(self.difference, parts, self._satterthwaite(), shared)
 
     def _satterthwaite(self) -> float:

@@ -23,9 +23,10 @@ def levels(estimates: Mapping[str, Estimate], seeds: Sequence[int], alpha: float
     """
     different: dict[str, float] = {}
     while True:
-        left = [name for name in estimates if name not in different]
-        level = {name: level_of_look(seeds, alpha / len(left), estimates[name].shared) for name in left}
-        found = [name for name in left if abs(estimates[name].difference) > estimates[name].half_width(level[name])]
-        if not found:
+        remaining = [name for name in estimates if name not in different]
+        level = {name: level_of_look(seeds, alpha / len(remaining), estimates[name].shared) for name in remaining}
+        widths = {name: estimates[name].half_width(level[name]) for name in remaining}
+        new = {name: level[name] for name in remaining if abs(estimates[name].difference) > widths[name]}
+        if not new:
             return different | level
-        different |= {name: level[name] for name in found}
+        different |= new
