@@ -45,10 +45,10 @@ def test_so_many_more_seeds_decide(start: int, margins: float) -> None:
 
 @pytest.mark.parametrize("start", [3, 5, 12])
 def test_the_advice_is_as_likely_to_help_as_it_says(start: int) -> None:
-    """Over gains of about two margins, and noisy seeds: neither far below one half nor wastefully above it."""
+    """In about one half, over gains of about two margins; half or twice the advice would help in 35 or 63 %."""
     rng = np.random.default_rng(start)
     advised, decided = follow_the_advice(start, 2 * MARGIN, lambda: 2 * MARGIN * rng.standard_normal(), rng)
-    assert advised > 50 and 0.42 <= decided / advised <= 0.8
+    assert advised > 50 and 0.42 <= decided / advised <= 0.58
 
 
 def crossed(gain: float, seeds: int, items: int, rng: np.random.Generator) -> np.ndarray:

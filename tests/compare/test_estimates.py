@@ -125,6 +125,17 @@ def test_no_component_below_zero(values: list[list[float]], variance: float | No
         assert (estimate.variance, estimate.degrees_of_freedom) == pytest.approx((variance, df))
 
 
+@pytest.mark.parametrize("seeds", [3, 5, 12])
+@pytest.mark.parametrize("variances", [(0.1, 5.0, 0.1), (1.0, 10.0, 1.0)])
+def test_what_looks_share_is_seldom_overestimated(variances: tuple[float, float, float], seeds: int) -> None:
+    """The variance of the items' mean by the variance that one seed adds to the mean."""
+    rng, items = np.random.default_rng(6), 50
+    shared = [CrossedDifferences.of(crossed(rng, variances, seeds, items)).estimate().shared for _ in range(2000)]
+    truth = variances[1] / items / (variances[0] + variances[2] / items)
+    assert np.mean(np.array(shared) > truth) < 0.2
+    assert 0.1 * truth < np.median(shared) < truth
+
+
 def test_one_score_a_seed_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(2)
     plain, fam = rng.standard_normal((2, 8))
