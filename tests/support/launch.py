@@ -67,6 +67,6 @@ def launch(
     if as_gpus:
         env |= {"CPUS_AS_GPUS": "1", "PYTHONPATH": os.pathsep.join([str(AS_GPUS), env["PYTHONPATH"]])}
     done = subprocess.run(asked, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    said = done.stdout[-5000:]
+    said = done.stdout[-20_000:]  # what a process that failed first said comes early
     assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{said}"
     return done.stdout
