@@ -326,6 +326,8 @@ class WGANTrainer(CheckpointHooks, Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does; ``resume_from_checkpoint=True`` takes the newest whole checkpoint."""
+        if resume_from_checkpoint:
+            self.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
         checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if isinstance(checkpoint, str):
             warn_of_missing_states(self, Path(checkpoint))

@@ -128,6 +128,8 @@ class FAMMixin(_Host):
         Raises:
             ValueError: the checkpoint is damaged; the message names the file.
         """
+        if resume_from_checkpoint:
+            self.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
         checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if isinstance(checkpoint, str) and not self.is_deepspeed_enabled:
             warn_of_missing_states(self, Path(checkpoint))
