@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import wide
-from .head_loss import weights_from_gradient
+from .loss_derivatives import weights_from_gradient
 
 # Largest distance between the gradient and the expected one, relative to the gradient.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

@@ -19,7 +19,6 @@ Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,23 +29,21 @@ from torch import Tensor
 from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
 from .batch import Batch
-from .form_checks import column_is_off, elementwise_is_off, gradient_is_off, gradient_squares
+from .form_checks import elementwise_is_off
 from .graph_weights import has_sigmoid_loss, sigmoid_weights, softmax_weights
+from .loss_derivatives import (
+    checked_weights,
+    elementwise_curvature,
+    rounding_to_zero,
+    row_scales,
+    safe_ratio,
+    tolerance_of,
+    weights_from_gradient,
+    weights_from_product,
+    weights_in_chunks,
+)
 from .loss_graph import is_cross_entropy
-from .softmax_head import row_chunks
 from .vocabulary import is_large
-
-# Largest distance between a Hessian-vector product and the expected one, relative to the product.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-def tolerance_of(loss: Tensor, logits: Tensor) -> float:
-    """Return the largest relative distance that rounding explains."""
-    return max(_TOLERANCE[logits.dtype], _TOLERANCE[loss.dtype])  # models compute the loss in float32
-
-
-# float16: the largest scale of a row, as an exponent of 2. The first derivatives are already brought to 32.
-_LARGEST_EXPONENT = 8
 
 
 class NoClosedForm(ValueError):
@@ -154,9 +151,9 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
     # Leaving out the most probable class avoids cancellation when the model is confident.
     if classes > 1:
         vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
-        vector = vector * _row_scales(logits)
+        vector = vector * row_scales(logits)
     (product,) = vector_products([first], [logits], [vector], create_graph=False)
-    is_conclusive = torch.linalg.vector_norm(product, dtype=wide(product.dtype)) > _rounding_to_zero(product)
+    is_conclusive = torch.linalg.vector_norm(product, dtype=wide(product.dtype)) > rounding_to_zero(product)
     if not is_conclusive or not product.isfinite().all():
         return None
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
@@ -181,44 +178,29 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
             )
             return HeadLoss("softmax", "graph" if has_graph_weights else "product", is_trained)
         raise NoClosedForm("its second derivative is that of cross-entropy with weights that depend on the logits")
-    if is_product(elementwise_curvature(first, logits).detach().to(vector.dtype) * vector):
-        return _smoothed_elementwise(loss, logits, graph, is_trained) if smoothing > 0 else HeadLoss("elementwise")
+    h = elementwise_curvature(first, logits)
+    if is_product(h.detach().to(vector.dtype) * vector):
+        if smoothing == 0:
+            return HeadLoss("elementwise")
+        return _smoothed_elementwise(h, scale, loss, logits, graph, is_trained)
     raise NoClosedForm("its second derivative is neither that of softmax cross-entropy nor separate for every output")
 
 
-def _row_scales(logits: Tensor) -> Tensor | float:
-    """Return powers of two that keep products with the Hessian of confident rows in float16's range.
-
-    A product with a row of the Hessian is as small as the probability of the second class.
-
-    Args:
-        logits: z, shape ``(..., C)``.
-
-    Returns:
-        Shape ``(..., 1)``; 1 for other precisions than float16.
-    """
-    if logits.dtype != torch.float16:
-        return 1.0
-    second = logits.detach().float().log_softmax(-1).topk(2, dim=-1).values[..., 1:]
-    return torch.exp2((-second / math.log(2)).floor().clamp(0, _LARGEST_EXPONENT)).to(logits.dtype)
-
-
-def _rounding_to_zero(product: Tensor) -> float:
-    """Return the norm below which a product consists of entries that half precision rounds coarsely, or to 0."""
-    if product.dtype != torch.float16:
-        return 0.0
-    info = torch.finfo(product.dtype)
-    return info.smallest_normal * info.eps * math.sqrt(product.numel()) / _TOLERANCE[product.dtype]
-
-
-def _smoothed_elementwise(loss: Tensor, logits: Tensor, graph: TailGraph, is_trained: bool) -> HeadLoss:
+def _smoothed_elementwise(
+    h: Tensor, scale: Tensor | float, loss: Tensor, logits: Tensor, graph: TailGraph, is_trained: bool
+) -> HeadLoss:
     """Return the form of an elementwise loss that has a smoothed curvature.
 
     ``h = c p (1 - p)`` with constant c if ``dh/dz = (1 - 2 p) h``.
+
+    Args:
+        h: its curvature times a scale, in the graph.
+        scale: the scale.
+        loss: a scalar in the graph.
+        logits: z.
+        graph: the operations between them.
+        is_trained: whether c depends on parameters.
     """
-    scale = range_scale(loss, [logits])
-    (first,) = gradients(loss, [logits], scale)
-    h = elementwise_curvature(first, logits)
     derivative = torch.autograd.grad(h.sum(), logits, retain_graph=True)[0] if h.requires_grad else None
     if derivative is None or not derivative.any():
         return HeadLoss("elementwise")
@@ -278,101 +260,6 @@ def elementwise_flatness(features: Tensor, weight: Tensor, curvature: Tensor, *,
     return (phi.square().sum(-1) * (h @ w.square().sum(-1))).sum()
 
 
-def weights_from_product(first: Tensor, logits: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Return the item weights c of a softmax loss with any labels, shape ``(...)``, see `checked_weights`."""
-    return checked_weights(first, logits, 1.0, create_graph=create_graph)[0]
-
-
-def checked_weights(
-    first: Tensor, logits: Tensor, tolerance: float, *, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return the item weights c of a softmax loss with any labels, and whether the loss is not one.
-
-    ``c_i = -(H e_k)_j / (p_k p_j)`` for the two most probable classes k and j.
-
-    Args:
-        first: dL/dz that can be differentiated again, shape ``(..., C)``.
-        logits: z, shape ``(..., C)``.
-        tolerance: see `form_checks.column_is_off`.
-        create_graph: keep c in the graph, to check whether it depends on z.
-
-    Returns:
-        c, shape ``(...)``, and a scalar of bool.
-    """
-    p = (logits if create_graph else logits.detach()).to(wide(logits.dtype)).softmax(-1)
-    (p_k, p_j), (k, j) = (t.unbind(-1) for t in p.topk(2, dim=-1))
-    scales = _row_scales(logits)
-    e_k = torch.zeros_like(logits).scatter_(-1, k.unsqueeze(-1), 1) * scales
-    (product,) = vector_products([first], [logits], [e_k], create_graph=create_graph)
-    product = product.to(p.dtype) / scales
-    c = _safe_ratio(-product.gather(-1, j.unsqueeze(-1)).squeeze(-1), p_k * p_j)
-    return c, column_is_off(product.detach(), p.detach(), c.detach(), k, tolerance)
-
-
-def weights_from_gradient(first: Tensor, p: Tensor) -> Tensor:
-    """Return the item weights c of a softmax loss with hard labels, shape ``(...)``.
-
-    ``c_i = sum_{k: g_ik > 0} g_ik / sum_{k: g_ik > 0} p_ik``, because g = c p for all classes except the label. The
-    result is constant.
-
-    Args:
-        first: g = dL/dz, shape ``(..., C)``.
-        p: softmax(z), shape ``(..., C)``.
-    """
-    g = first.detach().to(p.dtype)
-    positive = g > 0
-    return _safe_ratio((g * positive).sum(-1), (p.detach() * positive).sum(-1))
-
-
-def weights_in_chunks(first: Tensor, logits: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return `weights_from_gradient`, for a chunk of the rows at a time, and whether the loss has other ones.
-
-    Args:
-        first: g = dL/dz, shape ``(..., C)``.
-        logits: z, shape ``(..., C)``.
-        tolerance: see `form_checks.gradient_is_off`.
-
-    Returns:
-        c, shape ``(...)``, and a scalar of bool.
-    """
-    g, z, dtype = first.reshape(-1, first.shape[-1]), logits.reshape(-1, logits.shape[-1]), wide(logits.dtype)
-    sign, _ = split_gradient(g)
-    weights, squares = [], torch.zeros(3, dtype=dtype, device=z.device)
-    for rows in row_chunks(None, *z.shape):
-        g_chunk, p = sign * g[rows].to(dtype), z[rows].softmax(-1, dtype)
-        weights.append(weights_from_gradient(g_chunk, p))
-        squares += gradient_squares(g_chunk, p, weights[-1])
-    return (sign * torch.cat(weights)).view(logits.shape[:-1]), gradient_is_off(squares, tolerance)
-
-
-def split_gradient(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the common sign of the item weights of cross-entropy with hard labels, and ``|sum_{k != y} g_ik|``.
-
-    In ``g = c (p - onehot)`` all entries but the label's have the sign of c. The label's entry is imprecise in
-    confident rows, or 0, so the sign is that of several entries of a row. This does not wait for the device.
-
-    Args:
-        g: dL/dz, shape ``(N, C)``.
-
-    Returns:
-        1 or -1, a scalar, and sums of shape ``(N, 1)``.
-
-    Examples:
-        >>> p, y = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[1.0, 0.0, 0.0]])
-        >>> [split_gradient(c * (p - y)) for c in (2, -2)]
-        [(tensor(1.), tensor([[1.]])), (tensor(-1.), tensor([[1.]]))]
-    """
-    dtype = wide(g.dtype)
-    sums, vote = [], torch.zeros((), dtype=dtype, device=g.device)
-    for rows in row_chunks(None, *g.shape):
-        positive, negative = (part.sum(-1, dtype=dtype) for part in (g[rows].clamp_min(0), g[rows].clamp_max(0)))
-        vote += (positive - g[rows].amax(-1) + negative - g[rows].amin(-1)).sum()
-        sums.append(torch.stack([positive, negative], -1))
-    sign = torch.where(vote < 0, -1.0, 1.0).to(dtype)
-    positive, negative = torch.cat(sums).split(1, -1)
-    return sign, torch.where(sign > 0, positive, -negative)
-
-
 def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) -> tuple[Tensor, Tensor]:
     """Return the item weights c, and whether the loss does not have this form any more.
 
@@ -397,7 +284,7 @@ def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) 
     else:
         h, is_off = checked_curvature(first, logits, number, tolerance)
         p = logits.to(wide(h.dtype)).sigmoid()
-        c = _safe_ratio(h.to(p.dtype), p * (1 - p))
+        c = safe_ratio(h.to(p.dtype), p * (1 - p))
     if form.item_weights == "graph":
         read = sigmoid_weights if form.kind == "sigmoid" else softmax_weights
         from_graph = read(loss, logits, batch.graph, create_graph=create_graph)
@@ -416,17 +303,3 @@ def checked_curvature(first: Tensor, logits: Tensor, number: int, tolerance: flo
         tolerance: see `form_checks.elementwise_is_off`.
     """
     return elementwise_curvature(first, logits), elementwise_is_off(first, logits, number, tolerance)
-
-
-def elementwise_curvature(first: Tensor, logits: Tensor) -> Tensor:
-    """Return h = d2L/dz_ik^2 of an elementwise loss, in the graph.
-
-    It is the product of the Hessian with ones.
-    """
-    return vector_products([first], [logits], [torch.ones_like(logits)])[0]
-
-
-def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the ratio, or 0 if the denominator underflows, as the item's kappa does."""
-    tiny = torch.finfo(denominator.dtype).tiny
-    return torch.where(denominator > tiny, numerator / denominator.clamp_min(tiny), torch.zeros_like(numerator))

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..calculus.derivatives import gradients, range_scale, vector_products, wide
 from .batch import Batch
 from .estimators.gauss_newton import push_forward
-from .head_loss import HeadLoss, elementwise_curvature, weights_from_gradient, weights_from_product
+from .head_loss import HeadLoss
+from .loss_derivatives import elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
 
 # Up to this many classes, probabilities are computed in float64, so that 1 - p is accurate for a confident model.

@@ -75,7 +75,6 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     """
     argument_types = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, lora, method, args = parse(argument_types, argv, methods)
-    data.is_whole = bool(methods)
     if model_args.freeze_backbone:
         raise ValueError("freeze_backbone: a language model has no head of its own to train; LoRA trains few weights.")
     if model_args.from_scratch and lora.use_lora:

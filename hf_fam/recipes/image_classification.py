@@ -144,7 +144,6 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     """
     argument_types = (ModelArguments, ImageArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, method, args = parse(argument_types, argv, methods)
-    data.is_whole = bool(methods)
     if model_args.freeze_backbone and parse_augmentation(data.augmentation):
         raise ValueError(
             f"augmentation={data.augmentation!r} with freeze_backbone: features are computed once, so choose none."

@@ -127,7 +127,6 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     """
     argument_types = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
     model_args, data, method, args = parse(argument_types, argv, methods)
-    data.is_whole = bool(methods)
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():

@@ -76,14 +76,15 @@ def test_four_processes_equal_one(tmp_path: Path, alone: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_process_that_ends_takes_the_others_with_it(tmp_path: Path, kind: str) -> None:
-    """Within ten seconds. The fault is told of once; the others say that the connection is closed."""
+    """Within ten seconds. The fault is told of once; the others say that their connection ended."""
     printed = launch(SCRIPT, str(tmp_path), kind, as_gpus=True, fails=True)
     assert time.time() - float((tmp_path / "time").read_text()) < 10
     # The launcher sums up once.
     assert printed.count("Root Cause (first observed failure)") == 1
     errors = re.findall(r"^\[rank(\d)\]: RuntimeError: (.*)", printed, re.MULTILINE)
     assert [e for e in errors if "fault" in e[1]] == ([("1", "this process has a fault")] if kind == "raising" else [])
-    assert all("closed by peer" in said for process, said in errors if process == "0")
+    # gloo's words depend on what the other process was about: closed by peer, reset by peer, broken pipe.
+    assert all("gloo/transport/tcp" in said for process, said in errors if process == "0")
 
 
 def test_unequal_batches(found: Any, alone: Any) -> None:

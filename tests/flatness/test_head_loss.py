@@ -12,12 +12,8 @@ from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.estimators.dense import dense_flatness
-from hf_fam.flatness.head_loss import (
-    NoClosedForm,
-    recognize,
-    weights_from_gradient,
-    weights_from_product,
-)
+from hf_fam.flatness.head_loss import NoClosedForm, recognize
+from hf_fam.flatness.loss_derivatives import weights_from_gradient, weights_from_product
 from hf_fam.flatness.softmax_head import softmax_flatness
 from support.gradients import assert_same_gradients
 

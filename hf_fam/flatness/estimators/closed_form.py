@@ -15,15 +15,9 @@ from ..batch import Batch
 from ..class_distances import flatness_from_distances, is_worth_distances
 from ..coupling import calls_are_nested
 from ..form_finder import FormFinder
-from ..head_loss import (
-    HeadLoss,
-    NoClosedForm,
-    checked_curvature,
-    elementwise_flatness,
-    item_weights,
-    tolerance_of,
-)
+from ..head_loss import HeadLoss, NoClosedForm, checked_curvature, elementwise_flatness, item_weights
 from ..log_probabilities import find_log_probabilities, weights_of
+from ..loss_derivatives import tolerance_of
 from ..row_signs import row_signs
 from ..smoothing import smoothed_sigmoid_curvature
 from ..softmax_head import softmax_flatness, unit_flatness

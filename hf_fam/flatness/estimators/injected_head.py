@@ -19,7 +19,8 @@ from torch import Tensor
 from ...calculus.derivatives import wide
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
-from ..head_loss import NoClosedForm, split_gradient
+from ..head_loss import NoClosedForm
+from ..loss_derivatives import split_gradient
 from ..loss_graph import is_cross_entropy
 from ..row_signs import row_signs
 from ..softmax_head import (

@@ -265,6 +265,8 @@ def parse(
         raise ValueError(f"{quote(remaining[0])} is no argument of this task: `hf-fam train TASK --help` lists them.")
     for arguments in parsed:
         check_training_arguments(arguments)
+        if isinstance(arguments, DataArguments):
+            arguments.is_whole = bool(methods)  # a comparison makes its own splits
     refuse_unused_fields(parsed, methods)
     refuse_nothing_to_do(parsed, words)
     return tuple(parsed)
