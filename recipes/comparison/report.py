@@ -33,6 +33,11 @@ FINDINGS = HERE / "findings.md"  # written by hand, from the tables
 OWN_RATES = ("confirm_mlp", "confirm_linear_own", "confirm_heads_own")
 
 PAGE_HEADER = """\
+---
+search:
+  exclude: true
+---
+
 # Results
 
 The findings of the study in `recipes/comparison`. Made by `python recipes/comparison/report.py`; do not edit. The

@@ -28,6 +28,16 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
+# A folder of this name has a tiny model of the same kind, so that nothing is downloaded.
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def store_tiny_model(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    tiny_bert().base_model.save_pretrained(folder)
+
+
 def blocks(file: Path, *languages: str) -> list[tuple[int, str]]:
     """Line number and text of the file's blocks in some languages."""
     text = file.read_text(encoding="utf-8")
@@ -67,6 +77,8 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
 def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    if HUB_MODEL in file.read_text(encoding="utf-8"):
+        store_tiny_model(tmp_path / HUB_MODEL)
     names = namespace(tmp_path, "".join(code for _, code in blocks(file, "python")))
     known = set(estimator_names())
     try:

@@ -98,7 +98,7 @@ def test_every_figure_has_a_command_that_makes_it() -> None:
             assert script and (ROOT / script.group(1)).is_file(), maker
 
 
-@pytest.mark.parametrize("page", ["when-not-to-use.md", "cost.md", "choosing.md"])
+@pytest.mark.parametrize("page", ["does-it-help.md", "cost.md", "choosing.md"])
 def test_a_click_from_the_start(page: str) -> None:
     assert f"({page})" in text("index.md")
 

@@ -1,0 +1,209 @@
+"""Draw accuracies of plain training, FAM and the strongest rival in each regime, from the stored runs.
+
+    python recipes/comparison/chart.py
+
+Writes ``docs/img/does-it-help.png`` and ``docs/generated/does_it_help.md``. The regimes are in ``chart.yaml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+from scipy import stats
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+PLAIN, FAM = "plain", "fam"
+LABELS = {
+    "plain": "plain training",
+    "fam": "FAM",
+    "gaussian_noise": "Gaussian noise",
+    "weight_decay": "weight decay",
+    "label_smoothing": "label smoothing",
+    "dropout": "dropout",
+    "sam": "SAM",
+    "neftune": "NEFTune",
+}
+# Points of accuracy that a panel shows.
+SPAN = 16
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+COLORS = {"plain": "#666666", "fam": "#0072B2", "rival": "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Test accuracies of one method in one regime.
+
+    Attributes:
+        method: name of the method.
+        accuracies: percent, by seed.
+    """
+
+    method: str
+    accuracies: pandas.Series
+
+    @property
+    def mean(self) -> float:
+        return float(self.accuracies.mean())
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % t interval of the mean over seeds."""
+        return interval(self.accuracies)
+
+    def minus(self, other: Score) -> pandas.Series:
+        """Return the differences on the seeds that both have."""
+        return (self.accuracies - other.accuracies).dropna()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One regime with one kind of labels: its scores, the strongest rival last; no rival where none ran."""
+
+    name: str
+    data: str
+    scores: list[Score]
+
+
+def interval(values: pandas.Series) -> float:
+    """Return half the width of the 95 % t interval of a mean."""
+    count = len(values)
+    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count))
+
+
+def read(regime: dict[str, Any], labels: str) -> Row:
+    """Return the scores of a regime.
+
+    Args:
+        regime: an entry of ``chart.yaml``.
+        labels: ``"right"`` or ``"wrong"``.
+    """
+    table = pandas.read_parquet(HERE / "results" / f"{regime['results']}.parquet")
+    settings = table.settings.map(json.loads)
+    configuration = table.configuration.map(json.loads)
+    case = regime[labels]
+    first, last = regime["seeds"]
+    chosen = (table.task == case["task"]) & table.seed.between(first, last)
+    for key, value in regime.get("settings", {}).items():
+        chosen &= settings.map(lambda entry, key=key, value=value: entry.get(key) == value)
+    accuracy = table.test.map(lambda entry: 100 * entry["accuracy"])
+
+    def score(method: str, wanted: dict[str, Any] | None = None) -> Score | None:
+        rate = case.get("rates", {}).get(method, case["rate"])
+        mine = chosen & (table.method == method) & settings.map(lambda entry: entry["learning_rate"] == rate)
+        if wanted is not None:
+            mine &= configuration.map(lambda entry: entry == wanted)
+        best: Score | None = None
+        for _, rows in table[mine].groupby("configuration"):
+            runs = rows.drop_duplicates("seed")
+            candidate = Score(method, accuracy[runs.index].set_axis(runs.seed))
+            if len(runs) > 2 and (best is None or candidate.mean > best.mean):
+                best = candidate
+        return best
+
+    plain, fam = score(PLAIN), score(FAM, regime["fam"])
+    if plain is None or fam is None:
+        raise ValueError(f"{regime['name']}: no runs of plain training or of FAM for {case['task']}.")
+    rivals = [rival for rival in map(score, regime["rivals"]) if rival is not None]
+    strongest = [max(rivals, key=lambda rival: float(rival.minus(plain).mean()))] if rivals else []
+    return Row(regime["name"], regime["data"], [plain, fam, *strongest])
+
+
+def markdown(rows: dict[str, list[Row]]) -> str:
+    """Return the table of all regimes."""
+    lines = [
+        "| what is trained | data | labels | plain | FAM | FAM minus plain | strongest rival |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for pair in zip(*rows.values(), strict=True):
+        for labels, row in zip(("20 % wrong", "right"), pair, strict=True):
+            plain, fam, *rest = row.scores
+            difference = fam.minus(plain)
+            half = interval(difference)
+            gain = f"{difference.mean():+.1f} ({difference.mean() - half:+.1f} to {difference.mean() + half:+.1f})"
+            rival = f"{rest[0].mean:.1f} ({LABELS[rest[0].method]})" if rest else "none ran"
+            lines.append(
+                f"| {row.name} | {row.data} | {labels} | {plain.mean:.1f} | {fam.mean:.1f} | {gain} | {rival} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: dict[str, list[Row]], path: Path) -> None:
+    """Draw a row of two panels for each regime: wrong labels, right labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"font.size": 10})
+    count = len(rows["right"])
+    figure, axes = pyplot.subplots(count, 2, figsize=(6.6, 1.32 * count + 0.9), layout="constrained", squeeze=False)
+    titles = ("20 % of training labels wrong", "all training labels right")
+    for column, (title, entries) in enumerate(zip(titles, rows.values(), strict=True)):
+        for panel, row in zip(axes[:, column], entries, strict=True):
+            draw_row(panel, row)
+            if column == 0:
+                panel.set_title(row.name, fontsize=10, fontweight="bold", loc="left", pad=4)
+            else:
+                panel.set_title(row.data, fontsize=8.5, loc="right", color="#555555", pad=4)
+        axes[-1, column].set_xlabel(f"{title}\ntest accuracy (%), 95 % interval", fontsize=9.5)
+    figure.suptitle(
+        "FAM helps most where training labels are wrong\n(left; all labels are right in the right column)", fontsize=12
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def draw_row(panel: Any, row: Row) -> None:
+    """Draw one line for each method, with its name and mean; every panel spans equally many points."""
+    low = min(score.mean - score.half_width for score in row.scores)
+    right = max(score.mean + score.half_width for score in row.scores)
+    for kind, marker, height, score in zip(COLORS, "oDs", (2, 1, 0), row.scores, strict=False):
+        panel.errorbar(
+            score.mean, height, xerr=score.half_width, fmt=marker, color=COLORS[kind], markersize=6, elinewidth=2
+        )
+        text = f"{score.mean:.1f}  {LABELS[score.method]}"
+        panel.text(right + 0.4, height, text, color=COLORS[kind], va="center", fontsize=9)
+    panel.set_xlim(low - 0.5, low - 0.5 + SPAN)
+    panel.set_ylim(-0.6, 2.6)
+    panel.set_yticks([])
+    panel.xaxis.set_major_locator(matplotlib_ticks(range(0, 100, 2)))
+    panel.tick_params(axis="x", labelsize=8, length=2)
+    panel.grid(axis="x", alpha=0.3)
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
+
+
+def matplotlib_ticks(values: Iterable[int]) -> Any:
+    """Return a locator with ticks at the values."""
+    from matplotlib.ticker import FixedLocator
+
+    return FixedLocator([*values])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the documentation")
+    options = parser.parse_args(arguments)
+    regimes = yaml.safe_load((HERE / "chart.yaml").read_text(encoding="utf-8"))
+    rows = {labels: [read(regime, labels) for regime in regimes] for labels in ("wrong", "right")}
+    (options.docs / "generated").mkdir(parents=True, exist_ok=True)
+    (options.docs / "generated" / "does_it_help.md").write_text(markdown(rows), encoding="utf-8")
+    drawn = {
+        labels: [row for row, regime in zip(entries, regimes, strict=True) if regime["drawn"]]
+        for labels, entries in rows.items()
+    }
+    draw(drawn, options.docs / "img" / "does-it-help.png")
+
+
+if __name__ == "__main__":
+    main()
