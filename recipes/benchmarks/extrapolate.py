@@ -1,6 +1,6 @@
 """Cost of the head's term on paper, for models that were not run here.
 
-    python recipes/benchmarks/extrapolate.py        # prints the table of docs/cost.md
+    python recipes/benchmarks/extrapolate.py        # prints the table of docs/large-vocabularies.md
 
 Per step of N labeled tokens, with n parameters in products (the head's V m among them, embeddings not), in FLOPs:
 
