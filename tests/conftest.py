@@ -20,6 +20,11 @@ ROOMS = {
     *("calculus", "layer", "flatness", "processes", "measure", "methods", "frozen", "compare", "landscape", "gan"),
     *("classifier", "cli"),
 }
+# Whole comparisons and commands in processes of their own take too long for it.
+LONG = (
+    "tests/cli/test_compare_command.py", "tests/cli/test_remote_code.py", "tests/cli/test_train_command.py",
+    "tests/compare/test_compare.py", "tests/compare/test_equal_methods.py",
+)  # fmt: skip
 TRAINING = "tests/train/test_lifecycle.py::test_best_model_is_loaded_at_the_end"
 FAMILIES = tuple(
     f"[{model}"
@@ -35,7 +40,7 @@ def is_unit_test(item: pytest.Item) -> bool:
     folder, path = item.path.parent.name, item.nodeid.split("::")[0]
     of_family = path == "tests/families/test_training.py" and item.nodeid.endswith("-auto]")
     return (
-        folder in {*ROOMS, "tests"}
+        (folder in {*ROOMS, "tests"} and path not in LONG)
         or path.startswith("hf_fam/")
         or item.nodeid == TRAINING
         or (of_family and any(name in item.nodeid for name in FAMILIES))
