@@ -63,7 +63,7 @@ def curve_plot(result: Outcome) -> Figure:
             color, style = COLORS[k % len(COLORS)], ("-", "--", ":")[k // len(COLORS) % 3]
             axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, label=method.name)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("each method's own training loss")
     axes.legend(frameon=False, fontsize=9, ncols=2)
     return figure
 

@@ -12,7 +12,7 @@ from .journal import Record, unpack
 from .metric import Metric
 from .outcome import MethodResult
 from .result import ComparisonResult
-from .runs import FINAL, TUNING, Run, Settings, at_edge
+from .runs import FINAL, TUNING, Run, Settings, edges
 
 
 class Gathered:
@@ -135,7 +135,7 @@ class Gathered:
                     comparison=comparisons.get(method),
                     tried=self._tried(method, grids[method]),
                     curves=[[(x, y) for x, y in r["curve"]] for r in final],
-                    is_at_edge=bool(chosen) and all(at_edge(c, grids[method]) for c in chosen),
+                    edges=edges(chosen, grids[method]),
                     diverged=sum(r["diverged"] for r in final),
                 )
             )

@@ -31,7 +31,7 @@ class MethodResult:
         comparison: difference from the baseline; None for the baseline itself, or with fewer than two seeds.
         tried: settings that were tried, with their mean validation score.
         curves: for each final run, pairs of epoch and training loss.
-        is_at_edge: True if a chosen learning rate is the smallest or the largest that was tried.
+        edges: of ``"learning rate"`` and ``"strength"``, what was chosen at an edge of its grid.
         diverged: number of final runs that diverged.
     """
 
@@ -43,7 +43,7 @@ class MethodResult:
     comparison: Comparison | None
     tried: Sequence[tuple[Settings, float]] = ()
     curves: Sequence[Sequence[tuple[float, float]]] = ()
-    is_at_edge: bool = False
+    edges: Sequence[str] = ()
     diverged: int = 0
 
     @property

@@ -93,7 +93,20 @@ def grid(method: Method, learning_rate: float, size: int) -> list[Settings]:
     return [Settings(round_to(low * step**k), None) for k in range(size)]
 
 
-def at_edge(chosen: Settings, tried: Sequence[Settings]) -> bool:
-    """Return True if a chosen learning rate is the smallest or the largest of several that were tried."""
-    rates = sorted({s.learning_rate for s in tried if s.learning_rate is not None})
-    return len(rates) > 2 and chosen.learning_rate in (rates[0], rates[-1])
+def edges(chosen: Sequence[Settings], tried: Sequence[Settings]) -> list[str]:
+    """Return which of learning rate and strength was always chosen at an edge of its grid.
+
+    A grid of one or two values has no inside, so it does not count.
+
+    Examples:
+        >>> tried = [Settings(rate, None) for rate in (1e-3, 1e-2, 1e-1)]
+        >>> edges([Settings(1e-1, None)], tried), edges([Settings(1e-2, None)], tried)
+        (['learning rate'], [])
+    """
+    found = []
+    for field in ("learning_rate", "strength"):
+        values = sorted({value for s in tried if (value := getattr(s, field)) is not None})
+        ends = (values[0], values[-1]) if len(values) > 2 else ()
+        if chosen and all(getattr(c, field) in ends for c in chosen):
+            found.append(field.replace("_", " "))
+    return found

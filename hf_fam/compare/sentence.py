@@ -5,18 +5,22 @@ from __future__ import annotations
 from .budget import format_time
 from .outcome import BETTER, SAME, UNDECIDED, WORSE, MethodResult, Outcome
 
-PLAIN = "plain"
+# Names that are not those of the flags with spaces.
+NAMES = {
+    "plain": "plain training", "fam": "FAM", "sam": "SAM", "ema": "EMA", "neftune": "NEFTune",
+    "bi_tempered": "bi-tempered loss", "generalized_cross_entropy": "generalized cross-entropy",
+    "symmetric_cross_entropy": "symmetric cross-entropy",
+}  # fmt: skip
 
 
 def display_name(name: str) -> str:
     """Return a method as a sentence names it.
 
     Examples:
-        >>> display_name("fam"), display_name("plain"), display_name("weight_decay")
-        ('FAM', 'plain training', 'weight decay')
+        >>> display_name("fam"), display_name("bi_tempered"), display_name("weight_decay")
+        ('FAM', 'bi-tempered loss', 'weight decay')
     """
-    short = {"fam": "FAM", "sam": "SAM", "ema": "EMA", "neftune": "NEFTune", PLAIN: "plain training"}
-    return short.get(name, name.replace("_", " "))
+    return NAMES.get(name, name.replace("_", " "))
 
 
 def conclusion(result: Outcome) -> str:
@@ -28,11 +32,10 @@ def conclusion(result: Outcome) -> str:
     lines = [*sentences, f"{counts}{format_time(result.seconds)}."]
     if result.is_budget_used:
         lines.append("The budget is used; the same command with a larger one carries on.")
-    edge = [display_name(m.name) for m in result.methods if m.is_at_edge]
-    if edge:
-        lines.append(
-            f"The best learning rate of {', '.join(edge)} is at the edge of its grid: try another learning_rate."
-        )
+    for field, advice in (("learning rate", "try another learning_rate"), ("strength", "try another strength")):
+        names = [display_name(m.name) for m in result.methods if field in m.edges]
+        if names:
+            lines.append(f"The best {field} of {', '.join(names)} is at the edge of its grid: {advice}.")
     diverged = [f"{m.diverged} of {display_name(m.name)}" for m in result.methods if m.diverged]
     if diverged:
         lines.append(f"Diverged runs, which count with their score: {', '.join(diverged)}.")
@@ -49,8 +52,7 @@ def method_sentence(result: Outcome, method: MethodResult) -> str:
     margin = f"{result.margin:g}{unit}"
     if method.verdict == BETTER:
         return (
-            f"{name} is better than {base} here: {100 * c.probability_of_gain:.0f} % probability of a gain above "
-            f"{margin}."
+            f"{name} is better than {base} here: {percent(c.probability_of_gain)} probability of a gain above {margin}."
         )
     if method.verdict == WORSE:
         return f"{name} is worse than {base} here: the whole interval is on the side of a loss."
@@ -61,9 +63,19 @@ def method_sentence(result: Outcome, method: MethodResult) -> str:
     needs = []
     if c.more_seeds is not None:
         needs.append(f"about {c.more_seeds} {'seeds' if result.has_test else 'splits'} more")
-    elif c.more_items is not None:
+    if c.more_items is not None:
         needs.append(f"about {c.more_items} {'test' if result.has_test else 'labeled'} examples more")
-    return f"{name}: undecided{': ' + needs[0] if needs else ''}."
+    return f"{name}: undecided: {' and '.join(needs) or 'no affordable number of runs or examples decides it'}."
+
+
+def percent(probability: float) -> str:
+    """Return a probability as people say it; none that is estimated is 100 %.
+
+    Examples:
+        >>> percent(0.968), percent(0.9999)
+        ('97 %', 'more than 99 %')
+    """
+    return "more than 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
 def _ordered(result: Outcome) -> list[MethodResult]:

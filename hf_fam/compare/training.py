@@ -55,6 +55,8 @@ def fresh_trainer(make_trainer: MakeTrainer, seed: int) -> Any:
     args.data_seed = seed if args.data_seed is not None else None
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     args.disable_tqdm = True
+    if args.device.type == "cpu":  # nothing is copied to a device, and torch would warn in every run
+        args.dataloader_pin_memory = False
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer

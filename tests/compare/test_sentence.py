@@ -1,0 +1,55 @@
+"""What a comparison says of its methods."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_fam.compare.metric import Metric
+from hf_fam.compare.outcome import MethodResult, Outcome
+from hf_fam.compare.runs import Settings, edges
+from hf_fam.compare.sentence import conclusion, method_sentence
+
+
+def outcome(name: str = "fam", **changes: Any) -> Outcome:
+    """Plain training and one other method."""
+    settings = {"verdict": SimpleNamespace(value="undecided"), "difference": 0.2, "probability_of_gain": 0.4}
+    comparison: Any = SimpleNamespace(**{**settings, "more_seeds": None, "more_items": None, **changes})
+    chosen, scores = [Settings(1e-3, None)], np.array([80.0, 81.0])
+    methods = [MethodResult(m, chosen, scores, None, 1.0, c) for m, c in (("plain", None), (name, comparison))]
+    return Outcome(methods, Metric(), 0.5, 0.95, 2, 4, 1.0, False, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"more_seeds": 4}, "undecided: about 4 seeds more."),
+        ({"more_items": 500}, "undecided: about 500 test examples more."),
+        ({"more_seeds": 4, "more_items": 500}, "undecided: about 4 seeds more and about 500 test examples more."),
+        ({}, "undecided: no affordable number of runs or examples decides it."),
+    ],
+)
+def test_an_undecided_method_says_all_that_it_needs(changes: dict[str, Any], end: str) -> None:
+    result = outcome(**changes)
+    assert method_sentence(result, result.methods[1]) == f"FAM: {end}"
+
+
+def test_no_probability_is_one() -> None:
+    result = outcome("bi_tempered", verdict=SimpleNamespace(value="better"), probability_of_gain=0.9999)
+    sentence = method_sentence(result, result.methods[1])
+    assert sentence.startswith("Bi-tempered loss is better than plain training here: more than 99 % probability")
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
+    rates = [Settings(rate, strength) for rate in (1e-3, 1e-2, 1e-1) for strength in (1.0, 2.0)]
+    strengths = [Settings(None, strength) for strength in (0.1, 1.0, 10.0)]
+    assert edges([rates[0]], rates) == edges([rates[0], rates[-1]], rates) == ["learning rate"]
+    assert edges([rates[0], rates[2]], rates) == edges([rates[2]], rates) == [], "two strengths have no inside"
+    assert edges([strengths[2]], strengths) == ["strength"] and edges([strengths[1]], strengths) == []
+    assert edges([], rates) == edges([rates[0]], rates[:1]) == []
+    result = outcome()
+    result.methods[1] = MethodResult("fam", [], result.methods[0].scores, None, 1.0, None, edges=["strength"])  # type: ignore[index]
+    assert "The best strength of FAM is at the edge of its grid" in conclusion(result)
