@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = ("plain", "fam")
 # With a frozen backbone, what most people use is a rival, too.
 FROZEN_METHODS = ("plain", "fam", "logistic_regression", "flat_logistic_regression")
+# Settings to try for each method. Runs on a frozen backbone are short, and their best learning rates further apart.
+GRID_SIZE, FROZEN_GRID_SIZE = 6, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +54,8 @@ def make_parser(task: str) -> argparse.ArgumentParser:
     add("margin", type=float, help="largest difference that makes no practical difference (default: 0.5 points)")
     add("seeds", type=int, default=12, help="number of seeds at most; of splits, without test data (default: 12)")
     add("budget", help="time at most, such as 20m or 2h (default: no limit)")
-    add("grid_size", type=int, default=6, help="number of settings to try for each method (default: 6; 1: no tuning)")
+    add("grid_size", type=int, help=f"number of settings to try for each method (default: {GRID_SIZE}; with "
+        f"--freeze_backbone {FROZEN_GRID_SIZE}; 1: no tuning)")  # fmt: skip
     add("tuning_repeats", type=int, default=1, help="seeds for each setting that is tried (default: 1)")
     add("jobs", type=int, default=1, help="number of runs at the same time (default: 1)")
     add("report", type=Path, metavar="FILE.html", help="write a page with figures; needs matplotlib")
@@ -95,6 +98,8 @@ def run(task: str, arguments: Sequence[str]) -> None:
         method_called(name)
     trainers = RecipeTrainers(task, tuple(with_defaults(task, recipe_arguments)), methods)
     metric = options.metric or trainers.default_metric
+    default_size = FROZEN_GRID_SIZE if frozen else GRID_SIZE
+    grid_size = default_size if options.grid_size is None else options.grid_size
     folder = options.output_dir or Path("out", "compare", task)
     table = LiveTable(sys.stdout)
     leave_imports_alone()
@@ -108,7 +113,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
             margin=options.margin,
             seeds=options.seeds,
             budget=options.budget,
-            grid_size=options.grid_size,
+            grid_size=grid_size,
             tuning_repeats=options.tuning_repeats,
             jobs=options.jobs,
             output_dir=folder,

@@ -99,6 +99,7 @@ def execute(task: Task, run: Run) -> Record:
             scored = select(whole if rows is None else rows, score_rows)
         else:
             scored = resolve(task.test_dataset) if run.phase == FINAL else validation
+        trainer.args.train_sampling_strategy = "random"  # by length would shuffle the test items, by the seed
         predicted = trainer.predict(scored)
     scores = task.metric.scores(trainer, predicted)
     worst = 0.0 if task.metric.higher_is_better else float(np.finfo(np.float32).max)

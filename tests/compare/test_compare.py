@@ -25,6 +25,7 @@ from hf_fam.compare.splits import Splits
 from hf_fam.compare.training import Task, execute
 from hf_fam.methods import METHODS, Method
 from support.comparisons import make_trainer, point_trainer, points
+from support.tiny import tiny_bert
 
 QUICK: dict[str, Any] = {"seeds": 3, "grid_size": 2}
 
@@ -396,3 +397,23 @@ def test_no_run_warns_of_pinned_memory(recwarn: pytest.WarningsRecorder) -> None
         grid_size=1,
     )
     assert [str(w.message) for w in recwarn if "pin_memory" in str(w.message)] == []
+
+
+def test_items_keep_their_order_if_batches_are_grouped_by_length() -> None:
+    """The Trainer groups evaluation batches too, in another order for each seed."""
+    test = [{"input_ids": [1 + k % 5] * (1 + k % 7), "labels": k // 5 % 2} for k in range(40)]
+    labels = np.array([item["labels"] for item in test])
+
+    def read(predicted: Any) -> Any:
+        return predicted.label_ids == labels[: len(predicted.label_ids)]
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(i["input_ids"]) for i in items], batch_first=True)
+        return {"input_ids": rows, "labels": torch.tensor([i["labels"] for i in items])}
+
+    def grouped(seed: int) -> Trainer:
+        args = point_trainer(seed, train_sampling_strategy="group_by_length", max_steps=1).args
+        return Trainer(model=tiny_bert(), args=args, train_dataset=test, data_collator=collate)
+
+    result = compare(grouped, ["fam"], test_dataset=test, metric=read, margin=0.1, seeds=2, grid_size=1)
+    assert result.baseline.scores.tolist() == [1.0, 1.0]
