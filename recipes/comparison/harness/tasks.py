@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from hf_fam.recipes.common.fashion_mnist import TEST, TRAIN, read_images, read_labels
 
+# Tasks whose inputs are images; those of the others are texts.
+IMAGES = ("fashion_mnist", "cifar10")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,7 +62,7 @@ class Task:
 
     @property
     def metric(self) -> str:
-        return "mcc" if self.name == "cola" else "accuracy"
+        return "matthews_correlation" if self.name == "cola" else "accuracy"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,13 @@ class Split:
 
 def load(task: Task, data: Path, seed: int) -> Split:
     """The task's examples for one seed."""
-    pool, test = READERS[task.name](data)
-    return split(task, pool, test, seed)
+    return split(task, *read(task.name, data), seed)
+
+
+@functools.lru_cache(maxsize=1)
+def read(name: str, data: Path) -> tuple[Examples, Examples]:
+    """Return a data set; that of the runs under way stays in memory."""
+    return READERS[name](data)
 
 
 def split(task: Task, pool: Examples, test: Examples, seed: int) -> Split:
@@ -162,5 +170,5 @@ READERS = {
     "mrpc": _texts("glue/mrpc", ("sentence1", "sentence2"), "test"),
     "rte": _texts("glue/rte", ("sentence1", "sentence2"), "dev"),
     "fashion_mnist": _fashion_mnist,
-    "cifar10": functools.cache(_cifar10),  # to decode the images takes seconds
+    "cifar10": _cifar10,
 }

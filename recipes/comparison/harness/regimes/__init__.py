@@ -1,35 +1,18 @@
-"""The ways in which a model is trained, one a file.
-
-Each has a dataclass ``Settings`` and ``run(split, settings, method, seed, cache)``, which returns an `Outcome`.
-"""
+"""What is trained, one kind a file."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from .base import Regime
+from .finetune import FineTuning
+from .finetune_images import ImageFineTuning
+from .head import Head
+from .scratch_images import FromScratch
 
-from . import (
-    finetune,
-    finetune_images,
-    frozen_deep,
-    frozen_head,
-    frozen_images,
-    frozen_mlp,
-    scratch_images,
-    scratch_vit,
-    small_cnn,
-)
-from .outcome import Outcome
-
-REGIMES: dict[str, ModuleType] = {
-    "frozen_mlp": frozen_mlp,
-    "frozen_deep": frozen_deep,
-    "frozen_head": frozen_head,
-    "frozen_images": frozen_images,
-    "small_cnn": small_cnn,
-    "finetune": finetune,
-    "finetune_images": finetune_images,
-    "scratch_images": scratch_images,
-    "scratch_vit": scratch_vit,
+REGIMES: dict[str, Regime] = {
+    "head": Head(),
+    "finetune": FineTuning(),
+    "finetune_images": ImageFineTuning(),
+    "scratch_images": FromScratch(),
 }
 
-__all__ = ["REGIMES", "Outcome"]
+__all__ = ["REGIMES", "Regime"]

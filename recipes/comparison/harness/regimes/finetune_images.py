@@ -1,40 +1,40 @@
-"""Fine-tuning of all of EfficientNet-Lite0 (ImageNet weights) with the Trainer, on small images."""
+"""Fine-tuning of all of EfficientNet-Lite0 (ImageNet weights), on small images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import set_seed
+from torch import nn
 
 from ..efficientnet import efficientnet_lite0
-from ..methods import Method
-from ..tasks import Examples, Split
-from .loop import PARTS
-from .outcome import Outcome
-from .with_trainer import arguments_for, train_and_predict
+from ..tasks import Examples
+from .base import CommonSettings, Items, Regime
 
 
 @dataclass(frozen=True)
-class Settings:
-    learning_rate: float = 1e-3
-    epochs: int = 6
-    batch_size: int = 32
-    weight_decay: float = 0.0
-    warmup: float = 0.1
+class Settings(CommonSettings):
+    """Settings, besides the common ones.
+
+    Attributes:
+        resolution: that images are enlarged to, in the model.
+    """
+
+    epochs: float = 6
     resolution: int = 64
 
 
-def run(split: Split, settings: Settings, method: Method, seed: int, cache: Path) -> Outcome:
-    """Images are enlarged to the resolution inside the model; a learning rate that falls linearly."""
-    set_seed(seed)
-    model = efficientnet_lite0(split.classes, settings.resolution).to(memory_format=torch.channels_last)
-    data = {part: examples(getattr(split, part)) for part in PARTS}
-    return train_and_predict(method, model, data, arguments_for(settings, seed), order={})
+class ImageFineTuning(Regime):
+    """A learning rate that falls linearly."""
 
+    Settings = Settings
 
-def examples(part: Examples) -> list[dict[str, Any]]:
-    images = torch.from_numpy(part.inputs.copy())
-    return [{"pixel_values": x, "labels": int(y)} for x, y in zip(images, part.labels, strict=True)]
+    def items(self, examples: Examples, settings: Settings, cache: Path) -> Items:
+        """Return images of whole numbers, ``(channels, height, width)``."""
+        images = torch.from_numpy(examples.inputs.copy())
+        return [{"pixel_values": x, "labels": int(y)} for x, y in zip(images, examples.labels, strict=True)]
+
+    def model(self, train: Items, classes: int, settings: Settings) -> nn.Module:
+        """Return the pretrained network below a new head."""
+        return efficientnet_lite0(classes, settings.resolution).to(memory_format=torch.channels_last)

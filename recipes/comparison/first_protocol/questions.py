@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from .confirmation import Duel, by_task, duels, pair_key, title
 from .paired import Difference
-from .regimes import REGIMES
+from .records import DEFAULTS
 from .summary import PLAIN, Record, at_its_settings
 
 
@@ -21,8 +21,8 @@ class Question:
 
     Attributes:
         question: a sentence.
-        regime: see `harness.regimes`.
-        of: titles (`harness.confirmation.title`) of the configurations in question.
+        regime: a key of `DEFAULTS`.
+        of: titles (`first_protocol.confirmation.title`) of the configurations in question.
         against: titles of the configurations that each is compared with.
         tasks: keys of the tasks; empty for all.
         settings: of the regime, where only runs with these values count.
@@ -42,7 +42,7 @@ class Question:
 
     def concerns(self, record: Record) -> bool:
         """Return whether a run belongs to the question."""
-        settings = {**asdict(REGIMES[self.regime].Settings()), **record["settings"]}  # older runs lack newer ones
+        settings = {**DEFAULTS[self.regime], **record["settings"]}  # older runs lack newer ones
         return (
             record["regime"] == self.regime
             and "diverged" not in record

@@ -1,0 +1,1 @@
+"""The study's first protocol: plans, records and tables of what is finished. Nothing here trains."""
