@@ -106,6 +106,11 @@ class Engine:
             done, elapsed, jobs = len(self._gathered), self._clock.elapsed, self.workers.jobs
             self._on_progress(Progress(self._gathered.interim(), run, done, self.plan, elapsed, jobs))
 
+    def _seconds_missing(self) -> float:
+        """Return about how much more time two seeds need."""
+        runs = self.plan.size(2) - len(self._gathered)
+        return max(runs, 0) * self._gathered.mean_seconds / self.workers.jobs
+
     def _result(
         self, margin: float, confidence: float, look: int, stops: Sequence[int], details: dict[str, Any]
     ) -> ComparisonResult:
@@ -120,6 +125,7 @@ class Engine:
             seconds=self._clock.elapsed,
             is_budget_used=self._is_budget_used,
             has_test=splits.has_test,
+            seconds_missing=self._seconds_missing(),
             grids=self.plan.grids,
             details=details,
         )

@@ -21,7 +21,7 @@ CURVE_POINTS = 40
 def forest_plot(result: Outcome) -> Figure:
     """Return the differences from the baseline, with their intervals and the margin."""
     methods = [m for m in result.methods if m.comparison is not None]
-    figure, axes = _figure(0.9 + 0.42 * max(len(methods), 1))
+    figure, axes = _figure(1.1 + 0.42 * max(len(methods), 1))
     axes.axvspan(-result.margin, result.margin, color="#e8e8e8", zorder=0)
     axes.axvline(0.0, color="#57606a", linewidth=1)
     for row, method in enumerate(methods):
@@ -34,9 +34,8 @@ def forest_plot(result: Outcome) -> Figure:
     axes.margins(x=0.2)
     direction = "higher" if result.metric.higher_is_better else "lower"
     unit = result.metric.unit.strip() or "units"
-    axes.set_xlabel(
-        f"{result.metric.name} minus {result.baseline.name}, {unit} ({direction} is better); gray: the margin"
-    )
+    difference = f"{result.metric.name} minus {result.baseline.name}, {unit}"
+    axes.set_xlabel(f"{difference}\n({direction} is better; gray: the margin)")
     return figure
 
 
@@ -63,7 +62,7 @@ def curve_plot(result: Outcome) -> Figure:
             color, style = COLORS[k % len(COLORS)], ("-", "--", ":")[k // len(COLORS) % 3]
             axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, label=method.name)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("each method's own training loss")
+    axes.set_ylabel("training loss")
     axes.legend(frameon=False, fontsize=9, ncols=2)
     return figure
 

@@ -55,8 +55,12 @@ class Gathered:
     def expected_seconds(self, run: Run) -> float:
         """Return about how long a run takes, by those that are finished; 0 before the first one."""
         same = [r["all_seconds"] for done, r in self._records.items() if done.method == run.method]
-        other = [r["all_seconds"] for r in self._records.values()]
-        return float(np.mean(same or other)) if other else 0.0
+        return float(np.mean(same)) if same else self.mean_seconds
+
+    @property
+    def mean_seconds(self) -> float:
+        """Return the mean time of a run; 0 before the first one."""
+        return _mean([r["all_seconds"] for r in self._records.values()]) or 0.0
 
     @property
     def seeds(self) -> int:

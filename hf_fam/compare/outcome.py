@@ -71,6 +71,7 @@ class Outcome:
         seconds: time of this call.
         is_budget_used: True if the comparison stopped because its budget was used.
         has_test: True if there is a test set.
+        seconds_missing: about how much more time two seeds need, which a first interval takes.
         details: settings of the whole comparison, for the report.
     """
 
@@ -83,6 +84,7 @@ class Outcome:
     seconds: float
     is_budget_used: bool
     has_test: bool
+    seconds_missing: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -41,8 +41,9 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
     if any(mean_curve(m) is not None for m in result.methods):
         body += [
             "<h2>Training loss</h2>",
-            "<p>Mean over the final runs of the loss that each method itself minimizes, on training data. Compare "
-            "heights only between methods that have the same loss. Validation data is not read during a run.</p>",
+            "<p>Mean over the final runs of the training loss that each method logs. Compare heights only between "
+            "methods that have the same loss; FAM logs it without its term. Validation data is not read during a "
+            "run.</p>",
             html_image(curve_plot(result), "Mean training loss by epoch, for each method"),
         ]
     body += ["<h2>Tuning</h2>", _tuning(result), "<h2>Cost</h2>", _cost(result)]

@@ -27,7 +27,8 @@ def conclusion(result: Outcome) -> str:
     """Return the sentences below the table."""
     sentences = [method_sentence(result, m) for m in _ordered(result)]
     if result.seeds < 2:
-        sentences = ["Undecided: fewer than two seeds are complete, and an interval needs at least two."]
+        missing = f", about {format_time(result.seconds_missing)} more" if result.seconds_missing else ""
+        sentences = [f"Undecided: fewer than two seeds are complete, and an interval needs at least two{missing}."]
     counts = f"{result.seeds} {'seeds' if result.has_test else 'splits'}, {result.runs} runs, "
     lines = [*sentences, f"{counts}{format_time(result.seconds)}."]
     if result.is_budget_used:

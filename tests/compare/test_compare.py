@@ -266,7 +266,9 @@ def test_a_budget_that_ends_in_the_tuning(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr("hf_fam.compare.budget.Clock.is_enough_for", lambda self, seconds: len(Journal(tmp_path)) < 3)
         result = compare(make_trainer(), ["fam"], budget="1h", **given)
     assert result.seeds == 0 and result.is_budget_used and result.runs == 3
-    assert "Undecided: fewer than two seeds are complete" in str(result)
+    assert "Undecided: fewer than two seeds are complete" in str(result) and "seconds more." in str(result)
+    # Of the 8 runs that two seeds need, 5 are missing.
+    assert result.seconds_missing == pytest.approx(5 * np.mean([r["all_seconds"] for r in records(tmp_path)]))
     result.save_report(tmp_path / "r.html")
     result.save_json(tmp_path / "r.json")
     assert compare(make_trainer(), ["fam"], **given).seeds == 3

@@ -44,7 +44,7 @@ class FakeWorkers:
                 self._left -= 1
             scores = np.atleast_1d(np.asarray(self._score(run), dtype=np.float64))
             items = pack(scores) if run.phase == FINAL and len(scores) > 1 else None
-            more = {"nll": None, "seconds": 1.0, "curve": [], "steps": 1, "diverged": False}
+            more = {"nll": None, "seconds": 1.0, "all_seconds": 1.0, "curve": [], "steps": 1, "diverged": False}
             yield run, {**run.describe(), "score": float(scores.mean()), "items": items, **more}
 
 
