@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from ..inputs.numbers import LARGEST_WHOLE
-from ..inputs.text import LONGEST_VALUE, one_line
+from ..inputs.text import LONGEST_VALUE, did_you_mean, one_line
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that refuses arguments in one line, without its usage."""
+    """A parser that refuses arguments in one line, without its usage.
+
+    Options with dashes and with underscores are the same, and an unknown option is answered with the nearest one.
+
+    Args:
+        *args: positional arguments of ``ArgumentParser``.
+        passes_unknown: let `parse_known_args` return unknown options, instead of refusing them.
+        **kwargs: keyword arguments of ``ArgumentParser``.
+
+    Examples:
+        >>> parser = OneLineParser()
+        >>> _ = parser.add_argument("--num_labels", type=int)
+        >>> parser.parse_args(["--num-labels", "3"]).num_labels
+        3
+    """
+
+    def __init__(self, *args: Any, passes_unknown: bool = False, **kwargs: Any) -> None:
+        self.spellings: dict[str, str] = {}
+        self.passes_unknown = passes_unknown
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """Add an argument, and remember how its options are spelled."""
+        self.spellings |= {normalized(name): name for name in names if str(name).startswith("--")}
+        return super().add_argument(*names, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments in the spelling of the parser."""
+        words = [self.as_spelled(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, unknown = super().parse_known_args(words, namespace)
+        if unknown and not self.passes_unknown:
+            self.error(self.unknown(unknown))
+        return parsed, unknown
+
+    def as_spelled(self, word: str) -> str:
+        """Return a word of the command line with its option as the parser spells it."""
+        name, equals, value = word.partition("=")
+        return f"{self.spellings.get(normalized(name), name)}{equals}{value}" if word.startswith("--") else word
+
+    def unknown(self, words: Sequence[str]) -> str:
+        """Return the message about words that mean nothing to the parser."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        shown = f"unrecognized arguments: {one_line(' '.join(words), LONGEST_VALUE)}"
+        return shown if option is None else shown + did_you_mean(option, [*self.spellings.values()])
 
     def error(self, message: str) -> NoReturn:
         """Print the message and end the program with status 2."""
         self.exit(2, one_line(f"{self.prog}: error: {message}") + "\n")
+
+
+def normalized(name: str) -> str:
+    """Return the name of an option with underscores in the place of dashes, but for the first two."""
+    return f"--{name[2:].replace('-', '_')}"
 
 
 def whole(low: int, high: int = LARGEST_WHOLE) -> Callable[[str], int]:

@@ -43,10 +43,11 @@ def make_parser(task: str) -> argparse.ArgumentParser:
         description="Compare training methods with plain training on your own data, over several seeds.",
         epilog=f"All flags of `hf-fam train {task}` work too: data, model and training.",
         allow_abbrev=False,
+        passes_unknown=True,
     )
 
     def add(name: str, **options: Any) -> None:
-        parser.add_argument(f"--{name}", *({f"--{name.replace('_', '-')}"} - {f"--{name}"}), **options)
+        parser.add_argument(f"--{name}", **options)
 
     add("methods", nargs="+", metavar="METHOD", help="methods to compare (default: plain fam; with --freeze_backbone "
         "also logistic_regression and flat_logistic_regression)")  # fmt: skip

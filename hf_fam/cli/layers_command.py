@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--num_labels", type=whole(1, 1_000_000), metavar="N", help="number of classes of the head")
     add("--length", type=whole(1), default=64, metavar="N", help="tokens in a text (default: 64)")
-    add("--trust_remote_code", "--trust-remote-code", action="store_true", help="run code that is saved with the model")
+    add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
     add("--all", action="store_true", help=f"show all layers, not only the last {_LAST}")
     add("--json", action="store_true", help="print JSON")
 

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..inputs.text import one_line
+from ..inputs.text import LONGEST_MESSAGE, one_line
 from . import compare_command, layers_command, measure_command, train_command
 from .argument_types import OneLineParser
 from .demo import command as demo_command
+
+# Status of a command that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: arguments without the program's name; None: those of the command line.
 
     Returns:
-        The exit status, 1 after an error that was explained on stderr.
+        The exit status, 1 after an error that was explained on stderr, 130 after Ctrl-C.
 
     Raises:
         SystemExit: the arguments cannot be parsed, or ``--help`` or ``--version`` was given.
@@ -32,19 +35,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["layers", "no/such/folder"])
         1
     """
-    options = make_parser().parse_args(arguments)
-    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(words)
+    options.arguments = words
     try:
         options.run(options)
     except ValueError as error:
-        print(one_line(f"hf-fam {options.command}: {error}"), file=sys.stderr)
-        return 1
+        return refuse(options.command, str(error))
     except FloatingPointError as error:  # of a training that diverged
         if isinstance(error, SystemExit):  # of a process that is not to print
             raise
-        print(one_line(f"hf-fam {options.command}: {error}", 1000), file=sys.stderr)
-        return 1
+        return refuse(options.command, str(error), longest=1000)
+    except KeyboardInterrupt:
+        return refuse(options.command, "stopped.", status=INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return refuse(options.command, out_of_memory(options.command, str(error)))
     return 0
+
+
+def refuse(command: str, reason: str, status: int = 1, longest: int = LONGEST_MESSAGE) -> int:
+    """Print why a command ends, in one line, and return its status."""
+    print(one_line(f"hf-fam {command}: {reason}", longest), file=sys.stderr)
+    return status
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an error of torch or Python that says that there is no memory left.
+
+    Examples:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("size mismatch"))
+        (True, False)
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def out_of_memory(command: str, reason: str) -> str:
+    """Return the message about a lack of memory, with what to do."""
+    if command in ("train", "compare", "demo"):
+        remedy = (
+            "halve --per_device_train_batch_size and double --gradient_accumulation_steps, which trains the same, or "
+            "cut texts by --max_seq_length"
+        )
+    else:
+        remedy = "give a smaller --batch_size, or cut texts by --max_length"
+    where = "the GPU is" if "cuda" in reason.lower() else "this machine is"
+    return f"{where} out of memory: {remedy}."
 
 
 def make_parser() -> argparse.ArgumentParser:

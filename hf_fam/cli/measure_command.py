@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=whole(0, LARGEST_SEED), default=0, help="seed of selection and probes (default: 0)")
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
-    add("--trust-remote-code", "--trust_remote_code", action="store_true", help="run code that is saved with the model")
+    add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
     add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
     add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")

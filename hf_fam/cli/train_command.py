@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
-from ..recipes import TASKS, with_defaults
+from ..recipes import TASKS, default_configuration, with_defaults
+from .train_help import page
 
 # Some of these packages are imported only after the training, which is too late to learn that they are missing.
 REQUIRED_PACKAGES = ("datasets", "peft", "PIL", "pytorch_optimizer", "scipy", "sklearn", "yaml")
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(task: str, arguments: list[str]) -> None:
+def run(task: str, arguments: Sequence[str]) -> None:
     """Run a recipe in this process.
 
     Args:
@@ -34,8 +37,32 @@ def run(task: str, arguments: list[str]) -> None:
     Raises:
         ValueError: packages are missing, or the recipe refuses its arguments or data.
     """
+    if wants(arguments, "-h", "--help"):
+        print(page(task))
+        return
     require_packages()
-    importlib.import_module(f"..recipes.{task}", __package__).main(with_defaults(task, arguments))
+    recipe = importlib.import_module(f"..recipes.{task}", __package__)
+    if wants(arguments, "--help_all"):
+        print(recipe_help(task, recipe.ARGUMENT_TYPES))
+        return
+    recipe.main(with_defaults(task, arguments))
+
+
+def wants(arguments: Sequence[str], *options: str) -> bool:
+    """Return True if one of some options without a value is among the arguments."""
+    return any(word.replace("-", "_") in {option.replace("-", "_") for option in options} for word in arguments)
+
+
+def recipe_help(task: str, argument_types: Sequence[Any]) -> str:
+    """Return the page of all flags of a task, with the defaults of its YAML file.
+
+    Args:
+        task: one of `TASKS`.
+        argument_types: the dataclasses of its arguments.
+    """
+    from ..recipes.common.arguments import all_flags
+
+    return all_flags(argument_types, default_configuration(task), prog=f"hf-fam train {task}")
 
 
 def require_packages() -> None:

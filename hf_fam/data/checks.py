@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +18,7 @@ from .errors import DataError
 IGNORED = -100
 # The square of a larger number is infinite in float32.
 LARGEST_NUMBER = 1.8e19
+_FILL = "fill it, remove the row, or add --drop_missing."
 _WHOLE_OR_TRUTH = (pa.types.is_integer, pa.types.is_boolean)
 
 
@@ -31,7 +34,32 @@ def require_values(data: Any, column: str, split: str | None = None) -> None:
         DataError: a value is missing; the message names the first row, from 1, and the number of such rows.
     """
     if column in data.column_names:
-        _refuse_rows(_is_missing(data.data.column(column)), column, "is empty", "fill it, or remove the row.", split)
+        _refuse_rows(_is_missing(data.data.column(column)), column, "is empty", _FILL, split)
+
+
+def without_missing(data: Any, columns: Iterable[str]) -> tuple[Any, int]:
+    """Return the rows that have a value in every one of some columns, and the number of the others.
+
+    A list with an empty entry counts as empty. Columns that the data does not have are ignored.
+
+    Args:
+        data: a `datasets.Dataset`, all rows as they were read.
+        columns: names of the columns.
+
+    Raises:
+        DataError: no row is left.
+    """
+    is_missing = np.zeros(len(data), dtype=bool)
+    for column in {*columns} & {*data.column_names}:
+        values = data.data.column(column).combine_chunks()
+        is_missing |= np.asarray(_is_missing(values))
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            is_empty = np.asarray(_is_missing(pc.list_flatten(values)))
+            is_missing[np.asarray(pc.list_parent_indices(values))[is_empty]] = True
+    count = int(is_missing.sum())
+    if count == len(data):
+        raise DataError(f"every one of the {count} rows has an empty place, so --drop_missing leaves none.")
+    return (data.select(np.flatnonzero(~is_missing)).flatten_indices(), count) if count else (data, 0)
 
 
 def require_texts(data: Any, column: str, split: str | None = None) -> None:
@@ -115,7 +143,7 @@ def require_tags(data: Any, words: str, tags: str, split: str | None = None) -> 
             )
         rows = pc.list_parent_indices(lists[column])
         is_missing = _is_missing(pc.list_flatten(lists[column]))
-        _refuse_rows(is_missing, column, "has an empty entry", "fill it, or remove the row.", split, rows)
+        _refuse_rows(is_missing, column, "has an empty entry", _FILL, split, rows)
     if not pa.types.is_string(lists[words].type.value_type) and not pa.types.is_large_string(
         lists[words].type.value_type
     ):

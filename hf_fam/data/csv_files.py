@@ -14,9 +14,12 @@ import pyarrow.csv
 
 from ..inputs.text import quote
 from .errors import DataError
-from .text_files import read_utf8
+from .text_files import read_text
 
 DELIMITERS = (",", "\t", ";", "|")
+# Signs that names of columns have, too.
+_IN_NAMES = "_-. \"'()[]/\r\n\\"
+_SNIFFED_ROWS = 20
 # Words for a missing value, in columns whose other values are numbers.
 _MISSING = ("NA", "N/A", "n/a", "<NA>", "#N/A", "null", "NULL", "None")
 _WHOLE = r"^-?(0|[1-9][0-9]{0,17})$"
@@ -25,19 +28,21 @@ _DIGITS = r"^[+-]?[0-9]+$"
 _LARGEST_BLOCK = 1 << 30
 
 
-def read_csv(path: Path) -> pa.Table:
+def read_csv(path: Path, encoding: str | None = None) -> pa.Table:
     """Return the table of a file with delimited values.
 
-    The first line has the names of the columns. Its delimiter is the one of ``, ; |`` and tab that gives it the most.
+    The first line has the names of the columns. The delimiter is the one of ``, ; |`` and tab that cuts the first rows
+    into the most columns, equally many in each; if none does, it may be any other sign.
     A column whose values are all numbers has a numeric type. An empty value is missing.
 
     Args:
-        path: the file, in UTF-8.
+        path: the file.
+        encoding: its encoding; UTF-8 by default.
 
     Raises:
         DataError: the file is broken; the message names the row.
     """
-    content = read_utf8(path)
+    content = read_text(path, encoding)
     delimiter, names = _header(content)
     if content.count(b'"') % 2:
         _refuse_open_quote(content, delimiter)
@@ -77,10 +82,10 @@ def read_csv(path: Path) -> pa.Table:
 def _header(content: bytes) -> tuple[str, list[str]]:
     """Return the delimiter and the names of the columns."""
     start = content[: 1 << 20].decode("utf-8", errors="ignore")
-    headers = {delimiter: _first_row(start, delimiter) for delimiter in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda d: len(headers[d]))
-    names = [name.strip() or f"unnamed_{k}" for k, name in enumerate(headers[delimiter])]
-    if not any(name.strip() for name in headers[delimiter]):
+    delimiter = find_delimiter(start)
+    header = next(iter(_first_rows(start, delimiter, 1)), [])
+    names = [name.strip() or f"unnamed_{k}" for k, name in enumerate(header)]
+    if not any(name.strip() for name in header):
         raise DataError("the first line has no names of columns.")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -88,11 +93,43 @@ def _header(content: bytes) -> tuple[str, list[str]]:
     return delimiter, names
 
 
-def _first_row(text: str, delimiter: str) -> list[str]:
+def find_delimiter(text: str) -> str:
+    r"""Return the sign between the values of a table.
+
+    Args:
+        text: the beginning of the table.
+
+    Examples:
+        >>> find_delimiter("text;label\na, b;1\n"), find_delimiter("text~label\na, b~1\n")
+        (';', '~')
+    """
+    usual = max(DELIMITERS, key=lambda sign: _fitness(text, sign))
+    if _fitness(text, usual)[0]:
+        return usual
+    line = text.lstrip().partition("\n")[0]
+    others = [sign for sign in dict.fromkeys(line) if sign.isascii() and not sign.isalnum() and sign not in _IN_NAMES]
+    fitting = [sign for sign in others if _fitness(text, sign)[:2] == (True, 1.0)]
+    return max(fitting, key=lambda sign: _fitness(text, sign)) if fitting else usual
+
+
+def _fitness(text: str, delimiter: str) -> tuple[bool, float, int]:
+    """Return whether a delimiter makes columns, the share of rows with as many as the header, and how many."""
+    rows = _first_rows(text, delimiter, _SNIFFED_ROWS)
+    count = len(rows[0]) if rows else 0
+    return count > 1, sum(len(row) == count for row in rows) / max(1, len(rows)), count
+
+
+def _first_rows(text: str, delimiter: str, count: int) -> list[list[str]]:
+    rows: list[list[str]] = []
     try:
-        return next((row for row in csv.reader(io.StringIO(text, newline=None), delimiter=delimiter) if row), [])
+        for row in csv.reader(io.StringIO(text, newline=None), delimiter=delimiter):
+            if row:
+                rows.append(row)
+            if len(rows) == count:
+                break
     except csv.Error:  # a field that is longer than the module's limit
-        return []
+        return rows
+    return rows
 
 
 def _refuse_open_quote(content: bytes, delimiter: str) -> None:

@@ -23,13 +23,14 @@ _WORDS = {
 }
 
 
-def read_folder(folder: str | Path) -> dict[str, Dataset]:
+def read_folder(folder: str | Path, encoding: str | None = None) -> dict[str, Dataset]:
     """Return the splits of a folder.
 
     Args:
         folder: a folder of tables with the split in their names, such as ``train.csv`` (``train`` without such a word);
             of images, with one folder for each class, or with the folders ``train``, ``validation`` and ``test`` that
             contain those; or one that ``save_to_disk`` wrote.
+        encoding: encoding of text files; UTF-8 by default.
 
     Returns:
         The data sets by the name of the split.
@@ -49,7 +50,7 @@ def read_folder(folder: str | Path) -> dict[str, Dataset]:
         raise DataError(f"the folder contains no images and none of {', '.join('*' + ending for ending in READERS)}.")
     parts: dict[str, list[Dataset]] = {}
     for path in tables:
-        parts.setdefault(split_of(path.relative_to(folder)), []).append(_read_part(path, folder))
+        parts.setdefault(split_of(path.relative_to(folder)), []).append(_read_part(path, folder, encoding))
     return {split: _joined(split, parts[split]) for split in (TRAIN, VALIDATION, TEST) if split in parts}
 
 
@@ -64,9 +65,9 @@ def split_of(path: Path) -> str:
     return next((_WORDS[word] for word in words if word in _WORDS), TRAIN)
 
 
-def _read_part(path: Path, folder: Path) -> Dataset:
+def _read_part(path: Path, folder: Path, encoding: str | None) -> Dataset:
     try:
-        return read_table(path)
+        return read_table(path, encoding)
     except DataError as error:
         raise DataError(f"{quote(str(path.relative_to(folder)))}: {error}") from error
 

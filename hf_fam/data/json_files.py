@@ -11,22 +11,23 @@ import pyarrow as pa
 
 from ..inputs.text import first_line, quote
 from .errors import DataError
-from .text_files import read_utf8
+from .text_files import read_text
 
 # Objects that are converted at a time; Python's objects take more memory than the table.
 _BATCH = 10_000
 
 
-def read_json(path: Path) -> pa.Table:
+def read_json(path: Path, encoding: str | None = None) -> pa.Table:
     """Return the table of a JSON file.
 
     Args:
-        path: the file, in UTF-8: a list of objects, an object of lists of one length, or one object a line.
+        path: the file: a list of objects, an object of lists of one length, or one object a line.
+        encoding: its encoding; UTF-8 by default.
 
     Raises:
         DataError: the file is broken, or a column mixes types; the message names the row.
     """
-    text = read_utf8(path).decode("utf-8")
+    text = read_text(path, encoding).decode("utf-8")
     rows = _rows(text)
     tables = []
     for start in range(0, len(rows), _BATCH):

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def read_table(path: str | Path) -> Dataset:
+def read_table(path: str | Path, encoding: str | None = None) -> Dataset:
     r"""Return the rows of a file, in memory.
 
     The name is the file's name, whatever characters it has: no pattern and no address.
 
     Args:
         path: a csv, tsv, json, jsonl, parquet or arrow file.
+        encoding: encoding of a text file; UTF-8 by default.
 
     Raises:
         DataError: there is no such file, its format is unknown, it is broken, or it has no rows; the message does not
@@ -52,7 +53,7 @@ def read_table(path: str | Path) -> Dataset:
     try:
         if os.path.getsize(path) == 0:
             raise DataError("the file is empty.")
-        table = read(Path(path))
+        table = read(Path(path), encoding)
         if table.num_columns == 0 or table.num_rows == 0:
             raise DataError("there are no rows.")
         _refuse_equal_names(table)
@@ -63,14 +64,14 @@ def read_table(path: str | Path) -> Dataset:
         raise DataError(f"the data cannot be read: {first_line(error)}") from error
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, encoding: str | None) -> pa.Table:
     with path.open("rb") as file:
         table = pyarrow.parquet.ParquetFile(file).read()
     table.validate(full=True)  # damaged strings are found here, not in training
     return table
 
 
-def _read_arrow(path: Path) -> pa.Table:
+def _read_arrow(path: Path, encoding: str | None) -> pa.Table:
     with path.open("rb") as file:
         try:
             table = pa.ipc.open_stream(file).read_all()
@@ -97,7 +98,7 @@ def _refuse_equal_names(table: Any) -> None:
 
 
 # Endings of tables, with the function that reads them.
-READERS: dict[str, Callable[[Path], pa.Table]] = {
+READERS: dict[str, Callable[[Path, str | None], pa.Table]] = {
     ".parquet": _read_parquet,
     ".csv": read_csv,
     ".tsv": read_csv,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 LONGEST_MESSAGE = 300
 # Characters of a value, or of a library's message, inside a message.
 LONGEST_VALUE, LONGEST_PATH, LONGEST_REASON = 60, 100, 140
@@ -65,3 +68,18 @@ def printable(text: str) -> str:
         b
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, if one is near.
+
+    Args:
+        name: the unknown name.
+        known: the names that there are.
+
+    Examples:
+        >>> did_you_mean("--num_lables", ["--num_labels", "--length"]), did_you_mean("--fly", ["--length"])
+        ('; did you mean --num_labels?', '')
+    """
+    near = difflib.get_close_matches(name[:LONGEST_PATH], known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

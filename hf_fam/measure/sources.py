@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from ..data.checks import IGNORED, require_classes, require_numbers, require_texts, require_values
+from ..data.checks import require_classes, require_numbers, require_texts, require_values
 from ..data.columns import (
     image_columns,
     is_text,
@@ -22,6 +22,7 @@ from ..data.columns import (
 from ..data.errors import DataError, named_source
 from ..data.folders import read_folder
 from ..data.images import as_images, require_images
+from ..data.labels import number_of_label
 from ..data.splits import TRAIN
 from ..data.tables import read_table
 from ..data.text_length import longest_text
@@ -313,34 +314,7 @@ def _label_to_number(model: Any, data: Any, column: str, is_prepared: bool = Fal
         if getattr(model.config, "problem_type", None) != "multi_label_classification":
             require_classes(data, column)
         return lambda label: label
-    return _class_number(model.config.label2id or {}, data, column)
-
-
-def _class_number(label2id: Mapping[Any, int], data: Any, column: str) -> Callable[[Any], int]:
-    """Return a function from a label to the model's number of the class.
-
-    ``label2id`` decides, by the name that the data has for a label or else by the label itself. Whole numbers are
-    numbers of classes only if none of them, and none of their names, is in ``label2id``.
-
-    Raises:
-        DataError: a label is not in ``label2id``; the message names the label.
-    """
-    numbers = {str(name).strip(): int(number) for name, number in label2id.items()}
-    feature = data.features[column]
-    names = getattr(feature, "names", None)
-    texts = {
-        label: str(names[label] if names and label >= 0 else label).strip()
-        for label in data.unique(column)
-        if label != IGNORED
-    }
-    unknown = [label for label, text in texts.items() if text not in numbers]
-    if unknown and (is_text(feature) or len(unknown) < len(texts)):
-        label = quote(texts[unknown[0]] if names else unknown[0])
-        raise DataError(
-            f"label {label} in column {quote(column)} is not one of the model's classes "
-            f"({quote([*numbers], 120).strip('[]')})."
-        )
-    return int if unknown else lambda label: numbers[texts[label]] if label in texts else label
+    return number_of_label(model.config.label2id or {}, data, column)
 
 
 def _list_columns(data: Any) -> str:

@@ -19,12 +19,10 @@ from ..inputs.text import first_line, quote
 from ..measure.classification_metrics import calibration_error
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from .common.data import (
-    load_splits,
-    prepare_splits,
-)
+from .common.data import drop_missing, find_column, load_splits, prepare_splits
 from .common.models import load_model, load_preprocessing, tokens_within
 from .common.run import Run
+from .common.selection import select_samples
 from .common.training import finetune, prepare_run
 
 TOKEN_METRICS = ("accuracy", "nll", "perplexity", "ece")
@@ -51,6 +49,9 @@ class LoraArguments:
     )
 
 
+ARGUMENT_TYPES = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the recipe and return its metrics.
 
@@ -73,8 +74,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
-    argument_types = (ModelArguments, LanguageArguments, LoraArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, lora, method, args = parse(argument_types, argv, methods)
+    model_args, data, lora, method, args = parse(ARGUMENT_TYPES, argv, methods)
     if model_args.freeze_backbone:
         raise ValueError("freeze_backbone: a language model has no head of its own to train; LoRA trains few weights.")
     if model_args.from_scratch and lora.use_lora:
@@ -82,9 +82,12 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():
-            splits = load_splits(data, model_args, args.seed)
+            splits = load_splits(data, model_args)
+        data.text_column_name = find_column(splits, data.text_column_name)
+        splits = drop_missing(splits, data, columns_in_use(splits, data.text_column_name), None)
         for name, split in splits.items():
             check_texts(split, data.text_column_name, name)
+        splits = select_samples(splits, data, args.seed)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -141,6 +144,13 @@ def add_lora(model: Any, lora: LoraArguments) -> Any:
     except (ValueError, RuntimeError, TypeError) as error:
         given = quote(lora.lora_target_modules)
         raise ValueError(f"lora_target_modules={given}: no adapters can be made: {first_line(error)}") from error
+
+
+def columns_in_use(splits: DatasetDict, text_column: str) -> list[str]:
+    """Return the columns that are read: a conversation, a prompt and its completion, or a text."""
+    present = {*splits[TRAIN].column_names}
+    kinds = (["messages"], ["prompt", "completion"], [text_column])
+    return next((columns for columns in kinds if {*columns} <= present), [])
 
 
 def check_texts(split: Dataset, text_column: str, name: str) -> None:

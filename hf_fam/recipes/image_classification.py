@@ -24,21 +24,20 @@ from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.augmentation import augment, parse_augmentation
+from .common.classes import class_names, class_number, drop_unknown_labels, in_order_of_model
 from .common.data import (
     check_labels,
-    class_names,
-    class_number,
-    drop_unknown_labels,
+    drop_missing,
     label_column,
     load_splits,
     read_split,
     require_column,
     require_column_of_split,
-    select_samples,
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing
 from .common.run import Run
+from .common.selection import select_samples
 from .common.training import finetune, prepare_run
 
 # Data sets with a short name: name on the Hub, configuration, column of the images, column of the labels.
@@ -120,6 +119,9 @@ class ImageArguments(DataArguments):
         return Path(self.train_dir).resolve().name if self.train_dir else super().title
 
 
+ARGUMENT_TYPES = (ModelArguments, ImageArguments, MethodArguments, FAMTrainingArguments)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the recipe and return its metrics.
 
@@ -142,8 +144,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
-    argument_types = (ModelArguments, ImageArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv, methods)
+    model_args, data, method, args = parse(ARGUMENT_TYPES, argv, methods)
     if model_args.freeze_backbone and parse_augmentation(data.augmentation):
         raise ValueError(
             f"augmentation={data.augmentation!r} with freeze_backbone: features are computed once, so choose none."
@@ -152,12 +153,14 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     args.remove_unused_columns = False  # images become pixels only when a batch is made
     with named_source(data.source_of):
         with args.main_process_first():
-            splits = load_images(data, model_args, args.seed)
+            splits = load_images(data, model_args)
         image = image_column(splits, data.image_column_name)
         label = label_column(splits, data.label_column_name)
+        splits = drop_missing(splits, data, [image], label)
         splits = readable_images(splits, image, is_own=data.dataset_name is None)
         check_labels(splits, label, require_classes)
-        names = class_names(splits, label)
+        splits = select_samples(splits, data, args.seed, label)
+        names = in_order_of_model(class_names(splits, label), model_args)
         drop_unknown_labels(splits, label, names)
     processor = load_processor(data, model_args)
     make_model = functools.partial(load_classifier, model_args, AutoModelForImageClassification, names)
@@ -196,19 +199,19 @@ def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:
     )
 
 
-def load_images(data: ImageArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
+def load_images(data: ImageArguments, model_args: ModelArguments) -> DatasetDict:
     """Load the splits, from the folders of images if they are named.
 
     Raises:
         DataError: a folder, a file or a split cannot be used.
     """
     if data.train_dir is None:
-        return load_splits(data, model_args, seed)
+        return load_splits(data, model_args)
     splits = {
         split: read_split(folder, split, functools.partial(read_image_folder, needs_labels=split != TEST))
         for split, folder in data.files().items()
     }
-    return select_samples(DatasetDict(splits), data, seed)
+    return DatasetDict(splits)
 
 
 def readable_images(splits: DatasetDict, image: str, is_own: bool) -> DatasetDict:
@@ -228,8 +231,7 @@ def readable_images(splits: DatasetDict, image: str, is_own: bool) -> DatasetDic
             require_column_of_split(splits, name, image, "image_column_name")
         require_values(split, image, name)
         readable[name] = as_images(split, image)
-        # A part that was split off has the rows of the whole.
-        if is_own and not any(split.data is splits[other].data for other in readable if other != name):
+        if is_own:
             require_images(readable[name], image, name)
     return DatasetDict(readable)
 

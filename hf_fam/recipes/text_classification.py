@@ -18,12 +18,11 @@ from ..inputs.numbers import require_number
 from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.classes import class_names, class_number, has_labels, in_order_of_model
 from .common.data import (
     check_labels,
     check_splits,
-    class_names,
-    class_number,
-    has_labels,
+    drop_missing,
     label_column,
     load_splits,
     prepare_splits,
@@ -33,6 +32,7 @@ from .common.data import (
 from .common.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, classification_metrics, regression_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
+from .common.selection import select_samples
 from .common.training import finetune, prepare_run
 
 GLUE = "nyu-mll/glue"
@@ -103,6 +103,9 @@ class TextArguments(DataArguments):
         return f"GLUE {self.task_name.upper()}" if self.task_name and self.dataset_name == GLUE else super().title
 
 
+ARGUMENT_TYPES = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run the recipe and return its metrics.
 
@@ -125,14 +128,14 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
-    argument_types = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv, methods)
+    model_args, data, method, args = parse(ARGUMENT_TYPES, argv, methods)
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():
-            splits = load_splits(data, model_args, args.seed)
+            splits = load_splits(data, model_args)
         label = label_column(splits, data.label_column_name)
-        texts = text_columns(splits, data)
+        texts = text_columns(splits, data, label)
+        splits = drop_missing(splits, data, texts, label)
         for column in texts:
             if TEST in splits:
                 require_column_of_split(splits, TEST, column, "text_column_names")
@@ -140,7 +143,8 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         feature = splits[TRAIN].features[label]
         is_regression = data.do_regression or data.task_name == "stsb" or getattr(feature, "dtype", "") in FLOATS
         check_labels(splits, label, require_numbers if is_regression else require_classes)
-        names = ["score"] if is_regression else class_names(splits, label)
+        splits = select_samples(splits, data, args.seed, None if is_regression else label)
+        names = ["score"] if is_regression else in_order_of_model(class_names(splits, label), model_args)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     problem_type = "regression" if is_regression else "single_label_classification"
     make_model = functools.partial(
@@ -186,11 +190,16 @@ def regression_label(value: Any) -> float:
     return require_number("label", value)
 
 
-def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
+def text_columns(splits: DatasetDict, data: TextArguments, label: str | None = None) -> tuple[str, ...]:
     """Return the one or two columns of the texts.
 
     They are those that the arguments name, those of the GLUE task, columns with usual names, or the only column of
     strings that is not named like a label.
+
+    Args:
+        splits: the data.
+        data: names of the columns, and of the GLUE task.
+        label: column of the labels, which is no text.
 
     Raises:
         DataError: a column is missing, or none can be guessed.
@@ -204,8 +213,8 @@ def text_columns(splits: DatasetDict, data: TextArguments) -> tuple[str, ...]:
         return tuple(require_column(splits, name, "text_column_names") for name in names)
     if data.task_name and {*GLUE_TASKS[data.task_name]} <= {*columns}:
         return GLUE_TASKS[data.task_name]
-    usual = usual_text_columns(columns)
-    others = other_text_columns(splits[TRAIN].features)
+    usual = usual_text_columns(name for name in columns if name != label)
+    others = [name for name in other_text_columns(splits[TRAIN].features) if name != label]
     if usual or len(others) == 1:
         return usual or (others[0],)
     present = quote(columns, 120).strip("[]")

@@ -5,6 +5,6 @@ The code is that of text classification. Its configuration sets do_regression, a
 
 from __future__ import annotations
 
-from .text_classification import main, make_run
+from .text_classification import ARGUMENT_TYPES, main, make_run
 
-__all__ = ["main", "make_run"]
+__all__ = ["ARGUMENT_TYPES", "main", "make_run"]

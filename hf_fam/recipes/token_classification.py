@@ -17,18 +17,19 @@ from ..data.errors import named_source
 from ..data.splits import TEST, TRAIN
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.classes import in_order_of_model, refuse_unknown_classes, require_two_classes
 from .common.data import (
     check_splits,
+    drop_missing,
     load_splits,
     prepare_splits,
-    refuse_unknown_classes,
     require_column,
     require_column_of_split,
-    require_two_classes,
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
+from .common.selection import select_samples
 from .common.training import finetune, prepare_run
 
 
@@ -42,6 +43,9 @@ class TokenArguments(DataArguments):
     label_all_tokens: bool = field(
         default=False, metadata={"help": "Label every token of a word. By default only the first one has a label."}
     )
+
+
+ARGUMENT_TYPES = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -66,19 +70,21 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     Raises:
         ValueError: arguments or data cannot be used; the message says why.
     """
-    argument_types = (ModelArguments, TokenArguments, MethodArguments, FAMTrainingArguments)
-    model_args, data, method, args = parse(argument_types, argv, methods)
+    model_args, data, method, args = parse(ARGUMENT_TYPES, argv, methods)
     prepare_run(args, model_args)
     with named_source(data.source_of):
         with args.main_process_first():
-            splits = load_splits(data, model_args, args.seed)
+            splits = load_splits(data, model_args)
         words = require_column(splits, data.text_column_name, "text_column_name")
         label = require_column(splits, data.label_column_name, "label_column_name")
         if TEST in splits:
             require_column_of_split(splits, TEST, words, "text_column_name")
             require_column_of_split(splits, TEST, label, "label_column_name")
+        splits = drop_missing(splits, data, [words], label)
         check_splits(splits, require_tags, words, label)
-        names = word_classes(splits, label)
+        splits = select_samples(splits, data, args.seed)
+        declared = word_classes(splits, label)
+        names = in_order_of_model(declared, model_args)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if not tokenizer.is_fast:
         raise ValueError(
@@ -95,7 +101,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         encoded["labels"] = [
             token_labels(
                 encoded.word_ids(k),
-                [value if is_numbered else numbers[str(value).strip()] for value in row],
+                [numbers[declared[value] if is_numbered else str(value).strip()] for value in row],
                 label_all=data.label_all_tokens,
             )
             for k, row in enumerate(batch[label])

@@ -17,8 +17,10 @@ pytest.importorskip("datasets")
 from hf_fam import FAMTrainingArguments
 from hf_fam.recipes import default_configuration
 from hf_fam.recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from hf_fam.recipes.common.classes import class_number
 from hf_fam.recipes.common.command import repeat_command
-from hf_fam.recipes.common.data import class_number, load_splits
+from hf_fam.recipes.common.data import load_splits
+from hf_fam.recipes.common.selection import select_samples
 from hf_fam.recipes.common.yaml_files import read_yaml
 from hf_fam.recipes.text_classification import TextArguments
 from support.launch import ROOT
@@ -109,12 +111,13 @@ def test_data_that_is_refused(tmp_path: Path) -> None:
         ({"train_file": str(tmp_path / "a.txt")}, "files that end in '.txt' cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_splits(data(**given), models(tmp_path), seed=0)
+            load_splits(data(**given), models(tmp_path))
 
 
 def test_validation_data_is_split_off(tmp_path: Path) -> None:
     files = text_files(tmp_path, lambda n: n % 2)
-    parts = load_splits(data(train_file=files["train_file"], train_val_split=0.25), models(tmp_path / "cache"), seed=0)
+    given = data(train_file=files["train_file"], train_val_split=0.25)
+    parts = select_samples(load_splits(given, models(tmp_path / "cache")), given, seed=0)
     assert {name: len(part) for name, part in parts.items()} == {"train": 24, "validation": 8}
     assert not {*parts["train"]["text"]} & {*parts["validation"]["text"]} or len({*parts["train"]["text"]}) < 24
 

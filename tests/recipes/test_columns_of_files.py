@@ -53,8 +53,8 @@ def test_columns_of_labels_and_images() -> None:
     with pytest.raises(ValueError, match="label_column_name='label': the train data has no such column but 'text'"):
         label_column(splits(text="a", kind=1), None)
     assert image_column(splits(img="a", label=1), None) == "img"
-    with pytest.raises(ValueError, match="image_column_name='image': the train data has no such column but 'photo'"):
-        image_column(splits(photo="a"), None)
+    with pytest.raises(ValueError, match="image_column_name='image': the train data has no such column but 'drawing'"):
+        image_column(splits(drawing="a"), None)
 
 
 def test_files_with_tabs(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_files_with_tabs(tmp_path: Path) -> None:
     for name in ("train.tsv", "other.csv"):
         (tmp_path / name).write_text(f"text\tlabel\n{rows}")
     model_args = ModelArguments("some", cache_dir=str(tmp_path / "cache"))
-    loaded = load_splits(DataArguments(train_file=str(tmp_path / "train.tsv")), model_args, seed=0)
+    loaded = load_splits(DataArguments(train_file=str(tmp_path / "train.tsv")), model_args)
     assert loaded["train"].column_names == ["text", "label"] and loaded["train"][0]["text"] == "a, b"
     files = {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "other.csv")}
-    both = load_splits(DataArguments(**files), model_args, seed=0)
+    both = load_splits(DataArguments(**files), model_args)
     assert both["validation"].features == both["train"].features and both["validation"][0]["text"] == "a, b"

@@ -29,7 +29,8 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 # rounding errors up.
 SHORT = {
     "max_steps": 3, "per_device_eval_batch_size": 6, "learning_rate": 1e-2, "adam_epsilon": 1e-3, "logging_steps": 1,
-    "save_strategy": "steps", "save_steps": 1, "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False,
+    "save_strategy": "steps", "save_steps": 1, "save_total_limit": 9,
+    "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False,
 }  # fmt: skip
 ROWS = {"train": 32, "validation": 12, "test": 7}
 

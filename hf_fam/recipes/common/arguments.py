@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Optional
 from transformers import HfArgumentParser, TrainingArguments
 
 from ...inputs.numbers import require_number, require_whole
-from ...inputs.text import LONGEST_PATH, one_line, quote
+from ...inputs.text import LONGEST_PATH, did_you_mean, one_line, quote
 from ...methods import METHODS, Method, method_called
 from ...train.training_args import FAMArguments, FAMTrainingArguments, refuse_removed_fields
 from .training_arguments import check_training_arguments
@@ -112,6 +112,13 @@ class DataArguments:
     test_file: Optional[str] = field(
         default=None, metadata={"help": "Test data for --do_predict, in the format of train_file."}
     )
+    encoding: Optional[str] = field(
+        default=None, metadata={"help": "Encoding of text files, such as cp1252. Defaults to utf-8."}
+    )
+    drop_missing: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows with an empty text, image or label, instead of refusing them."},
+    )
     train_val_split: float = field(
         default=0.1,
         metadata={"help": "Fraction of the training data to validate on if there is no validation data."},
@@ -128,6 +135,8 @@ class DataArguments:
     # True if all rows are training data, of which a comparison makes its own splits; validation data repeats them then.
     is_whole: bool = field(default=False, init=False)
     has_validation: bool = field(default=True, init=False)
+    # Rows that drop_missing left out, by split.
+    dropped_rows: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         require_number("train_val_split", self.train_val_split, 0, 1, open_low=True, open_high=True)
@@ -262,7 +271,10 @@ def parse(
         mappings = [name for name in FILES_OR_MAPPINGS if name in given]
         raise ValueError(f"{''.join(f'{name}: ' for name in mappings)}{one_line(str(error))}") from error
     if remaining:
-        raise ValueError(f"{quote(remaining[0])} is no argument of this task: `hf-fam train TASK --help` lists them.")
+        near = did_you_mean(remaining[0].partition("=")[0], [f"--{name}" for name in parser.fields])
+        raise ValueError(
+            f"{quote(remaining[0])} is no argument of this task{near or '.'} `hf-fam train TASK --help_all` lists all."
+        )
     for arguments in parsed:
         check_training_arguments(arguments)
         if isinstance(arguments, DataArguments):
@@ -280,17 +292,32 @@ class _Parser(HfArgumentParser):
     """A parser whose refusals are errors with one sentence, instead of pages of usage."""
 
     def __init__(self, argument_types: Sequence[Any], **kwargs: Any) -> None:
+        self.fields: list[str] = []
         self.lists: set[str] = set()  # the fields that take a list of values
         super().__init__(argument_types, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         action = super().add_argument(*args, **kwargs)
+        self.fields.append(action.dest)
         if action.nargs in ("+", "*"):
             self.lists.add(action.dest)
         return action
 
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(one_line(message))
+
+
+def all_flags(argument_types: Sequence[Any], configuration: Path, prog: str) -> str:
+    """Return the help of all flags of a task.
+
+    Args:
+        argument_types: the dataclasses.
+        configuration: the YAML file with the defaults of the task.
+        prog: the command, for its first line.
+    """
+    parser = _Parser(argument_types, prog=prog, usage="%(prog)s [FILE.yaml] [--FLAG VALUE ...]", allow_abbrev=False)
+    parser.set_defaults(**read_yaml(configuration))
+    return parser.format_help()
 
 
 def collect_flags(argv: Sequence[str], lists: Collection[str]) -> list[str]:

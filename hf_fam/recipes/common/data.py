@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
-from ...data.checks import IGNORED
-from ...data.columns import label_columns
+from ...data.checks import without_missing
+from ...data.columns import label_columns, same_column
 from ...data.errors import DataError
 from ...data.folders import read_folder
 from ...data.splits import TEST, TRAIN, VALIDATION
@@ -18,17 +17,13 @@ from ...data.tables import read_table
 from ...inputs.text import first_line, quote
 from .arguments import DataArguments, ModelArguments
 
-# Labels of GLUE's test splits, which are hidden, and empty places.
-NO_LABEL = (None, -1)
 
-
-def load_splits(data: DataArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Load the splits for training and validation, and for test if there is such data.
+def load_splits(data: DataArguments, model_args: ModelArguments) -> DatasetDict:
+    """Load the splits as they are: training data, and validation and test data if there are such.
 
     Args:
         data: names of the data set, the folder or the files.
         model_args: its cache_dir and its token are used for data from the Hub.
-        seed: seed for the selection of samples, and for the split if there is no validation data.
 
     Raises:
         ValueError: no data is named.
@@ -38,12 +33,17 @@ def load_splits(data: DataArguments, model_args: ModelArguments, seed: int) -> D
     if not (data.dataset_name or data.data_dir or TRAIN in files):
         raise ValueError("give dataset_name (on the Hub), data_dir, or train_file (and validation_file, test_file).")
     if data.data_dir:
-        splits = DatasetDict(read_folder(data.data_dir))
+        splits = DatasetDict(read_folder(data.data_dir, data.encoding))
     elif data.dataset_name:
         splits = read_from_hub(data, model_args)
     else:
-        splits = DatasetDict({split: read_split(file, split) for split, file in files.items()})
-    return select_samples(splits, data, seed)
+        read = functools.partial(read_table, encoding=data.encoding)
+        splits = DatasetDict({split: read_split(file, split, read) for split, file in files.items()})
+    if TRAIN not in splits:
+        present = ", ".join(map(repr, splits))
+        raise DataError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
+    used = (TRAIN, VALIDATION, TEST, *data.hub_split_names())
+    return DatasetDict({split: splits[split] for split in dict.fromkeys(used) if split in splits})
 
 
 def read_split(file: str, split: str, read: Callable[[str], Dataset] = read_table) -> Dataset:
@@ -72,38 +72,9 @@ def read_from_hub(data: DataArguments, model_args: ModelArguments) -> DatasetDic
     return splits
 
 
-def select_samples(splits: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
-    """Split validation data off if there is none, and keep at most as many samples as allowed.
-
-    Samples for training and validation are chosen at random, because data is often sorted by class. The test split
-    keeps its first samples.
-
-    Raises:
-        DataError: there is no training data, or not enough to split validation data off.
-    """
-    if TRAIN not in splits:
-        present = ", ".join(map(repr, splits))
-        raise DataError(f"the data has no split '{TRAIN}' but {present}: give train_file as well.")
-    if VALIDATION not in splits and not data.is_whole:
-        count = len(splits[TRAIN])
-        if math.ceil(count * data.train_val_split) >= count:
-            raise DataError(
-                f"train_val_split={data.train_val_split!r} of {count} rows leaves none to train on: give more rows, or "
-                "validation data.",
-                TRAIN,
-            )
-        halves = splits[TRAIN].train_test_split(data.train_val_split, seed=seed)
-        splits[TRAIN], splits[VALIDATION] = halves["train"], halves["test"]
-    limits = {TRAIN: data.max_train_samples, VALIDATION: data.max_eval_samples, TEST: data.max_predict_samples}
-    selected = {}
-    for split in (*limits, *(name for name in data.hub_split_names() if name not in limits)):
-        if split in splits:
-            limit = limits[split.split("_")[0]]
-            samples = splits[split] if limit is None or split.startswith(TEST) else splits[split].shuffle(seed)
-            selected[split] = samples if limit is None else samples.select(range(min(limit, len(samples))))
-    data.has_validation = VALIDATION in selected
-    selected.setdefault(VALIDATION, selected[TRAIN])
-    return DatasetDict(selected)
+def find_column(splits: DatasetDict, name: str) -> str:
+    """Return the name of a column as the training data spells it; the name itself if it has none like it."""
+    return same_column(name, splits[TRAIN].column_names) or name
 
 
 def require_column(splits: DatasetDict, name: str, argument: str) -> str:
@@ -117,8 +88,10 @@ def require_column(splits: DatasetDict, name: str, argument: str) -> str:
     Raises:
         DataError: one of the splits has no such column.
     """
+    name = find_column(splits, name)
     for split in (TRAIN, VALIDATION):
-        require_column_of_split(splits, split, name, argument)
+        if split in splits:
+            require_column_of_split(splits, split, name, argument)
     return name
 
 
@@ -147,6 +120,32 @@ def label_column(splits: DatasetDict, name: str | None) -> str:
     return require_column(splits, guesses[0] if guesses else "label", "label_column_name")
 
 
+def drop_missing(splits: DatasetDict, data: DataArguments, inputs: Sequence[str], label: str | None) -> DatasetDict:
+    """Return the splits without the rows that have an empty place, if ``drop_missing`` is set.
+
+    Rows of test data need no label.
+
+    Args:
+        splits: the data, as it was read.
+        data: its ``dropped_rows`` gets the number of rows that were left out, by split.
+        inputs: columns of the inputs.
+        label: column of the labels, or None.
+
+    Raises:
+        DataError: no row of a split is left.
+    """
+    if not data.drop_missing:
+        return splits
+    kept = {}
+    for name, split in splits.items():
+        columns = [*inputs, *([] if label is None or name.startswith(TEST) else [label])]
+        try:
+            kept[name], data.dropped_rows[name] = without_missing(split, columns)
+        except DataError as error:
+            raise DataError(str(error), name) from error
+    return DatasetDict(kept)
+
+
 def check_splits(splits: DatasetDict, check: Callable[..., None], *columns: str) -> None:
     """Apply a check of `hf_fam.data` to the columns of every split.
 
@@ -164,101 +163,6 @@ def check_labels(splits: DatasetDict, label: str, check: Callable[..., None]) ->
     for name, split in splits.items():
         if label in split.column_names:
             check(split, label, name, needs_values=not name.startswith(TEST))
-
-
-def class_names(splits: DatasetDict, column: str) -> list[str]:
-    """Return the classes in order: as declared by the data, or all values of the training data, sorted.
-
-    Raises:
-        DataError: there is only one class, or the validation data has one that the training data does not have.
-    """
-    feature: Any = splits[TRAIN].features[column]
-    if isinstance(feature, ClassLabel):
-        return require_two_classes(feature.names, column)
-    names = require_two_classes(present_classes(splits[TRAIN], column), column)
-    refuse_unknown_classes(present_classes(splits[VALIDATION], column), names, column, VALIDATION)
-    return names
-
-
-def present_classes(split: Dataset, column: str) -> list[str]:
-    """Return the classes of a split, sorted: numbers as numbers, names without the spaces around them."""
-    found = split.unique(column)
-    values = {value.strip() if isinstance(value, str) else value for value in found if value is not None}
-    return [str(value) for value in sorted(values)]
-
-
-def require_two_classes(names: list[str], column: str) -> list[str]:
-    """Return the names of the classes, unless there is only one.
-
-    Raises:
-        DataError: there are fewer than two.
-    """
-    if len(names) < 2:
-        raise DataError(
-            f"column {quote(column)} has {len(names)} class in the training data; at least two are needed.", TRAIN
-        )
-    return list(names)
-
-
-def refuse_unknown_classes(present: list[str], names: list[str], column: str, split: str) -> None:
-    """Refuse a split with classes that the training data does not have.
-
-    Raises:
-        DataError: names the classes.
-    """
-    unknown = [name for name in present if name not in names]
-    if unknown:
-        raise DataError(
-            f"column {quote(column)}: the {split} data has classes without training data: {quote(unknown)}.", split
-        )
-
-
-def drop_unknown_labels(splits: DatasetDict, column: str, names: list[str]) -> None:
-    """Remove the labels of test data with other classes: it is predicted, not measured.
-
-    Args:
-        splits: the data; the test split may be changed.
-        column: column of the labels.
-        names: the classes of the training data.
-    """
-    feature = splits[TEST].features.get(column) if TEST in splits else None
-    if feature is None or isinstance(feature, ClassLabel):
-        return
-    unknown = [name for name in present_classes(splits[TEST], column) if name not in (*names, "-1")]
-    if unknown:
-        warnings.warn(
-            f"the test data's {', '.join(map(quote, unknown[:5]))} is no class: its images are predicted, not "
-            "measured.",
-            stacklevel=2,
-        )
-        splits[TEST] = splits[TEST].remove_columns(column)
-
-
-def has_labels(split: Dataset, column: str) -> bool:
-    """Return True if any row has a label."""
-    return column in split.column_names and any(value not in NO_LABEL for value in split.unique(column))
-
-
-def class_number(names: list[str], feature: Any, value: Any) -> int:
-    """Return the number of a class, or -100 for a missing label, which the loss leaves out.
-
-    Args:
-        names: the classes in order.
-        feature: type of the column, an entry of `Dataset.features`.
-        value: a label; None is a missing one, and so is -1 if no class is called so.
-
-    Raises:
-        DataError: the label is no class.
-    """
-    if isinstance(value, float) and value.is_integer():  # whole numbers in a column with empty places
-        value = int(value)
-    if isinstance(feature, ClassLabel) and value not in NO_LABEL:
-        value = feature.int2str(value)
-    if value is not None and str(value).strip() in names:
-        return names.index(str(value).strip())
-    if value in NO_LABEL:
-        return IGNORED
-    raise DataError(f"label {quote(value)} does not occur in the training data, which has {quote(names, 100)}.", TEST)
 
 
 def prepare_splits(splits: DatasetDict, prepare: Callable[[str], Callable[..., Any]], **options: Any) -> DatasetDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
 from .arguments import ModelArguments
 from .command import repeat_command
+from .interruption import train_until_stopped
+from .launching import refuse_lost_processes
 from .methods import make_trainer
 from .metrics import first_output
 from .run import Run
@@ -36,6 +39,7 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
         ValueError: output_dir contains a trained model or other files that would be overwritten, no checkpoint to
             resume from, or cannot be written.
     """
+    refuse_lost_processes()
     folder = str(args.output_dir)
     shown = f"output_dir={quote(folder, LONGEST_PATH)}"
     require_writable_folder("output_dir", folder)
@@ -92,7 +96,9 @@ def finetune(run: Run) -> dict[str, float]:
         )
     metrics: dict[str, float] = {}
     if run.args.do_train:
-        result = trainer.train(resume_from_checkpoint=run.args.resume_from_checkpoint)
+        result = train_until_stopped(
+            trainer, lambda: trainer.train(resume_from_checkpoint=run.args.resume_from_checkpoint)
+        )
         trainer.save_model()
         trainer.save_state()
         metrics |= log_and_save(trainer, "train", result.metrics)
@@ -112,8 +118,37 @@ def finetune(run: Run) -> dict[str, float]:
                 write_predictions(Path(str(run.args.output_dir), f"{prefix}_results.txt"), predicted, run.to_text)
     if run.args.do_train:
         write_card(trainer, run)
+        if trainer.is_world_process_zero():
+            print(where_the_model_is(str(run.args.output_dir), run.task))
     trainer.accelerator.end_training()
     return metrics
+
+
+# Inputs of the lines that use the model, by task.
+EXAMPLES = {
+    "text-classification": ("new.csv", "My card has not arrived."),
+    "token-classification": ("new.jsonl", "Angela moved to Paris."),
+    "image-classification": ("photos", "photo.png"),
+    "text-generation": (None, "Once upon a time"),
+}
+
+
+def where_the_model_is(folder: str, task: str) -> str:
+    """Return where the trained model is, with two lines that use it.
+
+    Args:
+        folder: output_dir.
+        task: task of the model card.
+    """
+    file, example = EXAMPLES[task]
+    name = quote(folder, LONGEST_PATH)
+    program = f"from transformers import pipeline; print(pipeline({task!r}, {name})({example!r}))"
+    lines = [f"The model is in {folder}. To use it:"]
+    if file is not None:
+        lines.append(f"  hf-fam predict {shlex.quote(folder)} {file} --output predictions.csv")
+    is_plain = not set(program) & set('"$`\\!')
+    lines.append(f"  python -c {f'{chr(34)}{program}{chr(34)}' if is_plain else shlex.quote(program)}")
+    return "\n".join(lines)
 
 
 def check_metric(args: FAMTrainingArguments, names: Sequence[str]) -> None:
