@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "frozen": {"layer"},
     "compare": {"frozen", "inputs", "measure", "methods", "_version"},
     "recipes": {
-        *("compare", "data", "frozen", "methods", "flatness", "measure", "processes", "inputs", "train"),
+        *("compare", "data", "frozen", "methods", "flatness", "layer", "measure", "processes", "inputs", "train"),
         "_compat",
     },
     "cli": {

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text-column", metavar="NAME", help="column of the text, or two separated by a comma (default: guessed)")
     add("--image-column", metavar="NAME", help="column of the image (default: guessed)")
     add("--label-column", metavar="NAME", help="column of the label (default: guessed)")
+    add("--encoding", metavar="NAME", help="encoding of text files, such as cp1252 (default: utf-8)")
+    add("--drop-missing", action="store_true", help="leave out rows with an empty place, instead of refusing them")
     add("--layers", default="auto", help="all, or names separated by commas (default: representation and head)")
     add(
         "--measures",
@@ -106,6 +108,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         text_column=options.text_column,
         image_column=options.image_column,
         label_column=options.label_column,
+        encoding=options.encoding,
+        drop_missing=options.drop_missing,
         items=options.items or None,
         max_length=options.max_length,
         seed=options.seed,

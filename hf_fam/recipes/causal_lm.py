@@ -23,6 +23,7 @@ from .common.data import drop_missing, find_column, load_splits, prepare_splits
 from .common.models import load_model, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.selection import select_samples
+from .common.summary import summarize
 from .common.training import finetune, prepare_run
 
 TOKEN_METRICS = ("accuracy", "nll", "perplexity", "ece")
@@ -88,6 +89,8 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         for name, split in splits.items():
             check_texts(split, data.text_column_name, name)
         splits = select_samples(splits, data, args.seed)
+        columns = {"texts": ", ".join(columns_in_use(splits, data.text_column_name))}
+        summary = summarize(data, splits, columns, is_stratified=False)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -120,7 +123,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         model_args, data, method, args, model, make_model, splits, tokenizer,
         DataCollatorForSeq2Seq(tokenizer, padding=True),
         token_metrics, TOKEN_METRICS,
-        task="text-generation", preprocess_logits=reduce_logits,
+        task="text-generation", preprocess_logits=reduce_logits, summary=summary,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from .common.augmentation import augment, parse_augmentation
-from .common.classes import class_names, class_number, drop_unknown_labels, in_order_of_model
+from .common.classes import class_names, class_number, classes_of_rows, drop_unknown_labels, in_order_of_model
 from .common.data import (
     check_labels,
     drop_missing,
@@ -38,6 +38,7 @@ from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing
 from .common.run import Run
 from .common.selection import select_samples
+from .common.summary import summarize
 from .common.training import finetune, prepare_run
 
 # Data sets with a short name: name on the Hub, configuration, column of the images, column of the labels.
@@ -162,6 +163,10 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         splits = select_samples(splits, data, args.seed, label)
         names = in_order_of_model(class_names(splits, label), model_args)
         drop_unknown_labels(splits, label, names)
+        guesses = [name for name in ("image_column_name", "label_column_name") if not getattr(data, name)]
+        columns = {"images": image, "labels": label}
+        labels = classes_of_rows(splits[TRAIN], label)
+        summary = summarize(data, splits, columns, [] if data.train_dir else guesses, labels)
     processor = load_processor(data, model_args)
     make_model = functools.partial(load_classifier, model_args, AutoModelForImageClassification, names)
     model = make_model()
@@ -183,7 +188,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     return Run(
         model_args, data, method, args, model, make_model, splits, processor, collate,
         classification_metrics, CLASSIFICATION_METRICS,
-        task="image-classification", to_text=lambda row: names[row.argmax()],
+        task="image-classification", to_text=lambda row: names[row.argmax()], summary=summary,
     )  # fmt: skip
 
 

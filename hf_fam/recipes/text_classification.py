@@ -18,7 +18,7 @@ from ..inputs.numbers import require_number
 from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from .common.classes import class_names, class_number, has_labels, in_order_of_model
+from .common.classes import class_names, class_number, classes_of_rows, has_labels, in_order_of_model
 from .common.data import (
     check_labels,
     check_splits,
@@ -33,6 +33,7 @@ from .common.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, classifi
 from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.selection import select_samples
+from .common.summary import summarize
 from .common.training import finetune, prepare_run
 
 GLUE = "nyu-mll/glue"
@@ -145,6 +146,10 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         check_labels(splits, label, require_numbers if is_regression else require_classes)
         splits = select_samples(splits, data, args.seed, None if is_regression else label)
         names = ["score"] if is_regression else in_order_of_model(class_names(splits, label), model_args)
+        guesses = [name for name in ("text_column_names", "label_column_name") if not getattr(data, name)]
+        labels = None if is_regression else classes_of_rows(splits[TRAIN], label)
+        columns = {"texts": ", ".join(texts), "labels": label}
+        summary = summarize(data, splits, columns, guesses, labels, is_stratified=not is_regression)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     problem_type = "regression" if is_regression else "single_label_classification"
     make_model = functools.partial(
@@ -175,6 +180,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         REGRESSION_METRICS if is_regression else CLASSIFICATION_METRICS,
         task="text-classification",
         to_text=(lambda row: f"{row[0]:.4f}") if is_regression else (lambda row: names[row.argmax()]),
+        summary=summary,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
 from .common.run import Run
 from .common.selection import select_samples
+from .common.summary import summarize
 from .common.training import finetune, prepare_run
 
 
@@ -85,6 +86,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         splits = select_samples(splits, data, args.seed)
         declared = word_classes(splits, label)
         names = in_order_of_model(declared, model_args)
+        summary = summarize(data, splits, {"words": words, "labels": label}, is_stratified=False)
     tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
     if not tokenizer.is_fast:
         raise ValueError(
@@ -115,6 +117,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         DataCollatorForTokenClassification(tokenizer),
         classification_metrics, CLASSIFICATION_METRICS,
         task="token-classification", loss=functools.partial(mean_over_words, smoothing=args.label_smoothing_factor),
+        summary=summary,
     )  # fmt: skip
 
 

@@ -135,6 +135,7 @@ class DataArguments:
     # True if all rows are training data, of which a comparison makes its own splits; validation data repeats them then.
     is_whole: bool = field(default=False, init=False)
     has_validation: bool = field(default=True, init=False)
+    was_split: bool = field(default=False, init=False)
     # Rows that drop_missing left out, by split.
     dropped_rows: dict[str, int] = field(default_factory=dict, init=False)
 

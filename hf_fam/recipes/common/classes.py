@@ -59,6 +59,13 @@ def present_classes(split: Dataset, column: str) -> list[str]:
     return [str(value) for value in sorted(values)]
 
 
+def classes_of_rows(split: Dataset, column: str) -> list[str]:
+    """Return the name of each row's class."""
+    feature = split.features[column]
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    return [str(names[value] if names else value).strip() for value in split[column]]
+
+
 def require_two_classes(names: list[str], column: str) -> list[str]:
     """Return the names of the classes, unless there is only one.
 

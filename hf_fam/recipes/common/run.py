@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ...train.training_args import FAMTrainingArguments
 from .arguments import DataArguments, MethodArguments, ModelArguments
+from .summary import DataSummary
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Run:
         preprocess_logits: reduces logits before they are gathered.
         loss: computes the loss from outputs and labels, instead of the model.
         to_text: turns the logits of an item into its line of the predictions; no predictions are written without it.
+        summary: what is printed about the data before the training.
     """
 
     model_args: ModelArguments
@@ -49,3 +51,4 @@ class Run:
     preprocess_logits: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     to_text: Callable[[Any], str] | None = None
+    summary: DataSummary | None = None

@@ -17,7 +17,7 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int, label: s
 
     Args:
         splits: the data.
-        data: the fraction for validation and the limits; ``has_validation`` is set.
+        data: the fraction for validation and the limits; ``has_validation`` and ``was_split`` are set.
         seed: seed of the random choices.
         label: column of the classes, of which the validation data then has equal shares; None for other data.
 
@@ -25,6 +25,7 @@ def select_samples(splits: DatasetDict, data: DataArguments, seed: int, label: s
         DataError: there is not enough training data to split validation data off.
     """
     if VALIDATION not in splits and not data.is_whole:
+        data.was_split = True
         splits = DatasetDict({**splits, **split_off(splits[TRAIN], data.train_val_split, seed, label)})
     limits = {TRAIN: data.max_train_samples, VALIDATION: data.max_eval_samples, TEST: data.max_predict_samples}
     selected = {}

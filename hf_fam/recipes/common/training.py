@@ -16,6 +16,7 @@ from ...inputs.paths import no_new_folder_if_refused, require_writable_folder
 from ...inputs.text import LONGEST_PATH, quote
 from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
+from .announcing import print_summary
 from .arguments import ModelArguments
 from .command import repeat_command
 from .interruption import train_until_stopped
@@ -96,6 +97,7 @@ def finetune(run: Run) -> dict[str, float]:
         )
     metrics: dict[str, float] = {}
     if run.args.do_train:
+        print_summary(run, trainer)
         result = train_until_stopped(
             trainer, lambda: trainer.train(resume_from_checkpoint=run.args.resume_from_checkpoint)
         )
