@@ -6,12 +6,13 @@ Only the subcommands import torch and transformers, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .._version import __version__
 from ..inputs.text import LONGEST_MESSAGE, one_line
-from . import compare_command, layers_command, measure_command, train_command
+from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
 from .demo import command as demo_command
 
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit):  # of a process that is not to print
             raise
         return refuse(options.command, str(error), longest=1000)
+    except BrokenPipeError:  # of `hf-fam predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return refuse(options.command, "stopped.", status=INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
@@ -114,6 +118,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     compare_command.add_arguments(compare)
     compare.set_defaults(run=lambda options: compare_command.run(options.task, options.compare_arguments))
+
+    predict = commands.add_parser(
+        "predict",
+        help="write the predictions of a trained model for a file as csv",
+        description="Write the class and the probabilities of every text, word or image of a file, as csv.",
+    )
+    predict_command.add_arguments(predict)
+    predict.set_defaults(run=predict_command.run)
 
     layers = commands.add_parser(
         "layers",

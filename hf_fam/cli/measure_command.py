@@ -10,8 +10,9 @@ from typing import Any
 
 from ..inputs.numbers import LARGEST_SEED, MOST_PROBES
 from ..inputs.paths import require_writable_file
-from ..inputs.text import LONGEST_VALUE, first_line, one_line, printable, quote
+from ..inputs.text import LONGEST_VALUE, one_line, printable, quote
 from .argument_types import whole
+from .device import choose_device
 
 # Limits of the robustness curve, which takes many forward passes.
 _ROBUSTNESS_ITEMS = 64
@@ -89,8 +90,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
             f"--dataset-config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
         )
     if options.report is not None:
-        _require_package("matplotlib", "--report")
-    _require_package("datasets", "hf-fam measure")
+        require_package("matplotlib", "--report")
+    require_package("datasets", "hf-fam measure")
     import transformers
 
     from ..calculus.derivatives import SecondDerivativeError
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = _device(options.device)
+    device = choose_device(options.device)
     source = load_source(
         options.model,
         options.dataset,
@@ -199,21 +200,6 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
     options.report.write_text(page, encoding="utf-8")
 
 
-def _device(device: str | None) -> str:
-    import torch
-
-    if not device:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (AssertionError, RuntimeError) as error:  # torch raises either for a missing device or a mistyped name
-        raise ValueError(
-            f"--device {one_line(device, LONGEST_VALUE)} cannot be used here ({first_line(error)}): give cpu, or leave "
-            "it out."
-        ) from error
-    return device
-
-
 def _measures(options: argparse.Namespace) -> tuple[str, ...]:
     if options.measures is not None:
         return tuple(options.measures.split(","))
@@ -224,7 +210,16 @@ def _first(items: Any, count: int) -> Any:
     return items.select(range(min(count, len(items))))
 
 
-def _require_package(package: str, option: str) -> None:
+def require_package(package: str, option: str) -> None:
+    """Refuse to run without a package of the extra ``measure``.
+
+    Args:
+        package: the package.
+        option: what needs it, for the message.
+
+    Raises:
+        ValueError: the package is missing; the message says how to install it.
+    """
     import importlib.util
 
     if importlib.util.find_spec(package) is None:

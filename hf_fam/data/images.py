@@ -31,6 +31,11 @@ def has_images(folder: Path) -> bool:
     return any(is_image(path) for path in folder.rglob("*"))
 
 
+def image_files(folder: str | Path) -> list[str]:
+    """Return the images of a folder, at any depth, in order of their names."""
+    return sorted(str(path) for path in Path(folder).rglob("*") if is_image(path) and path.is_file())
+
+
 def read_image_folder(folder: str | Path, needs_labels: bool = True) -> Dataset:
     """Return the images of a folder, with the name of their class.
 

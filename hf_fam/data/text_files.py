@@ -51,6 +51,19 @@ def read_text(path: Path, encoding: str | None = None) -> bytes:
     return content
 
 
+def read_lines(path: Path, encoding: str | None = None) -> list[str]:
+    """Return the lines of a text file that are not blank, without the spaces around them.
+
+    Args:
+        path: the file.
+        encoding: its encoding; UTF-8 by default.
+
+    Raises:
+        DataError: the file is empty or its encoding is another one.
+    """
+    return [line.strip() for line in read_text(path, encoding).decode(UTF8).splitlines() if line.strip()]
+
+
 def require_encoding(encoding: str | None) -> str:
     """Return the name of an encoding as Python has it.
 

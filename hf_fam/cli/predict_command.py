@@ -1,0 +1,102 @@
+"""``hf-fam predict``: the predictions of a saved model for a file, as csv."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..inputs.paths import require_writable_file
+from ..inputs.text import quote
+from .argument_types import whole
+from .device import choose_device
+from .measure_command import require_package
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command, without heavy imports."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a folder with a saved model, or a model on the Hub")
+    add(
+        "file",
+        metavar="FILE",
+        help="csv, tsv, json, jsonl, parquet, or txt with one text a line; for images a folder, an image, or txt with "
+        "one path a line",
+    )
+    add("--output", type=Path, metavar="FILE.csv", help="where to write (default: standard output)")
+    add("--split", help="split of a folder or of a data set on the Hub (default: the only one, test or train)")
+    add("--text_column", metavar="NAME", help="column of the text, or two separated by a comma (default: guessed)")
+    add("--image_column", metavar="NAME", help="column of the image (default: guessed)")
+    add("--encoding", metavar="NAME", help="encoding of text files, such as cp1252 (default: utf-8)")
+    add("--drop_missing", action="store_true", help="leave out rows with an empty place, instead of refusing them")
+    add("--batch_size", type=whole(1), default=32, metavar="N", help="inputs in a batch (default: 32)")
+    add(
+        "--max_length", type=whole(1), metavar="N", help="cut texts after N tokens (default: 512, or the model's limit)"
+    )
+    add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
+    add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict, and write a row for each input.
+
+    Args:
+        options: the parsed arguments.
+
+    Raises:
+        ValueError: the model or the file cannot be used; the message is a sentence.
+    """
+    if options.output is not None:
+        require_writable_file("--output", str(options.output))
+        if os.path.abspath(options.output) == os.path.abspath(options.file):
+            raise ValueError(f"--output {quote(str(options.output))} is the input, which would be overwritten.")
+    require_package("datasets", "hf-fam predict")
+    import transformers
+
+    from ..measure.predictions import Options, Predictor
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    predictor = Predictor(
+        options.model,
+        options.file,
+        Options(
+            split=options.split,
+            text_column=options.text_column,
+            image_column=options.image_column,
+            encoding=options.encoding,
+            drop_missing=options.drop_missing,
+            batch_size=options.batch_size,
+            max_length=options.max_length,
+            device=choose_device(options.device),
+            trust_remote_code=options.trust_remote_code,
+        ),
+    )
+    with _opened(options.output) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(predictor.header)
+        writer.writerows(predictor.rows())
+    if predictor.cut:
+        print(
+            f"Note: {predictor.cut} texts were cut, since they have more tokens than the model takes.", file=sys.stderr
+        )
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[IO[str]]:
+    """Open the file to write; it has its name when it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
