@@ -20,6 +20,7 @@ from ..layer.model_state import preserve_state
 from ..processes.checkpoints import resume_hint
 from ..processes.decisions import stop_together, sum_over_processes
 from .first_batch import copy_of_inputs, correct_loss_scaling
+from .idle_term import IdleTermWatch
 from .log import FlatnessLog
 from .mean_state import load_mean, save_mean
 from .model_card import FlatnessSummary, first_logged, last_logged
@@ -69,6 +70,7 @@ class FlatTraining:
         """
         self.log = FlatnessLog()
         self._overconfidence = OverconfidenceWatch()
+        self._idle_term = IdleTermWatch()
         self.is_first_batch_checked = False
         self._step, self._micro_batch = -1, 0
         self._labels: Tensor | None = None
@@ -255,7 +257,14 @@ class FlatTraining:
         means = self.log.drain(self.flatness.layer.in_features, mean)
         if "fam_kappa" in means:
             self._overconfidence.observe(self.flatness, means["fam_kappa"])
+        if "fam_grad_ratio" in means and trainer.args.process_index == 0:
+            layer = self.flatness.layer.name
+            self._idle_term.observe(layer, means["fam_grad_ratio"], means["fam_lambda"], self.strength)
         return means
+
+    def end_training(self) -> None:
+        """Say that the term did nothing, if a short training has not said so."""
+        self._idle_term.end()
 
     def before_checkpoint(self, trainer: Any) -> None:
         """Refuse a checkpoint after a loss or kappa that is not finite, and save the mean of the features."""
@@ -292,7 +301,7 @@ class FlatTraining:
 
 
 class FlatTrainingCallback(TrainerCallback):
-    """Callback at the start of a training and before each optimizer step.
+    """Callback at the start and the end of a training, and before each optimizer step.
 
     Args:
         training: the state of flatness-aware training.
@@ -305,6 +314,10 @@ class FlatTrainingCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin a training."""
         self._training.begin_training(self._trainer)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End a training."""
+        self._training.end_training()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the step of the features' mean."""

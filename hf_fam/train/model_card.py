@@ -34,6 +34,9 @@ To second order, λ κ is what the loss rises by, on average, when the features 
 random direction by the fraction δ of their length. κ as logged is a mean over the steps since the log before, on the
 batches of the training and with its dropout.
 
+κ may rise during a training, although the term holds it down. It grows with the weights of the layer, and a new head
+starts with small ones. The term makes κ smaller than it would be without it, not smaller than at the start.
+
 ```bibtex
 @inproceedings{{adilova2023fam,
   title     = {{{{FAM}}: Relative Flatness Aware Minimization}},
