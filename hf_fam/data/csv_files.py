@@ -18,7 +18,7 @@ from .text_files import read_text
 
 DELIMITERS = (",", "\t", ";", "|")
 # Signs that names of columns have, too.
-_IN_NAMES = "_-. \"'()[]/\r\n\\"
+_IN_NAMES = "_-.?! \"'()[]/\r\n\\"
 _SNIFFED_ROWS = 20
 # Words for a missing value, in columns whose other values are numbers.
 _MISSING = ("NA", "N/A", "n/a", "<NA>", "#N/A", "null", "NULL", "None")
@@ -108,7 +108,7 @@ def find_delimiter(text: str) -> str:
         return usual
     line = text.lstrip().partition("\n")[0]
     others = [sign for sign in dict.fromkeys(line) if sign.isascii() and not sign.isalnum() and sign not in _IN_NAMES]
-    fitting = [sign for sign in others if _fitness(text, sign)[:2] == (True, 1.0)]
+    fitting = [sign for sign in others if _fitness(text, sign)[:2] == (True, 1.0) and _has_a_table(text, sign)]
     return max(fitting, key=lambda sign: _fitness(text, sign)) if fitting else usual
 
 
@@ -117,6 +117,12 @@ def _fitness(text: str, delimiter: str) -> tuple[bool, float, int]:
     rows = _first_rows(text, delimiter, _SNIFFED_ROWS)
     count = len(rows[0]) if rows else 0
     return count > 1, sum(len(row) == count for row in rows) / max(1, len(rows)), count
+
+
+def _has_a_table(text: str, delimiter: str) -> bool:
+    """Return True if there are rows behind the header, and the header names every column."""
+    rows = _first_rows(text, delimiter, 2)
+    return len(rows) == 2 and all(name.strip() for name in rows[0])
 
 
 def _first_rows(text: str, delimiter: str, count: int) -> list[list[str]]:

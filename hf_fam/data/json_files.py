@@ -28,7 +28,9 @@ def read_json(path: Path, encoding: str | None = None) -> pa.Table:
         DataError: the file is broken, or a column mixes types; the message names the row.
     """
     text = read_text(path, encoding).decode("utf-8")
-    rows = _rows(text)
+    rows = (
+        [*_rows_of_lines(text.splitlines())] if path.suffix.lower() == ".jsonl" and not _is_list(text) else _rows(text)
+    )
     tables = []
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
@@ -40,6 +42,10 @@ def read_json(path: Path, encoding: str | None = None) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"a column mixes types: {first_line(error)}.") from error
+
+
+def _is_list(text: str) -> bool:
+    return text.lstrip().startswith("[")
 
 
 def _rows(text: str) -> Sequence[dict[str, Any]]:

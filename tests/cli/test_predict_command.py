@@ -166,8 +166,9 @@ def test_missing_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("model", "file", "more", "said"),
-    [("nowhere", "good.csv", [], "'nowhere'"), ("text", "nope.csv", [], "nope.csv'"), ("bare", "good.csv", [], "MaskedLM"),
-     ("lm", "good.csv", [], "LlamaForCausalLM"), ("text", "good.csv", ["--text_column", "x"], "no column 'x'"),
+    [("nowhere", "good.csv", [], "'nowhere'"), ("text", "nope.csv", [], "nope.csv'"),
+     ("bare", "good.csv", [], "MaskedLM"), ("lm", "good.csv", [], "LlamaForCausalLM"),
+     ("text", "good.csv", ["--text_column", "x"], "no column 'x'"),
      ("text", "good.csv", ["--output", "good.csv"], "is the input"), ("text", "good.csv", ["--output", "no/x"], "'no'"),
      ("text", "good.csv", ["--device", "magic"], "--device magic"), ("vit", "good.csv", [], "no column of images"),
      ("text", "latin.csv", [], "--encoding cp1252"), ("text", "good.csv", ["--max_length", "999"], "16 positions"),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("datasets", "peft", "pytorch_optimizer"):
-    pytest.importorskip(package)
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
+pytest.importorskip("pytorch_optimizer")
 
 from safetensors.torch import load_file
 
