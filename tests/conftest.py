@@ -22,7 +22,8 @@ ROOMS = {
 }
 # Whole comparisons and commands in processes of their own take too long for it.
 LONG = (
-    "tests/cli/test_compare_command.py", "tests/cli/test_remote_code.py", "tests/cli/test_train_command.py",
+    "tests/cli/test_compare_command.py", "tests/cli/test_remote_code.py", "tests/cli/test_stopping.py",
+    "tests/cli/test_train_command.py",
     "tests/compare/test_compare.py", "tests/compare/test_equal_methods.py",
 )  # fmt: skip
 TRAINING = "tests/train/test_lifecycle.py::test_best_model_is_loaded_at_the_end"

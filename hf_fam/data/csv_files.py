@@ -72,8 +72,9 @@ def read_csv(path: Path, encoding: str | None = None) -> pa.Table:
     if ragged:
         row = ragged[0]
         where = "" if row.number is None else f"row {row.number - 1} "
+        values = "value" if row.actual_columns == 1 else "values"
         raise DataError(
-            f"{where}has {row.actual_columns} values and the header {row.expected_columns} ({quote(row.text)}): give "
+            f"{where}has {row.actual_columns} {values} and the header {row.expected_columns} ({quote(row.text)}): give "
             "each row one value for each column, in quotes if it contains the delimiter."
         )
     return pa.table({name: _typed(table.column(name)) for name in names})

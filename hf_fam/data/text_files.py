@@ -99,7 +99,7 @@ def _require_utf8(content: bytes) -> None:
 
 def _remedy(content: bytes) -> str:
     guess = guess_encoding(content)
-    return "save it as UTF-8." if guess is None else f"add --encoding {guess}, or save it as UTF-8."
+    return "give a text file in UTF-8." if guess is None else f"add --encoding {guess}, or save it as UTF-8."
 
 
 def guess_encoding(content: bytes) -> str | None:
@@ -112,7 +112,9 @@ def guess_encoding(content: bytes) -> str | None:
     sample = content[:_SAMPLE]
     zeros = [sample[k::2].count(0) / max(1, len(sample[k::2])) for k in (0, 1)]
     if max(zeros) > 0.4 and min(zeros) < 0.1:  # every other byte of Latin letters in UTF-16
-        return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+        name = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+        is_text = all(c.isprintable() or c.isspace() for c in sample.decode(name, errors="replace"))
+        return name if is_text and _decodes(content, name) else None
     if 0 in sample or any(byte < 32 and byte not in b"\t\n\r\f" for byte in sample):
         return None
     above = sum(byte > 127 for byte in sample)

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..data.checks import require_classes, require_values
 from ..data.columns import image_columns
-from ..data.errors import named_source
+from ..data.errors import DataError, named_source
 from ..data.images import as_images, read_image_folder, require_images
 from ..data.splits import TEST, TRAIN, VALIDATION
 from ..inputs.text import quote
@@ -252,7 +252,10 @@ def image_column(splits: DatasetDict, name: str | None) -> str:
         ValueError: the training or validation data has no such column.
     """
     guesses = [name] if name else image_columns(splits[TRAIN].features)
-    return require_column(splits, guesses[0] if guesses else "image", "image_column_name")
+    if not guesses:
+        present = quote(splits[TRAIN].column_names, 120).strip("[]")
+        raise DataError(f"no column of images among {present}: name it with image_column_name.", TRAIN)
+    return require_column(splits, guesses[0], "image_column_name")
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:

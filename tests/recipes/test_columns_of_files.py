@@ -50,10 +50,10 @@ def test_columns_of_labels_and_images() -> None:
     assert label_column(splits(text="a", label=1, score=0.5), None) == "label"
     assert label_column(splits(text="a", intent=1), None) == "intent"
     assert label_column(splits(text="a", label=1, kind=2), "kind") == "kind"
-    with pytest.raises(ValueError, match="label_column_name='label': the train data has no such column but 'text'"):
+    with pytest.raises(ValueError, match="no column of labels among 'text', 'kind': name it with label_column_name"):
         label_column(splits(text="a", kind=1), None)
     assert image_column(splits(img="a", label=1), None) == "img"
-    with pytest.raises(ValueError, match="image_column_name='image': the train data has no such column but 'drawing'"):
+    with pytest.raises(ValueError, match="no column of images among 'drawing': name it with image_column_name"):
         image_column(splits(drawing="a"), None)
 
 

@@ -117,7 +117,10 @@ def label_column(splits: DatasetDict, name: str | None) -> str:
         DataError: the training or validation data has no such column.
     """
     guesses = [name] if name else label_columns(splits[TRAIN].features)
-    return require_column(splits, guesses[0] if guesses else "label", "label_column_name")
+    if not guesses:
+        present = quote(splits[TRAIN].column_names, 120).strip("[]")
+        raise DataError(f"no column of labels among {present}: name it with label_column_name.", TRAIN)
+    return require_column(splits, guesses[0], "label_column_name")
 
 
 def drop_missing(splits: DatasetDict, data: DataArguments, inputs: Sequence[str], label: str | None) -> DatasetDict:
