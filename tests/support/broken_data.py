@@ -71,9 +71,7 @@ def answer(case: Case, folder: Path, models: dict[str, str]) -> outcome.Outcome:
 def table() -> str:
     """The table as Markdown."""
     cases = {str(case): case for case in all_cases()}
-    lines = ["# Broken data, and the answers", ""]
-    lines += ["What `hf-fam train` says in one line, before anything is trained. A test makes this table.", ""]
-    lines += ["| data | answer |", "| --- | --- |"]
+    lines = ["| data | answer |", "| --- | --- |"]
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as root:
         os.chdir(root)
