@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,11 @@ class CheckpointHooks(_Host):
     ``Trainer._save_checkpoint``, ``Trainer._save`` and the argument ``_internal_call`` of ``Trainer.save_model``:
     transformers 5.15 to 5.23.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not, which trains as this Trainer would."""
+        _repair_copies()
+        return vars(self)
 
     def before_saving(self) -> None:
         """Raise an error to refuse to save the model, in a checkpoint or not.
@@ -117,6 +123,34 @@ def mark_scheduler_as_created(trainer: Any) -> None:
     ``Trainer._created_lr_scheduler``: transformers 5.15 to 5.23.
     """
     trainer._created_lr_scheduler = True
+
+
+def _repair_copies() -> None:
+    """Let copies and pickles contain accelerate's ``GradientState`` and ``AcceleratedOptimizer`` as they should.
+
+    ``GradientState`` is one object for a process. After a training it has weak references to dataloaders, which no
+    pickle can contain. ``AcceleratedOptimizer.step`` is replaced by a schedule, with a function that no pickle can
+    contain and that steps the original optimizer also in a copy.
+
+    ``GradientState.plugin_kwargs`` and ``AcceleratedOptimizer.__getstate__``: accelerate 1.3 to 1.15.
+    """
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.state import GradientState
+
+    copyreg.pickle(GradientState, lambda state: (_gradient_state, (dict(state.plugin_kwargs),)))
+    copyreg.pickle(AcceleratedOptimizer, _reduce_optimizer)
+
+
+def _gradient_state(plugin_kwargs: dict[str, Any]) -> Any:
+    from accelerate.state import GradientState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    return GradientState(GradientAccumulationPlugin(**plugin_kwargs))
+
+
+def _reduce_optimizer(optimizer: Any) -> tuple[Any, ...]:
+    state = {name: value for name, value in optimizer.__getstate__().items() if name != "step"}
+    return object.__new__, (type(optimizer),), state
 
 
 def loss_is_scaled(trainer: Any) -> bool | None:

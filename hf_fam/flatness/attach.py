@@ -126,9 +126,9 @@ class AttachedFlatness:
         self._hook = self.layer.module.register_forward_hook(self._inject, prepend=True)
         self._is_active = True
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return an inactive term for copies of the model, pickled or not."""
-        return _inactive, ()
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not, which is inactive: a copied model trains without the term."""
+        return {**vars(self), "_is_active": False}
 
     @property
     def strength(self) -> float:
@@ -215,9 +215,3 @@ def has_flatness_term(module: nn.Module) -> bool:
     """Return True if `attach` has put a term on this module."""
     owners = (getattr(hook, "__self__", None) for hook in forward_hooks(module))
     return any(isinstance(attached, AttachedFlatness) and attached._is_active for attached in owners)
-
-
-def _inactive() -> AttachedFlatness:
-    attached = AttachedFlatness.__new__(AttachedFlatness)
-    attached._is_active = False
-    return attached

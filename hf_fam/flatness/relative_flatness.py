@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +171,10 @@ class RelativeFlatness:
         self._call_number = 0
         self._reference: Tensor | None = None
         self._has_warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
+        return {**vars(self), "_reference": None}
 
     def _use(self, method: Estimator) -> None:
         """Use an estimator from now on."""

@@ -7,6 +7,7 @@ resumes one optimizer and one schedule as usual.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,8 +56,16 @@ def schedule(
     """
     critic_factor = _learning_rate_factor(args, CRITIC, max_steps)
     generator_factor = _learning_rate_factor(args, GENERATOR, critic_schedule.generator_steps(max_steps))
-    factors = {CRITIC: critic_factor, GENERATOR: lambda step: generator_factor(critic_schedule.generator_steps(step))}
+    factors: dict[Any, Callable[[int], float]] = {
+        CRITIC: critic_factor,
+        GENERATOR: functools.partial(_after_critic_steps, generator_factor, critic_schedule),
+    }
     return LambdaLR(optimizer, [factors[group["network"]] for group in optimizer.param_groups])
+
+
+def _after_critic_steps(factor: Callable[[int], float], critic_schedule: CriticSchedule, steps: int) -> float:
+    """Return a function of the generator's steps after some critic steps."""
+    return factor(critic_schedule.generator_steps(steps))
 
 
 def _learning_rate_factor(args: WGANTrainingArguments, network: str, steps: int) -> Callable[[int], float]:

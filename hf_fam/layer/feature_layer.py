@@ -63,7 +63,6 @@ class FeatureLayer:
     Attributes:
         name: dotted name inside the model.
         module: the layer.
-        linear_map: W, and how it acts on features.
         in_features: m, the number of features that a pre-activation depends on.
         out_features: d, the number of pre-activations.
         perturb: function of features, output and linear map that returns the perturbed output; None: no change.
@@ -93,7 +92,7 @@ class FeatureLayer:
         model = unwrap(model)
         self.name, self.module = resolve_layer(model, layer)
         try:
-            self.linear_map: LinearMap = linear_map_of(self.module)
+            self._linear_map: LinearMap | None = linear_map_of(self.module)
         except TypeError as error:
             raise TypeError(
                 f"layer '{self.name}' {error} `hf-fam layers MODEL` lists the layers of a model."
@@ -107,9 +106,19 @@ class FeatureLayer:
         self._captures: list[Capture] | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return a layer without a hook for copies of the model, pickled or not."""
-        return _without_hook, ()
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not.
+
+        A copied model keeps its hooks. They do nothing until their layer captures, which belongs to the same copy.
+        """
+        return {**vars(self), "_linear_map": None, "_captures": None, "perturb": None}
+
+    @property
+    def linear_map(self) -> LinearMap:
+        """Return W, and how it acts on features."""
+        if self._linear_map is None:  # in a copy, because the map reads the weight of one module
+            self._linear_map = linear_map_of(self.module)
+        return self._linear_map
 
     @property
     def weight(self) -> Tensor:
@@ -234,9 +243,3 @@ class FeatureLayer:
                 "with its weight and bias (its own forward method, or a forward hook, changes the output), so relative "
                 "flatness is not defined for it: choose another layer."
             )
-
-
-def _without_hook() -> FeatureLayer:
-    layer = FeatureLayer.__new__(FeatureLayer)
-    layer._captures = layer.perturb = layer._hook = None
-    return layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -42,6 +43,10 @@ class ForwardWatch:
         self._unfused = UnfusedHead(unwrap(model)) if unfuse_head else None
         self.captures: Sequence[Capture] | None = None
         self.head_captures: Sequence[Capture] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not, which has captured nothing."""
+        return {**vars(self), "captures": None, "head_captures": None}
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:

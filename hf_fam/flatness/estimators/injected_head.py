@@ -64,6 +64,10 @@ class InjectedHead(Estimator):
         self._center: Tensor | None = None
         self._calls: list[InjectedCall] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
+        return {**vars(self), "_calls": []}
+
     def begin(self, strength: float | None, next_seeds: Callable[[], Seeds], mean: Tensor | None) -> None:
         """Add the term to the head's output in the next forward pass, if lambda is known.
 

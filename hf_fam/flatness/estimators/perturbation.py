@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -47,6 +48,10 @@ class FeaturePerturbation(Estimator):
         self._coupling_in_use = Coupling.BATCH
         self._finds_coupling = True
         self._perturbations: list[tuple[Tensor, Tensor]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
+        return {**vars(self), "_perturbations": []}
 
     def for_sharded_model(self) -> Estimator:
         """Return this estimator, with one matrix for the whole batch: finding the coupling needs derivatives."""
