@@ -34,8 +34,12 @@ def base_layer(module: nn.Module) -> nn.Module:
 def active_module(module: nn.Module) -> nn.Module:
     """Return the module that runs when this one is called.
 
-    It is the trained copy in ``modules_to_save``, else the module itself.
+    It is the trained copy in ``modules_to_save``, the layer with ``trainable_token_indices``, else the module itself.
     """
+    if _is_a(module, "peft.utils.other", "TrainableTokensWrapper"):
+        tokens: Any = module
+        layer: nn.Module = tokens.token_adapter
+        return layer
     if not is_module_to_save(module):
         return module
     wrapper: Any = module
@@ -52,6 +56,8 @@ def refuse_other_adapters(module: nn.Module) -> None:
     Raises:
         TypeError: the weight cannot be merged; the message names the adapter and the reason.
     """
+    if _has_trained_rows(module):
+        return
     layer: Any = module
     kind = f"{type(module).__module__.removeprefix('peft.tuners.').split('.')[0]}.{type(module).__name__}"
     of_parameters = _is_a(module, "peft.tuners.lora.layer", "ParamWrapper")
@@ -77,7 +83,7 @@ def merged_weight(module: nn.Module, base: Tensor) -> Tensor:
     ``W_0 + sum scaling B A`` over the active adapters.
 
     With DoRA, row s is multiplied by ``magnitude_s / ||w_s||``, the norm held constant (Liu et al. 2024,
-    arXiv 2402.09353, section 4.3).
+    arXiv 2402.09353, section 4.3). With ``trainable_token_indices``, trained rows replace those of W_0.
 
     Args:
         module: a layer that `refuse_other_adapters` accepts.
@@ -85,6 +91,11 @@ def merged_weight(module: nn.Module, base: Tensor) -> Tensor:
     """
     layer: Any = module
     if layer.disable_adapters or layer.merged:
+        return base
+    if _has_trained_rows(module):
+        for name in layer.active_adapters:
+            rows = torch.tensor(layer.token_indices[name], device=base.device)
+            base = base.index_copy(0, rows, layer.trainable_tokens_delta[name].to(base))
         return base
     weight = base.to(wide(base.dtype))
     with torch.autocast(weight.device.type, enabled=False):
@@ -100,6 +111,11 @@ def merged_weight(module: nn.Module, base: Tensor) -> Tensor:
 def has_active_dropout(module: nn.Module) -> bool:
     """Return True if the adapter of a layer drops features at random now."""
     return is_adapted(module) and any(m.training and m.p > 0 for m in module.modules() if isinstance(m, nn.Dropout))
+
+
+def _has_trained_rows(module: nn.Module) -> bool:
+    """Return True for PEFT's ``trainable_token_indices`` on a head, which may be tied to the embedding."""
+    return _is_a(module, "peft.tuners.trainable_tokens.layer", "TrainableTokensLayer")
 
 
 def _active_adapters(layer: Any) -> list[str]:
