@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes.checkpoints import resume_hint
+from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
 from .networks import in_evaluation_mode, samples_of
 from .penalty import one_value_per_sample, refuse_coupled_samples
@@ -66,8 +67,8 @@ def refuse_keywords(keywords: dict[str, Any]) -> None:
         raise ValueError(f"{name} does not apply to two networks: {remedies[name]}.")
 
 
-def refuse_sharding(trainer: Any) -> None:
-    """Refuse FSDP and DeepSpeed.
+def refuse_launcher(trainer: Any) -> None:
+    """Refuse FSDP, DeepSpeed and compilation.
 
     The Trainer knows if a configuration of accelerate enables them; the arguments do not.
 
@@ -79,6 +80,9 @@ def refuse_sharding(trainer: Any) -> None:
             "FSDP and DeepSpeed shard weights, but the critic's gradient needs the whole weights again: use "
             "DistributedDataParallel (recipes/accelerate_configs/ddp.yaml)."
         )
+    setting = compiling_setting(trainer.args)
+    if setting is not None:
+        raise ValueError(f"{setting}: compiled networks cannot be differentiated twice: leave it out.")
 
 
 def latent_size_of(generator: nn.Module, argument: int | None) -> int:

@@ -32,7 +32,7 @@ from .requirements import (
     first_batch,
     latent_size_of,
     refuse_keywords,
-    refuse_sharding,
+    refuse_launcher,
 )
 from .sample_grid import refuse_missing_package, write_picture
 from .training_args import NONE, UNIFORM, WGANTrainingArguments
@@ -131,7 +131,7 @@ class WGANTrainer(CheckpointHooks, Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        refuse_sharding(self)
+        refuse_launcher(self)
         self.model_accepts_loss_kwargs = True
         self.features = features
         self.points = args.sampler

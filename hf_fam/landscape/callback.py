@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainerCallback
 
@@ -118,7 +119,7 @@ def _refuse_wrapped(args: Any) -> None:
         "DataParallel on several GPUs": args.n_gpu > 1,
         "DeepSpeed": bool(args.deepspeed),
         "FSDP": bool(args.fsdp),
-        "torch.compile": bool(args.torch_compile),
+        "torch.compile": args.torch_compile or AcceleratorState().dynamo_plugin.backend.value.lower() != "no",
     }
     for reason, applies in reasons.items():
         if applies:

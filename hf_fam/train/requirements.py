@@ -6,6 +6,7 @@ from typing import Any
 
 from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
+from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
 
 _ZERO_3 = (
@@ -84,12 +85,14 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
             "ddp_static_graph=True would leave gradients unsynchronized, because FAM differentiates the loss more than "
             "once: set it to False."
         )
-    if args.torch_compile and flatness.method.acts_in is not ActsIn.FORWARD_PASS:
+    setting = compiling_setting(args)
+    if setting is not None and flatness.method.acts_in is not ActsIn.FORWARD_PASS:
+        remedy = "torch_compile=False" if args.torch_compile else "no backend"
         raise ValueError(
-            f"torch_compile=True compiles the whole model, which cannot be differentiated twice, but fam_estimator="
+            f"{setting} compiles the whole model, which cannot be differentiated twice, but fam_estimator="
             f'"{flatness.estimator}" needs that. For the head, use callbacks=[FAMCallback(fam_lambda=...)] '
             f'(or hf_fam.attach), which work in compiled models; or use fam_estimator="perturbation"; or set '
-            "torch_compile=False and compile only the backbone (model.base_model.compile())."
+            f"{remedy} and compile only the backbone (model.base_model.compile())."
         )
     liger_config = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and liger_config.get("fused_linear_cross_entropy", True):

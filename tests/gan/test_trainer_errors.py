@@ -96,6 +96,12 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_networks_that_the_launcher_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match="--dynamo_backend inductor.*: compiled networks cannot"):
+        wgan_trainer(tmp_path, tiny_generator(), tiny_critic(), train_dataset=points())
+
+
 @pytest.mark.parametrize(("given", "message"), SETTINGS, ids=lambda x: "-".join(x) if isinstance(x, dict) else "")
 def test_settings(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -149,6 +149,13 @@ def test_refused_before_anything_is_trained(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_model_that_the_launcher_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    callback = WidenCallback(layer=PATTERN, by=8, at_step=3)
+    with pytest.raises(ValueError, match=r"with torch\.compile"):
+        Trainer(tiny_bert(), arguments(tmp_path), train_dataset=classified(16), callbacks=[callback]).train()
+
+
 @pytest.mark.parametrize("given", [{"by": 0}, {"at_step": 0}, {"at_step": 2.0}, {"ratio": float("nan")}])
 def test_bad_arguments(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(given))}="):

@@ -288,6 +288,15 @@ def test_whole_model_compiled(tmp_path: Path, estimator: str) -> None:
     assert_says(said, "torch_compile=True", estimator, 'fam_estimator="perturbation"', "torch_compile=False")
 
 
+def test_whole_model_compiled_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --dynamo_backend` sets this variable."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    said = message_of(ValueError, lambda: fam_trainer(tmp_path))
+    assert_says(said, "--dynamo_backend inductor", "ACCELERATE_DYNAMO_BACKEND", "FAMCallback", "set no backend")
+    assert fam_trainer(tmp_path, fam_estimator="perturbation")
+    assert fam_trainer(tmp_path, fam_lambda=0)
+
+
 def test_perturbation_is_not_refused_when_compiled(tmp_path: Path) -> None:
     assert fam_trainer(tmp_path, torch_compile=True, fam_estimator="perturbation").args.torch_compile
 
