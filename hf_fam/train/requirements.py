@@ -94,6 +94,11 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
             f'(or hf_fam.attach), which work in compiled models; or use fam_estimator="perturbation"; or set '
             f"{remedy} and compile only the backbone (model.base_model.compile())."
         )
+    if getattr(args, "activation_offloading", False):
+        raise ValueError(
+            "activation_offloading=True gives every saved activation back only once, but FAM differentiates the loss "
+            "more than once: set it to False, or use callbacks=[FAMCallback(fam_lambda=...)] for the head."
+        )
     liger_config = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and liger_config.get("fused_linear_cross_entropy", True):
         raise ValueError(
