@@ -11,7 +11,8 @@ from .encoders import ENCODERS
 from .language import LANGUAGE_MODELS
 from .speech import SPEECH
 from .vision import VISION
+from .vision_language import VISION_LANGUAGE
 
-CASES = [*ENCODERS, *LANGUAGE_MODELS, *VISION, *SPEECH]
+CASES = [*ENCODERS, *LANGUAGE_MODELS, *VISION, *SPEECH, *VISION_LANGUAGE]
 
 __all__ = ["CASES", "Case", "Refusal", "collate", "in_dtype", "rows", "without_dropout"]
