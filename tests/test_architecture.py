@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"calculus", "layer", "flatness", "processes", "inputs", "_compat"},
     "data": {"inputs"},
     "measure": {"calculus", "data", "layer", "flatness", "processes", "inputs", "_compat"},
-    "landscape": {"calculus", "layer"},
+    "landscape": {"calculus", "inputs", "layer"},
     "gan": {"calculus", "processes", "inputs", "_compat"},
     "methods": {"classifier", "inputs", "layer", "flatness", "train"},
     "frozen": {"layer"},

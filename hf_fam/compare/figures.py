@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..inputs.packages import optional_packages
 from .outcome import MethodResult, Outcome
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def mean_curve(method: MethodResult) -> tuple[np.ndarray[Any, Any], np.ndarray[A
 
 
 def _figure(height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
+    with optional_packages("the report's figures", "compare"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()

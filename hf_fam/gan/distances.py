@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..inputs.packages import optional_packages
+
 
 @torch.no_grad()
 def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
@@ -27,10 +29,8 @@ def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
         >>> earth_movers_distance(torch.tensor([[0.0], [3.0]]), torch.tensor([[2.0], [1.0]]))
         1.0
     """
-    try:
+    with optional_packages("the earth mover's distance", "gan"):
         from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise ImportError("the earth mover's distance needs scipy: pip install 'hf-fam[gan]'.") from None
     if real.shape != generated.shape or real.ndim == 0 or len(real) == 0:
         raise ValueError(
             f"real samples of shape {tuple(real.shape)}, generated of {tuple(generated.shape)}: give equally many "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.packages import optional_packages
 from .descent import descend
 from .halved_neuron import HalvedNeuron
 from .hidden_layer import check_neuron
@@ -126,10 +127,8 @@ def _conclusion(relative: float, distance: float | None, growth: float, message:
 
 def _trust_region(model: nn.Module, objective: Objective, steps: int, is_dense: bool) -> str:
     """Move the model by scipy's trust-region Newton method; return scipy's message."""
-    try:
+    with optional_packages("find_critical_point", "landscape"):
         from scipy.optimize import minimize
-    except ImportError as error:
-        raise ImportError("find_critical_point needs scipy: pip install hf-fam[landscape].") from error
     parameters = trainable(model)
     start = flat(parameters).detach()
 

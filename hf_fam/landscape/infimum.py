@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.packages import optional_packages
 from .chain import Chain, chain_of, check_increasing, half_range
 from .infimum_steps import Steps
 from .objective import Loss, Objective, float64_copy
@@ -196,10 +197,8 @@ def _check_distinct(features: Tensor, name: str) -> None:
 
 def _best_outputs(outputs: Tensor, objective: Objective) -> tuple[Tensor, float]:
     """Return outputs of the lowest loss, whatever network makes them, and that loss."""
-    try:
+    with optional_packages("path_to_infimum", "landscape"):
         from scipy.optimize import minimize
-    except ImportError as error:
-        raise ImportError("path_to_infimum needs scipy: pip install hf-fam[landscape].") from error
     free = nn.Linear(1, 1, bias=False).to(outputs)
     free.weight = nn.Parameter(outputs.clone())
     free.forward = lambda inputs: free.weight  # type: ignore[method-assign, assignment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..inputs.packages import optional_packages
 from .path_point import DESCEND, LINE, SLIDE, STEP, TURN, PathPoint
 
 
@@ -20,8 +21,9 @@ def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with optional_packages("the picture of a path", "landscape"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     slide = [point for point in points if point.phase == SLIDE]
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
@@ -58,8 +60,9 @@ def plot_infimum_path(points: Sequence[PathPoint], path: str | Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with optional_packages("the picture of a path", "landscape"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ..inputs.packages import optional_packages
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import SymmetricalLogLocator
@@ -206,8 +208,9 @@ def new_figure(width: float, height: float) -> Figure:
 
     So no display is needed, and the caller's own figures stay as they are.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with optional_packages("drawing", "measure"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.packages import optional_packages
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import REPRESENTATION
 from .data import Batches, to_device
@@ -303,8 +304,9 @@ def _cross_validate(
 
     Its shape is ``(deltas, items)``. Dimensions and explained variance follow.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.model_selection import KFold
+    with optional_packages("representativeness", "measure"):
+        from sklearn.decomposition import PCA
+        from sklearn.model_selection import KFold
 
     densities = torch.zeros(len(deltas), len(features), dtype=torch.float64)
     dimensions, explained = features.shape[1], []

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from ..inputs.packages import optional_packages
+
 
 @dataclass(frozen=True)
 class LayerFlatness:
@@ -202,7 +204,8 @@ class FlatnessTable(Sequence[LayerFlatness]):
         Raises:
             ImportError: pandas is not installed.
         """
-        import pandas
+        with optional_packages("to_pandas", "measure"):
+            import pandas
 
         rows = [{k: v for k, v in asdict(r).items() if k != "item_kappas"} for r in self.records]
         frame = pandas.DataFrame(rows)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ..inputs.packages import optional_packages
 from .base import register
 from .item_loss import ItemLoss
 
@@ -21,6 +24,12 @@ class BiTempered(ItemLoss):
     default = 0.2
     step = 2.0
     limits = (0.0, 1.0)
+
+    def apply(self, trainer: Any) -> None:
+        """Replace the loss."""
+        with optional_packages("method='bi_tempered'", "compare"):
+            import pytorch_optimizer  # noqa: F401
+        super().apply(trainer)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each row."""

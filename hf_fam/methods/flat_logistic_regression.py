@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..inputs.packages import optional_packages
 from .base import register
 from .logistic_regression import FittedHead
 
@@ -24,7 +25,8 @@ class FlatLogistic(FittedHead):
 
     def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
         """Return a fitted classifier."""
-        from sklearn.exceptions import ConvergenceWarning
+        with optional_packages("method='flat_logistic_regression'", "compare"):
+            from sklearn.exceptions import ConvergenceWarning
 
         from ..classifier.estimator import FlatLogisticRegression
 

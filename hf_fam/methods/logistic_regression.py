@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from ..inputs.packages import optional_packages
 from .base import Method, put_in_front, refuse_without_classes, register
 
 # Logits of classes that the training data does not have are so far below the others.
@@ -56,8 +57,9 @@ class LogisticRegression(FittedHead):
 
     def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
         """Return a fitted classifier."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression as Classifier
+        with optional_packages("method='logistic_regression'", "compare"):
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.linear_model import LogisticRegression as Classifier
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

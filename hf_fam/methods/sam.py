@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..inputs.packages import optional_packages
 from .base import Method, put_in_front, register
 
 
@@ -19,7 +20,8 @@ class SAM(Method):
 
     def apply(self, trainer: Any) -> None:
         """Add the second pass."""
-        from .sam_trainer import SAMTrainer  # which needs pytorch_optimizer
+        with optional_packages("method='sam'", "compare"):
+            from .sam_trainer import SAMTrainer
 
         put_in_front(trainer, SAMTrainer)
         trainer.start_sam(self.value)

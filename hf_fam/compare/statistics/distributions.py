@@ -6,6 +6,8 @@ import math
 from types import ModuleType
 from typing import Any
 
+from ...inputs.packages import optional_packages
+
 
 def special() -> ModuleType:
     """Return ``scipy.special``.
@@ -13,10 +15,8 @@ def special() -> ModuleType:
     Raises:
         ImportError: scipy is missing.
     """
-    try:
+    with optional_packages("comparing methods", "compare"):
         from scipy import special as module
-    except ImportError:
-        raise ImportError("comparing methods needs scipy: pip install 'hf-fam[recipes]'.") from None
     return module
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...inputs.packages import optional_packages
 from .distributions import normal_probability, special, two_sided_level, two_sided_z
 
 DEFAULT_LOOKS = (3, 5, 8, 12, 18, 27, 40, 60, 90)
@@ -76,7 +77,8 @@ def _level(seeds: tuple[int, ...], alpha: float, shared: float) -> float:
     gain = alpha * (spent(now) - (spent(before[-1]) if before else 0.0))
     if not before:
         return gain
-    from scipy.optimize import brentq
+    with optional_packages("comparing methods", "compare"):
+        from scipy.optimize import brentq
 
     sums, density = _continuing(before, alpha, shared)
     information, earlier = (1 / (1 / n + shared) for n in (now, before[-1]))
