@@ -12,14 +12,16 @@ from torch import nn
 from transformers import Trainer
 
 from hf_fam import RelativeFlatness
-from hf_fam.methods import Method, register
+from hf_fam.methods import Method
 from hf_fam.methods.base import put_in_front
 from hf_fam.train.trainer import FAMMixin
 
 
-@register
 class TailOnly(Method):
-    """``loss + strength * kappa`` with the Trainer's ``fam_*`` fields; kappa is constant in the trunk's parameters."""
+    """``loss + strength * kappa`` with the Trainer's ``fam_*`` fields; kappa is constant in the trunk's parameters.
+
+    It is not registered, so that only this study knows it.
+    """
 
     name = "fam_tail"
     field = "fam_tail_lambda"
