@@ -62,7 +62,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
 
     Source:
         Relative flatness: Petzka et al., NeurIPS 2021, "Relative Flatness and Generalization". The smoothing is ours:
-        docs/mathematics.md.
+        docs/smoothing.md.
 
     Examples:
         >>> from sklearn.datasets import load_wine

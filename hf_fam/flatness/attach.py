@@ -1,7 +1,7 @@
 """Flatness-aware training of the head in any training loop, by a term in the backward pass.
 
 The head's output passes through an identity. Its backward receives g = dL/dz, which contains every scale of the loss
-(accumulation, token weights, mixed precision). It computes the item weights from g (docs/mathematics.md, closed form).
+(accumulation, token weights, mixed precision). It computes the item weights from g (docs/closed-form.md).
 Then it adds the gradient of ``lambda * kappa`` to the gradients of the logits, the features and the weight. This needs
 no second derivative, so it works in compiled models and in training loops that hide their loss.
 """

@@ -2,7 +2,7 @@
 
 kappa is the mean of ``u^T (d2L/dz2) u`` over random m x m matrices A with independent zero-mean unit-variance
 entries. Rows (items, tokens, positions) that the tail couples must share one A. Uncoupled rows may each have their own,
-which lowers the variance (docs/mathematics.md, form b). Each group of a convolution has its own A.
+which lowers the variance (docs/estimators.md). Each group of a convolution has its own A.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ has a constant curvature, which smoothing leaves alone.
 
 The labels enter only through c and h, which are computed from the loss itself. They contain reductions, ignored and
 shifted labels, class weights, label smoothing, ``num_items_in_batch`` and any scale of the loss.
-Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; docs/mathematics.md for the derivation.
+Source: Adilova et al. 2023 (arXiv 2307.02337), section 3, for the definition; docs/closed-form.md for the derivation.
 """
 
 from __future__ import annotations

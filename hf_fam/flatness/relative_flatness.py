@@ -88,7 +88,7 @@ class RelativeFlatness:
             except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
             is trained, as the trainers do. The papers' definition is False.
         smoothing: eps, at least 0 and below 1. kappa then weighs the classes by smoothed probabilities,
-            ``(1 - eps) p + eps / C``, so a confident model does not count as flat (docs/mathematics.md). Available with
+            ``(1 - eps) p + eps / C``, so a confident model does not count as flat (docs/smoothing.md). Available with
             ``"closed_form"``, ``"row_probes"`` and ``"gauss_newton"``, for softmax and sigmoid cross-entropy; a squared
             error needs none. The papers' definition is 0.
 

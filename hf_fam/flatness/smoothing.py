@@ -1,7 +1,7 @@
 """Smoothed probabilities, which keep the flatness of a confident head from vanishing.
 
 kappa of a head weighs the classes by the curvature of the loss, which vanishes as a probability approaches 0 or 1. The
-smoothed kappa takes the curvature at probabilities that are mixed with the uniform distribution (docs/mathematics.md):
+smoothed kappa takes the curvature at probabilities that are mixed with the uniform distribution (docs/smoothing.md):
 
     softmax:  q = (1 - eps) p + eps / C,    curvature  c (diag q - q q^T)
     sigmoid:  q = (1 - eps) p + eps / 2,    curvature  c q (1 - q)

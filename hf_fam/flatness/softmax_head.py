@@ -5,7 +5,7 @@ With p_i = softmax(z_i) and item weights c_i,
     kappa = sum_i c_i ||phi_i||^2 ( sum_k p_ik ||w_k||^2 - ||sum_k p_ik w_k||^2 )
           = sum_i c_i ||phi_i||^2 Var_{k~p_i}(w_k)
 
-With smoothing eps, ``q_i = (1 - eps) p_i + eps / C`` replaces p_i in the variance (docs/mathematics.md). It is computed
+With smoothing eps, ``q_i = (1 - eps) p_i + eps / C`` replaces p_i in the variance (docs/smoothing.md). It is computed
 as a sum of non-negative terms, with u the uniform distribution over the classes:
 
     Var_q(w) = (1 - eps) Var_p(w) + eps Var_u(w) + eps (1 - eps) ||E_p w - E_u w||^2

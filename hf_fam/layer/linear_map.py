@@ -2,7 +2,7 @@
 
 A row is an item, a token or a position. Pre-activations always have their channels last, so that no other module
 handles convolutions. With G groups, W has one block of rows for each group. kappa is the sum over the groups, with one
-random matrix A for each (docs/mathematics.md).
+random matrix A for each (docs/estimators.md).
 """
 
 from __future__ import annotations

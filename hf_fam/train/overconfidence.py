@@ -17,7 +17,7 @@ class OverconfidenceWatch:
     """Compares logged kappas of a head with the size of its weights, and warns once.
 
     kappa without smoothing vanishes as a softmax or sigmoid head grows confident, so a head that separates its labels
-    can make the term small by large weights (docs/mathematics.md).
+    can make the term small by large weights (docs/smoothing.md).
     """
 
     def __init__(self) -> None:

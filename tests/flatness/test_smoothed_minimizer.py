@@ -1,6 +1,6 @@
 """Loss plus lambda kappa on separable labels: without smoothing no minimizer, with it a finite one.
 
-The statements and their proofs stand in docs/mathematics.md.
+The statements and their proofs stand in docs/smoothing.md.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def hessian_probe(
     """Return one probe ``u^T (d2L/dz2) u``, differentiable to every parameter.
 
     Its mean over random directions ``u = W A phi`` is kappa (Adilova et al. 2023, definition 3; here in
-    pre-activation space, docs/mathematics.md form b). Only the tail is differentiated twice.
+    pre-activation space, docs/estimators.md). Only the tail is differentiated twice.
 
     If one call of the layer feeds another, its direction changes the features of the other, and so the other's
     direction. Then ``2 sum_{k<j} (dL/dz_j)^T (du_j/dz_k) u_k`` is added, and all derivatives are total ones.
