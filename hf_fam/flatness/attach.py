@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..calculus.derivatives import wide
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.torch_internals import forward_hooks
+from ..inputs.numbers import MOST_PROBES, require_whole
+from ..inputs.text import quote
 from ..layer.compilation import forget_compiled_code
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, REPRESENTATION, unwrap
@@ -75,8 +77,7 @@ def attach(
         True
         >>> attached.detach()
     """
-    if isinstance(row_probes, bool) or not isinstance(row_probes, int) or row_probes < 0:
-        raise ValueError(f"row_probes={row_probes!r}: give a whole number of at least 0 (0: exact).")
+    row_probes = require_whole("row_probes", row_probes, 0, MOST_PROBES, more=" (0: exact)")
     check_smoothing("smoothing", smoothing)
     return AttachedFlatness(model, strength, layer, row_probes, smoothing)
 
@@ -138,7 +139,7 @@ class AttachedFlatness:
     @strength.setter
     def strength(self, value: float) -> None:
         if not is_strength(value):
-            raise ValueError(f"strength={value!r}: give a finite lambda of at least 0.")
+            raise ValueError(f"strength={quote(value)}: give a finite lambda of at least 0.")
         self._strength_value = float(value)  # a copy, because reading a tensor waits for the device
         with torch.no_grad():
             self._strength.fill_(value)

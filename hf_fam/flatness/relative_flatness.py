@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable, wide
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.third_derivatives import refuse_wrong_third_derivatives
+from ..inputs.numbers import MOST_PROBES, require_whole
+from ..inputs.text import quote
 from ..layer.compilation import is_inside_compiled
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
@@ -136,8 +138,12 @@ class RelativeFlatness:
         check_smoothing("smoothing", smoothing)
         check_choice("estimator", estimator, estimator_names())
         check_choice("gradient", gradient, GRADIENTS)
-        if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-            raise ValueError(f"probes={probes!r}: give a whole number of at least 1, or None for the default.")
+        if probes is not None:
+            probes = require_whole("probes", probes, 1, MOST_PROBES, more=", or None for the default")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator={quote(generator)}: give a torch.Generator or None.")
+        if center is not None and not isinstance(center, bool):
+            raise TypeError(f"center={quote(center)}: give True, False or None.")
         self._model, self._layer_argument, self._center_argument = model, layer, center
         self.layer = FeatureLayer(model, layer)
         self._head_module = find_head(unwrap(model))[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 
+from ..inputs.numbers import as_number
+
 
 def is_strength(value: object) -> bool:
     """Return True for a finite number of at least 0.
@@ -13,7 +15,7 @@ def is_strength(value: object) -> bool:
         >>> is_strength(0.1), is_strength(-1), is_strength("0.1")
         (True, False, False)
     """
-    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
+    return isinstance(value, numbers.Real) and 0 <= as_number(value) < math.inf
 
 
 def delta_of(strength: float, in_features: int) -> float:

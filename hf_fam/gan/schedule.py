@@ -5,6 +5,8 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
+from ..inputs.numbers import require_whole
+
 
 @dataclass(frozen=True)
 class CriticSchedule:
@@ -36,8 +38,7 @@ class CriticSchedule:
         """Validate."""
         for name, least in (("steps", 1), ("warmup", 1), ("warmup_steps", 0), ("warmup_every", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+            object.__setattr__(self, name, require_whole(name, value, least))
 
     def critic_steps(self, generator_steps: int) -> int:
         """Return the number of critic steps that precede some generator steps."""

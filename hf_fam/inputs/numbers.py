@@ -95,6 +95,34 @@ def require_whole(name: str, value: Any, low: int = 1, high: int = LARGEST_WHOLE
     return int(number)
 
 
+def require_positive_numbers(name: str, values: Any, *, more: str = "") -> tuple[float, ...]:
+    """Return positive finite numbers, at least one.
+
+    Args:
+        name: name of the argument, for the message.
+        values: what was given.
+        more: end of the message, such as an example.
+
+    Raises:
+        ValueError: names the argument and what was given.
+
+    Examples:
+        >>> require_positive_numbers("deltas", [1, "0.5"])
+        (1.0, 0.5)
+        >>> require_positive_numbers("deltas", 3)
+        Traceback (most recent call last):
+            ...
+        ValueError: deltas=3: give a sequence of positive numbers.
+    """
+    try:
+        numbers = () if isinstance(values, (str, bytes, dict)) else tuple(as_number(value) for value in values)
+    except TypeError:  # of one number, or of any other class
+        numbers = ()
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{name}={quote(values)}: give a sequence of positive numbers{more}.")
+    return numbers
+
+
 def _bounds(low: float, high: float, open_low: bool, open_high: bool) -> str:
     parts = []
     if low > -math.inf:

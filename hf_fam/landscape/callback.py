@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainerCallback
 
+from ..inputs.numbers import require_whole
 from .hidden_layer_search import find_hidden_layers
 from .optimizer_state import StateTransfer
 from .splitting import RATIO_OUTSIDE, check_ratio, widen_layers
@@ -55,9 +56,7 @@ class WidenCallback(TrainerCallback):
     """
 
     def __init__(self, layer: str | Sequence[str], by: int, at_step: int, *, ratio: float = RATIO_OUTSIDE) -> None:
-        for name, value in (("by", by), ("at_step", at_step)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
+        by, at_step = require_whole("by", by), require_whole("at_step", at_step)
         check_ratio(ratio)
         self.layer, self.by, self.at_step, self.ratio = layer, by, at_step, ratio
 

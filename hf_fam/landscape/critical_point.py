@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_whole
 from ..inputs.packages import optional_packages
 from .descent import descend
 from .halved_neuron import HalvedNeuron
@@ -92,6 +93,7 @@ def find_critical_point(
         raise ValueError(
             "every parameter of the model is frozen (requires_grad=False): set requires_grad=True for those to train."
         )
+    steps, dense_limit = require_whole("steps", steps), require_whole("dense_limit", dense_limit, 0)
     objective = Objective(loss, data, reduction, weight_decay)
     if split is not None:
         hidden = find_hidden_layer(copied, split[0], next_layer)

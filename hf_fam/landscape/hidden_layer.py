@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..inputs.numbers import as_number
+from ..inputs.text import quote
 from .neuron_weights import (
     incoming_rows,
     inputs_of,
@@ -116,7 +117,7 @@ def check_neuron(hidden: HiddenLayer, neuron: int) -> int:
     Raises:
         ValueError: ``neuron`` is not an index into the layer.
     """
-    whole = hasattr(neuron, "__index__") and not isinstance(neuron, bool)
-    if not whole or not 0 <= operator.index(neuron) < hidden.width:
-        raise ValueError(f"neuron={neuron!r}: layer '{hidden.names[0]}' has neurons 0 to {hidden.width - 1}.")
-    return operator.index(neuron)
+    number = as_number(neuron)
+    if not number.is_integer() or not 0 <= number < hidden.width:
+        raise ValueError(f"neuron={quote(neuron)}: layer '{hidden.names[0]}' has neurons 0 to {hidden.width - 1}.")
+    return int(number)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..calculus.torch_internals import children, own_parameters
+from ..inputs.text import quote
 from ..layer.finding import resolve_layer, weighted_layers
 from .hidden_layer import HiddenLayer, Naming
 from .neuron_weights import BATCH_NORMS, CONVOLUTIONS, incoming_rows, inputs_of, is_convolution, is_rewritable
@@ -87,10 +88,12 @@ def find_hidden_layers(
     Raises:
         ValueError: a pattern matches no layer, ``next_layer`` is given for several layers, or see `find_hidden_layer`.
     """
+    if not isinstance(layer, (str, nn.Module, Sequence)):
+        raise ValueError(f"layer={quote(layer)}: give a name, a pattern, a module, or a list of these.")
     if isinstance(layer, str) and any(sign in layer for sign in "*?["):
         matching = [name for name, _ in weighted_layers(model) if fnmatch.fnmatchcase(name, layer)]
         if not matching:
-            raise ValueError(f"layer={layer!r} matches no linear layer of this {type(model).__name__}.")
+            raise ValueError(f"layer={quote(layer)} matches no linear layer of this {type(model).__name__}.")
         layer = matching
     if isinstance(layer, (str, nn.Module)):
         return [find_hidden_layer(model, layer, next_layer)]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..inputs.numbers import require_number
+
 Loss = Callable[[Any, Any], Tensor]
 # Rows of a Hessian that are computed at a time.
 ROWS = 64
@@ -61,9 +63,7 @@ class Objective:
     """
 
     def __init__(self, loss: Loss | None, data: Any, reduction: str | None = None, weight_decay: float = 0.0) -> None:
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay={weight_decay!r}: give a number of at least 0.")
-        self.weight_decay = weight_decay
+        self.weight_decay = require_number("weight_decay", weight_decay, 0)
         self.halves: Halves | None = None
         self.loss = loss
         self.reduction = reduction or getattr(loss, "reduction", "mean")

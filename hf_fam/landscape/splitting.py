@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_number, require_whole
 from .hidden_layer import HiddenLayer, check_neuron
 from .hidden_layer_search import all_hidden_layers, find_hidden_layer, find_hidden_layers
 from .model_config import update_config
@@ -120,8 +121,7 @@ def widen_layers(
     next_layer: str | nn.Module | None = None,
 ) -> list[tuple[HiddenLayer, list[int]]]:
     """Do what `widen` does; return every layer with its split neurons, in the order of the splits."""
-    if isinstance(by, bool) or not isinstance(by, int) or by < 1:
-        raise ValueError(f"by={by!r}: give the number of neurons to add, at least 1.")
+    by = require_whole("by", by, more=", the neurons to add")
     check_ratio(ratio)
     layers = find_hidden_layers(model, layer, next_layer)
     if neurons is not None and len(neurons) != by:
@@ -255,5 +255,4 @@ def _first_similar(rows: Tensor, norms: Tensor, kept: list[int], k: int, toleran
 
 def check_ratio(ratio: float) -> None:
     """Refuse a ratio that is not finite."""
-    if not math.isfinite(ratio):
-        raise ValueError(f"ratio={ratio!r}: give a finite number.")
+    require_number("ratio", ratio)

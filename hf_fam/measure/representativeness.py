@@ -8,7 +8,6 @@ features, with a separate bandwidth ``delta ||phi_i||`` for every item.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import LARGEST_SEED, require_number, require_positive_numbers, require_whole
 from ..inputs.packages import optional_packages
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import REPRESENTATION
@@ -155,8 +155,8 @@ def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
         >>> terms.flatness, terms.rate, terms.product
         (1.0, 0.1, 0.1)
     """
-    if in_features < 1 or num_items < 1:
-        raise ValueError(f"in_features={in_features}, num_items={num_items}: both must be at least 1.")
+    kappa = require_number("kappa", kappa)
+    in_features, num_items = require_whole("in_features", in_features), require_whole("num_items", num_items)
     return BoundTerms(kappa / (2 * in_features), num_items ** (-2 / (4 + in_features)))
 
 
@@ -201,11 +201,9 @@ def feature_density(
         ValueError: there are fewer items than folds, an argument is out of range, or the features are all 0 or not
             finite.
     """
-    sizes = tuple(float(d) for d in deltas)
-    if not sizes or not all(0 < d < math.inf for d in sizes):
-        raise ValueError(f"deltas={deltas!r}: give positive finite numbers, such as (0.01, 0.1, 1.0).")
-    folds, seed = _whole_number("folds", folds, 2), _whole_number("seed", seed, 0)
-    most_dimensions = _whole_number("most_dimensions", most_dimensions, 1)
+    sizes = require_positive_numbers("deltas", deltas, more=", such as (0.01, 0.1, 1.0)")
+    folds, seed = require_whole("folds", folds, 2), require_whole("seed", seed, 0, LARGEST_SEED)
+    most_dimensions = require_whole("most_dimensions", most_dimensions)
     batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
     feature_layer = FeatureLayer(model, layer)
     rows = []
@@ -259,13 +257,6 @@ def log_kernel_density(points: Tensor, centers: Tensor, bandwidths: Tensor) -> T
         squares = torch.cdist(chunk, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
         densities.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
     return torch.cat(densities)
-
-
-def _whole_number(name: str, value: Any, least: int) -> int:
-    """Return the argument as an int; numpy's integer types are accepted."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
-    return operator.index(value)
 
 
 def _nonzero_items(features: Tensor, layer: str) -> Tensor:

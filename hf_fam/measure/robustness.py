@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from ..calculus.derivatives import wide
 from ..flatness.estimators import check_choice
+from ..inputs.numbers import MOST_PROBES, require_positive_numbers, require_whole
+from ..inputs.text import quote
 from ..layer.feature_layer import FeatureLayer
 from ..layer.finding import REPRESENTATION, find_head, unwrap
 from ..layer.linear_map import LinearMap
@@ -216,11 +218,10 @@ def feature_robustness(
         True
     """
     check_choice("matrices", matrices, MATRICES)
-    sizes = tuple(float(d) for d in deltas)
-    if not sizes or not all(0 < d < math.inf for d in sizes) or list(sizes) != sorted(set(sizes)):
-        raise ValueError(f"deltas={deltas!r}: give positive numbers in increasing order, such as (0.01, 0.1, 1.0).")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"samples={samples!r}: give a whole number of at least 2, for a standard error.")
+    sizes = require_positive_numbers("deltas", deltas, more=" in increasing order, such as (0.01, 0.1, 1.0)")
+    if list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"deltas={quote(deltas)}: give positive numbers in increasing order.")
+    samples = require_whole("samples", samples, 2, MOST_PROBES, more=", for a standard error")
     options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate_fn, "loss_fn": loss_fn, "seed": seed}
     (flatness,) = measure_relative_flatness(
         model, dataset_or_dataloader, layer, ("trace",), probes=8, progress=progress, **options

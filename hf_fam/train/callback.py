@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ..flatness.attach import AttachedFlatness, attach, has_flatness_term
 from ..flatness.estimators import ClosedForm, default_lambda
+from ..inputs.text import quote
 from ..layer.finding import AUTO
 from ..processes.decisions import mean_over_processes
 from .flat_training import FlatTraining
@@ -70,6 +71,8 @@ class FAMCallback(TrainerCallback):
         fam_warmup_steps: float = 0.0,
         fam_smoothing: float = 0.0,
     ) -> None:
+        if not isinstance(fam_layer, (str, nn.Module)):
+            raise TypeError(f'fam_layer={quote(fam_layer)}: give "auto", a dotted module name or a module.')
         # The arguments would replace a module by its name.
         self.fam_layer = fam_layer
         arguments = FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps, fam_smoothing=fam_smoothing)

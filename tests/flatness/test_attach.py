@@ -266,7 +266,7 @@ def test_confident_rows_keep_their_kappa() -> None:
 
 def test_row_probes_are_checked_and_drawn_anew() -> None:
     model = network()
-    with pytest.raises(ValueError, match=r"row_probes=-1: give a whole number of at least 0"):
+    with pytest.raises(ValueError, match=r"row_probes=-1: give a whole number from 0"):
         attach(model, STRENGTH, row_probes=-1)
     inputs, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(0, 4, (6,))
     attached = attach(model, STRENGTH, row_probes=1)

@@ -156,7 +156,7 @@ def test_a_model_that_the_launcher_compiles(tmp_path: Path, monkeypatch: pytest.
         Trainer(tiny_bert(), arguments(tmp_path), train_dataset=classified(16), callbacks=[callback]).train()
 
 
-@pytest.mark.parametrize("given", [{"by": 0}, {"at_step": 0}, {"at_step": 2.0}, {"ratio": float("nan")}])
+@pytest.mark.parametrize("given", [{"by": 0}, {"at_step": 0}, {"at_step": 2.5}, {"ratio": float("nan")}])
 def test_bad_arguments(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(given))}="):
         WidenCallback(**{"layer": PATTERN, "by": 8, "at_step": 3, **given})

@@ -133,10 +133,10 @@ def test_items_without_features_are_left_out() -> None:
         ({"deltas": (math.inf,)}, "deltas="),
         ({"deltas": np.array([0.1, -1.0])}, "deltas="),
         ({"deltas": ()}, "deltas="),
-        ({"most_dimensions": 0}, "most_dimensions=0: give a whole number of at least 1"),
+        ({"most_dimensions": 0}, "most_dimensions=0: give a whole number from 1"),
         ({"most_dimensions": -1}, "most_dimensions=-1"),
-        ({"folds": 2.0}, "folds=2.0: give a whole number of at least 2"),
-        ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
+        ({"folds": 2.5}, "folds=2.5: give a whole number from 2"),
+        ({"seed": -1}, "seed=-1: give a whole number from 0"),
     ],
 )
 def test_arguments_of_the_density(given: dict[str, object], message: str) -> None:

@@ -158,7 +158,7 @@ def test_bad_arguments() -> None:
         ({"matrices": "normal"}, "matrices='normal'.*'gaussian'"),
         ({"deltas": (0.1, 0.01)}, "increasing"),
         ({"deltas": (0.0, 0.1)}, "positive"),
-        ({"samples": 1}, "samples=1.*at least 2"),
+        ({"samples": 1}, "samples=1.*from 2"),
     ):
         with pytest.raises(ValueError, match=words):
             feature_robustness(model, data, "head", loss_fn=cross_entropy, **given)

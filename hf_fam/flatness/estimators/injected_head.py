@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...calculus.derivatives import wide
+from ...inputs.text import quote
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
 from ..head_loss import NoClosedForm
@@ -82,7 +83,7 @@ class InjectedHead(Estimator):
                 "capture(strength=0.003)."
             )
         if strength is not None and not is_strength(strength):
-            raise ValueError(f"strength={strength!r}: give a finite lambda of at least 0.")
+            raise ValueError(f"strength={quote(strength)}: give a finite lambda of at least 0.")
         self._is_active = self._is_available and strength is not None
         if self._is_active:
             assert strength is not None

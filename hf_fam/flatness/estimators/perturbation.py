@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ...calculus.derivatives import SecondDerivativeError, inner
+from ...inputs.text import quote
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
 from ..coupling import Coupling, CouplingFinder
@@ -66,7 +67,7 @@ class FeaturePerturbation(Estimator):
         """
         if strength is None or not is_strength(strength):
             raise ValueError(
-                f'strength={strength!r}: estimator="{self.name}" acts in the forward pass, so write for example '
+                f'strength={quote(strength)}: estimator="{self.name}" acts in the forward pass, so write for example '
                 "capture(strength=0.003), with a lambda of at least 0."
             )
         self.strength, self._seeds, self._center, self._perturbations = strength, next_seeds(), mean, []

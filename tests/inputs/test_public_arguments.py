@@ -1,0 +1,130 @@
+"""Every argument of the public functions refuses what it cannot be, in one sentence that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_fam import FAMCallback, RelativeFlatness, attach
+from hf_fam.gan import CriticSchedule
+from hf_fam.inputs.text import LONGEST_MESSAGE
+from hf_fam.landscape import find_critical_point, split_neuron, widen
+from hf_fam.landscape.callback import WidenCallback
+from hf_fam.measure.representativeness import bound_terms, feature_density
+from hf_fam.measure.robustness import feature_robustness
+
+X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
+CROSS_ENTROPY = nn.CrossEntropyLoss()
+# None of these is a number, a name, a sequence of numbers or a module.
+# A case may not hang.
+pytestmark = pytest.mark.timeout(20)
+
+WRONG: dict[str, Any] = {
+    "huge": 10**400,
+    "negative": -(10**400),
+    "array": np.ones(3) * np.nan,
+    "tensor": torch.tensor([[1.0, float("nan")]]),
+    "nan": float("nan"),
+    "long": "x" * 5000,
+    "bytes": b"\x00\xff",
+    "object": object(),
+    "dictionary": {"a": 1},
+    "complex": 1j,
+}
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def data() -> torch.utils.data.TensorDataset:
+    return torch.utils.data.TensorDataset(X, Y)
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
+    return CROSS_ENTROPY(model(batch[0]), batch[1])
+
+
+def captured(strength: Any) -> None:
+    with RelativeFlatness(network(), estimator="perturbation").capture(strength):
+        pass
+
+
+def strengthened(strength: Any) -> None:
+    attach(network(), 0.1).strength = strength
+
+
+def measured(function: Callable[..., Any], **given: Any) -> Any:
+    return function(network(), data(), loss_fn=cross_entropy, **given)
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    **{
+        f"RelativeFlatness {name}": lambda value, name=name: RelativeFlatness(network(), **{name: value})
+        for name in ("layer", "estimator", "probes", "generator", "gradient", "center", "smoothing")
+    },
+    "RelativeFlatness strength": captured,
+    "attach strength": lambda value: attach(network(), value),
+    "attach layer": lambda value: attach(network(), 0.1, value),
+    "attach row_probes": lambda value: attach(network(), 0.1, row_probes=value),
+    "attach smoothing": lambda value: attach(network(), 0.1, smoothing=value),
+    "AttachedFlatness strength": strengthened,
+    **{
+        f"FAMCallback {name}": lambda value, name=name: FAMCallback(**{name: value})
+        for name in ("fam_lambda", "fam_layer", "fam_warmup_steps", "fam_smoothing")
+    },
+    **{
+        f"feature_robustness {name}": lambda value, name=name: measured(feature_robustness, **{name: value})
+        for name in ("layer", "deltas", "matrices", "samples", "batch_size", "seed")
+    },
+    **{
+        f"feature_density {name}": lambda value, name=name: measured(feature_density, **{name: value})
+        for name in ("layer", "deltas", "folds", "most_dimensions", "batch_size", "seed")
+    },
+    "bound_terms kappa": lambda value: bound_terms(value, 3, 5),
+    "bound_terms in_features": lambda value: bound_terms(0.1, value, 5),
+    "bound_terms num_items": lambda value: bound_terms(0.1, 3, value),
+    **{
+        f"CriticSchedule {name}": lambda value, name=name: CriticSchedule(**{name: value})
+        for name in ("steps", "warmup", "warmup_steps", "warmup_every")
+    },
+    **{
+        f"WidenCallback {name}": lambda value, name=name: WidenCallback(
+            **{"layer": "0", "by": 2, "at_step": 1, name: value}
+        )
+        for name in ("by", "at_step", "ratio")
+    },
+    **{
+        f"split_neuron {name}": lambda value, name=name: split_neuron(
+            network(), **{"layer": "0", "neuron": 0, "ratio": 0.3, name: value}
+        )
+        for name in ("layer", "neuron", "ratio")
+    },
+    "widen layer": lambda value: widen(network(), value, by=1),
+    "widen by": lambda value: widen(network(), "0", by=value),
+    "widen ratio": lambda value: widen(network(), "0", by=1, ratio=value),
+    **{
+        f"find_critical_point {name}": lambda value, name=name: find_critical_point(
+            network(), CROSS_ENTROPY, (X, Y), **{name: value}
+        )
+        for name in ("steps", "dense_limit", "weight_decay")
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("call", CALLS)
+def test_one_sentence(call: str, wrong: str) -> None:
+    if (call, wrong) == ("FAMCallback fam_layer", "long"):
+        pytest.skip("a name of a layer, which only the training's model can refuse")
+    name = call.split()[-1]
+    with pytest.raises((ValueError, TypeError)) as refusal:
+        CALLS[call](WRONG[wrong])
+    message = str(refusal.value)
+    assert name in message and len(message) < LONGEST_MESSAGE and "\n" not in message
+    assert type(refusal.value) in (ValueError, TypeError)
