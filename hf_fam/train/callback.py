@@ -14,8 +14,10 @@ from ..flatness.attach import AttachedFlatness, attach, has_flatness_term
 from ..flatness.estimators import ClosedForm, default_lambda
 from ..inputs.text import quote
 from ..layer.finding import AUTO
-from ..processes.decisions import mean_over_processes
+from ..processes.checkpoints import resume_hint
+from ..processes.decisions import NonFiniteFlatnessError, StoppedWithTheOthersError, mean_over_processes
 from .flat_training import FlatTraining
+from .not_finite import problem_of_weights
 from .requirements import refuse_split_models
 from .training_args import FAMArguments
 
@@ -136,8 +138,16 @@ class FAMCallback(TrainerCallback):
         state.log_history[-1].update(means)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove the hooks from the model."""
+        """Remove the hooks from the model, and refuse to end with weights that are not finite.
+
+        The Trainer itself would save them as the final model.
+        """
+        model = None if self._attached is None else kwargs.get("model")
         self._detach()
+        problem = None if model is None else problem_of_weights(model, state.global_step, self._fam.strength)
+        if problem is not None:
+            error = NonFiniteFlatnessError if state.is_world_process_zero else StoppedWithTheOthersError
+            raise error(problem + resume_hint(args.output_dir))
 
     def _detach(self) -> None:
         if self._attached is not None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Trainer
 
-from hf_fam import FAMTrainer
+from hf_fam import FAMCallback, FAMTrainer
 from hf_fam.processes.decisions import NonFiniteFlatnessError
-from support.tiny import arguments, classified, fam_trainer, tiny_bert
+from support.tiny import arguments, classified, fam_trainer, hook_count, plain_arguments, tiny_bert
 
 
 def message_of(action: Callable[[], Any]) -> str:
@@ -112,3 +113,12 @@ def test_nothing_is_blamed_on_steps_that_were_not_taken(tmp_path: Path) -> None:
 def test_data_are_a_possible_cause_later_on(tmp_path: Path) -> None:
     said = message_of(regression(tmp_path, {8: ("x", float("nan"))}).train)
     assert "at step 2: the training diverged" in said and "the data contain NaN" in said
+
+
+def test_a_stock_trainer_with_the_callback_does_not_end_with_nan(tmp_path: Path) -> None:
+    """Else ``trainer.save_model()`` would follow."""
+    args = plain_arguments(tmp_path, learning_rate=1e38, max_grad_norm=0.0, max_steps=3, optim="sgd")
+    trainer = Trainer(model=tiny_bert(), args=args, train_dataset=classified(), callbacks=[FAMCallback(0.1)])
+    with pytest.raises(FloatingPointError, match="is not finite after step 3, so it is not saved"):
+        trainer.train()
+    assert hook_count(trainer.model) == 0
