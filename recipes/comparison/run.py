@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.data is None:
         parser.error("give --data FOLDER, or set HF_FAM_DATA")
+    if not Path(options.data).is_dir():
+        parser.error(f"--data {options.data}: there is no such folder")
     try:
         plan = find_plan(options.plan)
         comparisons = read_plan(plan, Path(options.data), options.cache)

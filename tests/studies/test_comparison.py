@@ -157,11 +157,14 @@ def test_a_wrong_plan_is_one_sentence(tmp_path: Path, old: str, new: str, messag
         read_plan(tmp_path / "plan.yaml", tmp_path, tmp_path)
 
 
-def test_a_plan_of_the_first_protocol_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_or_folder_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for name, message in (("confirm_linear", "first protocol"), ("nothing", "there is no plan 'nothing'")):
         with pytest.raises(SystemExit):
             run.main(["--plan", name, "--data", "."])
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main(["--plan", "linear_text", "--data", "nowhere"])
+    assert "--data nowhere: there is no such folder" in capsys.readouterr().err
 
 
 def test_split_is_a_function_of_the_seed_and_keeps_parts_apart() -> None:
