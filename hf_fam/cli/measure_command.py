@@ -70,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
+    add(
+        "--compare_with",
+        "--compare-with",
+        metavar="MODEL",
+        help="a second model, measured on the same items; the report compares the two",
+    )
     add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
     add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
 
@@ -89,20 +95,37 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         raise ValueError(
             f"--dataset-config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
         )
+    if options.compare_with is not None and options.report is None:
+        raise ValueError("--compare_with needs --report, the page that compares the two models.")
     if options.report is not None:
         require_package("matplotlib", "--report")
     require_package("datasets", "hf-fam measure")
     import transformers
 
-    from ..calculus.derivatives import SecondDerivativeError
-    from ..measure import measure_relative_flatness
-    from ..measure.sources import load_source
-
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = choose_device(options.device)
-    source = load_source(
-        options.model,
+    source = _load(options, options.model)
+    second = None if options.compare_with is None else _load(options, options.compare_with)
+    table = _measure(options, source, device)
+    second_table = None if second is None else _measure(options, second, device)
+    for note in source.notes:
+        print(f"Note: {one_line(note)}")
+    print(printable(str(table)))
+    if second_table is not None:
+        print(f"\n{printable(options.compare_with)}:\n{printable(str(second_table))}")
+    if options.json is not None:
+        table.to_json(options.json, item_kappas=True)
+    if options.report is not None:
+        _report(options, arguments, device, (source, table), (second, second_table))
+        print(f"\nreport: {options.report}")
+
+
+def _load(options: argparse.Namespace, model: str) -> Any:
+    from ..measure.sources import load_source
+
+    return load_source(
+        model,
         options.dataset,
         config=options.dataset_config,
         split=options.split,
@@ -116,9 +139,15 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         seed=options.seed,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _measure(options: argparse.Namespace, source: Any, device: str) -> Any:
+    from ..calculus.derivatives import SecondDerivativeError
+    from ..measure import measure_relative_flatness
+
     source.model.to(device)
     try:
-        table = measure_relative_flatness(
+        return measure_relative_flatness(
             source.model,
             source.items,
             options.layers if options.layers in ("auto", "all") else options.layers.split(","),
@@ -131,14 +160,6 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         )
     except (TypeError, SecondDerivativeError) as error:  # of a layer that cannot be measured
         raise ValueError(f"--layers {quote(options.layers)}: {one_line(str(error), 200)}") from error
-    for note in source.notes:
-        print(f"Note: {one_line(note)}")
-    print(printable(str(table)))
-    if options.json is not None:
-        table.to_json(options.json, item_kappas=True)
-    if options.report is not None:
-        _report(options, arguments, source, table, device)
-        print(f"\nreport: {options.report}")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -154,15 +175,25 @@ def _check_files(options: argparse.Namespace) -> None:
         raise ValueError("--report and --json name the same file: give two.")
 
 
-def _report(options: argparse.Namespace, arguments: list[str], source: Any, table: Any, device: str) -> None:
+def _report(
+    options: argparse.Namespace, arguments: list[str], device: str, measured: tuple[Any, Any], second: tuple[Any, Any]
+) -> None:
     import torch
     import transformers
 
     from .._version import __version__
+    from ..measure.class_predictions import predict_classes
+    from ..measure.findings import MeasuredModel
     from ..measure.report import html_report
     from ..measure.robustness import feature_robustness
     from ..measure.row_probes import ROW_PROBES
 
+    source, table = measured
+    models = [
+        MeasuredModel(name, layers, predict_classes(of.model, of.items, of.collate_fn, options.batch_size))
+        for name, (of, layers) in ((options.model, measured), (options.compare_with, second))
+        if layers is not None
+    ]
     curve = None
     if not options.no_robustness:
         hidden = [r for r in table if r.estimator in ROW_PROBES]
@@ -181,6 +212,7 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
         "model": f"{options.model} ({type(source.model).__name__})",
         "data": f"{options.dataset}, split {source.split}",
         **{f"column of the {role}": name for role, name in source.columns.items()},
+        **({} if options.compare_with is None else {"compared with": options.compare_with}),
         "features normalized": "yes" if options.normalize_features else "no",
         "probes": options.probes,
         "batch size": options.batch_size,
@@ -189,9 +221,9 @@ def _report(options: argparse.Namespace, arguments: list[str], source: Any, tabl
         "versions": f"hf_fam {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
     page = html_report(
-        table,
+        models[0],
         curve,
-        model=options.model,
+        second=models[1] if len(models) > 1 else None,
         data=f"{options.dataset} ({source.split})",
         settings=settings,
         command=shlex.join(["hf-fam", *arguments]),

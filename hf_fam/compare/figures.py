@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..inputs.packages import optional_packages
+from ..measure.plotting import LINE_COLORS, PALETTE, new_axes
 from .outcome import MethodResult, Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): colors that remain apart for the color-blind.
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-WIDTH = 5.5
 # Points of a mean curve.
 CURVE_POINTS = 40
 
@@ -22,13 +19,13 @@ CURVE_POINTS = 40
 def forest_plot(result: Outcome) -> Figure:
     """Return the differences from the baseline, with their intervals and the margin."""
     methods = [m for m in result.methods if m.comparison is not None]
-    figure, axes = _figure(1.1 + 0.42 * max(len(methods), 1))
-    axes.axvspan(-result.margin, result.margin, color="#e8e8e8", zorder=0)
-    axes.axvline(0.0, color="#57606a", linewidth=1)
+    figure, axes = new_axes(1.1 + 0.42 * max(len(methods), 1), "compare")
+    axes.axvspan(-result.margin, result.margin, color=PALETTE["wash"], zorder=0)
+    axes.axvline(0.0, color=PALETTE["muted"], linewidth=1)
     for row, method in enumerate(methods):
         c: Any = method.comparison
-        axes.plot([c.low, c.high], [row, row], color=COLORS[1], linewidth=2, solid_capstyle="butt")
-        axes.plot(c.difference, row, "o", color=COLORS[1])
+        axes.plot([c.low, c.high], [row, row], color=PALETTE["blue"], linewidth=2, solid_capstyle="butt")
+        axes.plot(c.difference, row, "o", color=PALETTE["blue"])
         axes.annotate(method.verdict, (c.high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(methods)), [m.name for m in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
@@ -42,12 +39,12 @@ def forest_plot(result: Outcome) -> Figure:
 
 def score_plot(result: Outcome) -> Figure:
     """Return the score of every final run, one line for each seed."""
-    figure, axes = _figure(3.0)
+    figure, axes = new_axes(3.0, "compare")
     places = range(len(result.methods))
     for scores in zip(*(m.scores for m in result.methods), strict=True):
-        axes.plot(places, scores, color="#afb8c1", linewidth=1, zorder=1)
+        axes.plot(places, scores, color=PALETTE["line"], linewidth=1, zorder=1)
     for place, method in enumerate(result.methods):
-        axes.plot([place] * len(method.scores), method.scores, "o", color=COLORS[1], markersize=4, alpha=0.7)
+        axes.plot([place] * len(method.scores), method.scores, "o", color=PALETTE["blue"], markersize=4, alpha=0.7)
     axes.set_xticks(places, [m.name for m in result.methods], rotation=30, ha="right")
     axes.set_ylabel(result.metric.name)
     return figure
@@ -55,12 +52,12 @@ def score_plot(result: Outcome) -> Figure:
 
 def curve_plot(result: Outcome) -> Figure:
     """Return the mean training loss of the final runs of each method."""
-    figure, axes = _figure(3.4)
+    figure, axes = new_axes(3.4, "compare")
     for k, method in enumerate(result.methods):
         curve = mean_curve(method)
         if curve is not None:
             x, y = curve
-            color, style = COLORS[k % len(COLORS)], ("-", "--", ":")[k // len(COLORS) % 3]
+            color, style = LINE_COLORS[k % len(LINE_COLORS)], ("-", "--", ":")[k // len(LINE_COLORS) % 3]
             axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, label=method.name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss")
@@ -75,13 +72,3 @@ def mean_curve(method: MethodResult) -> tuple[np.ndarray[Any, Any], np.ndarray[A
         return None
     x = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), CURVE_POINTS)
     return x, np.mean([np.interp(x, c[:, 0], c[:, 1]) for c in curves], axis=0)
-
-
-def _figure(height: float) -> tuple[Figure, Any]:
-    with optional_packages("the report's figures", "compare"):
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._version import __version__
-from ..measure.page import escape, html_image, html_list, html_page, html_table
+from ..measure.page import escape, html_answer, html_figure, html_figures, html_list, html_page, html_table
 from .budget import format_time
 from .figures import curve_plot, forest_plot, mean_curve, score_plot
 from .outcome import Outcome
@@ -22,30 +22,17 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    first, *others = conclusion(result).splitlines()
     body = [
         f"<h1>{escape(title)}: which method?</h1>",
-        f'<p class="answer">{escape(first)}</p>',
-        *(f"<p>{escape(sentence)}</p>" for sentence in others),
+        html_answer(conclusion(result).splitlines()),
         "<h2>Differences</h2>",
         _result_table(result),
-        _image_of_differences(result),
         f"<p>Intervals: {100 * result.confidence:g} %, corrected for repeated looks and for the number of methods. "
         "Better: the whole interval is on the side of a gain, and a gain above "
         f"{result.margin:g}{result.metric.unit} has a probability of at least 95 %. Same: the whole interval is within "
         "the margin.</p>",
-        "<h2>Single runs</h2>",
-        "<p>A gray line is a seed: the same initial weights, order and examples for every method.</p>",
-        html_image(score_plot(result), f"{result.metric.name} of every final run, by method"),
+        html_figures(_figures(result)),
     ]
-    if any(mean_curve(m) is not None for m in result.methods):
-        body += [
-            "<h2>Training loss</h2>",
-            "<p>Mean over the final runs of the training loss that each method logs. Compare heights only between "
-            "methods that have the same loss; FAM logs it without its term. Validation data is not read during a "
-            "run.</p>",
-            html_image(curve_plot(result), "Mean training loss by epoch, for each method"),
-        ]
     body += ["<h2>Tuning</h2>", _tuning(result), "<h2>Cost</h2>", _cost(result)]
     settings = {**result.details, "metric": result.metric.name, "hf_fam": __version__}
     body += ["<h2>Settings</h2>", html_list(settings)]
@@ -67,13 +54,29 @@ def _result_table(result: Outcome) -> str:
         )
         for m in result.methods
     ]
-    return html_table(head, rows)
+    single = "<p>Intervals need at least two seeds.</p>" if all(m.comparison is None for m in result.methods) else ""
+    return html_table(head, rows) + single
 
 
-def _image_of_differences(result: Outcome) -> str:
-    if all(m.comparison is None for m in result.methods):
-        return "<p>Intervals need at least two seeds.</p>"
-    return html_image(forest_plot(result), f"Difference of each method from {result.baseline.name}, with its interval")
+def _figures(result: Outcome) -> list[str]:
+    figures = []
+    if any(m.comparison is not None for m in result.methods):
+        title = f"Difference of each method from {result.baseline.name}, with its interval"
+        figures.append(html_figure(forest_plot(result), title, "Gray: differences within the margin."))
+    figures.append(
+        html_figure(
+            score_plot(result),
+            f"{result.metric.name} of every final run, by method",
+            "A line is a seed: the same initial weights, order and examples for every method.",
+        )
+    )
+    if any(mean_curve(m) is not None for m in result.methods):
+        caption = (
+            "Mean over the final runs of the training loss that each method logs. Compare heights only between methods "
+            "that have the same loss; FAM logs it without its term. Validation data is not read during a run."
+        )
+        figures.append(html_figure(curve_plot(result), "Mean training loss by epoch, for each method", caption))
+    return figures
 
 
 def _tuning(result: Outcome) -> str:

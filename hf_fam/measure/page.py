@@ -1,43 +1,74 @@
-"""A page of HTML that loads nothing from elsewhere: its frame, figures and lists."""
+"""A page of HTML that loads nothing from elsewhere: its frame, answer box, figures, tables and lists."""
 
 from __future__ import annotations
 
-import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape as escape_markup
 from typing import TYPE_CHECKING
 
 from ..inputs.text import printable
+from .plotting import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 76rem; margin: 0 auto; padding: 1rem; }
-body > * { max-width: 60rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-h1, h2, p, li, td.name, dd, pre { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; max-width: none; background:
-  linear-gradient(270deg, #fff 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
-  linear-gradient(270deg, #afb8c1, transparent) right / .8rem 100% no-repeat scroll; } /* a shadow: there is more */
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .45rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.name { white-space: normal; min-width: min(14rem, 35vw); }
-img { display: block; max-width: 100%; height: auto; margin: .5rem 0; }
-pre { background: #f6f8fa; padding: .6rem; white-space: pre-wrap; }
-dl { display: grid; grid-template-columns: fit-content(50%) 1fr; gap: .2rem 1rem; }
-dt { color: #57606a; } dd { margin: 0; }
-.note { background: #fff8c5; padding: .4rem .6rem; }
-.answer { border-left: .3rem solid #0072b2; padding: .2rem .8rem; font-size: 1.1rem; }
-@media print { body { padding: 0; } h2, img, table { break-inside: avoid; } .scroll { overflow: visible; } }
+# The variables of both themes have the names of PALETTE, which the figures draw with.
+_LIGHT = "; ".join(f"--{name}: {color}" for name, color in PALETTE.items())
+_DARK = (
+    "--ink: #e6e9ee; --muted: #9aa5b3; --line: #323a45; --paper: #14181d; --panel: #1c2229; --wash: #2b333d; "
+    "--blue: #5ab4f0; --orange: #ff9a5a; --green: #3cc9a0; --pink: #e59cc4; --yellow: #f0b944; --sky: #8fd0f5; "
+    "--lemon: #f2ea70"
+)
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
+* {{ box-sizing: border-box; }}
+body {{ font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
+  background: var(--paper); max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }}
+h1 {{ font-size: 1.65rem; line-height: 1.25; margin: 0 0 .2rem; letter-spacing: -.01em; }}
+h2 {{ font-size: 1.15rem; margin: 2.4rem 0 .4rem; }}
+h1, h2, p, li, td.name, dd, pre, figcaption, .tile b {{ overflow-wrap: anywhere; }}
+p, li {{ max-width: 46rem; }}
+.lead, figcaption, dt, .tile span {{ color: var(--muted); }}
+.lead {{ margin: 0 0 1.2rem; }}
+.answer {{ background: var(--panel); border: 1px solid var(--line); border-left: .35rem solid var(--blue);
+  border-radius: .5rem; padding: 1rem 1.2rem; margin: 1rem 0; }}
+.answer h2 {{ margin: 0 0 .6rem; }} .answer p:first-of-type {{ font-size: 1.1rem; }} .answer p {{ margin: .4rem 0; }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0 0 .9rem; }}
+.tile b {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
+.tile span {{ font-size: .85rem; }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
+  margin: 1rem 0; }}
+figure {{ margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--panel); }}
+figure > b {{ display: block; line-height: 1.3; overflow-wrap: anywhere; }}
+figure svg {{ display: block; width: 100%; max-width: 38rem; height: auto; margin: .4rem auto 0; }}
+figure text {{ fill: var(--ink); font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }}
+figcaption {{ font-size: .9rem; margin-top: .3rem; }}
+.scroll {{ overflow-x: auto; margin: .8rem 0; background:
+  linear-gradient(270deg, var(--paper) 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
+  linear-gradient(270deg, var(--muted), transparent) right / .7rem 100% no-repeat scroll; }} /* a shadow: more */
+table {{ border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
+th {{ color: var(--muted); font-weight: 600; }}
+th:first-child, td:first-child {{ text-align: left; }}
+td.name {{ white-space: normal; min-width: min(14rem, 35vw); }}
+pre {{ background: var(--panel); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem;
+  white-space: pre-wrap; }}
+dl {{ display: grid; grid-template-columns: fit-content(45%) 1fr; gap: .25rem 1.2rem; }} dd {{ margin: 0; }}
+.note {{ border-left: .3rem solid var(--yellow); background: var(--panel); padding: .4rem .8rem; }}
+@media print {{
+  body {{ max-width: none; padding: 0; font-size: 11pt; }}
+  h2 {{ break-after: avoid; }} figure, .answer, tr, pre {{ break-inside: avoid; }}
+  .scroll {{ overflow: visible; background: none; }} table {{ font-size: 8.5pt; }} th, td {{ padding: .2rem .3rem; }}
+  .figures {{ grid-template-columns: 1fr 1fr; }} .figures figure:only-child {{ grid-column: 1 / -1; }}
+}}
 """
 
 
 def html_page(title: str, body: Sequence[str]) -> str:
-    """Return a page.
+    """Return a page, light or dark as the reader's system is.
 
     Args:
         title: the title, which is escaped.
@@ -52,6 +83,22 @@ def html_page(title: str, body: Sequence[str]) -> str:
     )
 
 
+def html_answer(sentences: Sequence[str], tiles: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the box "What this says", escaped.
+
+    Args:
+        sentences: what the page says, the most important first.
+        tiles: large numbers above the sentences: a value and its name.
+    """
+    numbers = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(name)}</span></div>' for v, name in tiles)
+    return (
+        '<section class="answer"><h2>What this says</h2>'
+        + (f'<div class="tiles">{numbers}</div>' if tiles else "")
+        + "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+        + "</section>"
+    )
+
+
 def html_list(entries: Mapping[str, object]) -> str:
     """Return a list of names and values, escaped."""
     rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in entries.items())
@@ -59,19 +106,48 @@ def html_list(entries: Mapping[str, object]) -> str:
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table that scrolls sideways on a narrow screen; all cells are escaped."""
+    """Return a table that scrolls sideways on a narrow screen; all cells are escaped.
+
+    Names in the first column can be broken at their dots.
+    """
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    lines = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = "\n".join(
+        f'<tr><td class="name">{escape(name).replace(".", ".<wbr>")}</td>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead>\n<tbody>{lines}</tbody></table></div>'
 
 
-def html_image(figure: Figure, description: str) -> str:
-    """Return a figure as an image with a description for those who cannot see it."""
-    buffer = io.BytesIO()
-    # Without date and random identifiers, so that the same numbers make the same page.
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(description)}">'
+def html_figures(figures: Sequence[str]) -> str:
+    """Return figures side by side where there is room."""
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def html_figure(figure: Figure, title: str, caption: str = "") -> str:
+    """Return a figure as SVG, whose colors follow the page's theme.
+
+    Args:
+        figure: drawn with the colors of `PALETTE`.
+        title: its message, which is also read to those who cannot see it.
+        caption: how to read it.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    # Without date and random identifiers, so that the same numbers make the same page. Text stays text.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", facecolor="none", metadata=nothing)
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :]
+    # matplotlib's own black and gray are those of axes and grids.
+    for color, name in {"#000000": "ink", "#b0b0b0": "line", **{c: n for n, c in PALETTE.items()}}.items():
+        svg = re.sub(rf"(?<=: ){color}\b", f"var(--{name})", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure><b>{escape(title)}</b>{svg}{note}</figure>"
 
 
 def escape(text: str) -> str:

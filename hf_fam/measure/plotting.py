@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING, Protocol
 from ..inputs.packages import optional_packages
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import SymmetricalLogLocator
+
+# The colors of every figure; a page replaces them by those of its theme. Okabe and Ito (2008): they remain apart for
+# the color-blind.
+PALETTE = {
+    "ink": "#1b1f24", "muted": "#57606a", "line": "#d0d7de", "paper": "#ffffff", "panel": "#f8fafb", "wash": "#e8ebef",
+    "blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "pink": "#cc79a7", "yellow": "#e69f00",
+    "sky": "#56b4e9", "lemon": "#c9bd1c",
+}  # fmt: skip
+# The colors of several lines, in order.
+LINE_COLORS = tuple(PALETTE[c] for c in ("ink", "blue", "orange", "green", "pink", "yellow", "sky", "lemon"))
+# Inches; at this width text is legible on a phone.
+WIDTH = 4.8
 
 
 class _MeasuredLayer(Protocol):
@@ -106,41 +119,50 @@ def plot_runs(
     save(figure, path)
 
 
-def layer_profile(records: Sequence[_MeasuredLayer]) -> Figure:
+def layer_profile(records: Sequence[_MeasuredLayer], second: Sequence[_MeasuredLayer] = ()) -> Figure:
     """Draw kappa of every layer with twice its standard error.
 
-    kappa_max and the layer-wise version are drawn for layers where they are known.
+    kappa_max and the layer-wise version are drawn for layers where they are known, without a second model.
 
     Args:
         records: one record for each layer.
+        second: the layers of a second model; those with the names of the first are drawn.
     """
-    figure = new_figure(4.8, 1.4 + 0.3 * len(records))
-    axes = figure.subplots()
-    rows = range(len(records))
-    kappas = [r.kappa for r in records]
-    errors = [2 * r.standard_error if r.standard_error == r.standard_error else 0.0 for r in records]
-    axes.errorbar(kappas, rows, xerr=errors, fmt="o", color="C0", capsize=3, label="κ ± 2 standard errors")
-    others = (("kappa_max", "s", "κ_max"), ("layerwise", "^", "layer-wise, ‖W‖² Tr H"))
-    for k, (name, marker, label) in enumerate(others, 1):
+    figure, axes = new_axes(1.2 + 0.32 * len(records))
+    _draw_kappas(axes, [(row, r) for row, r in enumerate(records)], "blue", "o", "κ" if not second else "this model")
+    names = [r.layer for r in records]
+    shared = [(names.index(r.layer) + 0.22, r) for r in second if r.layer in names]
+    if shared:
+        _draw_kappas(axes, shared, "orange", "D", "second model")
+    others = (("kappa_max", "s", "green", "κ_max"), ("layerwise", "^", "pink", "layer-wise"))
+    for name, marker, color, label in () if second else others:
         points = [(getattr(r, name), row) for row, r in enumerate(records) if getattr(r, name) is not None]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), marker, color=f"C{k}", fillstyle="none", linestyle="none", label=label
-            )
+            style = {"color": PALETTE[color], "fillstyle": "none", "linestyle": "none", "label": label}
+            axes.plot(*zip(*points, strict=True), marker, **style)
     # Small layers are indistinguishable on a linear scale, so negative values take a symmetric logarithmic one.
-    values = [v for r in records for v in (r.kappa, r.kappa_max, r.layerwise) if v is not None]
-    axes.set(yticks=list(rows), yticklabels=[_escape_formula(r.layer) for r in records])
-    axes.set(xlabel="a small value is flat", ylim=(len(records) - 0.5, -0.5))
+    drawn = [*records, *(r for _, r in shared)]
+    values = [
+        v for r in drawn for v in ((r.kappa,) if second else (r.kappa, r.kappa_max, r.layerwise)) if v is not None
+    ]
+    axes.set(yticks=[*range(len(records))], yticklabels=[_escape_formula(short_name(n)) for n in names])
+    axes.set(xlabel="← flat      κ      sharp →", ylim=(len(records) - 0.4, -0.6))
     if min(values) > 0:
         axes.set_xscale("log")
     else:
         axes.set_xscale("symlog", linthresh=_linear_threshold(values))
         axes.xaxis.set_major_locator(_few_ticks(values))
-        axes.axvline(0, color="gray", linewidth=0.8)
-    axes.tick_params(labelsize="small")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+        axes.axvline(0, color=PALETTE["muted"], linewidth=0.8)
+    axes.grid(axis="x", alpha=0.6)
+    if shared or any(v is not None for r in records for v in (r.kappa_max, r.layerwise)):
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def _draw_kappas(axes: Axes, rows: Sequence[tuple[float, _MeasuredLayer]], color: str, marker: str, label: str) -> None:
+    errors = [2 * r.standard_error if r.standard_error == r.standard_error else 0.0 for _, r in rows]
+    kappas, places = [r.kappa for _, r in rows], [row for row, _ in rows]
+    axes.errorbar(kappas, places, xerr=errors, fmt=marker, color=PALETTE[color], capsize=3, label=label)
 
 
 def item_histogram(record: _MeasuredLayer) -> Figure:
@@ -149,14 +171,30 @@ def item_histogram(record: _MeasuredLayer) -> Figure:
     Args:
         record: record of a layer whose items are not coupled.
     """
-    figure = new_figure(4.8, 2.8)
-    axes = figure.subplots()
-    axes.hist(record.item_kappas, bins=40, color="C0")
-    axes.axvline(record.kappa, color="C3", linestyle="--", label=f"mean, κ = {record.kappa:.3g}")
+    figure, axes = new_axes(2.4)
+    axes.hist(record.item_kappas, bins=40, color=PALETTE["blue"])
+    axes.axvline(record.kappa, color=PALETTE["orange"], linestyle="--", label=f"mean, κ = {record.kappa:.3g}")
     axes.set(xlabel="κ of a single item", ylabel="items")
     axes.locator_params(axis="x", nbins=4)
-    axes.set_title(_escape_formula(record.layer), fontsize="medium", wrap=True)
-    axes.legend()
+    axes.legend(frameon=False)
+    return figure
+
+
+def class_accuracies(accuracies: Sequence[tuple[str, float]]) -> Figure:
+    """Draw the accuracy of classes as bars.
+
+    Args:
+        accuracies: name and accuracy, from 0 to 1, of each class to draw.
+    """
+    figure, axes = new_axes(0.7 + 0.28 * len(accuracies))
+    rows = range(len(accuracies))
+    axes.barh(rows, [100 * a for _, a in accuracies], color=PALETTE["blue"], height=0.62)
+    for row, (_, accuracy) in enumerate(accuracies):
+        end = (100 * accuracy, row)
+        text = f"{100 * accuracy:.0f} %"
+        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize="small")
+    axes.set(yticks=[*rows], yticklabels=[_escape_formula(short_name(name)) for name, _ in accuracies])
+    axes.set(xlim=(0, 112), xticks=[0, 25, 50, 75, 100], xlabel="right, %", ylim=(len(accuracies) - 0.4, -0.6))
     return figure
 
 
@@ -168,15 +206,15 @@ def robustness_curve(curve: _MeasuredRobustness) -> Figure:
     Args:
         curve: the measured curve.
     """
-    figure = new_figure(4.8, 3.4)
-    axes = figure.subplots()
+    figure, axes = new_axes(2.9)
     errors = [2 * e for e in curve.standard_errors]
-    axes.errorbar(curve.deltas, curve.measured, yerr=errors, fmt="o", capsize=3, label="measured ± 2 standard errors")
-    axes.plot(curve.deltas, curve.predicted, "--", color="C3", label="δ²/(2m) κ")
+    axes.errorbar(
+        curve.deltas, curve.measured, yerr=errors, fmt="o", color=PALETTE["blue"], capsize=3, label="measured"
+    )
+    axes.plot(curve.deltas, curve.predicted, "--", color=PALETTE["orange"], label="predicted, δ²/(2m) κ")
     positive = min(*curve.measured, *curve.predicted) > 0
     axes.set(xscale="log", xlabel="δ, relative size of the perturbation")
     axes.set(ylabel="rise of the loss")
-    axes.set_title(f"{_escape_formula(curve.layer)}\n{curve.matrices.replace('_', ' ')} matrices", fontsize="medium")
     if positive:
         axes.set_yscale("log")
     else:
@@ -184,10 +222,23 @@ def robustness_curve(curve: _MeasuredRobustness) -> Figure:
         axes.set_yscale("symlog", linthresh=_linear_threshold(values))
         axes.yaxis.set_major_locator(_few_ticks(values))
     if curve.diverges_at is not None:
-        axes.axvline(curve.diverges_at, color="gray", linestyle=":", label="they diverge here")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        axes.axvline(curve.diverges_at, color=PALETTE["muted"], linestyle=":", label="they diverge here")
+    axes.grid(alpha=0.6)
+    axes.legend(frameon=False)
     return figure
+
+
+def short_name(name: str, length: int = 28) -> str:
+    """Return a name for an axis: its end, where names of layers differ.
+
+    Examples:
+        >>> short_name("bert.encoder.layer.11.attention.output.dense")
+        '…11.attention.output.dense'
+    """
+    if len(name) <= length:
+        return name
+    end = name[-length + 1 :]
+    return "…" + (end.split(".", 1)[1] if "." in end else end)
 
 
 def _linear_threshold(values: Sequence[float]) -> float:
@@ -203,18 +254,28 @@ def _few_ticks(values: Sequence[float]) -> SymmetricalLogLocator:
     return locator
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, extra: str = "measure") -> Figure:
     """Return an empty figure, sizes in inches, without pyplot.
 
     So no display is needed, and the caller's own figures stay as they are.
     """
-    with optional_packages("drawing", "measure"):
+    with optional_packages("drawing", extra):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(height: float, extra: str = "measure") -> tuple[Figure, Axes]:
+    """Return a figure with one coordinate system in the style of the reports, its height in inches."""
+    figure = new_figure(WIDTH, height, extra)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_facecolor("none")
+    axes.tick_params(labelsize="small")
+    return figure, axes
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    BertForSequenceClassification,
+    BertTokenizer,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hf_fam import measure_relative_flatness
 from hf_fam.cli import main as cli
+from hf_fam.measure.class_predictions import Predictions
+from hf_fam.measure.findings import MeasuredModel
 from hf_fam.measure.report import html_report
 from hf_fam.measure.robustness import feature_robustness
 from hf_fam.measure.sources import SourceError, load_source
@@ -78,8 +87,9 @@ def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.Captu
     layers = json.loads(numbers.read_text())["layers"]
     assert [r["num_items"] for r in layers] == [24, 24] and len(layers[0]["item_kappas"]) == 24
     seen = Page(page.read_text(encoding="utf-8"))
-    assert seen.tags.count("img") == 4 and all(s.startswith("data:image/png;base64,") for s in seen.sources)
-    assert "hf-fam measure" in page.read_text(encoding="utf-8")
+    assert seen.tags.count("svg") == 5 and not seen.sources
+    text = page.read_text(encoding="utf-8")
+    assert text.index("What this says") < text.index("<svg") < text.index("The formula") and "hf-fam measure" in text
 
 
 def test_hostile_names_are_escaped() -> None:
@@ -88,11 +98,34 @@ def test_hostile_names_are_escaped() -> None:
     result = measure_relative_flatness(model, data, NASTY, loss_fn=cross_entropy)
     assert result[0].layer == NASTY
     curve = feature_robustness(model, data, NASTY, (0.1,), samples=2, loss_fn=cross_entropy)
+    predictions = Predictions(np.eye(3), np.array([0, 1, 1]), (NASTY,) * 3)
     page = html_report(
-        result, curve, model=NASTY, data=f'"{NASTY}', settings={NASTY: NASTY}, command=f"hf-fam {NASTY}", notes=[NASTY]
+        MeasuredModel(NASTY, result, predictions),
+        curve,
+        data=f'"{NASTY}',
+        settings={NASTY: NASTY},
+        command=f"hf-fam {NASTY}",
+        second=MeasuredModel(NASTY, result, predictions),
+        notes=[NASTY],
     )
     seen = Page(page)
     assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 9
+
+
+@pytest.mark.parametrize("option", ["--compare_with", "--compare-with"])
+def test_two_models_side_by_side(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    data, page, other = reviews(tmp_path), tmp_path / "report.html", tmp_path / "other"
+    shutil.copytree(model, other)
+    flat = BertForSequenceClassification.from_pretrained(model)
+    with torch.no_grad():
+        flat.classifier.weight.mul_(0.1)
+    flat.save_pretrained(other)
+    command = ["measure", str(model), "--dataset", str(data), "--no-robustness"]
+    assert cli.main([*command, "--report", str(page), option, str(other)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert f"of {other}: this model is sharper there" in text and "Accuracy is" in text and "second model" in text
+    assert cli.main([*command, option, str(other)]) == 1
+    assert "--compare_with needs --report" in capsys.readouterr().err
 
 
 def test_images_in_folders(tmp_path: Path) -> None:
