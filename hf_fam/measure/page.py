@@ -26,7 +26,7 @@ _STYLE = f"""
 @media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 * {{ box-sizing: border-box; }}
 body {{ font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
-  background: var(--paper); max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }}
+  background: var(--paper); max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }}
 h1 {{ font-size: 1.65rem; line-height: 1.25; margin: 0 0 .2rem; letter-spacing: -.01em; }}
 h2 {{ font-size: 1.15rem; margin: 2.4rem 0 .4rem; }}
 h1, h2, p, li, td.name, dd, pre, figcaption, .tile b {{ overflow-wrap: anywhere; }}
@@ -39,9 +39,8 @@ p, li {{ max-width: 46rem; }}
 .tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0 0 .9rem; }}
 .tile b {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
 .tile span {{ font-size: .85rem; }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
-  margin: 1rem 0; }}
-figure {{ margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--panel); }}
+.figures {{ columns: 24rem 2; column-gap: 1rem; margin: 1rem 0; }}
+figure {{ break-inside: avoid; margin: 0 0 1rem; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--panel); }}
 figure > b {{ display: block; line-height: 1.3; overflow-wrap: anywhere; }}
 figure svg {{ display: block; width: 100%; max-width: 38rem; height: auto; margin: .4rem auto 0; }}
 figure text {{ fill: var(--ink); font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }}
@@ -49,9 +48,9 @@ figcaption {{ font-size: .9rem; margin-top: .3rem; }}
 .scroll {{ overflow-x: auto; margin: .8rem 0; background:
   linear-gradient(270deg, var(--paper) 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
   linear-gradient(270deg, var(--muted), transparent) right / .7rem 100% no-repeat scroll; }} /* a shadow: more */
-table {{ border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
-th {{ color: var(--muted); font-weight: 600; }}
+th {{ color: var(--muted); font-weight: 600; white-space: normal; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; }}
 td.name {{ white-space: normal; min-width: min(14rem, 35vw); }}
 pre {{ background: var(--panel); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem;
@@ -60,9 +59,9 @@ dl {{ display: grid; grid-template-columns: fit-content(45%) 1fr; gap: .25rem 1.
 .note {{ border-left: .3rem solid var(--yellow); background: var(--panel); padding: .4rem .8rem; }}
 @media print {{
   body {{ max-width: none; padding: 0; font-size: 11pt; }}
-  h2 {{ break-after: avoid; }} figure, .answer, tr, pre {{ break-inside: avoid; }}
+  h2 {{ break-after: avoid; }} .answer, tr, pre {{ break-inside: avoid; }}
   .scroll {{ overflow: visible; background: none; }} table {{ font-size: 8.5pt; }} th, td {{ padding: .2rem .3rem; }}
-  .figures {{ grid-template-columns: 1fr 1fr; }} .figures figure:only-child {{ grid-column: 1 / -1; }}
+  .figures {{ columns: 2; }}
 }}
 """
 

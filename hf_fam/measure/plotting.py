@@ -149,6 +149,7 @@ def layer_profile(records: Sequence[_MeasuredLayer], second: Sequence[_MeasuredL
     axes.set(xlabel="← flat      κ      sharp →", ylim=(len(records) - 0.4, -0.6))
     if min(values) > 0:
         axes.set_xscale("log")
+        _label_few(axes, min(values), max(values))
     else:
         axes.set_xscale("symlog", linthresh=_linear_threshold(values))
         axes.xaxis.set_major_locator(_few_ticks(values))
@@ -157,6 +158,16 @@ def layer_profile(records: Sequence[_MeasuredLayer], second: Sequence[_MeasuredL
     if shared or any(v is not None for r in records for v in (r.kappa_max, r.layerwise)):
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def _label_few(axes: Axes, smallest: float, largest: float) -> None:
+    """Label a logarithmic axis at numbers that have room, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    subs = (1, 2, 5) if largest < 30 * smallest else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_kappas(axes: Axes, rows: Sequence[tuple[float, _MeasuredLayer]], color: str, marker: str, label: str) -> None:
