@@ -40,7 +40,8 @@ p, li {{ max-width: 46rem; }}
 .tile b {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
 .tile span {{ font-size: .85rem; }}
 .figures {{ columns: 24rem 2; column-gap: 1rem; margin: 1rem 0; }}
-figure {{ break-inside: avoid; margin: 0 0 1rem; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--panel); }}
+figure {{ break-inside: avoid; margin: 0 0 1rem; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem;
+  background: var(--panel); }}
 figure > b {{ display: block; line-height: 1.3; overflow-wrap: anywhere; }}
 figure svg {{ display: block; width: 100%; max-width: 38rem; height: auto; margin: .4rem auto 0; }}
 figure text {{ fill: var(--ink); font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }}
