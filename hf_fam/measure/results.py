@@ -75,6 +75,10 @@ class LayerFlatness:
         """
         return self.kappa / self.in_features
 
+    def _repr_html_(self) -> str:
+        """Return the record as a table for a notebook."""
+        return FlatnessTable([self], {})._repr_html_()
+
 
 _COLUMNS = (
     ("layer", "layer"),
@@ -157,7 +161,8 @@ class FlatnessTable(Sequence[LayerFlatness]):
     def __iter__(self) -> Iterator[LayerFlatness]:
         return iter(self.records)
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[list[str]]:
+        """Return the titles of the columns, and the cells of each layer."""
         columns = [c for c in _COLUMNS if not c[1] or any(_value(r, c[1]) is not None for r in self.records)]
         rows = [[title for title, _ in columns]]
         for record in self.records:
@@ -165,17 +170,32 @@ class FlatnessTable(Sequence[LayerFlatness]):
             rows.append(
                 [bound_sign(record, name) + _cell(_value(record, name)) if name else size for _, name in columns]
             )
+        return rows
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        from .page import html_table
+
+        head, *rows = self._rows()
+        return f"<p>{self._caption}</p>{html_table(head, rows)}"
+
+    @property
+    def _caption(self) -> str:
+        first = self.records[0]
+        return f"{first.num_items} items, mean loss {first.loss:.4g}; a small kappa is flat"
+
+    def __str__(self) -> str:
+        rows = self._rows()
         left_aligned = {"layer", "d x m", "estimator"}
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
                 cell.ljust(width) if title in left_aligned else cell.rjust(width)
-                for cell, width, (title, _) in zip(row, widths, columns, strict=True)
+                for cell, width, title in zip(row, widths, rows[0], strict=True)
             ).rstrip()
             for row in rows
         ]
-        first = self.records[0]
-        return "\n".join([f"{first.num_items} items, mean loss {first.loss:.4g}; a small kappa is flat", "", *lines])
+        return "\n".join([self._caption, "", *lines])
 
     __repr__ = __str__
 

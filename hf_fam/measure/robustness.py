@@ -33,6 +33,7 @@ from ..layer.linear_map import LinearMap
 from .data import Batches, count_items, item_weights, to_device
 from .forward import LossFunction, evaluate, frozen_for_evaluation, loss_of
 from .measuring import measure_relative_flatness
+from .page import escape, html_table
 from .results import LayerFlatness
 
 __all__ = ["FeatureRobustness", "feature_robustness"]
@@ -148,6 +149,15 @@ class FeatureRobustness:
         for delta, x, error, p in zip(self.deltas, self.measured, self.standard_errors, self.predicted, strict=True):
             lines.append(f"{delta:>8g}  {x:>12.4g} ± {error:<9.2g}  {p:>20.4g}")
         return "\n".join([*lines, "", self.verdict])
+
+    def _repr_html_(self) -> str:
+        """Return the curve as a table for a notebook."""
+        rows = [
+            [f"{delta:g}", f"{x:.4g} ± {error:.2g}", f"{p:.4g}"]
+            for delta, x, error, p in zip(self.deltas, self.measured, self.standard_errors, self.predicted, strict=True)
+        ]
+        title = f"<p>Feature robustness of {escape(self.layer)}, {self.num_items} items. {escape(self.verdict)}</p>"
+        return title + html_table(["δ", "rise of the loss", "δ²/(2m) κ"], rows)
 
     def to_json(self) -> str:
         """Return all values as a JSON object."""

@@ -19,6 +19,7 @@ from .callback import refuse_second_term
 from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
 from .not_finite import refuse_to_save
+from .notebook import add_flatness_columns
 from .training_args import FAMArguments, refuse_removed_fields
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
@@ -74,6 +75,7 @@ class FAMMixin(_Host):
         self._fam = FlatTraining(fam_args)
         self._fam.prepare(self)  # refuses an unknown layer before the data is prepared
         self.add_callback(FlatTrainingCallback(self._fam, self))
+        add_flatness_columns(self)
 
     def prepare_fam(self) -> None:
         """Find the layer and the estimator again, after ``fam_args`` changed.
