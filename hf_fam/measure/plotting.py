@@ -138,8 +138,8 @@ def layer_profile(records: Sequence[_MeasuredLayer], second: Sequence[_MeasuredL
     for name, marker, color, label in () if second else others:
         points = [(getattr(r, name), row) for row, r in enumerate(records) if getattr(r, name) is not None]
         if points:
-            style = {"color": PALETTE[color], "fillstyle": "none", "linestyle": "none", "label": label}
-            axes.plot(*zip(*points, strict=True), marker, **style)
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, marker, color=PALETTE[color], fillstyle="none", linestyle="none", label=label)
     # Small layers are indistinguishable on a linear scale, so negative values take a symmetric logarithmic one.
     drawn = [*records, *(r for _, r in shared)]
     values = [

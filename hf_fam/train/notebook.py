@@ -35,7 +35,7 @@ def _table_with_columns(notebook: Any) -> Any:
             self.training_tracker.write_line({"Step": state.global_step, "Training Loss": logs["loss"], **columns})
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-            last = next((log for log in reversed(state.log_history) if "loss" in log), {})
+            last: dict[str, float] = next((log for log in reversed(state.log_history) if "loss" in log), {})
             columns = {name: last[name] for name in COLUMNS if name in last}
             metrics = {} if metrics is None else metrics
             metrics.update(columns)
