@@ -54,12 +54,13 @@ docs: $(DOCS)  ## build the site into site/
 bench: $(TEST)  ## measure the cost of FAM against plain training on this machine
 	$(BIN)/python recipes/benchmarks/overhead.py $(ARGS)
 
-tables: $(TEST)  ## write the tables of supported models, estimators, methods, modules and broken data
+tables: $(TEST)  ## write the tables of the documentation that describe the code
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.support_table docs/generated/support.md
 	$(BIN)/python -m hf_fam.flatness.estimators.table > docs/generated/estimators.md
 	$(BIN)/python -m hf_fam.methods.table > docs/generated/methods.md
 	PYTHONPATH=tests $(BIN)/python -m support.module_table docs/generated/modules.md
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.broken_data docs/generated/broken_data.md
+	PYTHONPATH=tests $(BIN)/python -m support.command_tables docs/generated/command.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist

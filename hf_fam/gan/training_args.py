@@ -39,11 +39,6 @@ _RATES = ("learning_rate", "adam_beta1", "adam_beta2")
 # ruff: noqa: UP045
 
 
-def _optional(help: str) -> float | None:
-    value: float | None = field(default=None, metadata={"help": help})
-    return value
-
-
 @dataclass
 class WGANTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` and those of `WGANTrainer`.
@@ -54,43 +49,43 @@ class WGANTrainingArguments(TrainingArguments):
     Defaults that differ from the Trainer's: Adam with a constant learning rate of 1e-4 and betas (0.5, 0.9), no
     gradient clipping (``max_grad_norm=0``), unused columns kept.
 
-    **What is trained how often**
+    The critic's loss has the term ``penalty_lambda * E penalty(||grad f(x)||)``, with the mean over the points that
+    ``penalty_points`` names (Petzka et al. 2018, Gulrajani et al. 2017).
+
+    Both optimizers are of the kind ``optim``. Warm-up steps of the learning rate count each network's own steps.
 
     Args:
-        latent_size: numbers in a latent code; None: the generator's attribute ``latent_size``, its own or its config's.
+        latent_size: number of entries of a latent code. Defaults to the generator's attribute ``latent_size``, its own
+            or that of its config.
         latent_prior: ``"normal"``, or ``"uniform"`` on (-1, 1).
-        n_critic: critic steps before each generator step.
-        n_critic_warmup: the same during the warm-up; None: there is none.
-        n_critic_warmup_steps: number of generator steps at the beginning that belong to the warm-up.
-        n_critic_warmup_every: interval, in generator steps, of further warm-up steps; 0: none.
-        max_generator_steps: the length of the training in generator steps; sets ``max_steps``.
-
-    **The penalty**, lambda E penalty(||grad f(x)||)
-
+        n_critic: number of critic steps before each generator step.
+        n_critic_warmup: number of critic steps before each generator step during the warm-up. Defaults to no warm-up.
+        n_critic_warmup_steps: number of generator steps of the warm-up.
+        n_critic_warmup_every: interval, in generator steps, of further warm-up steps. 0 means none.
+        max_generator_steps: length of the training in generator steps. It sets ``max_steps``.
         penalty: ``"one"`` (WGAN-LP), ``"two"`` (WGAN-GP), ``"zero"`` (R1, R2) or ``"none"``.
-        penalty_lambda: its strength lambda, positive.
-        penalty_target: the largest gradient norm without a penalty.
-        penalty_points: points of the penalty: ``"line"`` between real and generated samples, ``"local"`` (around real
-            ones), ``"local_generated"``, ``"local_both"``, ``"real"``, ``"generated"``.
-        penalty_radius: radius of the local points, in standard deviations.
-        penalty_every: lazy penalty, only at every n-th critic step and n times as strong.
-        clip_limit: the baseline without a penalty (``penalty="none"``). The critic's weights are clipped to
-            +-clip_limit after each of its steps.
-
-    **The optimizers.** Both are of the kind ``optim``. None stands for ``learning_rate``, ``adam_beta1``,
-    ``adam_beta2`` and ``lr_scheduler_type``. Warm-up steps count each network's own steps.
-
-        critic_learning_rate, critic_adam_beta1, critic_adam_beta2, critic_lr_scheduler_type: the critic's.
-        generator_learning_rate, generator_adam_beta1, generator_adam_beta2, generator_lr_scheduler_type: the
-            generator's; its schedule runs over its own steps.
-        ema_decay: decay of a moving average of the generator's weights, avg <- decay avg + (1 - decay) weights after
-            each of its steps. Evaluation and sample grids use the average. None: no average.
-
-    **Samples and evaluation**
-
-        sample_steps: interval of steps at which a grid of samples is saved, and at the end; 0: none.
-        sample_count: samples in a grid, always of the same latent codes.
-        sample_low, sample_high: values of black and white, for images.
+        penalty_lambda: strength of the penalty, positive.
+        penalty_target: largest gradient norm without a penalty.
+        penalty_points: where the penalty applies: ``"line"`` between real and generated samples, ``"local"`` around
+            real ones, ``"local_generated"``, ``"local_both"``, ``"real"`` or ``"generated"``.
+        penalty_radius: radius of the local points, in standard deviations of the data.
+        penalty_every: interval of critic steps with a penalty, which is then that many times as strong.
+        clip_limit: clips the critic's weights to +-clip_limit after each of its steps. Needs ``penalty="none"``.
+        critic_learning_rate: learning rate of the critic. Defaults to ``learning_rate``.
+        critic_adam_beta1: Adam's beta1 of the critic. Defaults to ``adam_beta1``.
+        critic_adam_beta2: Adam's beta2 of the critic. Defaults to ``adam_beta2``.
+        critic_lr_scheduler_type: learning rate schedule of the critic. Defaults to ``lr_scheduler_type``.
+        generator_learning_rate: learning rate of the generator. Defaults to ``learning_rate``.
+        generator_adam_beta1: Adam's beta1 of the generator. Defaults to ``adam_beta1``.
+        generator_adam_beta2: Adam's beta2 of the generator. Defaults to ``adam_beta2``.
+        generator_lr_scheduler_type: learning rate schedule of the generator, over its own steps. Defaults to
+            ``lr_scheduler_type``.
+        ema_decay: decay of a moving average of the generator's weights. Evaluation and sample grids use the average.
+            Defaults to no average.
+        sample_steps: interval of steps at which a grid of samples is saved, and at the end. 0 means none.
+        sample_count: number of samples in a grid, always of the same latent codes.
+        sample_low: value of black in the samples, for images.
+        sample_high: value of white in the samples, for images.
         eval_samples: number of real samples, and of generated ones, that an evaluation compares.
         eval_emd: compute the exact earth mover's distance, for few dimensions and a few thousand samples.
 
@@ -148,20 +143,36 @@ class WGANTrainingArguments(TrainingArguments):
     penalty_every: int = field(
         default=1, metadata={"help": "Lazy penalty: only at every n-th critic step, n times as strong."}
     )
-    clip_limit: Optional[float] = _optional("Clip the critic's weights to this size; needs penalty none.")
-    critic_learning_rate: Optional[float] = _optional("Learning rate of the critic; default: learning_rate.")
-    critic_adam_beta1: Optional[float] = _optional("Adam's beta1 of the critic; default: adam_beta1.")
-    critic_adam_beta2: Optional[float] = _optional("Adam's beta2 of the critic; default: adam_beta2.")
+    clip_limit: Optional[float] = field(
+        default=None, metadata={"help": "Clip the critic's weights to this size; needs penalty none."}
+    )
+    critic_learning_rate: Optional[float] = field(
+        default=None, metadata={"help": "Learning rate of the critic; default: learning_rate."}
+    )
+    critic_adam_beta1: Optional[float] = field(
+        default=None, metadata={"help": "Adam's beta1 of the critic; default: adam_beta1."}
+    )
+    critic_adam_beta2: Optional[float] = field(
+        default=None, metadata={"help": "Adam's beta2 of the critic; default: adam_beta2."}
+    )
     critic_lr_scheduler_type: Optional[str] = field(
         default=None, metadata={"help": "Schedule of the critic; default: lr_scheduler_type."}
     )
-    generator_learning_rate: Optional[float] = _optional("Learning rate of the generator; default: learning_rate.")
-    generator_adam_beta1: Optional[float] = _optional("Adam's beta1 of the generator; default: adam_beta1.")
-    generator_adam_beta2: Optional[float] = _optional("Adam's beta2 of the generator; default: adam_beta2.")
+    generator_learning_rate: Optional[float] = field(
+        default=None, metadata={"help": "Learning rate of the generator; default: learning_rate."}
+    )
+    generator_adam_beta1: Optional[float] = field(
+        default=None, metadata={"help": "Adam's beta1 of the generator; default: adam_beta1."}
+    )
+    generator_adam_beta2: Optional[float] = field(
+        default=None, metadata={"help": "Adam's beta2 of the generator; default: adam_beta2."}
+    )
     generator_lr_scheduler_type: Optional[str] = field(
         default=None, metadata={"help": "Schedule of the generator's own steps; default: lr_scheduler_type."}
     )
-    ema_decay: Optional[float] = _optional("Decay of a moving average of the generator's weights.")
+    ema_decay: Optional[float] = field(
+        default=None, metadata={"help": "Decay of a moving average of the generator's weights."}
+    )
     sample_steps: int = field(
         default=0, metadata={"help": "Interval of steps at which a grid of samples is saved; 0: none."}
     )

@@ -24,7 +24,8 @@ from support.languages import pairs, sentences, tiny_embedder, tiny_tokenizer
 from support.tiny import classified, tiny_bert, tiny_llama
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+FILES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "generated" not in page.parts)]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -73,7 +74,9 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if blocks(f, "python")], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if blocks(f, "python")], ids=lambda file: str(file.relative_to(ROOT))
+)
 def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from support.module_table import ROOMS, module_table
 
 ROOT = Path(__file__).parents[2]
 PACKAGE, DOCS = ROOT / "hf_fam", ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.relative_to(DOCS).parts[0] != "generated")
 # What they do is said where the command is: `hf-fam demo`.
 NOT_FOR_USERS = {"hf_fam.cli.demo", "hf_fam.flatness.estimators", "hf_fam.recipes.text_regression"}
 
@@ -25,7 +25,9 @@ def text(name: str) -> str:
 
 
 def documented() -> list[str]:
-    return re.findall(r"^::: (\S+)$", text("reference.md"), re.MULTILINE)
+    """What the pages of the reference name."""
+    pages = sorted((DOCS / "reference").glob("*.md"))
+    return [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), re.MULTILINE)]
 
 
 def resolve(name: str) -> object:
@@ -103,7 +105,7 @@ def test_a_click_from_the_start(page: str) -> None:
     assert f"({page})" in text("index.md")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_formulas_are_text(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert not re.search(r"\$[^$\n]+\$|\\\(|\\\[|\\(frac|sum|kappa|lambda)\b", prose)
