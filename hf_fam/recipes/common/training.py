@@ -105,7 +105,7 @@ def finetune(run: Run) -> dict[str, float]:
         trainer.save_state()
         metrics |= log_and_save(trainer, "train", result.metrics)
     else:
-        # Training finds out whether the model honours num_items_in_batch; if it does not, its evaluation loss would be
+        # Training finds out whether the model honors num_items_in_batch; if it does not, its evaluation loss would be
         # multiplied by the number of processes (transformers issue 47688).
         trainer.model_accepts_loss_kwargs = False
     for name, split in run.splits.items():
