@@ -61,6 +61,7 @@ tables: $(TEST)  ## write the tables of the documentation that describe the code
 	PYTHONPATH=tests $(BIN)/python -m support.module_table docs/generated/modules.md
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.broken_data docs/generated/broken_data.md
 	PYTHONPATH=tests $(BIN)/python -m support.command_tables docs/generated/command.md
+	PYTHONPATH=tests $(BIN)/python -m support.refusals docs/generated/troubleshooting.md
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist

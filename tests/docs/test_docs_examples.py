@@ -26,6 +26,7 @@ from support.tiny import classified, tiny_bert, tiny_llama
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FILES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "generated" not in page.parts)]
+FILES.append(DOCS / "generated" / "troubleshooting.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

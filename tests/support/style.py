@@ -57,6 +57,7 @@ SOURCES = {
 CONSTANTS = {
     "95 %": "the confidence level of every interval",
     "100 %": "all",
+    "0.000001": "the default strength at heads with many classes, which docs/generated/estimators.md writes 1e-06",
 }
 
 
