@@ -21,6 +21,7 @@ SHOWN = {
     "long_sentences": prose.long_sentences,
     "banned": lambda page: prose.matches(page, style.BANNED),
     "untraced_numbers": style.untraced,
+    "wide_code": prose.wide_code,
 }
 
 

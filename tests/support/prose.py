@@ -15,6 +15,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LONGEST_SENTENCE = 25
+# Characters of a line of code that fit on a screen 1,400 pixels wide (docs/extra.css).
+WIDEST_CODE = 110
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -107,23 +109,30 @@ NO_RECORDS = ("command.md", "modules.md", "support.md")
 
 
 @cache
-def recorded_numbers(folder: str) -> frozenset[str]:
-    """The numbers in a folder of files that commands write."""
-    files = [file for file in (ROOT / folder).rglob("*") if file.suffix in {".md", ".csv", ".json"}]
+def recorded_numbers(path: str) -> frozenset[str]:
+    """The numbers in a file, or in a folder of files that commands write."""
+    place = ROOT / path
+    files = [place] if place.is_file() else [f for f in place.rglob("*") if f.suffix in {".md", ".csv", ".json"}]
     texts = [file.read_text(encoding="utf-8") for file in files if file.name not in NO_RECORDS]
     return frozenset(number for text in texts for number in NUMBER.findall(text))
 
 
-def untraced_numbers(page: str, folders: Iterable[str], constants: Iterable[str]) -> list[str]:
+def untraced_numbers(page: str, places: Iterable[str], constants: Iterable[str]) -> list[str]:
     """Numbers of a page that are neither in files that commands write, nor constants.
 
     Args:
         page: the page.
-        folders: where to look.
+        places: files and folders to look in.
         constants: numbers that need no record.
     """
-    known = {*constants}.union(*(recorded_numbers(folder) for folder in folders))
+    known = {*constants}.union(*(recorded_numbers(place) for place in places))
     return [number for number in numbers(page) if number not in known and number.removesuffix(" %") not in known]
+
+
+def wide_code(page: str) -> list[str]:
+    """The lines of code that the column of the site does not show in full."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [line for block in FENCE.finditer(text) for line in block.group().splitlines() if len(line) > WIDEST_CODE]
 
 
 def matches(page: str, patterns: Iterable[str]) -> list[str]:

@@ -83,7 +83,8 @@ def sentence(text: str) -> str:
     if text.startswith("pip install"):
         return f"Run `{text.rstrip('.')}`."
     first = text.partition(" ")[0]
-    return f"{text if '=' in first else text[:1].upper() + text[1:]}".rstrip(".") + "." if text else ""
+    text = text if "=" in first else text[:1].upper() + text[1:]
+    return text if not text or text.endswith((".", ".)")) else f"{text}."
 
 
 def shown(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from support.prose import length, long_sentences, matches, nav, untraced_numbers, user_pages
+from support.prose import length, long_sentences, matches, nav, untraced_numbers, user_pages, wide_code
 
 EXCEPTIONS = Path(__file__).parents[1] / "docs" / "style_exceptions.yaml"
 # Words of a page, without code and tables.
@@ -52,12 +52,14 @@ STUDY = "recipes/comparison/tables"
 SOURCES = {
     "docs/comparing.md": [STUDY],
     "docs/flat-logistic-regression.md": [STUDY],
+    "docs/release.md": ["pyproject.toml", "constraints.txt"],
+    "docs/precision-and-compilation.md": ["tests/test_precision.py"],
 }
 # Numbers that no command makes, and where they come from.
 CONSTANTS = {
     "95 %": "the confidence level of every interval",
     "100 %": "all",
-    "0.000001": "the default strength at heads with many classes, which docs/generated/estimators.md writes 1e-06",
+    "0.000001": "the default strength at heads with many classes, LARGE_HEAD_STRENGTH of hf_fam",
 }
 
 
@@ -77,6 +79,7 @@ COUNTS = {
     "long_sentences": lambda page: len(long_sentences(page)),
     "banned": lambda page: len(matches(page, BANNED)),
     "untraced_numbers": lambda page: len(untraced(page)),
+    "wide_code": lambda page: len(wide_code(page)),
 }
 
 
