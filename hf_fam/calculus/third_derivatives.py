@@ -19,7 +19,10 @@ OTHERS = ("LogcumsumexpBackward", "SpecialI1Backward")
 
 
 class WrongThirdDerivativeError(ValueError):
-    """The third derivative of an operation is wrong, so the full gradient of kappa would be wrong."""
+    """torch computes a wrong third derivative of an operation.
+
+    The gradient of kappa would be wrong, too.
+    """
 
 
 def refuse_wrong_third_derivatives(graph: TailGraph) -> None:

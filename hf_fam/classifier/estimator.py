@@ -30,7 +30,7 @@ AUTO_DELTA = 0.7
 
 
 class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
-    """Logistic regression on fixed features that is penalized by its relative flatness.
+    """Logistic regression on fixed features, penalized by its relative flatness.
 
     It minimizes the mean cross-entropy plus λ Σ c ‖φ‖² Var_q(w) over weights w and intercepts, by L-BFGS on all
     samples. φ are the features minus their mean, c the sample weights, with sum one. Var_q(w) is the variance of the
@@ -141,7 +141,9 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> Any:
-        """Return the logits, of shape (n, C), or (n,) for two classes: those of the second.
+        """Return the logits, of shape (n, C), or (n,) for two classes.
+
+        With two classes they are the logits of the second.
 
         Args:
             X: features of shape (n, m). The result is a tensor on its device if ``X`` is one.

@@ -45,7 +45,7 @@ def compare(
     output_dir: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ComparisonResult:
-    """Compare training methods with plain training, over paired seeds and with tuned settings.
+    """Compare tuned training methods with plain training, over paired seeds.
 
     Learning rate and strength of every method are chosen on validation data, from grids of the same size. Then every
     method trains with fresh seeds; the same seed means the same initial weights, order and examples for every method.

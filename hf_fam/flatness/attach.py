@@ -87,6 +87,9 @@ class AttachedFlatness:
 
     Attributes:
         layer: the head.
+
+    Raises:
+        ValueError: `attach` lists the reasons.
     """
 
     def __init__(

@@ -349,7 +349,7 @@ class RelativeFlatness:
         return None if reference is None else self.method.gradient_squares(loss, kappa, reference)
 
     def read_checks(self) -> None:
-        """Look at the loss of the next batch again if it changed its form since the last call.
+        """Check the next loss again if its form changed since the last call.
 
         The checks of every step stay on the device. Call this where you wait for the device anyway, for example when
         you log. Otherwise it happens at every hundredth batch.

@@ -17,9 +17,10 @@ AROUND = ("real", "generated", "both")
 
 @dataclass(frozen=True)
 class LinePoints:
-    """Points on the lines between real and generated samples, alpha x + (1 - alpha) y, alpha ~ U(0, 1).
+    """Points on the lines between real and generated samples.
 
-    Each sample has one alpha. Sample i of one batch is paired with sample i of the other (Gulrajani et al. 2017).
+    A point is alpha x + (1 - alpha) y with alpha ~ U(0, 1). Each sample has one alpha. Sample i of one batch is paired
+    with sample i of the other (Gulrajani et al. 2017).
 
     Examples:
         >>> LinePoints()(torch.ones(4, 3), torch.ones(4, 3)).shape
@@ -45,10 +46,11 @@ class LinePoints:
 
 @dataclass(frozen=True)
 class LocalPoints:
-    """Points around samples, x + alpha delta, alpha ~ U(0, 1), delta ~ U(-1, 1)^d * radius * std(batch).
+    """Points around samples.
 
-    Each sample has one alpha. std is the population's, over all values of the batch. Source: Kodali et al. 2017, arXiv
-    1705.07215, as in the code of WGAN-LP.
+    A point is x + alpha delta with alpha ~ U(0, 1) and delta ~ U(-1, 1)^d * radius * std(batch). Each sample has one
+    alpha. std is the population's, over all values of the batch. Source: Kodali et al. 2017, arXiv 1705.07215, as in
+    the code of WGAN-LP.
 
     Args:
         around: ``"real"``, ``"generated"``, or ``"both"``: n points around each. The mean over the points is then the

@@ -10,7 +10,9 @@ from ..inputs.numbers import require_whole
 
 @dataclass(frozen=True)
 class CriticSchedule:
-    """Critic steps before each generator step, as in the code of the first Wasserstein GAN (Arjovsky et al. 2017).
+    """The number of critic steps before each generator step.
+
+    Source: the code of the first Wasserstein GAN (Arjovsky et al. 2017).
 
     Args:
         steps: critic steps before an ordinary generator step.

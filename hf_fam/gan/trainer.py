@@ -40,7 +40,7 @@ from .training_log import CriticLog
 
 
 class WGANTrainer(CheckpointHooks, Trainer):
-    """``transformers.Trainer`` for a Wasserstein GAN with a penalty on the critic's gradient.
+    """``transformers.Trainer`` for a Wasserstein GAN with a gradient penalty.
 
     Minimizes, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
     ``n_critic``-th such step, by the generator, -E f(generated) (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv
@@ -325,7 +325,18 @@ class WGANTrainer(CheckpointHooks, Trainer):
         super().log(logs, *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; ``resume_from_checkpoint=True`` takes the newest whole checkpoint."""
+        """Train as the Trainer does.
+
+        ``resume_from_checkpoint=True`` takes the newest whole checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, True for the newest one, or None.
+            *args: further positional arguments of the Trainer's method.
+            **kwargs: keyword arguments of the Trainer's method.
+
+        Raises:
+            ValueError: the checkpoint is damaged; the message names the file.
+        """
         if resume_from_checkpoint:
             self.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
         checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))

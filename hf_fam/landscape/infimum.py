@@ -40,7 +40,7 @@ class RankCondition:
 
 @dataclass(frozen=True, eq=False)
 class InfimumPath:
-    """A path on which the loss never increases, to the lowest loss that any outputs could have.
+    """A path without an increase, down to the lowest loss that outputs can have.
 
     Attributes:
         points: points from the start, see `PathPoint`.

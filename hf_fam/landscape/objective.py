@@ -36,7 +36,15 @@ class HalfSquaredError(nn.Module):
     reduction = "sum"
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return 0.5 * ||outputs - targets||^2 for tensors of equal shape."""
+        """Return 0.5 * ||outputs - targets||^2.
+
+        Args:
+            outputs: a tensor.
+            targets: a tensor of the same shape.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}: give equal shapes."

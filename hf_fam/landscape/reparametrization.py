@@ -169,6 +169,15 @@ def scale_before_norm(model: nn.Module, layer: str, norm: str, factors: Tensor |
     Raises:
         NotInvariantError: a variance would become negative, or the function would change.
         ValueError: ``norm`` is not a batch normalization with running statistics, or a name or factor cannot be used.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).eval()
+        >>> x = torch.randn(2, 4)
+        >>> before = model(x)
+        >>> scale_before_norm(model, "0", "1", 10.0, x)
+        >>> torch.allclose(model(x), before, atol=1e-5)
+        True
     """
     modules = dict(model.named_modules())
     check_names(model, (layer, norm))
@@ -210,6 +219,15 @@ def fold_feature_deviations(model: nn.Module, first: str, second: str, deviation
 
     Raises:
         NotInvariantError: the function would change.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> x = torch.randn(100, 4)
+        >>> deviations = model[:2](x).std(0)
+        >>> fold_feature_deviations(model, "0", "2", deviations, x)
+        >>> torch.allclose(model[:2](x).std(0)[deviations > 0], torch.ones(int((deviations > 0).sum())))
+        True
     """
     rescale_between(
         model, first, second, 1 / torch.where(deviations > 0, deviations, torch.ones_like(deviations)), example

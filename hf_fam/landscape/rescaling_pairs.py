@@ -43,7 +43,7 @@ class Pair:
 def find_pairs(
     model: nn.Module, example: Any, *, forward: Callable[[nn.Module, Any], Tensor] | None = None
 ) -> list[Pair]:
-    """Return all modules whose outputs can be rescaled, with the layers that read them.
+    """Return the modules whose outputs can be rescaled, with their readers.
 
     They are found by experiment, on a copy in float64: the outputs of one layer or normalization are multiplied by
     random factors, hooks show at which layers exactly these factors arrive, and the columns of those layers are divided

@@ -59,7 +59,9 @@ class GapTerms:
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """The known terms of the bound ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
+    """The known terms of the generalization bound.
+
+    The bound is ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
 
     Attributes:
         flatness: ``kappa / (2m)``.
@@ -200,6 +202,16 @@ def feature_density(
         ImportError: scikit-learn is not installed.
         ValueError: there are fewer items than folds, an argument is out of range, or the features are all 0 or not
             finite.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        >>> data = [(torch.randn(4), k % 2) for k in range(20)]
+        >>> def loss_fn(model, batch):
+        ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> density = feature_density(model, data, "2", deltas=(0.1, 1.0), loss_fn=loss_fn)
+        >>> density.num_items, len(density.log_densities)
+        (20, 2)
     """
     sizes = require_positive_numbers("deltas", deltas, more=", such as (0.01, 0.1, 1.0)")
     folds, seed = require_whole("folds", folds, 2), require_whole("seed", seed, 0, LARGEST_SEED)

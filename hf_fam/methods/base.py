@@ -21,7 +21,9 @@ _Class = TypeVar("_Class", bound="type[Method]")
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A training method. A subclass is one small file, which `register` makes known by its name.
+    """A training method.
+
+    A subclass is one small file, and `register` makes it known by its name.
 
     Args:
         strength: the one number that the method has. Defaults to the method's own.
@@ -95,14 +97,35 @@ class Method(ABC):
 
 
 def register(method: _Class) -> _Class:
-    """Make a method known by its name."""
+    """Make a method known by its name, and return it.
+
+    Args:
+        method: a subclass of `Method`; use this function as its decorator.
+
+    Examples:
+        >>> from hf_fam.methods import METHODS, Method, register
+        >>> @register
+        ... class ConstantSchedule(Method):
+        ...     name = "constant_schedule"
+        ...     description = "plain training with a constant learning rate"
+        ...
+        ...     def apply(self, trainer):
+        ...         trainer.args.lr_scheduler_type = "constant"
+        >>> METHODS.pop("constant_schedule").name
+        'constant_schedule'
+    """
     METHODS[method.name] = method
     return method
 
 
 @register
 class Plain(Method):
-    """The Trainer as it is."""
+    """The Trainer as it is: the baseline of a comparison.
+
+    Examples:
+        >>> Plain().strength is None
+        True
+    """
 
     name = "plain"
     description = "plain training: the Trainer as it is"
@@ -118,6 +141,7 @@ def method_called(name: str) -> type[Method]:
         ValueError: there is no such method; the message has near names.
 
     Examples:
+        >>> from hf_fam.methods import method_called
         >>> method_called("mixpu")
         Traceback (most recent call last):
         ValueError: method='mixpu': did you mean mixup? Choose one of ...

@@ -10,13 +10,16 @@ from accelerate.utils import gather_object
 
 
 class NonFiniteFlatnessError(FloatingPointError):
-    """kappa became infinite or NaN; training stops before it is written into a checkpoint."""
+    """kappa or a weight became infinite or NaN.
+
+    Training stops before it is written into a checkpoint.
+    """
 
 
 class StoppedWithTheOthersError(NonFiniteFlatnessError, SystemExit):
-    """`NonFiniteFlatnessError` in all processes except the main one, which prints the message.
+    """`NonFiniteFlatnessError` in all processes except the main one.
 
-    Uncaught, it ends the process with exit code 1 and without a traceback.
+    Only the main process prints the message. Uncaught, it ends the process with exit code 1 and without a traceback.
     """
 
     def __init__(self, message: str) -> None:

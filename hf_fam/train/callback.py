@@ -113,7 +113,11 @@ class FAMCallback(TrainerCallback):
             self._attached.strength = self._fam.strength_at(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Add the step's kappa to the log."""
+        """Add the step's kappa to the log.
+
+        Raises:
+            RuntimeError: the term did not act in the first step; the message says why.
+        """
         if self._attached is None:
             return
         kappa = self._attached.take_kappa()

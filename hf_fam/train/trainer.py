@@ -45,6 +45,15 @@ class FAMMixin(_Host):
 
     Raises:
         ValueError: a setting does not work with FAM; the message names it and says what to do.
+        TypeError: a class has the mixin behind the Trainer.
+
+    Examples:
+        >>> from hf_fam import FAMMixin
+        >>> from transformers import Trainer
+        >>> class MyTrainer(FAMMixin, Trainer):
+        ...     pass
+        >>> MyTrainer.__mro__[1].__name__
+        'FAMMixin'
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -64,6 +73,9 @@ class FAMMixin(_Host):
 
         Args:
             fam_args: arguments of flatness-aware training; None for those in ``args``, or the defaults.
+
+        Raises:
+            ValueError: ``fam_args`` is something else, or a setting does not work with FAM.
         """
         if fam_args is None:
             fam_args = self.args if isinstance(self.args, FAMArguments) else FAMArguments()
@@ -239,25 +251,31 @@ def make_flat(trainer: Any, strength: float | None) -> None:
 class FAMTrainer(FAMMixin, Trainer):
     """``transformers.Trainer`` with flatness-aware training.
 
-    ``args`` may be `FAMTrainingArguments`, or plain ``TrainingArguments`` for the defaults of FAM.
+    It minimizes ``loss + lambda * kappa`` (Adilova et al. 2023), where kappa is the relative flatness of one layer.
+    All other arguments, methods and saved files are those of the Trainer. `FAMMixin` lists what the log adds.
+
+    Args:
+        *args: positional arguments of ``Trainer``.
+        fam_args: arguments of flatness-aware training. By default those in ``args`` if it is `FAMTrainingArguments`,
+            and the defaults of `FAMArguments` if it is plain ``TrainingArguments``.
+        **kwargs: keyword arguments of ``Trainer``.
+
+    Raises:
+        ValueError: a setting does not work with FAM; the message names it and says what to do.
 
     Examples:
-        >>> import tempfile, torch
+        >>> import tempfile
         >>> from hf_fam import FAMTrainer, FAMTrainingArguments
         >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> config = BertConfig(
-        ...     vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        ... )
+        >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
         >>> data = [{"input_ids": [k, k + 1, 2], "labels": k % 2} for k in range(8)]
         >>> args = FAMTrainingArguments(
         ...     output_dir=tempfile.mkdtemp(),
         ...     max_steps=2,
-        ...     logging_steps=1,
         ...     report_to="none",
         ...     disable_tqdm=True,
         ...     use_cpu=True,
         ...     save_strategy="no",
-        ...     logging_strategy="no",
         ... )
         >>> trainer = FAMTrainer(model=BertForSequenceClassification(config), args=args, train_dataset=data)
         >>> result = trainer.train()  # doctest: +ELLIPSIS
@@ -268,4 +286,25 @@ class FAMTrainer(FAMMixin, Trainer):
 
 
 class FAMSeq2SeqTrainer(FAMMixin, Seq2SeqTrainer):
-    """``transformers.Seq2SeqTrainer`` with flatness-aware training."""
+    """``transformers.Seq2SeqTrainer`` with flatness-aware training.
+
+    Use it as `FAMTrainer`, with `FAMSeq2SeqTrainingArguments`. Generation in evaluation is the Trainer's own.
+
+    Args:
+        *args: positional arguments of ``Seq2SeqTrainer``.
+        fam_args: arguments of flatness-aware training. Needed only if ``args`` does not contain them.
+        **kwargs: keyword arguments of ``Seq2SeqTrainer``.
+
+    Raises:
+        ValueError: a setting does not work with FAM; the message names it and says what to do.
+
+    Examples:
+        >>> import tempfile
+        >>> from hf_fam import FAMSeq2SeqTrainer, FAMSeq2SeqTrainingArguments
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        >>> args = FAMSeq2SeqTrainingArguments(output_dir=tempfile.mkdtemp(), use_cpu=True, report_to="none")
+        >>> trainer = FAMSeq2SeqTrainer(model=T5ForConditionalGeneration(config), args=args)
+        >>> trainer.relative_flatness.layer.name
+        'lm_head'
+    """

@@ -139,7 +139,9 @@ class FAMArguments:
         hide_token(self)
 
     def validate_fam(self) -> None:
-        """Convert numbers, as YAML reads 1e-3 as a string, and refuse values that are out of range.
+        """Convert numbers, and refuse values that are out of range.
+
+        YAML reads 1e-3 as a string.
 
         Raises:
             ValueError: a value is out of range. The message names the argument, the value and what to do.
@@ -182,6 +184,12 @@ class FAMArguments:
 class FAMTrainingArguments(FAMArguments, TrainingArguments):
     """``transformers.TrainingArguments`` together with `FAMArguments`.
 
+    It takes the ``fam_*`` arguments of `FAMArguments` and all arguments of ``transformers.TrainingArguments``. The
+    signature shows the first ones only.
+
+    Raises:
+        ValueError: a value is out of range; the message names the argument.
+
     Examples:
         >>> FAMTrainingArguments(output_dir="out", fam_lambda=0.01, report_to="none").fam_lambda
         0.01
@@ -192,6 +200,14 @@ class FAMTrainingArguments(FAMArguments, TrainingArguments):
 
 @dataclass
 class FAMSeq2SeqTrainingArguments(FAMArguments, Seq2SeqTrainingArguments):
-    """``transformers.Seq2SeqTrainingArguments`` together with `FAMArguments`."""
+    """``transformers.Seq2SeqTrainingArguments`` together with `FAMArguments`.
+
+    Raises:
+        ValueError: a value is out of range; the message names the argument.
+
+    Examples:
+        >>> FAMSeq2SeqTrainingArguments(output_dir="out", predict_with_generate=True, report_to="none").fam_layer
+        'auto'
+    """
 
     __repr__ = TrainingArguments.__repr__  # hides tokens

@@ -6,6 +6,7 @@ PYTHONPATH=tests python -m support.docstrings    lists it
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import re
@@ -46,7 +47,7 @@ def first_line_is_long(thing: Any) -> bool:
 
 
 def raises_without_saying_so(thing: Any) -> bool:
-    """Whether a function raises something itself, or a class in its constructor, that its docstring does not mention."""
+    """Whether a function, or the constructor of a class, raises what its docstring does not mention."""
     function = thing
     if inspect.isclass(thing):
         # That of a dataclass is generated.
@@ -74,9 +75,50 @@ def has_no_example(thing: Any) -> bool:
     return ">>>" not in (inspect.getdoc(thing) or "")
 
 
+def results() -> set[str]:
+    """The names of types that come out of documented functions with an example, or of the parts of these types.
+
+    Their example is that of the function.
+    """
+    things = [resolve(name) for name in documented()]
+    shown = [f for thing in things for _, f in members(thing) if inspect.isfunction(f) and not has_no_example(f)]
+    found = {word for function in shown for word in handed_out(function)}
+    classes = {thing.__name__: thing for thing in things if inspect.isclass(thing)}
+    while True:
+        of_parts = {word for name in found & set(classes) for word in parts(classes[name])}
+        if of_parts <= found:
+            return found
+        found |= of_parts
+
+
+def handed_out(function: Any) -> set[str]:
+    """The names in what a function returns, or gives to a function of the user."""
+    given = [re.findall(r"Callable\[\[(.*?)\]", str(a)) for n, a in function.__annotations__.items() if n != "return"]
+    return words(function.__annotations__.get("return")) | {w for texts in given for text in texts for w in words(text)}
+
+
+def parts(kind: type) -> set[str]:
+    """The names in the annotations of a class: its fields, properties and methods, also those of its bases."""
+    found: set[str] = set()
+    for base in kind.__mro__[:-1]:
+        for annotation in vars(base).get("__annotations__", {}).values():
+            found |= words(annotation)
+        for member in vars(base).values():
+            function = member.fget if isinstance(member, property) else member
+            if inspect.isfunction(function):
+                found |= words(function.__annotations__.get("return"))
+    return found
+
+
+def words(annotation: Any) -> set[str]:
+    """The names in an annotation."""
+    return set(re.findall(r"\w+", annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")))
+
+
 def lacking() -> dict[str, list[str]]:
     """The names that break each rule; an example is asked of what the reference lists itself, not of methods."""
     found: dict[str, list[str]] = {"first line": [], "raises": [], "example": []}
+    shown_elsewhere = results()
     for name in documented():
         thing = resolve(name)
         for member_name, member in members(thing):
@@ -84,7 +126,8 @@ def lacking() -> dict[str, list[str]]:
                 found["first line"].append(member_name)
             if raises_without_saying_so(member):
                 found["raises"].append(member_name)
-        if has_no_example(thing) and not (inspect.isclass(thing) and issubclass(thing, Exception)):
+        needs_example = not (inspect.isclass(thing) and issubclass(thing, Exception | enum.Enum))
+        if needs_example and has_no_example(thing) and thing.__name__ not in shown_elsewhere:
             found["example"].append(name)
     return found
 

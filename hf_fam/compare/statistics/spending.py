@@ -21,10 +21,13 @@ SMALLEST_POWER, LARGEST_POWER = -6, 2
 
 
 def looks(most_seeds: int) -> tuple[int, ...]:
-    """Return the numbers of seeds after which to look: 3, 5, 8, 12 ... up to the most that there will be.
+    """Return the numbers of seeds after which to look: 3, 5, 8, 12 ...
 
     Args:
         most_seeds: how many seeds the budget allows, at least 2. It is the last look.
+
+    Raises:
+        ValueError: there are fewer than 2 seeds.
 
     Example:
         >>> looks(12), looks(10)

@@ -99,6 +99,24 @@ class Estimator(ABC):
 
     Raises:
         ValueError: the estimator does not support the layer; the message says what to use instead.
+
+    Examples:
+        >>> import torch
+        >>> from hf_fam import RelativeFlatness
+        >>> from hf_fam.flatness.estimators import Estimator, register, unregister
+        >>> @register
+        ... class WeightNorm(Estimator):
+        ...     name, default_strength, tail_derivatives = "weight_norm", 0.25, 1
+        ...
+        ...     def __call__(self, batch):
+        ...         return batch.weight.square().sum()
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> flatness = RelativeFlatness(layer, estimator="weight_norm")
+        >>> with flatness.capture():
+        ...     loss = torch.nn.functional.cross_entropy(layer(torch.ones(4, 2)), torch.tensor([0, 1, 2, 0]))
+        >>> torch.equal(flatness(loss), layer.weight.square().sum())
+        True
+        >>> unregister("weight_norm")
     """
 
     name: str
@@ -206,7 +224,7 @@ class Estimator(ABC):
         raise error
 
     def read_checks(self) -> None:
-        """Act on what this estimator checked on the device since the last call; this waits for the device."""
+        """Act on what was checked on the device since the last call, and wait for it."""
 
     def gradient_squares(self, loss: Tensor, kappa: Tensor, reference: Tensor) -> Tensor | None:
         """Return ``||d kappa||^2`` and ``||d loss||^2`` by a tensor, shape ``(2,)``.
@@ -223,7 +241,7 @@ class Estimator(ABC):
         return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def for_sharded_model(self) -> Estimator:
-        """Return the estimator to use in a model that FSDP shards: this one or a substitute.
+        """Return the estimator for a model that FSDP shards: this one or another.
 
         FSDP frees weights between their forward and backward passes, so only derivatives that the loss's own backward
         pass takes are right.

@@ -21,12 +21,27 @@ _E = TypeVar("_E", bound=type[Estimator])
 
 
 def register(kind: _E) -> _E:
-    """Register an estimator under its name; usable as a class decorator.
+    """Register an estimator under its name, and return it.
 
     For ``estimator="auto"``, the estimators that were registered last are tried first.
 
+    Args:
+        kind: a subclass of `Estimator`; use this function as its decorator.
+
     Raises:
-        ValueError: the name is in use.
+        ValueError: the name is in use, or the class lacks a trait.
+
+    Examples:
+        >>> from hf_fam.flatness.estimators import Estimator, estimator_names, register, unregister
+        >>> @register
+        ... class WeightNorm(Estimator):
+        ...     name, default_strength = "weight_norm", 0.25
+        ...
+        ...     def __call__(self, batch):
+        ...         return batch.weight.square().sum()
+        >>> "weight_norm" in estimator_names()
+        True
+        >>> unregister("weight_norm")
     """
     missing = [trait for trait in ("name", "default_strength") if not hasattr(kind, trait)]
     if missing:
