@@ -79,9 +79,9 @@ def path_to_infimum(
 ) -> InfimumPath:
     """Return a path to the global infimum of a loss that is convex in the outputs.
 
-    It exists from every point if a layer has at least as many units as there are items and the widths do not increase
-    after it. docs/landscape.md states the hypotheses and proves it; the idea is that of Petzka and Sminchisescu 2021
-    (arXiv 1812.06486), the proof was written for hf_fam. The phases:
+    It exists from every point if a layer has at least as many units as there are items and the widths do not
+    increase after it. docs/path-to-infimum.md states the hypotheses and proves it; the idea is that of Petzka and
+    Sminchisescu 2021 (arXiv 1812.06486), the proof was written for hf_fam. The phases:
 
     1. *transfer* and *turn*, if the wide layer's features have a rank below the number of items: neurons whose values
        depend on those of others pass their outgoing weights on, and take incoming weights that raise the rank.

@@ -1,4 +1,4 @@
-"""The moves of the path to the infimum; docs/landscape.md proves that each exists."""
+"""The moves of the path to the infimum; docs/path-to-infimum.md proves that each exists."""
 
 from __future__ import annotations
 

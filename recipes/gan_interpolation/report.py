@@ -1,4 +1,4 @@
-"""Table and figure for docs/interpolation.md, from the JSON files that run.py wrote.
+"""Table and figure for docs/experiments.md, from the JSON files that run.py wrote.
 
     python recipes/gan_interpolation/report.py
 

@@ -1,4 +1,4 @@
-"""Tables and pictures for docs/landscape.md, from the JSON files in results/.
+"""Tables and pictures for docs/experiments.md, from the JSON files in results/.
 
 python recipes/landscape/report.py            # writes docs/generated/landscape/*.md and docs/img/widening.png
 """

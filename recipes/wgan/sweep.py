@@ -1,7 +1,7 @@
 """Compare one-sided penalty, two-sided penalty and weight clipping over their strengths, on one toy distribution.
 
 python recipes/wgan/sweep.py --output recipes/wgan/results/sweep.jsonl     # goes on where it was stopped
-python recipes/wgan/report.py                                              # tables and figures of docs/gan.md
+python recipes/wgan/report.py                                              # tables and figures of docs/experiments.md
 
 Everything but the Lipschitz condition is the same in all runs: networks, data and draws of a seed, Adam, number of
 steps. The settings were fixed before the first run: of three pairs of learning rates, the first one with which both

@@ -1,4 +1,4 @@
-"""The recipe gan_interpolation runs from end to end, small, and writes what docs/interpolation.md includes."""
+"""The recipe gan_interpolation runs from end to end, small, and writes what docs/experiments.md includes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The landscape recipes run from end to end, small, and write what docs/landscape.md includes."""
+"""The landscape recipes run from end to end, small, and write what docs/experiments.md includes."""
 
 from __future__ import annotations
 
