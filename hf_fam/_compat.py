@@ -90,6 +90,22 @@ class WeightLoadingHooks(_Host):
         self.after_loading_weights(self.model, str(self.state.best_model_checkpoint))
 
 
+class GradientNormHook(_Host):
+    """Base class in front of a ``Trainer``, which may skip the norm of unclipped gradients.
+
+    ``Trainer._get_grad_norm``: transformers 5.15 to 5.23.
+    """
+
+    def needs_gradient_norm(self) -> bool:
+        """Return True if the norm of this step is logged."""
+        return True
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and not self.needs_gradient_norm():
+            return None
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+
 def prepared_inputs(trainer: Any, inputs: Any) -> Any:
     """Return a batch on the trainer's device.
 

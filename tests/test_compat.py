@@ -21,6 +21,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 import hf_fam._compat as compat
 from hf_fam._compat import (
     CheckpointHooks,
+    GradientNormHook,
     WeightLoadingHooks,
     clip_gradients,
     forget_source,
@@ -189,6 +190,22 @@ def test_gradients_are_clipped_as_the_training_loop_does(tmp_path: Path) -> None
     assert float(norm) == pytest.approx(count**0.5)
     clipped = torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
     assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+class SparseNorm(GradientNormHook, Trainer):
+    """Logs every step, and needs the norm of the second."""
+
+    def needs_gradient_norm(self) -> bool:
+        return self.state.global_step == 1
+
+
+def test_a_trainer_can_skip_the_norm_of_its_gradients(tmp_path: Path) -> None:
+    settings = {"max_steps": 3, "max_grad_norm": 0.0, "logging_steps": 1}
+    plain, sparse = (trainer_of(tmp_path, kind, **settings) for kind in (Trainer, SparseNorm))
+    for trainer in (plain, sparse):
+        trainer.train()
+    norms, kept = ([entry.get("grad_norm") for entry in t.state.log_history[:3]] for t in (plain, sparse))
+    assert kept == [None, norms[1], None] and None not in norms
 
 
 def test_batch_size_is_the_one_that_was_found(tmp_path: Path) -> None:

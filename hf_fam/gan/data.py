@@ -33,10 +33,15 @@ def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
                 [1., 1.]])}
     """
     samples = [_sample(item) for item in items]
-    shapes = {tuple(sample.shape) for sample in samples}
-    if len(shapes) > 1:
-        raise ValueError(f"train_dataset: samples of different shapes, {sorted(shapes)}: give all samples one shape.")
-    batch = torch.stack(samples)
+    try:
+        batch = torch.stack(samples)
+    except RuntimeError:
+        shapes = {tuple(sample.shape) for sample in samples}
+        if len(shapes) == 1:
+            raise
+        raise ValueError(
+            f"train_dataset: samples of different shapes, {sorted(shapes)}: give all samples one shape."
+        ) from None
     if not batch.is_floating_point():
         raise ValueError(
             f"train_dataset: samples of type {batch.dtype}: give floating-point ones, in the range of the generator's "
@@ -46,6 +51,8 @@ def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def _sample(item: Any) -> Tensor:
+    if isinstance(item, Tensor) and item.ndim:
+        return item
     if isinstance(item, Mapping):
         names = [name for name in _COLUMNS if name in item] or (list(item) if len(item) == 1 else [])
         if not names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,10 @@ def micro_batch_shares(sizes: Sequence[int], accelerator: Any) -> list[tuple[int
         [(0, 0.6666666666666666), (4, 0.3333333333333333)]
     """
     processes, own = accelerator.num_processes, accelerator.process_index
-    counts = torch.tensor(sizes).unsqueeze(0)
-    if processes > 1:
-        counts = accelerator.gather(counts.to(accelerator.device)).cpu()
+    if processes == 1:
+        firsts = itertools.accumulate(sizes, initial=0)
+        return [(first, size / sum(sizes)) for first, size in zip(firsts, sizes, strict=False)]
+    counts = accelerator.gather(torch.tensor(sizes).unsqueeze(0).to(accelerator.device)).cpu()
     in_order = counts.T.flatten()  # micro-batches by processes
     firsts = (in_order.cumsum(0) - in_order).reshape(len(sizes), processes)[:, own].tolist()
     total = int(in_order.sum())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class ItemRandomNumbers:
 
     def __init__(self, numbers: Sequence[int | str], first_item: int, items: int) -> None:
         self._numbers = tuple(numbers)
-        self._items = torch.arange(first_item, first_item + items)
+        self._items: Any = np.arange(first_item, first_item + items)
         self._calls = 0
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
@@ -47,12 +49,13 @@ class ItemRandomNumbers:
         count, *rest = shape
         if count != len(self._items):
             raise ValueError(f"shape={tuple(shape)} for {len(self._items)} items: give one row for each item.")
-        call_key = key((*self._numbers, self._calls), torch.device("cpu"))
+        # A critic step draws few numbers, for which operations of numpy are faster than those of torch.
+        call_key: Any = key((*self._numbers, self._calls), torch.device("cpu")).reshape(1).numpy()
         self._calls += 1
-        positions = torch.arange(torch.Size(rest).numel())
-        bits = subkeys(subkeys(call_key, self._items)[:, None], positions)
+        positions: Any = np.arange(torch.Size(rest).numel())
+        bits: Any = subkeys(subkeys(call_key, self._items)[:, None], positions)
         # The upper 53 bits plus half a unit.
-        return (((bits >> 11) & (2**53 - 1)).double() + 0.5).mul_(2.0**-53).reshape(shape)
+        return torch.from_numpy((((bits >> 11) & (2**53 - 1)) + 0.5) * 2.0**-53).reshape(tuple(shape))
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return standard normal numbers, in float64 on the CPU.

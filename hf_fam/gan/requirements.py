@@ -13,7 +13,14 @@ from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
 from .networks import in_evaluation_mode, samples_of
 from .penalty import one_value_per_sample, refuse_coupled_samples
+from .sample_grid import is_image
 from .training_args import WGANTrainingArguments
+
+# Items of the data set that are checked before training.
+_SHOWN = 16
+# Ranges of last modules, and how to scale samples from 0 to 255 to them.
+_BOUNDED: dict[type[nn.Module], tuple[float, float]] = {nn.Tanh: (-1, 1), nn.Sigmoid: (0, 1)}
+_SCALING: dict[type[nn.Module], str] = {nn.Tanh: " (x / 127.5 - 1)", nn.Sigmoid: " (x / 255)"}
 
 
 def check_settings(args: WGANTrainingArguments) -> None:
@@ -143,6 +150,38 @@ def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, rea
             one_value_per_sample(values, len(samples), "critic")
 
 
+def check_range(generator: nn.Module, real: Tensor, low: float, high: float) -> None:
+    """Refuse real samples that the generator cannot produce.
+
+    Images may exceed the range of black and white by twice its width, because standardized images do.
+
+    Args:
+        generator: the generator. If its last module is a tanh or a sigmoid, its range is known.
+        real: real samples, of shape (n, ...).
+        low: value of black, for images.
+        high: value of white, for images.
+
+    Raises:
+        ValueError: the samples are out of range; the message names both ranges.
+    """
+    least, largest = real.min().item(), real.max().item()
+    last = list(generator.modules())[-1]
+    for kind, bounds in _BOUNDED.items():
+        if isinstance(last, kind) and not bounds[0] - 1e-3 <= least <= largest <= bounds[1] + 1e-3:
+            raise ValueError(
+                f"train_dataset: the samples have values from {least:.4g} to {largest:.4g}, but the generator ends in "
+                f"{kind.__name__}, with values from {bounds[0]} to {bounds[1]}: scale the samples to that range"
+                f"{_SCALING[kind]}, or end the generator without {kind.__name__}."
+            )
+    margin = 2 * (high - low)
+    if is_image(real) and not low - margin <= least <= largest <= high + margin:
+        raise ValueError(
+            f"train_dataset: the images have values from {least:.4g} to {largest:.4g}, but sample_low={low:g} is black "
+            f"and sample_high={high:g} is white: scale the images to that range, or give theirs as sample_low and "
+            "sample_high."
+        )
+
+
 def check_finite(networks: nn.Module, step: int, output_dir: str) -> None:
     """Refuse diverged weights before they are saved.
 
@@ -164,7 +203,7 @@ def check_finite(networks: nn.Module, step: int, output_dir: str) -> None:
 
 
 def first_batch(collate: Any, dataset: Any) -> Any:
-    """Return the collated first two items.
+    """Return some collated items, evenly spaced.
 
     None if the data set has no length.
     """
@@ -174,4 +213,5 @@ def first_batch(collate: Any, dataset: Any) -> Any:
         return None
     if count == 0:
         raise ValueError("train_dataset is empty: give at least one sample.")
-    return collate([dataset[k % count] for k in range(2)])
+    shown = max(2, min(count, _SHOWN))
+    return collate([dataset[k * count // shown] for k in range(shown)])

@@ -44,7 +44,7 @@ def refuse_missing_package(samples: Tensor) -> None:
     Raises:
         ValueError: Pillow is missing, or matplotlib for points of the plane.
     """
-    package = "PIL" if _are_images(samples) else "matplotlib" if _are_planar(samples) else None
+    package = "PIL" if is_image(samples) else "matplotlib" if _are_planar(samples) else None
     if package is not None and importlib.util.find_spec(package) is None:
         raise ValueError(f"sample_steps: pictures need {package}: pip install 'hf-fam[gan]', or set sample_steps=0.")
 
@@ -65,7 +65,7 @@ def write_picture(samples: Tensor, stem: Path, low: float, high: float) -> tuple
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = stem.with_suffix(".png")
-    if _are_images(samples):
+    if is_image(samples):
         grid = image_grid(samples, low, high)
         _save_grid(grid, picture)
         return picture, grid
@@ -76,7 +76,8 @@ def write_picture(samples: Tensor, stem: Path, low: float, high: float) -> tuple
     return stem.with_suffix(".pt"), None
 
 
-def _are_images(samples: Tensor) -> bool:
+def is_image(samples: Tensor) -> bool:
+    """Return True if samples have the shape of gray or color images."""
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
 
 

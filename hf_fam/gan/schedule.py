@@ -61,7 +61,7 @@ class CriticSchedule:
 
         Critic steps count from 0.
         """
-        return self.generator_steps(critic_step + 1) > self.generator_steps(critic_step)
+        return self.critic_steps(self.generator_steps(critic_step + 1)) == critic_step + 1
 
 
 def _multiples_below(number: int, divisor: int) -> int:

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
-from .._compat import CheckpointHooks, clip_gradients, mark_scheduler_as_created
+from .._compat import CheckpointHooks, GradientNormHook, clip_gradients, mark_scheduler_as_created
 from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
 from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
@@ -28,6 +28,7 @@ from .random_numbers import ItemRandomNumbers
 from .requirements import (
     check_finite,
     check_networks,
+    check_range,
     check_settings,
     first_batch,
     latent_size_of,
@@ -39,7 +40,7 @@ from .training_args import NONE, UNIFORM, WGANTrainingArguments
 from .training_log import CriticLog
 
 
-class WGANTrainer(CheckpointHooks, Trainer):
+class WGANTrainer(CheckpointHooks, GradientNormHook, Trainer):
     """``transformers.Trainer`` for a Wasserstein GAN with a gradient penalty.
 
     Minimizes, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
@@ -143,6 +144,7 @@ class WGANTrainer(CheckpointHooks, Trainer):
         if batch is not None:
             real = self._real_of(batch)
             check_networks(generator, critic, self._latents("check", 0, 0, 2), real)
+            check_range(generator, real, args.sample_low, args.sample_high)
             if args.sample_steps:
                 refuse_missing_package(real)
 
@@ -200,7 +202,8 @@ class WGANTrainer(CheckpointHooks, Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run the Trainer's step on the next micro-batch."""
         if not self._micro_batches:
-            model.train()
+            if not all(module.training for module in model.modules()):
+                model.train()
             self._micro_batches = self._prepare_micro_batches()
         micro_batch = self._micro_batches.pop(0)
         return super().training_step(model, {"micro_batch": micro_batch}, num_items_in_batch)
@@ -308,6 +311,13 @@ class WGANTrainer(CheckpointHooks, Trainer):
             self.lr_scheduler = schedule(self.args, optimizer, self.args.critic_schedule, num_training_steps)
             mark_scheduler_as_created(self)
         return self.lr_scheduler
+
+    def needs_gradient_norm(self) -> bool:
+        """Return True if the Trainer logs after the current step, or may do so."""
+        args, step = self.args, self.state.global_step + 1
+        if args.logging_strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0 or (args.logging_first_step and step == 1)
+        return bool(args.logging_strategy != IntervalStrategy.NO)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log values, and add those of critic and generator to the training loss."""

@@ -105,6 +105,23 @@ def test_row_norms_keep_their_range() -> None:
     torch.testing.assert_close(rows.grad, torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]))
 
 
+def test_a_row_of_zeros_does_not_change_the_other_norms() -> None:
+    """Bit for bit, with first and second derivatives: without such a row, fewer operations are taken."""
+
+    def derivatives(rows: torch.Tensor) -> list[torch.Tensor]:
+        rows = rows.clone().requires_grad_()
+        norms = row_norms(rows)
+        (first,) = torch.autograd.grad(norms.square().sum() + norms.sum(), rows, create_graph=True)
+        (second,) = torch.autograd.grad((first * rows.detach().sin()).sum(), rows)
+        return [t.detach()[:7] for t in (norms, first, second)]
+
+    for dtype in (torch.float32, torch.float64):
+        rows = torch.randn(7, 5, dtype=dtype)
+        with_zeros = torch.cat([rows, torch.zeros(1, 5, dtype=dtype)])
+        for got, expected in zip(derivatives(rows), derivatives(with_zeros), strict=True):
+            assert torch.equal(got, expected)
+
+
 def test_inside_autocast_it_is_float32() -> None:
     critic, points = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1)), 3 * torch.randn(16, 8)
     critic[0].weight.data *= 5

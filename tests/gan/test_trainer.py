@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,56 @@ def test_numbers_of_an_item_do_not_depend_on_its_batch() -> None:
     for shape in ((2, 3), ()):
         assert torch.equal(whole.uniform((10, *shape)), torch.cat([p.uniform((5, *shape)) for p in parts]))
     assert not torch.equal(whole.uniform((10,)), whole.uniform((10,)))
+
+
+def splitmix(state: int, number: int) -> int:
+    """Steele, Lea, Flood 2014, in whole numbers of Python."""
+    x = (state + 0x9E3779B97F4A7C15 * (number + 1)) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def test_draws_are_those_of_the_published_generator() -> None:
+    """Bit for bit."""
+    draws = ItemRandomNumbers((3, "latents", 7), 5, 4)
+    for call in range(2):
+        digest = hashlib.blake2b(repr((3, "latents", 7, call)).encode(), digest_size=8).digest()
+        start = int.from_bytes(digest, "little")
+        expected = [
+            [((splitmix(splitmix(start, item), position) >> 11) + 0.5) / 2**53 for position in range(6)]
+            for item in range(5, 9)
+        ]
+        assert draws.uniform((4, 6)).tolist() == expected
+
+
+def test_the_norm_of_the_gradients_is_computed_where_it_is_logged(tmp_path: Path) -> None:
+    """With the logs of a trainer that always computes it."""
+
+    class Counting(WGANTrainer):
+        always = False
+        computed = 0
+
+        def needs_gradient_norm(self) -> bool:
+            needed = self.always or super().needs_gradient_norm()
+            self.computed += needed
+            return needed
+
+    for settings, count in (
+        ({"logging_steps": 3}, 2),
+        ({"logging_steps": 3, "logging_first_step": True}, 3),
+        ({"logging_strategy": "epoch"}, 7),
+        ({"logging_strategy": "no"}, 0),
+    ):
+        results = []
+        for always in (False, True):
+            trainer = wgan_trainer(tmp_path, kind=Counting, max_steps=7, **settings)
+            trainer.always = always
+            trainer.train()
+            results.append((logged(trainer, "grad_norm"), logged(trainer, "loss"), everything(trainer)))
+            assert trainer.computed == (7 if always else count)
+        assert results[0][:2] == results[1][:2]
+        assert all(torch.equal(value, results[1][2][name]) for name, value in results[0][2].items())
 
 
 def test_draws_are_uniform_and_normal() -> None:

@@ -152,3 +152,45 @@ def test_trying_the_networks_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(*states)
     assert [m.training for m in generator] == [True, True, False, True]
     assert all(torch.equal(t, before[n]) for n, t in generator.state_dict().items())
+
+
+def picture_networks(*ends: nn.Module) -> tuple[nn.Module, nn.Module]:
+    generator = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)), *ends)
+    return generator, nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+
+
+@pytest.mark.parametrize(
+    ("ends", "scale", "message"),
+    [
+        ([nn.Tanh()], 255, r"values from 0 to 255, but the generator ends in Tanh, .* -1 to 1: .*\(x / 127.5 - 1\)"),
+        ([nn.Sigmoid()], 255, r"generator ends in Sigmoid, with values from 0 to 1: .*\(x / 255\)"),
+        ([], 255, "images have values from 0 to 255, but sample_low=-1 is black and sample_high=1 is white"),
+    ],
+)
+def test_pictures_out_of_range(tmp_path: Path, ends: list[nn.Module], scale: float, message: str) -> None:
+    # The first pictures are black: more than two have to be looked at.
+    pictures = torch.linspace(0, 1, 40)[:, None, None, None].expand(40, 1, 4, 4) ** 4 * scale
+    pictures = torch.cat([pictures, pictures.flip(0)])
+    with pytest.raises(ValueError, match=message):
+        wgan_trainer(tmp_path, *picture_networks(*ends), train_dataset=pictures)
+
+
+@pytest.mark.parametrize(
+    ("ends", "low", "high", "settings"),
+    [
+        ([nn.Tanh()], -1, 1, {}),
+        ([nn.Tanh()], 0, 1, {}),
+        ([nn.Sigmoid()], 0, 1, {}),
+        ([], -2.2, 2.7, {}),  # standardized
+        ([], 0, 255, {"sample_low": 0, "sample_high": 255}),
+    ],
+)
+def test_pictures_in_range(tmp_path: Path, ends: list[nn.Module], low: float, high: float, settings: Any) -> None:
+    pictures = low + (high - low) * torch.rand(40, 1, 4, 4)
+    wgan_trainer(tmp_path, *picture_networks(*ends), train_dataset=pictures, **settings)
+
+
+def test_points_have_no_range_but_that_of_the_generator(tmp_path: Path) -> None:
+    wgan_trainer(tmp_path, train_dataset=100 * points())
+    with pytest.raises(ValueError, match="ends in Tanh"):
+        wgan_trainer(tmp_path, nn.Sequential(nn.Linear(3, 2), nn.Tanh()), train_dataset=100 * points())
