@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .data import collate_samples
 from .distances import earth_movers_distance, frechet_distance
-from .interpolation import Interpolation, LatentPath, interpolate
+from .interpolation import interpolate
+from .latent_path import Interpolation, LatentPath
 from .lipschitz import clip_weights, transport_penalty
 from .penalty import gradient_norms, gradient_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints

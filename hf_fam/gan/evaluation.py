@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .distances import earth_movers_distance, frechet_distance
-from .networks import in_evaluation_mode, samples_of
+from .networks import in_evaluation_mode, samples_of, weight_dtype
 from .penalty import gradient_norms, one_value_per_sample
 
 Features = Callable[[Tensor], Tensor]
@@ -39,6 +39,11 @@ class SampleComparison:
         """Return samples, with the generator in evaluation mode."""
         with in_evaluation_mode(self.generator):
             return torch.cat([samples_of(self.generator(part)) for part in latents.split(self.chunk)])
+
+    def values(self, samples: Tensor) -> Tensor:
+        """Return the critic's values of samples, in evaluation mode, (n,)."""
+        with in_evaluation_mode(self.critic):
+            return self._values(samples.to(weight_dtype(self.critic)))
 
     def metrics(self, real: Tensor, generated: Tensor, points: Tensor) -> dict[str, float]:
         """Return the metrics of generator and critic.

@@ -13,60 +13,12 @@ from torch import Tensor
 
 from .decoding import Decoder, in_evaluation_mode
 from .latent_curve import CURVES, POLYNOMIAL, LatentCurve, slerp
+from .latent_path import Interpolation, LatentPath
 from .path_energy import CRITIC, ENERGIES, FEATURE, LINEAR, SCORED, SLERP, path_energy, step_lengths
 
 RESAMPLING_ROUNDS = 3
 # Size of the random coefficients at the start.
 START = 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class LatentPath:
-    """Paths between pairs of latent codes, one for each pair.
-
-    Attributes:
-        latents: (pairs, points, ...).
-        samples: the generator's samples of them, (pairs, points, ...).
-        scores: the scorer's, (pairs, points), or None without a scorer.
-    """
-
-    latents: Tensor
-    samples: Tensor
-    scores: Tensor | None
-
-    @property
-    def length(self) -> Tensor:
-        """Return the length of each path in the space of the samples, (pairs,)."""
-        return step_lengths(self.samples).sum(1)
-
-    @property
-    def worst_score(self) -> Tensor | None:
-        """Return the lowest score on each path, (pairs,)."""
-        return None if self.scores is None else self.scores.amin(1)
-
-    @property
-    def mean_score(self) -> Tensor | None:
-        """Return the mean score on each path, (pairs,)."""
-        return None if self.scores is None else self.scores.mean(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Interpolation(LatentPath):
-    """The path that `interpolate` returns, and the two paths that need no search.
-
-    Attributes:
-        linear: straight in the latent space.
-        slerp: the direction turns at constant speed, the radius is interpolated linearly.
-        energy: energy of the optimized paths, before resampling, (pairs,); None for ``"linear"`` and ``"slerp"``.
-        start_energy: energy of the paths before the first step.
-        score_range: the scores (low, high) that count as worst and best; None if the energy does not use scores.
-    """
-
-    linear: LatentPath
-    slerp: LatentPath
-    energy: Tensor | None
-    start_energy: Tensor | None
-    score_range: tuple[float, float] | None
 
 
 def interpolate(

@@ -413,7 +413,8 @@ class WGANTrainer(CheckpointHooks, GradientNormHook, Trainer):
     def save_samples(self) -> Path | None:
         """Write a picture of samples into ``output_dir/samples``.
 
-        The picture shows images or points of the plane. TensorBoard gets images, too.
+        The picture shows images or points of the plane. Beside points, it shows the real points of the current step and
+        the critic's level sets. TensorBoard gets images, too.
 
         Returns:
             The path of the file. Samples of another kind are saved as a tensor. None in processes that do not save.
@@ -423,7 +424,12 @@ class WGANTrainer(CheckpointHooks, GradientNormHook, Trainer):
             return None
         args, step = self.args, self.state.global_step
         path, grid = write_picture(
-            samples, Path(str(args.output_dir)) / "samples" / f"step-{step:06d}", args.sample_low, args.sample_high
+            samples,
+            Path(str(args.output_dir)) / "samples" / f"step-{step:06d}",
+            args.sample_low,
+            args.sample_high,
+            torch.cat(self._real_batches).to(samples.dtype) if self._real_batches else None,
+            self._comparison().values,
         )
         for callback in self.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)

@@ -1,4 +1,4 @@
-"""Tables and pictures for docs/experiments.md and docs/gan.md, from the runs of sweep.py.
+"""Tables and pictures for docs/experiments.md, from the runs of sweep.py.
 
 python recipes/wgan/report.py            # writes docs/generated/wgan/*.md, docs/img/wgan-sweep.png and wgan-levels.png
 """

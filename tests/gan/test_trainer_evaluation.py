@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_fam.gan import ItemRandomNumbers, earth_movers_distance, frechet_distance
 from hf_fam.gan.sample_grid import image_grid
-from support.gans import points, tiny_critic, wgan_trainer
+from support.gans import InOrder, points, tiny_critic, wgan_trainer
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -98,6 +98,32 @@ def test_pictures_of_points_and_of_anything_else(tmp_path: Path) -> None:
     generator, critic = nn.Linear(3, 7), nn.Linear(7, 1)
     path = wgan_trainer(tmp_path / "other", generator, critic, train_dataset=torch.randn(8, 7)).save_samples()
     assert path is not None and torch.load(path).shape == (64, 7)
+
+
+def test_pictures_show_real_points_and_level_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the axes that are drawn on, with the values of the critic at the raster."""
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    drawn: dict[str, Any] = {}
+    scatter, contourf = axes.scatter, axes.contourf
+
+    def kept_scatter(self: Any, x: Any, y: Any, **options: Any) -> Any:
+        drawn[options["label"]] = torch.tensor(np.stack([x, y], 1))
+        return scatter(self, x, y, **options)
+
+    def kept_contours(self: Any, x: Any, y: Any, values: Any, **options: Any) -> Any:
+        drawn["levels"] = x, y, values
+        return contourf(self, x, y, values, **options)
+
+    monkeypatch.setattr(axes, "scatter", kept_scatter)
+    monkeypatch.setattr(axes, "contourf", kept_contours)
+    trainer = wgan_trainer(tmp_path, sample_steps=3, max_steps=3, kind=InOrder)
+    trainer.train()
+    assert torch.equal(drawn["real"], points()[16:24].double())
+    assert torch.equal(drawn["generated"], trainer.sample(64).double())
+    x, y, values = drawn["levels"]
+    assert x.min() < drawn["generated"][:, 0].min() and y.max() > drawn["real"][:, 1].max()
+    at = torch.tensor([[x[3], y[50]]]).float()
+    assert values[50, 3] == pytest.approx(trainer.critic(at).item(), rel=1e-5)
 
 
 def test_levels_of_a_grid() -> None:
