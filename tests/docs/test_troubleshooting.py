@@ -19,7 +19,7 @@ def test_the_page_has_the_messages_of_the_code() -> None:
 
 def test_the_page_lists_what_people_meet() -> None:
     headings = re.findall(r"^### (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert 25 <= len(headings) <= 45 and len(set(headings)) == len(headings)
+    assert 25 <= len(headings) <= 40 and len(set(headings)) == len(headings)
 
 
 def test_every_message_has_a_remedy() -> None:
