@@ -142,9 +142,12 @@ class FAMCallback(TrainerCallback):
         state.log_history[-1].update(means)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove the hooks from the model, and refuse to end with weights that are not finite.
+        """Remove the hooks, and refuse to end with weights that are not finite.
 
         The Trainer itself would save them as the final model.
+
+        Raises:
+            NonFiniteFlatnessError: a weight is NaN or infinite.
         """
         model = None if self._attached is None else kwargs.get("model")
         self._detach()

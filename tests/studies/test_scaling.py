@@ -53,4 +53,4 @@ def test_memory_of_a_point() -> None:
 def test_the_extrapolation_of_the_documentation() -> None:
     extrapolate = load("extrapolate")
     assert doctest.testmod(extrapolate, optionflags=doctest.ELLIPSIS).failed == 0
-    assert extrapolate.table() in (ROOT / "docs" / "large-vocabularies.md").read_text(encoding="utf-8")
+    assert extrapolate.table() in (ROOT / "docs" / "generated" / "extrapolation.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,11 +30,15 @@ def nav() -> dict[str, str]:
     sections: dict[str, str] = {}
     for entry in yaml.safe_load(text.group())["nav"]:
         ((title, pages),) = entry.items()
-        if isinstance(pages, str):
-            sections[pages] = title
-        else:
-            sections |= {page: title for item in pages for page in item.values()}
+        sections |= dict.fromkeys(_pages(pages), title)
     return sections
+
+
+def _pages(part: Any) -> list[str]:
+    """The Markdown pages of a part of the navigation."""
+    if isinstance(part, str):
+        return [part] if part.endswith(".md") else []
+    return [page for item in part for page in _pages(next(iter(item.values())))]
 
 
 def user_pages() -> list[str]:

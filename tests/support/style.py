@@ -20,7 +20,7 @@ MOST_WORDS = {"How to": 600, "Explanation": 900}
 BANNED = {
     r"\bwrong labels\b|\blabels?(?: are| is)? wrong\b": "label noise, noisy labels",
     r"\btrunks?\b": "frozen backbone",
-    r"(?<!learning )(?<!dropout )(?<!sampling )(?<!error )\brates?\b": "learning rate",
+    r"(?<!learning )(?<!dropout )(?<!sampling )(?<!error )(?<!convergence )\brates?\b": "learning rate",
     r"nothing has been measured that": "we found no ...",
     r"\b(?:is|are) all that (?:is|are) trained": "only ... is trained",
     r"makes no difference that matters": "makes no practical difference",
@@ -52,6 +52,7 @@ STUDY = "recipes/comparison/tables"
 SOURCES = {
     "docs/comparing.md": [STUDY],
     "docs/flat-logistic-regression.md": [STUDY],
+    "docs/critics.md": ["recipes/paper_table"],
     "docs/release.md": ["pyproject.toml", "constraints.txt"],
     "docs/precision-and-compilation.md": ["tests/test_precision.py"],
 }
@@ -59,6 +60,9 @@ SOURCES = {
 CONSTANTS = {
     "95 %": "the confidence level of every interval",
     "100 %": "all",
+    "16.3": "70e9 x 16 bytes / 64, in GiB",
+    "4.9": "4,096 x 128,256 x 10 bytes, in GiB",
+    "0.93": "a million to the power of -2 / (4 + 384)",
     "0.000001": "the default strength at heads with many classes, LARGE_HEAD_STRENGTH of hf_fam",
 }
 
