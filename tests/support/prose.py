@@ -30,15 +30,15 @@ def nav() -> dict[str, str]:
     sections: dict[str, str] = {}
     for entry in yaml.safe_load(text.group())["nav"]:
         ((title, pages),) = entry.items()
-        sections |= dict.fromkeys(_pages(pages), title)
+        sections |= dict.fromkeys(pages_in(pages), title)
     return sections
 
 
-def _pages(part: Any) -> list[str]:
-    """The Markdown pages of a part of the navigation."""
-    if isinstance(part, str):
-        return [part] if part.endswith(".md") else []
-    return [page for item in part for page in _pages(next(iter(item.values())))]
+def pages_in(entry: Any) -> list[str]:
+    """The pages below an entry of the navigation, without notebooks."""
+    if isinstance(entry, str):
+        return [entry] if entry.endswith(".md") else []
+    return [page for item in entry for pages in item.values() for page in pages_in(pages)]
 
 
 def user_pages() -> list[str]:
