@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from .cross_validation import choose_delta
 from .effective_dimension import effective_dimension
 from .inputs import (
     checked_features,
@@ -24,9 +25,6 @@ from .inputs import (
 from .objective import Objective
 from .solver import solve
 from .training_set import TrainingSet
-
-# What delta="auto" stands for: docs/flat-logistic-regression.md.
-AUTO_DELTA = 0.7
 
 
 class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
@@ -41,7 +39,8 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
     Features are used as they are. Standardize them if their units differ.
 
     Args:
-        delta: δ, the relative size of the perturbation; 0 is logistic regression without a penalty. ``"auto"`` is 0.7.
+        delta: δ, the relative size of the perturbation; 0 is logistic regression without a penalty. ``"auto"``
+            chooses it by cross-validation on the training samples.
         smoothing: ε. With 0, the penalty of a model that is sure of itself vanishes, and there may be no optimum.
         center: measure ‖φ‖ from the mean of the features. The prediction has an intercept in either case.
         tol: stop when no entry of the gradient is larger. The features count as scaled to unit mean square.
@@ -57,6 +56,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         n_features_in_: m.
         feature_names_in_: names of the columns, if ``X`` was a table with names.
         effective_dimension_: d = (tr S)² / tr(S²), S being the covariance of the features.
+        delta_: δ, as chosen or as given.
         strength_: λ.
         objective_: the minimum that was found.
 
@@ -82,7 +82,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         self,
         *,
         delta: float | str = "auto",
-        smoothing: float = 0.03,
+        smoothing: float = 0.1,
         center: bool = True,
         tol: float = 1e-4,
         max_iter: int = 1000,
@@ -122,11 +122,11 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         numbers = torch.from_numpy(codes).to(features.device)
         weights = checked_weights(sample_weight, features, numbers, classes)
         refuse_constant(features)
-        delta = AUTO_DELTA if self.delta == "auto" else float(self.delta)
         self.effective_dimension_ = effective_dimension(features, weights)
         refuse_out_of_range(self.effective_dimension_, features)
-        self.strength_ = delta**2 / (2 * self.effective_dimension_)
         data = TrainingSet.of(features, numbers, weights, len(classes), self.center)
+        self.delta_ = self._delta(data)
+        self.strength_ = self.delta_**2 / (2 * self.effective_dimension_)
         objective = Objective(data, self.strength_, float(self.smoothing))
         start = np.zeros(len(classes) * (features.shape[1] + 1))
         if previous is not None:
@@ -213,6 +213,12 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(intercept)
+
+    def _delta(self, data: TrainingSet) -> float:
+        if self.delta != "auto":
+            return float(self.delta)
+        smoothing = float(self.smoothing)
+        return choose_delta(data, self.effective_dimension_, smoothing, self.center, self.max_iter, self.verbose)
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from tasks import Sample
 
+from hf_fam import FlatLogisticRegression
 from hf_fam.classifier.objective import Objective
 from hf_fam.classifier.solver import solve
 from hf_fam.classifier.training_set import TrainingSet
@@ -20,6 +24,7 @@ from hf_fam.measure.classification_metrics import accuracy, negative_log_likelih
 
 CS = tuple(10.0**k for k in range(-4, 4))
 DELTAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
+SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 SMOOTHINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
 Logits = NDArray[np.float64]
 
@@ -63,7 +68,40 @@ def tuned_logistic(sample: Sample, max_iter: int) -> tuple[Scores, Scores]:
     return Scores(by_accuracy.accuracy, by_nll.nll), tried[CS.index(1.0)][1]
 
 
-def logits_of(model: LogisticRegression, features: NDArray[np.float64]) -> Logits:
+def untuned(sample: Sample) -> tuple[Scores, float]:
+    """Return test scores of FlatLogisticRegression as it is, and the δ that it chose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = FlatLogisticRegression().fit(*sample.train)
+    return scores(logits_of(model, sample.test[0]), sample.test[1]), model.delta_
+
+
+def tuned(sample: Sample, candidates: Sequence[Any]) -> Scores:
+    """Return test scores of the best candidate on validation samples, chosen for each score on its own.
+
+    A candidate without probabilities has no likelihood; its likelihood is NaN.
+    """
+    tried = []
+    for model in candidates:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of solvers that stop early, which compete as they are
+            model.fit(*sample.train)
+        tried.append([scores(logits_of(model, part[0]), part[1]) for part in (sample.validation, sample.test)])
+    has_probabilities = hasattr(candidates[0], "predict_proba")
+    by_accuracy = max(tried, key=lambda pair: (pair[0].accuracy, -pair[0].nll))[1]
+    by_nll = min(tried, key=lambda pair: pair[0].nll)[1]
+    return Scores(by_accuracy.accuracy, by_nll.nll if has_probabilities else math.nan)
+
+
+def rivals() -> dict[str, list[Any]]:
+    """Return eight candidates of each linear classifier of scikit-learn, beside logistic regression."""
+    return {
+        "shrinkage LDA": [LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share) for share in SHRINKAGES],
+        "ridge": [RidgeClassifier(alpha=10.0**k) for k in range(-1, 7)],
+    }
+
+
+def logits_of(model: Any, features: NDArray[np.float64]) -> Logits:
     decisions = model.decision_function(features)
     return np.stack([0 * decisions, decisions], 1) if decisions.ndim == 1 else decisions
 

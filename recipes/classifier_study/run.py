@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pandas
-from methods import DELTAS, SMOOTHINGS, dimensions, flat_path, tuned_logistic, whitened
+from methods import DELTAS, SMOOTHINGS, dimensions, flat_path, rivals, tuned, tuned_logistic, untuned, whitened
 from report import chosen_pairs
 from starts import compare_starts
-from tasks import CHOICE, CONFIRMATION, EXTENT, Sample, draw, draw_synthetic
+from tasks import CHOICE, CONFIRMATION, EXTENT, PROMISE, Sample, draw, draw_synthetic
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
@@ -27,6 +27,10 @@ FIELDS = ("task", "seed", "method", "delta", "smoothing", "accuracy", "nll")
 # For comparison: the pair of exploratory runs, and what rule 1 takes if d is tr S / λ_max.
 EARLIER = (0.5, 0.1)
 STABLE_RANK = (0.35, 0.1)
+# The first default of delta and smoothing.
+FIXED = (0.7, 0.03)
+# Seeds of the promise, which no earlier part has used.
+FRESH = range(1000, 1020)
 
 Row = dict[str, Any]
 
@@ -52,6 +56,19 @@ def confirm(sample: Sample) -> Iterator[Row]:
     yield from flat(sample, "stable rank", STABLE_RANK[:1], STABLE_RANK[1], measures["stable rank"])
 
 
+def promise(sample: Sample) -> Iterator[Row]:
+    """FlatLogisticRegression without tuning, its earlier default, and rivals that are tuned on validation samples."""
+    dimension = dimensions(sample.train[0])["participation"]
+    sample = Sample(*((part[0].astype(np.float32), part[1]) for part in (sample.train, sample.validation, sample.test)))
+    found, delta = untuned(sample)
+    yield {"method": "auto", "delta": delta, "accuracy": found.accuracy, "nll": found.nll}
+    yield from flat(sample, "fixed", FIXED[:1], FIXED[1], dimension)
+    yield from logistic(sample, max_iter=300)
+    for method, candidates in rivals().items():
+        found = tuned(sample, candidates)
+        yield {"method": method, "accuracy": found.accuracy, "nll": found.nll}
+
+
 def logistic(sample: Sample, max_iter: int) -> Iterator[Row]:
     for method, found in zip(("tuned C", "C = 1"), tuned_logistic(sample, max_iter), strict=True):
         yield {"method": method, "accuracy": found.accuracy, "nll": found.nll}
@@ -70,14 +87,21 @@ def flat(sample: Sample, method: str, deltas: tuple[float, ...], smoothing: floa
         }
 
 
-def run(name: str, tasks: Any, sample_of: Callable[[Any, int], Sample], method: Any, deadline: float) -> bool:
+def run(
+    name: str,
+    tasks: Any,
+    sample_of: Callable[[Any, int], Sample],
+    method: Any,
+    deadline: float,
+    seeds: range = range(SEEDS),
+) -> bool:
     """Run all tasks and seeds that are missing; return whether all are done."""
     path = RESULTS / f"{name}.csv"
     done = set()
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             done = {(row["task"], int(row["seed"])) for row in csv.DictReader(file)}
-    for seed in range(SEEDS):
+    for seed in seeds:
         for task in tasks:
             if (task.name, seed) in done:
                 continue
@@ -100,7 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the features")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so many minutes")
-    parser.add_argument("--only", choices=["choice", "confirmation", "extent", "starts"], help="this part only")
+    parser.add_argument(
+        "--only", choices=["choice", "confirmation", "promise", "extent", "starts"], help="this part only"
+    )
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     RESULTS.mkdir(exist_ok=True)
@@ -109,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         "confirmation": lambda: run(
             "confirmation", CONFIRMATION, lambda t, s: draw(t, options.cache, s), confirm, deadline
         ),
+        "promise": lambda: run("promise", PROMISE, lambda t, s: draw(t, options.cache, s), promise, deadline, FRESH),
         "extent": lambda: run("extent", EXTENT, draw_synthetic, confirm, deadline),
         "starts": lambda: compare_starts(RESULTS / "starts.csv", options.cache, deadline),
     }

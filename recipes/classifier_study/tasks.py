@@ -67,6 +67,26 @@ CONFIRMATION = (
     *(Task("sst2", 200, noise=share) for share in (0, 0.2)),
     Task("cola", 1000),
 )
+# New data: samples, label sets, layers and tables that no earlier part has used. Features are standardized.
+PROMISE = tuple(
+    Task(data, standardized=True, **settings)
+    for data, several in {
+        "cifar10_fresh": [
+            {"train": 400},
+            {"train": 400, "labels": "random2"},
+            {"train": 800, "labels": "random3"},
+            {"train": 400, "labels": "worse"},
+        ],
+        "cifar10_earlier": [{"train": 700, "noise": share} for share in (0, 0.2, 0.4)],
+        "fashion_earlier": [{"train": 700, "noise": share} for share in (0, 0.2, 0.4)],
+        "banking77_first": [{"shots": 10}, {"shots": 10, "noise": 0.2}],
+        "sst2_first": [{"train": 500, "noise": share} for share in (0, 0.2, 0.4)],
+        "mrpc": [{"train": 300}, {"train": 2000}],
+        "rte": [{"train": 600}],
+        "iris": [{"train": 60, "noise": share, "validation": 40} for share in (0, 0.2)],
+    }.items()
+    for settings in several
+)
 
 
 def draw(task: Task, cache: Path, seed: int) -> Sample:
