@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from tasks import Sample
@@ -93,12 +93,53 @@ def tuned(sample: Sample, candidates: Sequence[Any]) -> Scores:
     return Scores(by_accuracy.accuracy, by_nll.nll if has_probabilities else math.nan)
 
 
-def rivals() -> dict[str, list[Any]]:
-    """Return eight candidates of each linear classifier of scikit-learn, beside logistic regression."""
+def rivals(sample: Sample) -> dict[str, list[Any]]:
+    """Return eight candidates of each other linear classifier that has a closed form."""
+    shared = Spectrum.of(*sample.train)
     return {
-        "shrinkage LDA": [LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share) for share in SHRINKAGES],
+        "shrinkage LDA": [ShrinkageLDA(shared, share) for share in SHRINKAGES],
         "ridge": [RidgeClassifier(alpha=10.0**k) for k in range(-1, 7)],
     }
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What all shrinkages share: the means of the classes, and the covariance within classes by its eigenvectors."""
+
+    priors: Logits
+    means: Logits
+    variances: Logits
+    directions: Logits
+
+    @classmethod
+    def of(cls, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Spectrum:
+        counts = np.bincount(labels)
+        means = np.stack([features[labels == k].mean(0) for k in range(len(counts))])
+        within = (features - means[labels]) / np.sqrt(len(labels))
+        _, singular, directions = np.linalg.svd(within, full_matrices=False)
+        return cls(counts / len(labels), means, singular**2, directions)
+
+
+class ShrinkageLDA:
+    """scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)``, from a spectrum that is shared."""
+
+    def __init__(self, spectrum: Spectrum, shrinkage: float) -> None:
+        self._spectrum, self._shrinkage = spectrum, shrinkage
+
+    def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> ShrinkageLDA:
+        parts = self._spectrum
+        floor = self._shrinkage * parts.variances.sum() / features.shape[1]
+        inside = parts.means @ parts.directions.T
+        scaled = inside * (1 / ((1 - self._shrinkage) * parts.variances + floor) - 1 / floor)
+        self._coef = parts.means / floor + scaled @ parts.directions
+        self._intercept = np.log(parts.priors) - 0.5 * (self._coef * parts.means).sum(1)
+        return self
+
+    def decision_function(self, features: NDArray[np.float64]) -> Logits:
+        return features @ self._coef.T + self._intercept
+
+    def predict_proba(self, features: NDArray[np.float64]) -> Logits:
+        return softmax(self.decision_function(features), axis=1)
 
 
 def logits_of(model: Any, features: NDArray[np.float64]) -> Logits:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import promise
 from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
@@ -177,6 +178,13 @@ def others_table(results: pandas.DataFrame, others: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def extent(results: pandas.DataFrame) -> str:
+    seeds = results.groupby("task").seed.nunique()
+    return f"{seeds.min()} to {seeds.max()} seeds.\n\n" + promise.task_table(
+        results, ["tuned C", "shrinkage LDA", "C = 1"]
+    )
+
+
 def starts(results: pandas.DataFrame) -> str:
     same = (results.from_zero - results.from_plain).abs() <= 1e-6
     lines = ["| δ | cases | one loss, to 1e-6 |", "| ---: | ---: | ---: |"]
@@ -199,13 +207,17 @@ def main(arguments: list[str] | None = None) -> None:
     for name, write in {
         "choice": choice,
         "confirmation": confirmation,
-        "extent": confirmation,
+        "promise": promise.tables,
+        "rivals": promise.rivals,
+        "extent": extent,
         "starts": starts,
     }.items():
         path = options.results / f"{name}.csv"
         if path.exists():
             (options.output / f"{name}.md").write_text(write(pandas.read_csv(path)), encoding="utf-8")
             print(options.output / f"{name}.md")
+    if (options.results / "extent.csv").exists():
+        promise.draw_figures(pandas.read_csv(options.results / "extent.csv"), options.output)
 
 
 if __name__ == "__main__":

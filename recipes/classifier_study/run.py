@@ -64,7 +64,7 @@ def promise(sample: Sample) -> Iterator[Row]:
     yield {"method": "auto", "delta": delta, "accuracy": found.accuracy, "nll": found.nll}
     yield from flat(sample, "fixed", FIXED[:1], FIXED[1], dimension)
     yield from logistic(sample, max_iter=300)
-    for method, candidates in rivals().items():
+    for method, candidates in rivals(sample).items():
         found = tuned(sample, candidates)
         yield {"method": method, "accuracy": found.accuracy, "nll": found.nll}
 
@@ -125,18 +125,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder of the features")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so many minutes")
     parser.add_argument(
-        "--only", choices=["choice", "confirmation", "promise", "extent", "starts"], help="this part only"
+        "--only", choices=["choice", "confirmation", "promise", "rivals", "extent", "starts"], help="this part only"
     )
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     RESULTS.mkdir(exist_ok=True)
+    import slow_rivals as others
+
     parts: dict[str, Callable[[], bool]] = {
         "choice": lambda: run("choice", CHOICE, lambda t, s: draw(t, options.cache, s), choose, deadline),
         "confirmation": lambda: run(
             "confirmation", CONFIRMATION, lambda t, s: draw(t, options.cache, s), confirm, deadline
         ),
         "promise": lambda: run("promise", PROMISE, lambda t, s: draw(t, options.cache, s), promise, deadline, FRESH),
-        "extent": lambda: run("extent", EXTENT, draw_synthetic, confirm, deadline),
+        "rivals": lambda: run(
+            "rivals", others.TASKS, lambda t, s: draw(t, options.cache, s), others.compare, deadline, FRESH[:5]
+        ),
+        "extent": lambda: run("extent", EXTENT, draw_synthetic, promise, deadline, range(5)),
         "starts": lambda: compare_starts(RESULTS / "starts.csv", options.cache, deadline),
     }
     for name, part in parts.items():

@@ -149,9 +149,9 @@ def test_it_starts_where_it_ended() -> None:
 
 def test_steps_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     X, y = overlapping(3)
-    steps = int(FlatLogisticRegression().fit(X, y).n_iter_[0])
+    steps = int(FlatLogisticRegression(delta=0.5).fit(X, y).n_iter_[0])
     assert capsys.readouterr().out == ""
-    FlatLogisticRegression(verbose=3).fit(X, y)
+    FlatLogisticRegression(delta=0.5, verbose=3).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == steps // 3 + 1 and lines[0].startswith("step 3: objective ")
     assert lines[-1].startswith(f"{steps} steps: objective ")

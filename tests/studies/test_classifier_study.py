@@ -21,7 +21,7 @@ pytest.importorskip("sklearn")
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(STUDY))
-    for name in ("report", "run", "tasks", "methods", "starts", "data_sets"):
+    for name in ("report", "promise", "run", "tasks", "methods", "starts", "data_sets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -39,15 +39,22 @@ def test_the_rule_chooses_by_accuracy_then_by_likelihood() -> None:
 
 
 @pytest.mark.usefixtures("modules")
-def test_the_default_is_what_the_rule_chooses() -> None:
+def test_the_first_default_is_what_the_rule_chooses() -> None:
     import report
-
-    from hf_fam import FlatLogisticRegression
-    from hf_fam.classifier.estimator import AUTO_DELTA
+    import run
 
     results = pandas.read_csv(STUDY / "results" / "choice.csv")
     assert results.groupby("task").seed.nunique().min() >= 10
-    assert report.chosen_pairs(results)[0] == (AUTO_DELTA, FlatLogisticRegression().smoothing)
+    assert report.chosen_pairs(results)[0] == run.FIXED
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_promise_needs_the_sign_and_the_level() -> None:
+    import promise
+
+    gains = pandas.Series([1.0, 1.2, 0.8, 1.1])
+    assert promise.kept(gains, 1) and not promise.kept(gains, -1) and promise.kept(-gains, -1)
+    assert not promise.kept(pandas.Series([1.0, -0.8, 0.9, 0.1]), 1)
 
 
 @pytest.mark.usefixtures("modules")
@@ -64,8 +71,24 @@ def test_methods_on_a_small_table(tmp_path: Path) -> None:
     by_method = pandas.DataFrame(rows).groupby("method").size()
     assert by_method["flat"] == 40 and by_method["whitened"] == 8 and by_method["tuned C"] == 1
     assert all(row["accuracy"] > 60 for row in rows if row["method"] == "flat" and row["delta"] == 0.5)
+    tuned = pandas.DataFrame(run.promise(sample)).set_index("method")
+    assert list(tuned.index) == ["auto", "fixed", "tuned C", "C = 1", "shrinkage LDA", "ridge"]
+    assert (tuned.accuracy > 60).all() and tuned.nll.isna().sum() == 1
     small = draw_synthetic(Synthetic(classes=3, shots=10, width=20), seed=0)
     assert np.ptp(losses(small, 0.5)) < 1e-6
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("width", [5, 80])
+def test_shrinkage_lda_is_scikit_learns(width: int) -> None:
+    from methods import ShrinkageLDA, Spectrum
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    random = np.random.default_rng()
+    X, y = random.normal(size=(40, width)), np.r_[np.arange(4), random.integers(4, size=36)]
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2).fit(X, y)
+    ours = ShrinkageLDA(Spectrum.of(X, y), 0.2).fit(X, y)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=1e-6, atol=1e-9)
 
 
 def test_tables_are_written_again(tmp_path: Path) -> None:
