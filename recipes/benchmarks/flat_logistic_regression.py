@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python recipes/benchmarks/flat_logistic_regression.py   # writes docs/generated/classifier/cost.md
 
 FlatLogisticRegression chooses delta by cross-validation, or has a fixed one. All fit the same synthetic features in
-single precision with the same tolerance, in turns. scikit-learn's makes at most its default of 100 steps, so its time is a
-lower bound where it needs more. Tuning is one fit for each of eight C, measured for the small size only. `--million`
-fits 1,000,000 samples of 768 features, 3 GB, and measures the memory beyond them.
+single precision with the same tolerance, in turns. scikit-learn's makes at most its default of 100 steps, so its time
+is a lower bound where it needs more. Tuning is one fit for each of eight C, measured for the small size only.
+`--million` fits 1,000,000 samples of 768 features, 3 GB, and measures the memory beyond them.
 """
 
 from __future__ import annotations

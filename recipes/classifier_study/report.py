@@ -209,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         "confirmation": confirmation,
         "promise": promise.tables,
         "rivals": promise.rivals,
+        "cross_validated": promise.cross_validated,
         "extent": extent,
         "starts": starts,
     }.items():

@@ -125,7 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder of the features")
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so many minutes")
     parser.add_argument(
-        "--only", choices=["choice", "confirmation", "promise", "rivals", "extent", "starts"], help="this part only"
+        "--only",
+        choices=["choice", "confirmation", "promise", "rivals", "cross_validated", "extent", "starts"],
+        help="this part only",
     )
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
@@ -139,9 +141,17 @@ def main(arguments: list[str] | None = None) -> None:
         ),
         "promise": lambda: run("promise", PROMISE, lambda t, s: draw(t, options.cache, s), promise, deadline, FRESH),
         "rivals": lambda: run(
-            "rivals", others.TASKS, lambda t, s: draw(t, options.cache, s), others.compare, deadline, FRESH[:5]
+            "rivals", others.TASKS, lambda t, s: draw(t, options.cache, s), others.compare, deadline, FRESH[:3]
         ),
-        "extent": lambda: run("extent", EXTENT, draw_synthetic, promise, deadline, range(5)),
+        "cross_validated": lambda: run(
+            "cross_validated",
+            others.TASKS,
+            lambda t, s: draw(t, options.cache, s),
+            others.cross_validate,
+            deadline,
+            FRESH,
+        ),
+        "extent": lambda: run("extent", EXTENT, draw_synthetic, promise, deadline, range(3)),
         "starts": lambda: compare_starts(RESULTS / "starts.csv", options.cache, deadline),
     }
     for name, part in parts.items():

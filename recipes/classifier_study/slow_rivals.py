@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from cleanlab.classification import CleanLearning
-from methods import CS, Logits, Scores, scores, tuned, untuned
+from methods import CS, Logits, Scores, logits_of, scores, tuned, untuned
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from tasks import PROMISE, Sample
@@ -81,17 +81,26 @@ def candidates() -> dict[str, list[Any]]:
 
 
 def compare(sample: Sample) -> Iterator[dict[str, Any]]:
-    """Yield rows of FlatLogisticRegression, of C by cross-validation, and of the tuned rivals."""
-    sample = Sample(*((part[0].astype(np.float32), part[1]) for part in (sample.train, sample.validation, sample.test)))
+    """Yield rows of FlatLogisticRegression, and of the tuned rivals."""
+    sample = _single(sample)
+    yield _row("auto", untuned(sample)[0])
+    for method, several in candidates().items():
+        yield _row(method, tuned(sample, several))
+
+
+def cross_validate(sample: Sample) -> Iterator[dict[str, Any]]:
+    """Yield rows of FlatLogisticRegression, and of logistic regression whose C is chosen in the same way."""
+    sample = _single(sample)
     yield _row("auto", untuned(sample)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = LogisticRegressionCV(Cs=CS, cv=5, scoring="neg_log_loss", max_iter=300).fit(*sample.train)
-    decisions = model.decision_function(sample.test[0])
-    logits = np.stack([0 * decisions, decisions], 1) if decisions.ndim == 1 else decisions
-    yield _row("C by cross-validation", scores(logits, sample.test[1]))
-    for method, several in candidates().items():
-        yield _row(method, tuned(sample, several))
+    yield _row("C by cross-validation", scores(logits_of(model, sample.test[0]), sample.test[1]))
+
+
+def _single(sample: Sample) -> Sample:
+    parts = (sample.train, sample.validation, sample.test)
+    return Sample(*((part[0].astype(np.float32), part[1]) for part in parts))
 
 
 def _row(method: str, found: Scores) -> dict[str, Any]:
