@@ -19,7 +19,7 @@ import pandas
 from methods import DELTAS, SMOOTHINGS, dimensions, flat_path, rivals, tuned, tuned_logistic, untuned, whitened
 from report import chosen_pairs
 from starts import compare_starts
-from tasks import CHOICE, CONFIRMATION, EXTENT, PROMISE, Sample, draw, draw_synthetic
+from tasks import CHOICE, CONFIRMATION, EXTENT, PROMISE, SMALL_EXTENT, Sample, draw, draw_synthetic
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
@@ -151,7 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
             deadline,
             FRESH,
         ),
-        "extent": lambda: run("extent", EXTENT, draw_synthetic, promise, deadline, range(3)),
+        "extent": lambda: (
+            run("extent", SMALL_EXTENT, draw_synthetic, promise, deadline, range(3))
+            and run("extent", EXTENT, draw_synthetic, promise, deadline, range(3))
+        ),
         "starts": lambda: compare_starts(RESULTS / "starts.csv", options.cache, deadline),
     }
     for name, part in parts.items():

@@ -156,10 +156,18 @@ EXTENT = (
     Synthetic(),
     *(Synthetic(classes=k) for k in (2, 30)),
     Synthetic(classes=100, shots=10),
-    *(Synthetic(shots=k) for k in (5, 15, 150, 500)),
+    *(Synthetic(shots=k) for k in (5, 500)),
     Synthetic(classes=2, shots=5000),
     *(Synthetic(width=k) for k in (64, 4096)),
     *(Synthetic(noise=share) for share in (0, 0.4, 0.6)),
+    Synthetic(standardized=True),
+)
+# The part of it that takes seconds, with more numbers of samples; run first.
+SMALL_EXTENT = (
+    *(Synthetic(noise=share) for share in (0, 0.2, 0.4, 0.6)),
+    *(Synthetic(shots=k) for k in (5, 15, 150)),
+    Synthetic(classes=2),
+    Synthetic(width=64),
     Synthetic(standardized=True),
 )
 
