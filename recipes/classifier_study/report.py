@@ -180,9 +180,7 @@ def others_table(results: pandas.DataFrame, others: Any) -> str:
 
 def extent(results: pandas.DataFrame) -> str:
     seeds = results.groupby("task").seed.nunique()
-    return f"At least {seeds.min()} seeds.\n\n" + promise.task_table(
-        results, ["tuned C", "shrinkage LDA", "C = 1"]
-    )
+    return f"At least {seeds.min()} seeds.\n\n" + promise.task_table(results, ["tuned C", "shrinkage LDA", "C = 1"])
 
 
 def starts(results: pandas.DataFrame) -> str:
