@@ -64,7 +64,7 @@ class Run:
 
 
 def grid(method: Method, learning_rate: float, size: int) -> list[Settings]:
-    """Return the settings of a method that are tried; every method has equally many.
+    """Return the settings of a method that are tried; every method that can be tuned has equally many.
 
     A method with learning rate and strength has half as many learning rates, each with two strengths. One with a
     learning rate alone has more of them in the same range.
@@ -81,6 +81,8 @@ def grid(method: Method, learning_rate: float, size: int) -> list[Settings]:
         >>> [(s.learning_rate, s.strength) for s in grid(method_called("sam")(0.05), 1e-3, 4)]
         [(0.001, 0.05), (0.001, 0.1), (0.00316, 0.05), (0.00316, 0.1)]
     """
+    if not method.has_learning_rate and method.field is None:
+        return [Settings(None, None)]
     if not method.has_learning_rate:
         return [Settings(None, strength) for strength in method.strengths(size)]
     count = max(size // 2, 1)

@@ -29,7 +29,7 @@ body {{ font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
   background: var(--paper); max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }}
 h1 {{ font-size: 1.65rem; line-height: 1.25; margin: 0 0 .2rem; letter-spacing: -.01em; }}
 h2 {{ font-size: 1.15rem; margin: 2.4rem 0 .4rem; }}
-h1, h2, p, li, td.name, dd, pre, figcaption, .tile b {{ overflow-wrap: anywhere; }}
+h1, h2, p, li, td.name, dd, pre, figcaption, .tile strong {{ overflow-wrap: anywhere; }}
 p, li {{ max-width: 46rem; }}
 .lead, figcaption, dt, .tile span {{ color: var(--muted); }}
 .lead {{ margin: 0 0 1.2rem; }}
@@ -37,12 +37,12 @@ p, li {{ max-width: 46rem; }}
   border-radius: .5rem; padding: 1rem 1.2rem; margin: 1rem 0; }}
 .answer h2 {{ margin: 0 0 .6rem; }} .answer p:first-of-type {{ font-size: 1.1rem; }} .answer p {{ margin: .4rem 0; }}
 .tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0 0 .9rem; }}
-.tile b {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
+.tile strong {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
 .tile span {{ font-size: .85rem; }}
 .figures {{ columns: 24rem 2; column-gap: 1rem; margin: 1rem 0; }}
 figure {{ break-inside: avoid; margin: 0 0 1rem; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem;
   background: var(--panel); }}
-figure > b {{ display: block; line-height: 1.3; overflow-wrap: anywhere; }}
+figure > strong {{ display: block; line-height: 1.3; overflow-wrap: anywhere; }}
 figure svg {{ display: block; width: 100%; max-width: 38rem; height: auto; margin: .4rem auto 0; }}
 figure text {{ fill: var(--ink); font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }}
 figcaption {{ font-size: .9rem; margin-top: .3rem; }}
@@ -90,7 +90,9 @@ def html_answer(sentences: Sequence[str], tiles: Sequence[tuple[str, str]] = ())
         sentences: what the page says, the most important first.
         tiles: large numbers above the sentences: a value and its name.
     """
-    numbers = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(name)}</span></div>' for v, name in tiles)
+    numbers = "".join(
+        f'<div class="tile"><strong>{escape(v)}</strong><span>{escape(name)}</span></div>' for v, name in tiles
+    )
     return (
         '<section class="answer"><h2>What this says</h2>'
         + (f'<div class="tiles">{numbers}</div>' if tiles else "")
@@ -147,7 +149,7 @@ def html_figure(figure: Figure, title: str, caption: str = "") -> str:
         svg = re.sub(rf"(?<=: ){color}\b", f"var(--{name})", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure><b>{escape(title)}</b>{svg}{note}</figure>"
+    return f"<figure><strong>{escape(title)}</strong>{svg}{note}</figure>"
 
 
 def escape(text: str) -> str:

@@ -15,13 +15,10 @@ from .logistic_regression import FittedHead
 
 @register
 class FlatLogistic(FittedHead):
-    """The head is `hf_fam.FlatLogisticRegression`; the strength is delta, the relative size of perturbations."""
+    """The head is `hf_fam.FlatLogisticRegression`, which chooses its strength from the training data."""
 
     name = "flat_logistic_regression"
-    field = "flat_logistic_regression_delta"
-    description = "the head is hf_fam.FlatLogisticRegression with this delta; needs freeze_backbone"
-    default = 0.5
-    step = 10**0.25
+    description = "the head is hf_fam.FlatLogisticRegression, which needs no tuning; needs freeze_backbone"
 
     def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
         """Return a fitted classifier."""
@@ -32,4 +29,4 @@ class FlatLogistic(FittedHead):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return FlatLogisticRegression(delta=self.value).fit(features, labels)
+            return FlatLogisticRegression().fit(features, labels)

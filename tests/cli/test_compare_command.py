@@ -94,7 +94,7 @@ def test_from_a_file_to_a_report_and_the_final_model(
     page, tags = report.read_text(encoding="utf-8"), Tags()
     tags.feed(page)
     assert "&lt;b&gt;reviews.csv" in page and "b" not in tags.tags and "hf_secret" not in page
-    assert "script" not in tags.tags and all(s.startswith("data:") for s in tags.sources) and len(tags.sources) == 3
+    assert "script" not in tags.tags and tags.sources == [] and tags.tags.count("svg") == 3
     # The same command again makes no run.
     capsys.readouterr()
     assert cli.main(["compare", "text_classification", *given]) == 0
@@ -109,7 +109,7 @@ def test_images_on_a_frozen_backbone(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert cli.main(["compare", "image_classification", *given]) == 0
     printed = capsys.readouterr().out
-    assert "flat_logistic_regression (" in printed and "2 splits, " in printed
+    assert re.search(r"^flat_logistic_regression +\d", printed, re.M) and "2 splits, " in printed
     assert len([*(tmp_path / "cache" / "features").iterdir()]) == 1
 
 

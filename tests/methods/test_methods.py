@@ -289,13 +289,13 @@ def test_a_fitted_head_predicts_as_its_classifier(name: str, present: list[int],
     torch.manual_seed(0)
     labels = torch.tensor(present).repeat(20)
     trainer = frozen_trainer(tmp_path, labels, classes=2 if present == [0, 1] else 4)
-    method_called(name)(0.7).apply(trainer)
+    method_called(name)(0.7 if name == "logistic_regression" else None).apply(trainer)
     trainer.train()
     data: Any = trainer.train_dataset
     x, y = data.features.double().numpy(), data.labels.numpy()
     makers = {
         "logistic_regression": lambda: LogisticRegression(C=0.7, max_iter=1000),
-        "flat_logistic_regression": lambda: FlatLogisticRegression(delta=0.7),
+        "flat_logistic_regression": lambda: FlatLogisticRegression(),
     }
     expected = makers[name]().fit(x, y).predict_proba(x)
     predicted: Any = torch.softmax(torch.tensor(trainer.predict(data).predictions), -1)
