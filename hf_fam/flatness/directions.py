@@ -2,7 +2,7 @@
 
 kappa is the mean of ``u^T (d2L/dz2) u`` over random m x m matrices A with independent zero-mean unit-variance
 entries. Rows (items, tokens, positions) that the tail couples must share one A. Uncoupled rows may each have their own,
-which lowers the variance (docs/estimators.md). Each group of a convolution has its own A.
+which lowers the variance (docs/estimators.md, docs/coupled-rows.md). Each group of a convolution has its own A.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from ..calculus.signs import key, signs
 from ..layer.linear_map import LinearMap
 from .batch import Seeds
 from .coupling import Coupling
+
+# Blocks of the random matrix of coupled rows (docs/coupled-rows.md): one for so many outputs of the layer, which keeps
+# their cost far below that of the layer; at least and at most so many.
+_OUTPUTS_OF_A_BLOCK = 16
+_FEWEST_BLOCKS, _MOST_BLOCKS = 16, 64
 
 
 def draw(
@@ -47,22 +52,41 @@ def draw(
             )
             continue
         shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
-        r, a = (_signs(shape, phi, seeds, (probe, name)) for name in ("r", "a"))
+        r = _signs(shape, phi, seeds, (probe, "r"))
+        blocks = block_count(linear_map.in_features, linear_map.out_features // linear_map.groups)
+        a = _block_signs(shape, blocks, phi, seeds, (probe, "a"))
         directions.append(direction(phi, linear_map, r, a))
     return directions
+
+
+def block_count(rows: int, outputs: int) -> int:
+    """Return the number of blocks of a random matrix, for coupled rows.
+
+    It depends on the layer alone, so that it is the same in every process and micro-batch.
+
+    Args:
+        rows: number of rows of the matrix.
+        outputs: number of outputs of a group of the layer.
+
+    Examples:
+        >>> block_count(384, 384), block_count(8, 384), block_count(17, 3)
+        (24, 8, 9)
+    """
+    most = min(max(outputs // _OUTPUTS_OF_A_BLOCK, _FEWEST_BLOCKS), _MOST_BLOCKS)
+    return math.ceil(rows / math.ceil(rows / most))
 
 
 def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | None) -> Tensor:
     """Return the direction u for fixed signs, differentiable to phi and W.
 
-    Without ``a``, for uncoupled rows: ``u_t = ||phi_t|| W r_t``. With ``a``, for coupled rows, A = r a^T and
-    ``u_t = (a . phi_t) W r``.
+    Without ``a``, for uncoupled rows: ``u_t = ||phi_t|| W r_t``. With ``a``, for coupled rows, row i of A is
+    ``r_i a_b``, where b is the block of i: ``u_t = sum_b (a_b . phi_t) W_b r_b``.
 
     Args:
         features: phi, in the layer's layout.
         linear_map: W, and how it acts on features.
-        r: signs that broadcast to the rows, shape ``(..., G m)``.
-        a: signs, one vector for all rows or one for each item (`LinearMap.vector_shape`), or None.
+        r: signs; without ``a``, shape ``(..., G m)``, else ``(G m,)`` or ``(items, G m)``.
+        a: one vector of signs for every block, shape ``(blocks, G m)`` or ``(items, blocks, G m)``; or None.
 
     Examples:
         >>> import torch
@@ -71,13 +95,18 @@ def direction(features: Tensor, linear_map: LinearMap, r: Tensor, a: Tensor | No
         >>> phi, r = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, -1.0]])
         >>> direction(phi, identity, r, None)
         tensor([[ 5., -5.]])
-        >>> direction(phi, identity, r, torch.tensor([1.0, 1.0]))
-        tensor([[ 7., -7.]])
+        >>> direction(phi, identity, r[0], torch.tensor([[1.0, 1.0], [1.0, -1.0]]))  # a block for each feature
+        tensor([[7., 1.]])
     """
     phi = features.to(wide(features.dtype))
     with torch.autocast(phi.device.type, enabled=False):
-        scales = linear_map.norms(phi) if a is None else linear_map.projections(phi, a)
-        return linear_map.scaled(scales, linear_map.times(r))
+        if a is None:
+            return linear_map.scaled(linear_map.norms(phi), linear_map.times(r))
+        outputs = linear_map.times_blocks(r.expand(*a.shape[:-2], -1), a.shape[-2])
+        rows = "..." if a.dim() == 2 else "i..."
+        items = rows.removesuffix("...")
+        u = torch.einsum(f"{rows}gb,{items}gbd->{rows}gd", linear_map.projections(phi, a), outputs)
+        return u.flatten(-2)
 
 
 def draw_for_trace(
@@ -90,8 +119,9 @@ def draw_for_trace(
 ) -> list[Tensor]:
     """Return directions u whose mean ``u^T (d2L/dz2) u`` is the trace of the Hessian.
 
-    Tr H is the trace of the Hessian by the weight. ``u_t = ||phi_t|| r_t`` for uncoupled rows and ``(a . phi_t) r`` for
-    coupled ones, with signs r in R^d: the directions of kappa with the identity in place of W.
+    Tr H is the trace of the Hessian by the weight. They are the directions of kappa with the identity in place of W:
+    ``u_t = ||phi_t|| r_t`` for uncoupled rows, with signs r in R^d, and ``u_ts = r_s (a_b . phi_t)`` for coupled ones,
+    where b is the block of output s.
 
     Args:
         features: phi of every call, in the layer's layout.
@@ -105,12 +135,17 @@ def draw_for_trace(
     for phi, z in zip(features, pre_activations, strict=True):
         phi_wide = phi.to(wide(phi.dtype))
         if coupling is Coupling.ROWS:
-            scales, r = linear_map.norms(phi_wide), _signs(z.shape, phi, seeds, (probe, "trace r"))
-        else:
-            shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
-            scales = linear_map.projections(phi_wide, _signs(shape, phi, seeds, (probe, "trace a")))
-            r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, seeds, (probe, "trace r")).expand(z.shape)
-        directions.append(linear_map.scaled(scales, r))
+            r = _signs(z.shape, phi, seeds, (probe, "trace r"))
+            directions.append(linear_map.scaled(linear_map.norms(phi_wide), r))
+            continue
+        shape = linear_map.vector_shape(phi, an_item=coupling is Coupling.ITEMS)
+        outputs = z.shape[-1] // linear_map.groups
+        blocks = block_count(outputs, outputs)
+        a = _block_signs(shape, blocks, phi, seeds, (probe, "trace a"))
+        amounts = linear_map.projections(phi_wide, a).repeat_interleave(math.ceil(outputs / blocks), -1)[..., :outputs]
+        r = _signs(torch.Size([*shape[:-1], z.shape[-1]]), phi, seeds, (probe, "trace r"))
+        r = r.view(*shape[:-1], *[1] * (z.dim() - len(shape)), -1)
+        directions.append(amounts.flatten(-2) * r)
     return directions
 
 
@@ -119,6 +154,12 @@ def _row_direction(features: Tensor, linear_map: LinearMap, signs: Tensor) -> Te
     phi = features.to(wide(features.dtype))
     with torch.autocast(phi.device.type, enabled=False):
         return linear_map.scaled(linear_map.norms(phi), linear_map.times_signs(signs))
+
+
+def _block_signs(shape: torch.Size, blocks: int, like: Tensor, seeds: Seeds, stream: tuple[int | str, ...]) -> Tensor:
+    """Return signs of shape ``(..., blocks, m)``, for a shape ``(..., m)`` of one vector."""
+    a = _signs(torch.Size([*shape[:-1], blocks * shape[-1]]), like, seeds, stream)
+    return a.unflatten(-1, (blocks, -1))
 
 
 def _signs(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int | str, ...]) -> Tensor:

@@ -51,6 +51,23 @@ class LinearMap(ABC):
         w, v = w.unflatten(0, (self.groups, -1)), vectors.unflatten(-1, (self.groups, -1))
         return torch.einsum("gdm,...gm->...gd", w, v).flatten(-2)
 
+    def times_blocks(self, vectors: Tensor, blocks: int) -> Tensor:
+        """Return W times every block of the features alone.
+
+        The features of a group are cut into consecutive blocks. The last ones may be shorter, or empty.
+
+        Args:
+            vectors: shape ``(..., G m)``.
+            blocks: number of blocks of a group.
+
+        Returns:
+            Shape ``(..., G, blocks, d / G)``. The sum over the blocks is `times`.
+        """
+        padding = (0, -self.in_features % blocks)
+        w = F.pad(self.weight.to(vectors.dtype).unflatten(0, (self.groups, -1)), padding).unflatten(-1, (blocks, -1))
+        v = F.pad(vectors.unflatten(-1, (self.groups, -1)), padding).unflatten(-1, (blocks, -1))
+        return torch.einsum("gdbm,...gbm->...gbd", w, v)
+
     def scaled(self, amounts: Tensor, outputs: Tensor) -> Tensor:
         """Multiply outputs ``(..., d)`` by one amount per group, ``(..., G)``."""
         return (outputs.unflatten(-1, (self.groups, -1)) * amounts.unsqueeze(-1)).flatten(-2)
@@ -68,16 +85,14 @@ class LinearMap(ABC):
         return features.dim() > 1
 
     def vector_shape(self, features: Tensor, an_item: bool) -> torch.Size:
-        """Return the shape of a vector in R^(G m) that broadcasts to the rows.
+        """Return the shape of vectors in R^(G m): ``(G m,)`` or ``(items, G m)``.
 
         Args:
             features: the layer's input.
             an_item: one vector for each item, in place of one for all.
         """
         m = self.groups * self.in_features
-        if not an_item:
-            return torch.Size([m])
-        return torch.Size([features.shape[0], *[1] * (features.dim() - 2), m])
+        return torch.Size([features.shape[0], m] if an_item else [m])
 
     @abstractmethod
     def sign_shape(self, features: Tensor) -> torch.Size:
@@ -99,9 +114,11 @@ class LinearMap(ABC):
 
     @abstractmethod
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """Return ``a . phi_t`` of every row and group, shape ``(..., G)``.
+        """Return ``a_k . phi_t`` of every row, group and vector, shape ``(..., G, K)``.
 
-        The shape of a is `vector_shape`.
+        Args:
+            features: the layer's input.
+            vectors: a, shape ``(K, G m)``, or ``(items, K, G m)`` for different vectors of every item.
         """
 
     @abstractmethod
@@ -134,8 +151,10 @@ class RowMap(LinearMap):
         return torch.linalg.vector_norm(features, dim=-1, keepdim=True)
 
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """Return ``a . phi_t``."""
-        return (features * vectors).sum(-1, keepdim=True)
+        """Return ``a_k . phi_t``."""
+        if vectors.dim() == 2:
+            return F.linear(features, vectors).unsqueeze(-2)
+        return torch.einsum("i...m,ikm->i...k", features, vectors).unsqueeze(-2)
 
     def feature_rows(self, features: Tensor) -> Tensor:
         """Return the features as they are."""
@@ -166,7 +185,7 @@ class ConvolutionMap(LinearMap):
         >>> phi = torch.tensor([[[1.0, 2.0, 2.0]]])  # one item, one channel, three positions
         >>> sums.norms(phi).flatten()  # of the patches (0, 1, 2), (1, 2, 2) and (2, 2, 0)
         tensor([2.2361, 3.0000, 2.8284])
-        >>> sums.projections(phi, torch.tensor([1.0, 0.0, -1.0])).flatten()
+        >>> sums.projections(phi, torch.tensor([[1.0, 0.0, -1.0]])).flatten()
         tensor([-2., -1.,  2.])
     """
 
@@ -229,18 +248,20 @@ class ConvolutionMap(LinearMap):
         return torch.where(positive, sums, 1).sqrt() * positive
 
     def projections(self, features: Tensor, vectors: Tensor) -> Tensor:
-        """Convolve the features with kernel a.
+        """Convolve the features with the kernels a.
 
-        With one a for each item, items take the place of groups.
+        With different kernels for every item, items take the place of groups.
         """
         padded = self._pad(features)
-        if vectors.dim() == 1:
-            kernel = vectors.view(self.groups, -1, *self.kernel_size)
-            return self.rows(self._convolve(padded, kernel, self.groups))
-        items = features.shape[0]
-        kernels = vectors.reshape(items * self.groups, -1, *self.kernel_size)
-        projections = self._convolve(padded.flatten(0, 1), kernels, items * self.groups)
-        return self.rows(projections.unflatten(0, (items, self.groups)))
+        kernels = vectors.unflatten(-1, (self.groups, -1)).transpose(-3, -2)  # groups before vectors
+        channels = kernels.flatten(0, -2).unflatten(-1, (-1, *self.kernel_size))
+        if vectors.dim() == 2:
+            projections = self.rows(self._convolve(padded, channels, self.groups))
+        else:
+            items = features.shape[0]
+            of_items = self._convolve(padded.flatten(0, 1), channels, items * self.groups)
+            projections = self.rows(of_items.unflatten(0, (items, -1)))
+        return projections.unflatten(-1, (self.groups, -1))
 
     def feature_rows(self, features: Tensor) -> Tensor:
         """Return the unfolded patches."""

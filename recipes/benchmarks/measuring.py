@@ -12,7 +12,7 @@ Two questions, on a randomly initialized encoder after some steps of training on
 
 A product is one Hessian-vector product of the loss of one batch, for both, counted where torch computes them. Ours
 contain those that find out which rows are coupled. Layers whose rows are coupled, such as
-`--layer bert.encoder.layer.10.output.dense`, share one random direction, and the gain is smaller there.
+`--layer bert.encoder.layer.10.output.dense`, share one random matrix, and the gain is smaller there.
 """
 
 from __future__ import annotations

@@ -34,16 +34,23 @@ def all_signs(count: int) -> Tensor:
     return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=count)), dtype=torch.float64)
 
 
-def enumerated_directions(phi: Tensor, layer: FeatureLayer, coupling: Coupling) -> list[Tensor]:
+def enumerated_directions(phi: Tensor, layer: FeatureLayer, coupling: Coupling, blocks: int = 1) -> list[Tensor]:
     """Directions whose mean of ``u u^T`` is that of all sign vectors.
 
     Uncoupled rows: cross terms between rows vanish in the Hessian, so the rows may run through the signs together.
-    Coupled rows: every pair (r, a), shared by all items; items that are not coupled add up without cross terms.
+    Coupled rows: every matrix A, shared by all items; items that are not coupled add up without cross terms.
     """
-    m = phi.shape[-1]
     if coupling is Coupling.ROWS:
-        return [direction(phi, layer.linear_map, r.expand_as(phi), None) for r in all_signs(m)]
-    return [direction(phi, layer.linear_map, r, a) for r in all_signs(m) for a in all_signs(m)]
+        return [direction(phi, layer.linear_map, r.expand_as(phi), None) for r in all_signs(phi.shape[-1])]
+    return [direction(phi, layer.linear_map, r, a) for r, a in all_matrices(phi.shape[-1], blocks)]
+
+
+def all_matrices(m: int, blocks: int) -> list[tuple[Tensor, Tensor]]:
+    """All signs (r, a) with different matrices A; the first r of a block is 1, because (-r, -a) is the same matrix."""
+    firsts = torch.arange(m) % -(-m // blocks) == 0
+    return [
+        (r, a.view(blocks, m)) for r in all_signs(m) if (r[firsts] == 1).all() for a in all_signs(int(firsts.sum()) * m)
+    ]
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -60,6 +67,22 @@ def test_enumerated_hessian_probes_equal_dense(tail: str) -> None:
     directions = enumerated_directions(phi, layer, Coupling(case.coupling))
     kappa = sum(hessian_probe(loss, [z], [u]) for u in directions) / len(directions)
     true = dense_flatness(loss, case.layer.weight).kappa
+    torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(case.model, kappa, true)
+
+
+@pytest.mark.parametrize("tail", ["attention", "batchnorm", "multiple_choice"])
+def test_enumerated_blocks_equal_dense_and_gauss_newton(tail: str) -> None:
+    """Coupled rows with a matrix A of two blocks."""
+    case = make(tail, secrets.randbits(32))
+    loss, phi, z, logits, layer = captured(case)
+    directions = enumerated_directions(phi, layer, Coupling(case.coupling), 2)
+    kappa = sum(hessian_probe(loss, [z], [u]) for u in directions) / len(directions)
+    true = dense_flatness(loss, case.layer.weight).kappa
+    torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
+    assert_same_gradients(case.model, kappa, true)
+    kappa = sum(gauss_newton_probe(loss, [z], [logits], [u]) for u in directions) / len(directions)
+    true = gauss_newton_reference(case)
     torch.testing.assert_close(kappa, true, rtol=1e-10, atol=1e-12)
     assert_same_gradients(case.model, kappa, true)
 
@@ -163,7 +186,7 @@ def test_gradients_by_finite_differences(tail: str) -> None:
 
     def gauss_newton() -> Tensor:
         loss, phi, z, logits, layer = captured(case)
-        return gauss_newton_probe(loss, [z], [logits], [direction(phi, layer.linear_map, r, r)])
+        return gauss_newton_probe(loss, [z], [logits], [direction(phi, layer.linear_map, r, r.unsqueeze(0))])
 
     assert_gradient_by_finite_differences(case.model, hessian)
     assert_gradient_by_finite_differences(case.model, gauss_newton)

@@ -126,7 +126,7 @@ def test_a_layer_called_for_both_sides_of_a_pair() -> None:
         hessian_probe(
             loss,
             [c.pre_activations for c in captures],
-            [direction(c.features, flatness.layer.linear_map, r, a) for c in captures],
+            [direction(c.features, flatness.layer.linear_map, r, a.unsqueeze(0)) for c in captures],
         )
         for r in signs
         for a in signs

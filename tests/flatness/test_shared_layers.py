@@ -100,7 +100,7 @@ def summed_over_the_basis(case: LayerCase, flatness: RelativeFlatness, monkeypat
         assert coupling == case.coupling
         r, a = pairs[probe]
         shape = linear_map.vector_shape(features[0], an_item=coupling is Coupling.ITEMS)
-        return [direction(phi, linear_map, r, a.expand(shape)) for phi in features]
+        return [direction(phi, linear_map, r, a.expand(shape).unsqueeze(-2)) for phi in features]
 
     monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
     flatness.method.probes = len(pairs)  # type: ignore[union-attr]

@@ -59,7 +59,7 @@ def couplings(monkeypatch: pytest.MonkeyPatch) -> list[Coupling]:
         drawn_for.append(coupling)
         r, a = basis(linear_map, coupling)[probe]
         shape = linear_map.vector_shape(features[0], an_item=coupling is Coupling.ITEMS)
-        return [direction(phi, linear_map, r, a if a is None else a.expand(shape)) for phi in features]
+        return [direction(phi, linear_map, r, a if a is None else a.expand(shape).unsqueeze(-2)) for phi in features]
 
     monkeypatch.setattr("hf_fam.flatness.estimators.random_probes.draw", draw)
     monkeypatch.setattr("hf_fam.flatness.estimators.perturbation.draw", draw)
@@ -231,7 +231,7 @@ def test_perturbation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def draw(features: Sequence[Tensor], linear_map: LinearMap, *_: Any) -> list[Tensor]:
         sign, r, a = chosen[-1]
-        return [sign * direction(phi, linear_map, r, a) for phi in features]
+        return [sign * direction(phi, linear_map, r, a.unsqueeze(0)) for phi in features]
 
     monkeypatch.setattr("hf_fam.flatness.estimators.perturbation.draw", draw)
     total = torch.zeros((), dtype=torch.float64)

@@ -46,17 +46,18 @@ def test_against_patches(dimensions: int, batched: bool) -> None:
     assert (linear_map.groups, linear_map.in_features) == (groups, m)
     torch.testing.assert_close(linear_map.feature_rows(x), phi.flatten(-2))
     torch.testing.assert_close(linear_map.norms(x), phi.norm(dim=-1))
-    a = torch.randn(groups * m, dtype=torch.float64)
-    torch.testing.assert_close(linear_map.projections(x, a), torch.einsum("...gm,gm->...g", phi, a.view(groups, m)))
+    a = torch.randn(4, groups * m, dtype=torch.float64)
+    expected = torch.einsum("...gm,kgm->...gk", phi, a.view(4, groups, m))
+    torch.testing.assert_close(linear_map.projections(x, a), expected)
     z = linear_map.times(phi.flatten(-2))
     bias = 0 if layer.bias is None else layer.bias
     torch.testing.assert_close(z + bias, linear_map.rows(layer(x)))
     assert torch.equal(linear_map.outputs(linear_map.rows(x)), x)
     assert linear_map.has_items(x) == batched
     if batched:
-        assert linear_map.vector_shape(x, an_item=True) == (3, *[1] * dimensions, groups * m)
-        each = torch.randn(linear_map.vector_shape(x, an_item=True), dtype=torch.float64)
-        expected = (phi * each.unflatten(-1, (groups, m))).sum(-1)
+        assert linear_map.vector_shape(x, an_item=True) == (3, groups * m)
+        each = torch.randn(3, 4, groups * m, dtype=torch.float64)
+        expected = torch.einsum("i...gm,ikgm->i...gk", phi, each.view(3, 4, groups, m))
         torch.testing.assert_close(linear_map.projections(x, each), expected)
 
 

@@ -67,14 +67,15 @@ def complete_basis(monkeypatch: pytest.MonkeyPatch, features: int) -> None:
     """Let hf_fam's probes run through a complete basis, so that their mean is kappa and no estimate of it.
 
     Over the vectors r = sqrt(m) e_k the mean of ``r r^T`` is the identity, as it is in expectation over signs. Number k
-    of the probes takes vector ``k mod m`` for r and vector ``k div m`` for a: m probes are complete where rows are
-    uncoupled (u = ||phi|| W r), m^2 where they are coupled (u = (a . phi) W r).
+    of the probes takes vector ``k mod m`` for r and vector ``k div m`` for a, the same in every block of A: m probes
+    are complete where rows are uncoupled (u = ||phi|| W r), m^2 where they are coupled (u = (a . phi) W r).
     """
     basis = features**0.5 * torch.eye(features, dtype=torch.float64)
 
     def row(shape: torch.Size, like: Tensor, seeds: Seeds, stream: tuple[int, str]) -> Tensor:
         probe, name = stream
-        return basis[probe % features if name == "r" else probe // features].expand(shape)
+        vector = basis[probe % features if name == "r" else probe // features]
+        return vector.repeat(shape[-1] // features).expand(shape)
 
     monkeypatch.setattr(directions, "_signs", row)
 
