@@ -141,15 +141,14 @@ def test_drawn_probes_have_the_variance_of_independent_entries(kind: str, monkey
 
 
 @pytest.mark.parametrize("coupling", [Coupling.ITEMS, Coupling.BATCH])
-@pytest.mark.parametrize("m", [3, 16, 17, 40])
-def test_drawn_matrices_have_blocks(m: int, coupling: Coupling) -> None:
+@pytest.mark.parametrize(("m", "length"), [(3, 1), (16, 1), (17, 2), (40, 3)])
+def test_drawn_matrices_have_blocks(m: int, length: int, coupling: Coupling) -> None:
     """Entries are signs, rows of one block are equal up to their sign, and rows of different ones are independent."""
     identity = RowMap(m, m, lambda: torch.eye(m, dtype=torch.float64))
     units = torch.eye(m, dtype=torch.float64).expand(2, m, m)  # two items, whose rows are the unit vectors
     (u,) = draw([units], identity, coupling, Seeds((1,)))
     (trace,) = draw_for_trace([units], [units], identity, coupling, Seeds((1,)))
-    length = math.ceil(m / block_count(m, m))
-    assert block_count(m, m) == min(m, 16) or (m > 16 and length > 1)
+    assert block_count(m, m) == math.ceil(m / length)
     for matrices in (u.mT, trace.mT):
         assert torch.equal(matrices[0], matrices[1]) == (coupling is Coupling.BATCH)
         for matrix in matrices:
@@ -191,3 +190,16 @@ def test_blocks_of_convolutions_by_patches(blocks: int, coupling: Coupling) -> N
     phi = linear_map.feature_rows(x).unflatten(-1, (groups, m))
     true = torch.einsum("gdi,ngij,ntgj->ntgd", weight, matrices.expand(items, groups, m, m), phi).flatten(-2)
     torch.testing.assert_close(direction(x, linear_map, r, a), true)
+
+
+@pytest.mark.parametrize("coupling", [Coupling.ITEMS, Coupling.BATCH])
+def test_traces_of_groups_have_matrices_of_their_own(coupling: Coupling) -> None:
+    m, outputs = 40, 20
+    linear_map = FeatureLayer(nn.Sequential(nn.Conv1d(2 * m, 2 * outputs, 1, groups=2)), "0").linear_map
+    x = torch.eye(m).repeat(2, 1).expand(3, 2 * m, m)  # position t has unit vector t in both groups
+    z = torch.zeros(3, m, 2 * outputs)
+    (u,) = draw_for_trace([x], [z], linear_map, coupling, Seeds((1,)))
+    for matrix in u.mT:
+        assert set(matrix.unique().tolist()) == {-1.0, 1.0}
+        blocks = torch.arange(2 * outputs) // 2  # 10 blocks in each group
+        assert torch.equal((matrix @ matrix.T).abs() == m, blocks[:, None] == blocks)
