@@ -23,6 +23,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
     or ``c <= 0`` in all rows:
 
     - Every row is used at most once: rows are indexed by masks, not by numbers.
+    - Every row stays whole: no class is selected, and no view cuts a row.
     - Factors of single rows do not exist, because they may differ in sign; class weights are not negative.
     - Factors are constants. A factor that is trained would need a gradient by the term.
 
@@ -54,7 +55,7 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
             return False
         if name in ("Mul", "Div") and not _has_constant_scalar(node, previous):
             return False
-        if name == "Index" and not has_labels and not _is_mask(node):
+        if not has_softmax and not _keeps_rows(node, logits.shape[-1]):
             return False
         if name == "LogSoftmax" and not has_softmax and _is_over_classes(node, logits.shape[-1]):
             has_softmax, expected = True, _RESHAPING
@@ -80,9 +81,27 @@ def _has_constant_scalar(node: Node, previous: Node) -> bool:
     return not isinstance(constant, Tensor) or constant.numel() == 1
 
 
-def _is_mask(index: Node) -> bool:
-    """Return True if rows are indexed by masks, which select every row at most once."""
-    return all(indices is None or indices.dtype is torch.bool for indices in saved(index, "indices", ()))
+def _keeps_rows(node: Node, classes: int) -> bool:
+    """Return True if a reshaping node below the softmax keeps every row whole, in its order, at most once.
+
+    Its input then ends in the dimension of the classes. The softmax checks this for its own input.
+    """
+    sizes = saved(node, "self_sym_sizes")
+    if sizes is not None and tuple(sizes)[-1:] != (classes,):
+        return False
+    indices = saved(node, "indices")
+    if indices is None:
+        # torch returns a negative dimension as an unsigned number.
+        return not node.name().startswith("SelectBackward") or saved(node, "dim") not in (len(sizes) - 1, -1, 2**64 - 1)
+    # Masks select every row at most once.
+    return len(sizes) > sum(_dimensions_of(mask) for mask in indices) and all(
+        mask is None or mask.dtype is torch.bool for mask in indices
+    )
+
+
+def _dimensions_of(mask: Tensor | None) -> int:
+    """Return how many dimensions an index stands for."""
+    return mask.dim() if mask is not None and mask.dtype is torch.bool else 1
 
 
 def _has_no_negative_weight(nll_loss: Node) -> bool:

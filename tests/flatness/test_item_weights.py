@@ -127,3 +127,27 @@ def test_a_loss_that_changes_its_form_is_followed() -> None:
             flatness(loss)
         names.append(flatness.estimator)
     assert names == ["closed_form"] * 5 + ["hessian"] * 7
+
+
+CUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "every second class": lambda z: z[:, ::2].reshape(-1, CLASSES),
+    "classes by a mask": lambda z: z[:, torch.arange(CLASSES) % 2 == 0].reshape(-1, CLASSES),
+    "entries by a mask": lambda z: z[torch.arange(z.numel()).view_as(z) % 2 == 0].view(-1, CLASSES),
+    "one class of every row": lambda z: z.view(-1, CLASSES, CLASSES)[..., 0],
+}
+
+
+@pytest.mark.parametrize("acts_in", ["loss", "backward pass"])
+@pytest.mark.parametrize("name", CUT)
+def test_rows_that_are_cut_are_not_those_of_the_softmax(
+    name: str, acts_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many classes as the head has, but put together from the logits of several rows."""
+    monkeypatch.setattr(f"{__name__}.CLASSES", 4)
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 3)
+    model = nn.Sequential(nn.Linear(3, FEATURES), nn.Linear(FEATURES, CLASSES)).double()
+    flatness = RelativeFlatness(model, "1", "closed_form")
+    with flatness.capture(0.1 if acts_in == "backward pass" else None):
+        z = CUT[name](model(torch.randn(8, 3).double()))
+    with pytest.warns(UserWarning, match="closed form does not hold"):
+        flatness(F.cross_entropy(z, torch.arange(len(z)) % CLASSES))
