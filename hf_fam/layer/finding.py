@@ -188,6 +188,33 @@ def find_representation(model: nn.Module) -> Named:
     return _preferred(candidates, lambda name, module: not any(a in name for a in _ATTENTION_NAMES))[-1]
 
 
+def is_below_head(model: nn.Module, layer: nn.Module, head: nn.Module) -> bool:
+    """Return True if a model's structure shows that a layer lies below the head.
+
+    It lies in an earlier part of the same ``nn.Sequential``, or in the body of a transformers model, whose head lies
+    outside. False is no proof: the model may have several heads.
+
+    Args:
+        model: the model.
+        layer: one of its layers.
+        head: its head.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> is_below_head(model, model[0], model[1]), is_below_head(model, model[1], model[1])
+        (True, False)
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            positions = [k for wanted in (layer, head) for k, part in enumerate(module) if wanted in part.modules()]
+            if len(positions) == 2 and positions[0] < positions[1]:
+                return True
+        body = children(module).get(getattr(module, "base_model_prefix", ""))
+        if body is not None and layer in body.modules() and head in module.modules() and head not in body.modules():
+            return True
+    return False
+
+
 def _is_in_other_head(name: str, head_name: str) -> bool:
     """Return True if a layer lies in a head of a part of the model that does not contain the model's head."""
     parts = name.split(".")

@@ -20,6 +20,7 @@ from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
 from .not_finite import refuse_to_save
 from .notebook import add_flatness_columns
+from .output_folder import remove_new_folder
 from .training_args import FAMArguments, refuse_removed_fields
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
@@ -64,9 +65,10 @@ class FAMMixin(_Host):
 
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         refuse_removed_fields(kwargs)
-        super().__init__(*args, **kwargs)
-        hide_token(self.args)
-        self.start_fam(fam_args)
+        with remove_new_folder(kwargs.get("args", args[1] if len(args) > 1 else None)):
+            super().__init__(*args, **kwargs)
+            hide_token(self.args)
+            self.start_fam(fam_args)
 
     def start_fam(self, fam_args: FAMArguments | None) -> None:
         """Prepare for flatness-aware training; the constructor calls this.

@@ -167,11 +167,21 @@ def test_half_precision_is_recognized_and_focal_loss_still_is_not(dtype: torch.d
 
 
 def test_a_layer_that_is_not_the_head_has_no_closed_form() -> None:
-    model = network()
-    flatness = RelativeFlatness(model, "0", "closed_form")
+    """The structure of this model does not show which layer is the head, but the first loss does."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(3, M).double(), nn.Linear(M, C).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.hidden(x).tanh())
+
+    model = Model()
+    flatness = RelativeFlatness(model, "hidden", "closed_form")
     with flatness.capture():
         logits = model(items(N))
-    with pytest.raises(ValueError, match=r"'0' has no closed form.*gauss_newton"):
+    with pytest.raises(ValueError, match=r"'hidden' has no closed form.*gauss_newton"):
         flatness(F.cross_entropy(logits, labels(N)))
 
 

@@ -221,8 +221,10 @@ def test_perturbation_works_below_any_attention(tmp_path: Path) -> None:
 
 def test_closed_form_of_a_hidden_layer(tmp_path: Path) -> None:
     """Not a fallback: it was asked for by name, where it cannot be."""
-    trainer = fam_trainer(tmp_path, fam_layer="representation", fam_estimator="closed_form")
-    assert_says(message_of(ValueError, trainer.train), "'bert.pooler.dense'", "closed form", '"gauss_newton"')
+    said = message_of(
+        ValueError, lambda: fam_trainer(tmp_path, fam_layer="representation", fam_estimator="closed_form")
+    )
+    assert_says(said, "'bert.pooler.dense'", "closed_form", '"gauss_newton"')
 
 
 # The way of training
@@ -557,3 +559,24 @@ def test_batches_of_another_task_are_no_error_whenever_they_come(tmp_path: Path)
     trainer.train()
     kappas = logged(trainer, "fam_kappa")
     assert [kappa > 0 for kappa in kappas] == [task == 1 for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fam_layer": "representation", "fam_estimator": "closed_form"}, "lies below it"),
+        ({"fam_layer": "bert.encoder.layer.0.output.dense", "fam_estimator": "row_probes"}, "lies below it"),
+        ({"fam_layer": "bert.embeddings.word_embeddings"}, "bert.embeddings.word_embeddings"),
+        ({"fam_layer": "bert.encoder.layer.0.intermediate.dense", "fam_estimator": "dense"}, "of up to"),
+        ({"fam_estimator": "dense", "fam_center": True}, "fam_center"),
+        ({"fam_layer": "representation", "fam_estimator": "hessian", "fam_smoothing": 0.1}, "fam_smoothing"),
+        ({"fam_layer": "bert.no_such_layer"}, "no_such_layer"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_before_there_is_a_folder(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_fam.flatness.estimators.dense.MAX_WEIGHTS", 100)
+    with pytest.raises((ValueError, TypeError), match=message):
+        fam_trainer(tmp_path / "new" / "out", **settings)
+    assert not [*tmp_path.iterdir()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...calculus.derivatives import gradients, range_scale
 from ...layer.feature_layer import FeatureLayer
+from ...layer.finding import is_below_head, unwrap
 from ..batch import Batch
 from ..class_distances import flatness_from_distances, is_worth_distances
 from ..coupling import calls_are_nested
@@ -50,10 +51,21 @@ class ClosedForm(Estimator):
 
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
+        self._refuse_hidden_layer()
         if self._is_large():
             self.tail_derivatives = 1
         self._form_finder = FormFinder(self.smoothing, self.layer.name)
         self._minus_one: Tensor | None = None  # kept, because to make it is one more kernel in every step
+
+    def _refuse_hidden_layer(self) -> None:
+        """Refuse a layer that certainly is not the head. The first batch decides about the others."""
+        head = self.choice.head
+        if head is None or not is_below_head(unwrap(self.choice.model), self.layer.module, head.module):
+            return
+        raise ValueError(
+            f"estimator=\"{self.name}\" is for the head '{head.name}', but '{self.layer.name}' lies below it: use "
+            '"gauss_newton", "hessian" or "perturbation", or layer="head".'
+        )
 
     @classmethod
     def make(cls, choice: Choice) -> Estimator:

@@ -26,6 +26,9 @@ class Dense(Estimator):
 
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
+        weight = choice.layer.linear_map.stored()
+        _refuse_large_weight(weight)
+        _refuse_made_weight(weight)
         _refuse_tied_weight(unwrap(choice.model), choice.layer)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -48,6 +51,22 @@ def _refuse_tied_weight(model: nn.Module, layer: FeatureLayer) -> None:
                 f"estimator=\"dense\" differentiates by the weight itself, but '{layer.name}' shares its weight with "
                 f'\'{name}\': use "closed_form", "hessian" or "gauss_newton".'
             )
+
+
+def _refuse_large_weight(weight: Tensor) -> None:
+    if weight.numel() > MAX_WEIGHTS:
+        raise ValueError(
+            f'estimator="dense" supports layers of up to {MAX_WEIGHTS} weights, but this one has {weight.numel()}: use '
+            '"closed_form", "hessian" or "gauss_newton".'
+        )
+
+
+def _refuse_made_weight(weight: Tensor) -> None:
+    if not weight.is_leaf:
+        raise ValueError(
+            'estimator="dense" differentiates by the weight itself, but here it is made of other parameters (an '
+            'adapter, a parametrization): use "closed_form", "hessian" or "gauss_newton".'
+        )
 
 
 @dataclass(frozen=True)
@@ -78,16 +97,8 @@ def weight_hessian(loss: Tensor, weight: Tensor, create_graph: bool = True) -> T
     Raises:
         ValueError: W has more than ``MAX_WEIGHTS`` entries, or it is not a trainable parameter.
     """
-    if weight.numel() > MAX_WEIGHTS:
-        raise ValueError(
-            f'estimator="dense" supports layers of up to {MAX_WEIGHTS} weights, but this one has {weight.numel()}: use '
-            '"closed_form", "hessian" or "gauss_newton".'
-        )
-    if not weight.is_leaf:
-        raise ValueError(
-            'estimator="dense" differentiates by the weight itself, but here it is made of other parameters (an '
-            'adapter, a parametrization): use "closed_form", "hessian" or "gauss_newton".'
-        )
+    _refuse_large_weight(weight)
+    _refuse_made_weight(weight)
     if not weight.requires_grad:
         raise ValueError('estimator="dense" cannot differentiate by a frozen weight: unfreeze it, or use "hessian".')
     (first,) = gradients(loss, [weight])
