@@ -7,6 +7,7 @@ exact for the most confident rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..calculus.autograd_graph import inputs_of
+from ..calculus.derivatives import gradients, second_derivatives
 from ..calculus.torch_internals import is_over_last_dimension, saved
 
 # Nodes that keep every entry in its row.
@@ -56,32 +58,78 @@ def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | N
         >>> find_log_probabilities(cross_entropy(z, y).square(), z) is None
         True
     """
-    end = get_gradient_edge(logits).node
-    node: Node | None = loss.grad_fn
-    found: Node | None = None
+    found, end = find_log_softmax(loss), get_gradient_edge(logits).node
+    node = found
     while node is not None and node is not end:
-        name = type(node).__name__.partition("Backward")[0]
-        inputs = inputs_of(node)
-        below = [child for child, _ in inputs if child is not None]
-        if len(below) != 1:
-            return None
-        if found is None and name == "LogSoftmax":
-            found = node
-        elif name not in (_LINEAR if found is None else _VIEWS) or (name == "Div" and inputs[0][0] is None):
+        below = [child for child, _ in inputs_of(node) if child is not None]
+        if len(below) != 1 or (node is not found and _kind_of(node) not in _VIEWS):
             return None
         node = below[0]
     if found is None or node is None:
         return None
     log_p: Tensor = saved(found, "result")
-    is_wide = log_p.dtype in (torch.float32, torch.float64)
-    if (
-        not is_over_last_dimension(found)
-        or not is_wide
-        or log_p.shape[-1] != logits.shape[-1]
-        or log_p.numel() != logits.numel()
-    ):
+    if log_p.shape[-1] != logits.shape[-1] or log_p.numel() != logits.numel():
         return None
     return LogProbabilities(log_p.detach().reshape(-1, log_p.shape[-1]), found)
+
+
+def find_log_softmax(loss: Tensor) -> Node | None:
+    """Return the log-softmax if the graph proves that the loss is a linear function of its result alone.
+
+    It is computed over the last dimension, in float32 or wider.
+
+    Args:
+        loss: a scalar in the graph.
+    """
+    node = loss.grad_fn
+    while node is not None and _kind_of(node) != "LogSoftmax":
+        inputs = inputs_of(node)
+        below = [child for child, _ in inputs if child is not None]
+        if len(below) != 1 or _kind_of(node) not in _LINEAR or (_kind_of(node) == "Div" and inputs[0][0] is None):
+            return None
+        node = below[0]
+    if node is None or not is_over_last_dimension(node):
+        return None
+    return node if saved(node, "result").dtype in (torch.float32, torch.float64) else None
+
+
+def _kind_of(node: Node) -> str:
+    return type(node).__name__.partition("Backward")[0]
+
+
+def first_derivatives(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor | float = 1.0) -> list[Tensor]:
+    """Return `gradients` of a loss, to be differentiated again, precise in confident rows where that can be proven.
+
+    torch's derivative of a cross-entropy by the logits, ``c p - t``, is a difference of equal numbers at a most
+    probable class. Here the entry is minus the sum of the others, and so is everything that is differentiated again.
+
+    Args:
+        loss: a scalar in the graph.
+        inputs: the tensors to differentiate by.
+        scale: see `gradients`.
+
+    Examples:
+        >>> z = torch.tensor([[40.0, 0.0]], requires_grad=True)
+        >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0]))
+        >>> first_derivatives(loss, [z])[0].detach()  # -exp(-40) and exp(-40)
+        tensor([[-4.2484e-18,  4.2484e-18]])
+    """
+    log_softmax = find_log_softmax(loss)
+    if log_softmax is None:
+        return gradients(loss, inputs, scale)
+    cotangent = torch.ones_like(loss) * scale
+    (minus_t,) = torch.autograd.grad(loss, [GradientEdge(log_softmax, 0)], cotangent, retain_graph=True)
+    log_p: Tensor = saved(log_softmax, "result")
+    top = log_p.detach().argmax(-1, keepdim=True)
+    by_logits = (minus_t - minus_t.sum(-1, keepdim=True) * log_p.exp()).scatter(-1, top, 0.0)
+    by_logits = by_logits.scatter(-1, top, -by_logits.sum(-1, keepdim=True))
+    ((below, number), *_) = inputs_of(log_softmax)
+    assert below is not None
+    with second_derivatives():
+        derivatives = torch.autograd.grad(
+            [GradientEdge(below, number)], inputs, [by_logits], retain_graph=True, create_graph=True, allow_unused=True
+        )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, derivatives, strict=True)]
 
 
 def weights_of(loss: Tensor, log_probabilities: LogProbabilities, minus_one: Tensor | None = None) -> Tensor:

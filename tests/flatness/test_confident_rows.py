@@ -47,7 +47,10 @@ def kappa_and_gradients(model: Sure, x: Tensor, layer: str, estimator: str) -> t
 
 
 @pytest.mark.parametrize("margin", MARGINS)
-@pytest.mark.parametrize(("layer", "estimator"), [("head", "closed_form"), ("hidden", "gauss_newton")])
+@pytest.mark.parametrize(
+    ("layer", "estimator"),
+    [("head", "closed_form"), ("hidden", "gauss_newton"), ("hidden", "hessian"), ("head", "hessian")],
+)
 def test_float32_agrees_with_float64(layer: str, estimator: str, margin: float) -> None:
     for seed in range(5):
         torch.manual_seed(seed)
@@ -58,6 +61,13 @@ def test_float32_agrees_with_float64(layer: str, estimator: str, margin: float) 
         scale = max(float(g.abs().max()) for g in true_gradients)
         for found, expected in zip(gradients, true_gradients, strict=True):
             torch.testing.assert_close(found.double(), expected.expand_as(found), rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("estimator", ["gauss_newton", "hessian"])
+def test_hidden_layer_below_a_large_head(margin: float, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
+    test_float32_agrees_with_float64("hidden", estimator, margin)
 
 
 @pytest.mark.parametrize("margin", MARGINS)

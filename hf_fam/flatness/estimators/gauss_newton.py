@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...calculus.autograd_graph import is_product
-from ...calculus.derivatives import gradients, quadratic_form, range_scale, second_derivatives, vector_products
+from ...calculus.derivatives import quadratic_form, range_scale, second_derivatives, vector_products
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
 from ..coupling import calls_are_nested
 from ..form_finder import FormFinder
 from ..head_loss import HeadLoss, NoClosedForm, item_weights
-from ..log_probabilities import curvature_product, find_log_probabilities, weights_of
+from ..log_probabilities import curvature_product, find_log_probabilities, first_derivatives, weights_of
 from ..smoothing import smoothed_sigmoid_curvature, smoothed_softmax_product
 from ..vocabulary import is_large
 from .base import Choice
@@ -206,7 +206,7 @@ def gauss_newton_probe(
     scale: Tensor | float = 1.0
     if curvature is None:
         scale = range_scale(loss, logits)
-        product = vector_products(gradients(loss, logits, scale), logits, logit_directions)
+        product = vector_products(first_derivatives(loss, logits, scale), logits, logit_directions)
     else:
         product = curvature(logits, logit_directions)
     if not weights_only:

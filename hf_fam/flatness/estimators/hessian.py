@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...calculus.derivatives import gradients, inner, quadratic_form, range_scale, vector_products
+from ...calculus.derivatives import inner, quadratic_form, range_scale, vector_products
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
+from ..log_probabilities import first_derivatives
 from .random_probes import RandomProbes
 
 
@@ -68,7 +69,7 @@ def hessian_probe(
         66.0
     """
     scale = range_scale(loss, pre_activations)
-    first = gradients(loss, pre_activations, scale)
+    first = first_derivatives(loss, pre_activations, scale)
     u = [v.to(z.dtype) for v, z in zip(directions, pre_activations, strict=True)]
     constant = [v.detach() for v in u] if weights_only else u
     product = vector_products(first, pre_activations, constant, create_graph=not weights_only)
