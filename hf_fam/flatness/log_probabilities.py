@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..calculus.autograd_graph import inputs_of
-from ..calculus.derivatives import gradients, second_derivatives
+from ..calculus.derivatives import gradients, second_derivatives, wide
 from ..calculus.torch_internals import is_over_last_dimension, saved
 
 # Nodes that keep every entry in its row.
@@ -70,13 +70,15 @@ def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | N
     log_p: Tensor = saved(found, "result")
     if log_p.shape[-1] != logits.shape[-1] or log_p.numel() != logits.numel():
         return None
+    if not _is_wide(found):  # the loss rounds its log-probabilities, but its weights are exact
+        log_p = logits.to(wide(logits.dtype)).log_softmax(-1)
     return LogProbabilities(log_p.detach().reshape(-1, log_p.shape[-1]), found)
 
 
 def find_log_softmax(loss: Tensor) -> Node | None:
     """Return the log-softmax if the graph proves that the loss is a linear function of its result alone.
 
-    It is computed over the last dimension, in float32 or wider.
+    It is computed over the last dimension.
 
     Args:
         loss: a scalar in the graph.
@@ -88,9 +90,11 @@ def find_log_softmax(loss: Tensor) -> Node | None:
         if len(below) != 1 or _kind_of(node) not in _LINEAR or (_kind_of(node) == "Div" and inputs[0][0] is None):
             return None
         node = below[0]
-    if node is None or not is_over_last_dimension(node):
-        return None
-    return node if saved(node, "result").dtype in (torch.float32, torch.float64) else None
+    return node if node is not None and is_over_last_dimension(node) else None
+
+
+def _is_wide(log_softmax: Node) -> bool:
+    return saved(log_softmax, "result").dtype in (torch.float32, torch.float64)
 
 
 def _kind_of(node: Node) -> str:
@@ -115,7 +119,7 @@ def first_derivatives(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor | fl
         tensor([[-4.2484e-18,  4.2484e-18]])
     """
     log_softmax = find_log_softmax(loss)
-    if log_softmax is None:
+    if log_softmax is None or not _is_wide(log_softmax):
         return gradients(loss, inputs, scale)
     cotangent = torch.ones_like(loss) * scale
     (minus_t,) = torch.autograd.grad(loss, [GradientEdge(log_softmax, 0)], cotangent, retain_graph=True)
@@ -150,7 +154,7 @@ def weights_of(loss: Tensor, log_probabilities: LogProbabilities, minus_one: Ten
     edge = GradientEdge(log_probabilities.node, 0)
     minus_one = torch.full_like(loss, -1.0) if minus_one is None else minus_one
     (gradient,) = torch.autograd.grad(loss, [edge], minus_one, retain_graph=True)
-    return gradient.sum(-1).flatten()
+    return gradient.sum(-1, dtype=wide(gradient.dtype)).flatten()
 
 
 def curvature_product(logits: Tensor, item_weights: Tensor, vector: Tensor) -> Tensor:

@@ -70,6 +70,23 @@ def test_hidden_layer_below_a_large_head(margin: float, estimator: str, monkeypa
     test_float32_agrees_with_float64("hidden", estimator, margin)
 
 
+@pytest.mark.parametrize("margin", MARGINS[:4])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.filterwarnings("error")  # a rejected closed form warns
+def test_pure_float16(margin: float, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss, too, is computed in float16."""
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1 if large else C)
+    torch.manual_seed(3)
+    x, model = torch.randn(N, 6), Sure(margin)
+    true, _ = kappa_and_gradients(copy.deepcopy(model).double(), x.double(), "head", "closed_form")
+    flatness = RelativeFlatness(model.half(), "head", "closed_form")
+    with flatness.capture():
+        z = model(x.half())
+    loss = F.cross_entropy(z, LABELS)
+    assert loss.dtype == torch.float16
+    assert float(flatness(loss).detach()) == pytest.approx(float(true.detach()), rel=0.01)
+
+
 @pytest.mark.parametrize("margin", MARGINS)
 def test_product_with_the_curvature(margin: float) -> None:
     """Every entry, against float64 arithmetic with twice the digits of the margin: the top class from the others."""

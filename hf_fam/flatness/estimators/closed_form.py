@@ -138,7 +138,10 @@ class ClosedForm(Estimator):
 
         Nothing needs to be looked at again, and nothing is differentiated twice.
         """
-        if len(batch.pre_activations) != 1 or self._is_large() or batch.linear_map.groups > 1:
+        if len(batch.pre_activations) != 1 or batch.linear_map.groups > 1:
+            return None
+        # Of a large head, a second tensor of the size of the logits is worth it only where other ways underflow.
+        if self._is_large() and batch.pre_activations[0].dtype != torch.float16:
             return None
         (phi,), (z,), smoothing = batch.perturbed_features, batch.pre_activations, self.smoothing
         log_p = find_log_probabilities(batch.loss, z)
