@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs.numbers import LARGEST_WHOLE, as_number, require_number
+from ..inputs.text import quote
 from .decoding import Decoder, in_evaluation_mode
 from .latent_curve import CURVES, POLYNOMIAL, LatentCurve, slerp
 from .latent_path import Interpolation, LatentPath
@@ -277,8 +279,11 @@ def _check(
     quantiles: tuple[float, float],
 ) -> None:  # fmt: skip
     for name, value, choices in (("energy", energy, ENERGIES), ("curve", curve, CURVES)):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}.")
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name}={quote(value)}: give one of {', '.join(map(repr, choices))}.")
+    for name, z in (("z0", z0), ("z1", z1)):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name}={quote(z)}: give a tensor of latent codes.")
     if z0.shape != z1.shape or z0.ndim < 2 or not len(z0) or not z0.is_floating_point() or z0.dtype != z1.dtype:
         raise ValueError(
             f"z0 is {z0.dtype} of shape {tuple(z0.shape)}, z1 {z1.dtype} of {tuple(z1.shape)}: give floating-point "
@@ -293,18 +298,17 @@ def _check(
         raise ValueError('energy="feature" needs a function of the samples: give features=...')
     for name, number, least in (("points", points, 3), ("degree", degree, 2), ("steps", steps, 0)):
         if not _is_whole_number(number, least):
-            raise ValueError(f"{name}={number!r}: give a whole number of at least {least}.")
+            raise ValueError(f"{name}={quote(number)}: give a whole number of at least {least}.")
     if chunk_size is not None and not _is_whole_number(chunk_size, 1):
-        raise ValueError(f"chunk_size={chunk_size!r}: give a whole number of at least 1, or None.")
+        raise ValueError(f"chunk_size={quote(chunk_size)}: give a whole number of at least 1, or None.")
     if not isinstance(calibration, Tensor) and not _is_whole_number(calibration, 2):
-        raise ValueError(f"calibration={calibration!r}: give latent codes, or a whole number of at least 2.")
-    if not (math.isfinite(h) and h >= 0):
-        raise ValueError(f"h={h!r}: give a finite number of at least 0.")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate={learning_rate!r}: give a positive number.")
-    if not 0 <= quantiles[0] < quantiles[1] <= 1:
-        raise ValueError(f"quantiles={quantiles!r}: give two numbers in [0, 1], the lower one first.")
+        raise ValueError(f"calibration={quote(calibration)}: give latent codes, or a whole number of at least 2.")
+    require_number("h", h, 0)
+    require_number("learning_rate", learning_rate, 0, open_low=True)
+    low, high = map(as_number, quantiles) if isinstance(quantiles, (tuple, list)) and len(quantiles) == 2 else (1, 0)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"quantiles={quote(quantiles)}: give two numbers in [0, 1], the lower one first.")
 
 
 def _is_whole_number(number: Any, least: int) -> bool:
-    return isinstance(number, Integral) and int(number) >= least
+    return isinstance(number, Integral) and least <= int(number) <= LARGEST_WHOLE

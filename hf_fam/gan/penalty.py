@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._compat import without_patched_forward
 from ..calculus.torch_internals import BatchNorm
+from ..inputs.numbers import require_number
+from ..inputs.text import quote
 from .safe_norm import row_norms
 
 ONE, TWO, ZERO = "one", "two", "zero"
@@ -71,10 +72,9 @@ def check_penalty(side: str, target: float) -> None:
     Raises:
         ValueError: the side or the target is invalid; the message names it.
     """
-    if side not in SIDES:
-        raise ValueError(f"side={side!r}: give one of {', '.join(map(repr, SIDES))}.")
-    if not (math.isfinite(target) and target > 0):
-        raise ValueError(f'target={target!r}: give a positive number; side="zero" is the penalty without a target.')
+    if not isinstance(side, str) or side not in SIDES:
+        raise ValueError(f"side={quote(side)}: give one of {', '.join(map(repr, SIDES))}.")
+    target = require_number("target", target, 0, open_low=True, more='; side="zero" is the penalty without a target')
     if side == ZERO and target != 1.0:
         raise ValueError(
             f'target={target!r} does not apply to side="zero", which penalizes every gradient: leave it out.'

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..inputs.numbers import require_number
+from ..inputs.text import quote
 from .random_numbers import ItemRandomNumbers
 
 RandomSource = torch.Generator | ItemRandomNumbers
@@ -70,10 +71,9 @@ class LocalPoints:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.around not in AROUND:
-            raise ValueError(f"around={self.around!r}: give one of {', '.join(map(repr, AROUND))}.")
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise ValueError(f"radius={self.radius!r}: give a positive number of standard deviations.")
+        if not isinstance(self.around, str) or self.around not in AROUND:
+            raise ValueError(f"around={quote(self.around)}: give one of {', '.join(map(repr, AROUND))}.")
+        require_number("radius", self.radius, 0, open_low=True, more=" of standard deviations")
 
     def __call__(
         self,

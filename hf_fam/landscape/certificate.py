@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_number, require_whole
 from .error_bounds import ErrorBounds, rounding_bounds, with_shift
 from .halved_neuron import HalvedNeuron
 from .hidden_layer import HiddenLayer, check_neuron
@@ -137,6 +138,7 @@ def split_certificate(
         >>> round(certificate.B.item(), 6), certificate.verdict.kind, certificate.judge(1.5).kind
         (0.951303, 'minimum', 'saddle')
     """
+    ratio, dense_limit = require_number("ratio", ratio), require_whole("dense_limit", dense_limit, 0)
     source = find_hidden_layer(model, layer, next_layer)
     neuron = check_usable(source, neuron)
     copied = float64_copy(model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_number, require_whole
 from .activation import activation_of
 from .certificate import SplitCertificate, check_usable, split_certificate
 from .hidden_layer import HiddenLayer
@@ -89,10 +90,10 @@ def design_minimum(
         >>> design.certificate.verdict.kind, tuple(design.targets.shape)
         ('minimum', (60, 2))
     """
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio!r}: give a number between 0 and 1, where the local minima lie for B > 0.")
-    if not 0 <= depth < 1:
-        raise ValueError(f"depth={depth!r}: give the part of the loss that can be left, from 0 to below 1.")
+    ratio = require_number("ratio", ratio, 0, 1, open_low=True, open_high=True)
+    depth = require_number("depth", depth, 0, 1, open_high=True, more=", the part of the loss that can be left")
+    scale = None if scale is None else require_number("scale", scale, more=", or None")
+    dense_limit = require_whole("dense_limit", dense_limit, 0)
     names = find_hidden_layer(model, layer, next_layer)
     copied = float64_copy(model)
     hidden = find_hidden_layer(copied, names.names[0], names.next_name)

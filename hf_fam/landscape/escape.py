@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_number, require_whole
 from .certificate import SplitCertificate
 from .hidden_layer_search import find_hidden_layer
 from .judge import SADDLE
@@ -122,12 +122,9 @@ def escape_path(
         >>> round(path.losses[0], 6), path.losses[-1] < 0.05, path.escapes
         (0.51346, True, True)
     """
-    if isinstance(slide_points, bool) or not isinstance(slide_points, int) or slide_points < 2:
-        raise ValueError(
-            f"slide_points={slide_points!r}: give a whole number of at least 2, for both ends of the slide."
-        )
-    if to_ratio is not None and not math.isfinite(to_ratio):
-        raise ValueError(f"to_ratio={to_ratio!r}: give a finite number, or None.")
+    slide_points = require_whole("slide_points", slide_points, 2, more=", for both ends of the slide")
+    steps = require_whole("steps", steps, 0)
+    to_ratio = None if to_ratio is None else require_number("to_ratio", to_ratio, more=", or None")
     decay = certificate.curvature.weight_decay
     if decay and to_ratio not in (None, 0.5):
         raise ValueError(f"to_ratio={to_ratio!r}: with weight decay the loss rises away from ratio 1/2; leave it out.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.numbers import require_whole
 from ..inputs.packages import optional_packages
 from .chain import Chain, chain_of, check_increasing, half_range
 from .infimum_steps import Steps
@@ -115,8 +116,7 @@ def path_to_infimum(
         >>> path.losses[0] > 1, path.losses[-1] < 1e-9
         (True, True)
     """
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points={points!r}: give a whole number of at least 2.")
+    points = require_whole("points", points, 2)
     copied = float64_copy(model)
     chain = chain_of(copied)
     x, y = _whole(data, next(copied.parameters()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..inputs.numbers import require_number
 from .error_bounds import ErrorBounds
 from .smallest_curvature import Curvature
 from .split_curvature import SplitCurvature
@@ -69,8 +70,7 @@ class Judge:
         Raises:
             ValueError: the ratio is not finite.
         """
-        if not math.isfinite(ratio):
-            raise ValueError(f"ratio={ratio!r}: give a finite number.")
+        ratio = require_number("ratio", ratio)
         rules = (self._by_decay,) if self.curvature.weight_decay else (self._by_d, self._flat_activation, self._by_b)
         for rule in (self._not_critical, *rules):
             decision = rule(ratio)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -178,8 +177,7 @@ def merge_duplicates(
         >>> merge_duplicates(model), model[0].weight.shape
         (6, torch.Size([4, 3]))
     """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance!r}: give a number of at least 0.")
+    tolerance = require_number("tolerance", tolerance, 0)
     layers = list(all_hidden_layers(model)) if layer is None else find_hidden_layers(model, layer, next_layer)
     if layer is None:
         layers = [find_hidden_layer(model, hidden.names[0]) for hidden in layers]

@@ -134,7 +134,7 @@ def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: f
         >>> round(term.gap, 6), round(term.representativeness, 6)
         (0.3, 0.28)
     """
-    gap = test_loss - train_loss
+    gap = require_number("test_loss", test_loss) - require_number("train_loss", train_loss)
     pairs = zip(robustness.deltas, robustness.measured, strict=True)
     return [GapTerms(delta, rise, gap - rise, gap) for delta, rise in pairs]
 

@@ -11,12 +11,21 @@ import torch
 from torch import nn
 
 from hf_fam import FAMCallback, RelativeFlatness, attach
-from hf_fam.gan import CriticSchedule
+from hf_fam.gan import CriticSchedule, gradient_penalty, interpolate
+from hf_fam.gan.points import LocalPoints
 from hf_fam.inputs.text import LONGEST_MESSAGE
-from hf_fam.landscape import find_critical_point, split_neuron, widen
+from hf_fam.landscape import (
+    design_minimum,
+    find_critical_point,
+    merge_duplicates,
+    path_to_infimum,
+    split_certificate,
+    split_neuron,
+    widen,
+)
 from hf_fam.landscape.callback import WidenCallback
-from hf_fam.measure.representativeness import bound_terms, feature_density
-from hf_fam.measure.robustness import feature_robustness
+from hf_fam.measure.representativeness import bound_terms, decompose_gap, feature_density
+from hf_fam.measure.robustness import FeatureRobustness, feature_robustness
 
 X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
 CROSS_ENTROPY = nn.CrossEntropyLoss()
@@ -61,6 +70,20 @@ def strengthened(strength: Any) -> None:
 
 def measured(function: Callable[..., Any], **given: Any) -> Any:
     return function(network(), data(), loss_fn=cross_entropy, **given)
+
+
+def penalized(**given: Any) -> Any:
+    return gradient_penalty(nn.Linear(3, 1), X, **given)
+
+
+def interpolated(**given: Any) -> Any:
+    codes = {"z0": torch.zeros(1, 2), "z1": torch.ones(1, 2)}
+    return interpolate(nn.Linear(2, 3), **{**codes, "energy": "pullback", "steps": 1, **given})
+
+
+def gap(**given: Any) -> Any:
+    curve = FeatureRobustness("head", "gaussian", (0.1,), (0.02,), (0.001,), (0.02,), (0.0,), 1.0, 4, 0.1, 60, 8, False)
+    return decompose_gap(curve, **{"train_loss": 0.1, "test_loss": 0.2, **given})
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
@@ -114,6 +137,28 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         )
         for name in ("steps", "dense_limit", "weight_decay")
     },
+    **{
+        f"split_certificate {name}": lambda value, name=name: split_certificate(
+            network(), CROSS_ENTROPY, (X, Y), **{"layer": "0", "neuron": 0, name: value}
+        )
+        for name in ("layer", "neuron", "ratio", "dense_limit", "weight_decay")
+    },
+    **{
+        f"design_minimum {name}": lambda value, name=name: design_minimum(
+            network(), **{"inputs": X, "layer": "0", name: value}
+        )
+        for name in ("layer", "neuron", "ratio", "depth", "scale", "dense_limit")
+    },
+    "merge_duplicates layer": lambda value: merge_duplicates(network(), value),
+    "merge_duplicates tolerance": lambda value: merge_duplicates(network(), tolerance=value),
+    "path_to_infimum points": lambda value: path_to_infimum(network(), CROSS_ENTROPY, (X, Y), points=value),
+    **{f"gradient_penalty {name}": lambda value, name=name: penalized(**{name: value}) for name in ("side", "target")},
+    **{f"LocalPoints {name}": lambda value, name=name: LocalPoints(**{name: value}) for name in ("around", "radius")},
+    **{
+        f"interpolate {name}": lambda value, name=name: interpolated(**{name: value})
+        for name in ("z0", "z1", "energy", "curve", "points", "degree", "h", "steps", "learning_rate", "quantiles")
+    },
+    **{f"decompose_gap {name}": lambda value, name=name: gap(**{name: value}) for name in ("train_loss", "test_loss")},
 }
 
 
