@@ -100,6 +100,8 @@ def interpolate(
         >>> bool(path.worst_score > path.linear.worst_score), bool(path.length > 2)
         (True, True)
     """
+    h = require_number("h", h, 0)
+    learning_rate = require_number("learning_rate", learning_rate, 0, open_low=True)
     _check(
         z0, z1, scorer, features, energy, curve, points, degree, h, steps, learning_rate, chunk_size, calibration,
         quantiles,
@@ -303,8 +305,6 @@ def _check(
         raise ValueError(f"chunk_size={quote(chunk_size)}: give a whole number of at least 1, or None.")
     if not isinstance(calibration, Tensor) and not _is_whole_number(calibration, 2):
         raise ValueError(f"calibration={quote(calibration)}: give latent codes, or a whole number of at least 2.")
-    require_number("h", h, 0)
-    require_number("learning_rate", learning_rate, 0, open_low=True)
     low, high = map(as_number, quantiles) if isinstance(quantiles, (tuple, list)) and len(quantiles) == 2 else (1, 0)
     if not 0 <= low < high <= 1:
         raise ValueError(f"quantiles={quote(quantiles)}: give two numbers in [0, 1], the lower one first.")

@@ -62,12 +62,12 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
         >>> gradient_penalty(critic, LinePoints()(real, fake)).item()  # (5 - 1)^2
         16.0
     """
-    check_penalty(side, target)
+    target = check_penalty(side, target)
     return penalty_of_norms(gradient_norms(critic, points), side, target)
 
 
-def check_penalty(side: str, target: float) -> None:
-    """Refuse a side that does not exist, or a target that it cannot have.
+def check_penalty(side: str, target: float) -> float:
+    """Return the target; refuse a side that does not exist, or a target that it cannot have.
 
     Raises:
         ValueError: the side or the target is invalid; the message names it.
@@ -79,6 +79,7 @@ def check_penalty(side: str, target: float) -> None:
         raise ValueError(
             f'target={target!r} does not apply to side="zero", which penalizes every gradient: leave it out.'
         )
+    return target
 
 
 def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:

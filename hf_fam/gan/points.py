@@ -73,7 +73,8 @@ class LocalPoints:
         """Validate."""
         if not isinstance(self.around, str) or self.around not in AROUND:
             raise ValueError(f"around={quote(self.around)}: give one of {', '.join(map(repr, AROUND))}.")
-        require_number("radius", self.radius, 0, open_low=True, more=" of standard deviations")
+        radius = require_number("radius", self.radius, 0, open_low=True, more=" of standard deviations")
+        object.__setattr__(self, "radius", radius)
 
     def __call__(
         self,

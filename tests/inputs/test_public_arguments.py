@@ -173,3 +173,11 @@ def test_one_sentence(call: str, wrong: str) -> None:
     message = str(refusal.value)
     assert name in message and len(message) < LONGEST_MESSAGE and "\n" not in message
     assert type(refusal.value) in (ValueError, TypeError)
+
+
+def test_numbers_in_strings_are_numbers() -> None:
+    """As YAML may have left them."""
+    critic = nn.Linear(3, 1)
+    assert torch.equal(gradient_penalty(critic, X, target="0.5"), gradient_penalty(critic, X, target=0.5))
+    assert LocalPoints(radius="0.5").radius == 0.5
+    assert interpolated(h="0.2", learning_rate="1e-3").samples is not None
