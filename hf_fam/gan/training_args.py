@@ -188,6 +188,8 @@ class WGANTrainingArguments(TrainingArguments):
         """Validate, then let the Trainer's arguments do the same."""
         _numbers_from_strings(self)
         self._check_steps()
+        if not isinstance(self.eval_emd, bool):
+            raise ValueError(f"eval_emd={quote(self.eval_emd)}: give True or False.")
         self._check_penalty()
         self._check_optimizers()
         self._check_samples()
@@ -250,10 +252,10 @@ class WGANTrainingArguments(TrainingArguments):
             try:
                 check_penalty(self.penalty, self.penalty_target)
             except ValueError as error:
-                raise ValueError(f"penalty={self.penalty!r}, penalty_{error}") from None
+                raise ValueError(f"penalty={quote(self.penalty)}, penalty_{error}") from None
         if self.clip_limit is not None and self.penalty != NONE:
             raise ValueError(
-                f"clip_limit={self.clip_limit!r} and penalty={self.penalty!r}: clipping works without a penalty: "
+                f"clip_limit={quote(self.clip_limit)} and penalty={self.penalty!r}: clipping works without a penalty: "
                 'give penalty="none", or leave clip_limit out.'
             )
         if self.clip_limit is None and self.penalty == NONE:
@@ -264,17 +266,17 @@ class WGANTrainingArguments(TrainingArguments):
 
     def _check_optimizers(self) -> None:
         if not (_is_number(self.learning_rate) and self.learning_rate >= 0):
-            raise ValueError(f"learning_rate={self.learning_rate!r}: give a number of at least 0.")
+            raise ValueError(f"learning_rate={quote(self.learning_rate)}: give a number of at least 0.")
         for network in ("critic_", "generator_"):
             _check_positive(self, f"{network}learning_rate")
         for network in ("", "critic_", "generator_"):
             for name in (f"{network}adam_beta1", f"{network}adam_beta2"):
                 value = getattr(self, name)
                 if not _is_left_out(self, name) and not (_is_number(value) and 0 <= value < 1):
-                    raise ValueError(f"{name}={value!r}: give a number of at least 0 and below 1.")
+                    raise ValueError(f"{name}={quote(value)}: give a number of at least 0 and below 1.")
             _check_scheduler(self, f"{network}lr_scheduler_type")
         if self.ema_decay is not None and not (_is_number(self.ema_decay) and 0 < self.ema_decay < 1):
-            raise ValueError(f"ema_decay={self.ema_decay!r}: give a number between 0 and 1, such as 0.999, or None.")
+            raise ValueError(f"ema_decay={quote(self.ema_decay)}: give a number between 0 and 1, or None.")
         if self.fp16:
             raise ValueError(
                 "fp16=True does not work, because loss and squared penalty need different scales, and the gradient "
@@ -287,7 +289,7 @@ class WGANTrainingArguments(TrainingArguments):
             _check_whole(self, name, 1)
         low, high = self.sample_low, self.sample_high
         if not (_is_number(low) and _is_number(high) and low < high):
-            raise ValueError(f"sample_low={low!r}, sample_high={high!r}: give two numbers, the lower one first.")
+            raise ValueError(f"sample_low={quote(low)}, sample_high={quote(high)}: give two numbers, lower first.")
 
 
 def _numbers_from_strings(args: WGANTrainingArguments) -> None:
@@ -337,7 +339,7 @@ def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
         SchedulerType(getattr(args, name))
     except ValueError:
         known = ", ".join(repr(kind.value) for kind in SchedulerType)
-        raise ValueError(f"{name}={getattr(args, name)!r}: give one of {known}.") from None
+        raise ValueError(f"{name}={quote(getattr(args, name), longest=16)}: give one of {known}.") from None
 
 
 def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:

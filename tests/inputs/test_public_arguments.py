@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from hf_fam import FAMCallback, RelativeFlatness, attach
-from hf_fam.gan import CriticSchedule, gradient_penalty, interpolate
+from hf_fam.gan import CriticSchedule, WGANTrainingArguments, gradient_penalty, interpolate
 from hf_fam.gan.points import LocalPoints
 from hf_fam.inputs.text import LONGEST_MESSAGE
 from hf_fam.landscape import (
@@ -86,6 +88,8 @@ def gap(**given: Any) -> Any:
     return decompose_gap(curve, **{"train_loss": 0.1, "test_loss": 0.2, **given})
 
 
+OF_WGAN = {field.name for field in fields(WGANTrainingArguments)} - {field.name for field in fields(TrainingArguments)}
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     **{
         f"RelativeFlatness {name}": lambda value, name=name: RelativeFlatness(network(), **{name: value})
@@ -157,6 +161,12 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{
         f"interpolate {name}": lambda value, name=name: interpolated(**{name: value})
         for name in ("z0", "z1", "energy", "curve", "points", "degree", "h", "steps", "learning_rate", "quantiles")
+    },
+    **{
+        f"WGANTrainingArguments {name}": lambda value, name=name: WGANTrainingArguments(
+            output_dir="never-made", report_to="none", use_cpu=True, **{name: value}
+        )
+        for name in sorted(OF_WGAN)
     },
     **{f"decompose_gap {name}": lambda value, name=name: gap(**{name: value}) for name in ("train_loss", "test_loss")},
 }
