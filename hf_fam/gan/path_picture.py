@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..inputs.packages import optional_packages
 from .sample_grid import as_picture, image_grid, is_image
 
 
@@ -58,8 +59,9 @@ def _refuse_other_samples(samples: Tensor) -> None:
 
 
 def _write_lines(samples: Tensor, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with optional_packages("plot of points", "measure"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 4), layout="constrained")
     FigureCanvasAgg(figure)

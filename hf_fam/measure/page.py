@@ -21,6 +21,8 @@ _DARK = (
     "--blue: #5ab4f0; --orange: #ff9a5a; --green: #3cc9a0; --pink: #e59cc4; --yellow: #f0b944; --sky: #8fd0f5; "
     "--lemon: #f2ea70"
 )
+# Characters that XML does not allow, such as those of terminal escapes.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _STYLE = f"""
 :root {{ color-scheme: light dark; {_LIGHT} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
@@ -143,7 +145,7 @@ def html_figure(figure: Figure, title: str, caption: str = "") -> str:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", facecolor="none", metadata=nothing)
     text = buffer.getvalue()
-    svg = text[text.index("<svg") :]
+    svg = _CONTROL.sub(lambda found: repr(found.group())[1:-1], text[text.index("<svg") :])
     # matplotlib's own black and gray are those of axes and grids.
     for color, name in {"#000000": "ink", "#b0b0b0": "line", **{c: n for n, c in PALETTE.items()}}.items():
         svg = re.sub(rf"(?<=: ){color}\b", f"var(--{name})", svg)

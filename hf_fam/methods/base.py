@@ -35,6 +35,7 @@ class Method(ABC):
         default: strength if none is given.
         step: factor between neighboring strengths of a tuning grid.
         limits: the strength is between these two numbers.
+        can_be_zero: True if a strength of 0 is plain training.
         has_learning_rate: False if the method does not train by gradient steps.
 
     Raises:
@@ -54,6 +55,7 @@ class Method(ABC):
     default: ClassVar[float | None] = None
     step: ClassVar[float] = 10.0
     limits: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    can_be_zero: ClassVar[bool] = False
     has_learning_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class Method(ABC):
             return
         if self.field is None:
             raise ValueError(f"method={self.name!r} has no strength: leave out strength={self.strength!r}.")
-        require_number(self.field, self.strength, *self.limits, open_low=True, open_high=True)
+        require_number(self.field, self.strength, *self.limits, open_low=not self.can_be_zero, open_high=True)
 
     @property
     def value(self) -> float:

@@ -18,6 +18,7 @@ class FAM(Method):
 
     name = "fam"
     field = "fam_lambda"
+    can_be_zero = True
     description = "flatness-aware: loss + lambda kappa, the relative flatness of one layer (Adilova et al. 2023)"
 
     def resolve(self, trainer: Any) -> Method:

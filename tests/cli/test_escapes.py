@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("datasets")
 
 from hf_fam.cli import main as cli
+from hf_fam.measure.findings import MeasuredModel
 from hf_fam.measure.report import html_report
 from hf_fam.train.model_card import FlatnessSummary, extend_model_card
 from support.bad_input.models import make_models
@@ -68,7 +69,7 @@ def test_pages_and_cards(tmp_path: Path, model: Path) -> None:
     (tmp_path / "a.csv").write_text(f"text,label\nx,{RED}\ny,b\n")
     source = load_source(str(model), str(tmp_path / "a.csv"))
     table = measure_relative_flatness(source.model, source.items, "head", collate_fn=source.collate_fn)
-    page = html_report(table, None, model=RED, data=RED, settings={RED: RED}, command=RED, notes=[RED])
+    page = html_report(MeasuredModel(RED, table), None, data=RED, settings={RED: RED}, command=RED, notes=[RED])
     assert "\x1b" not in page and "\\x1b[31mred" in page
     card = tmp_path / "README.md"
     card.write_text("---\ntags:\n- a\n---\n# My model\n")

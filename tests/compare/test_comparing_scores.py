@@ -254,5 +254,5 @@ def test_scipy_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     import sys
 
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ImportError, match=r"needs scipy: pip install 'hf-fam\[recipes\]'"):
+    with pytest.raises(ImportError, match=r"needs scipy: pip install 'hf-fam\[compare\]'"):
         compare(THREE, [0.2, 0.1, 0.4])

@@ -18,6 +18,7 @@ from hf_fam.compare.statistics.distributions import t_quantile
 from hf_fam.gan import earth_movers_distance
 from hf_fam.landscape import PathPoint, find_critical_point
 from hf_fam.landscape.path_figure import plot_infimum_path, plot_path
+from hf_fam.measure.findings import MeasuredModel
 from hf_fam.measure.report import html_report
 from hf_fam.measure.representativeness import feature_density
 from hf_fam.measure.robustness import feature_robustness
@@ -42,7 +43,7 @@ CHECKED_BY_THE_COMMAND = {"recipes", "data", "cli"}
 # Modules that are imported inside such a block, and where a missing package is another kind of answer.
 EXPLAINED_ELSEWHERE = {
     *("methods/sam_trainer.py", "methods/bi_tempered.py", "measure/sources.py", "gan/sample_grid.py"),
-    *("measure/plotting.py", "landscape/smallest_curvature.py"),
+    *("measure/plotting.py", "measure/page.py", "measure/predictions.py", "landscape/smallest_curvature.py"),
 }
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -84,7 +85,9 @@ NEED: list[tuple[str, str, Callable[..., Any]]] = [
     ("matplotlib", "measure", lambda table, robustness, path: robustness.plot(path / "a.png")),
     (
         *("matplotlib", "measure"),
-        lambda table, robustness, path: html_report(table, robustness, model="m", data="d", settings={}, command="c"),
+        lambda table, robustness, path: html_report(
+            MeasuredModel("m", table), robustness, data="d", settings={}, command="c"
+        ),
     ),
     ("pandas", "measure", lambda table, robustness, path: table.to_pandas()),
     (

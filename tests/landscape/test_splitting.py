@@ -254,8 +254,8 @@ def test_a_module_that_is_used_again_is_not_passed_over() -> None:
 def test_a_neuron_may_be_numpys() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     assert split_neuron(model, "0", torch.arange(4).numpy()[1]) == 4
-    with pytest.raises(ValueError, match="neuron=1.0"):
-        split_neuron(model, "0", 1.0)
+    with pytest.raises(ValueError, match="neuron=1.5"):
+        split_neuron(model, "0", 1.5)
 
 
 def shared() -> nn.Module:

@@ -13,6 +13,7 @@ from hf_fam import measure_relative_flatness
 from hf_fam.calculus.lanczos import largest_eigenvalues
 from hf_fam.flatness.row_blocks import RowBlocks
 from hf_fam.measure import measurement_run, spectrum
+from hf_fam.measure.findings import MeasuredModel
 from hf_fam.measure.report import html_report
 from support.measured import cross_entropy, mlp, points, reference
 
@@ -91,7 +92,7 @@ def test_what_has_not_converged_is_a_lower_bound_and_says_so(streamed: bool, mon
     assert 0 < result.kappa_max < true.kappa_max.item()
     assert f">={result.kappa_max:.4g}" in str(table) and f">={result.hessian_max_eigenvalue:.4g}" in str(table)
     assert '"not_converged": [' in table.to_json() and table.to_pandas()["not_converged"][0] == result.not_converged
-    page = html_report(table, None, model="m", data="d", settings={}, command="c")
+    page = html_report(MeasuredModel("m", table), None, data="d", settings={}, command="c")
     assert f"≥ {result.kappa_max:.4g}" in page and "a lower bound" in page
 
 

@@ -151,7 +151,7 @@ def test_fsdp2(flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: py
         ROOT / "docs" / "distributed.md",
     )
     for page in pages:
-        assert command in page.read_text(encoding="utf-8")
+        assert command in page.read_text(encoding="utf-8").replace("\\\n    ", "")
     given = {**flags["causal_lm"], "fam_lambda": 0.1}
     one, two = tmp_path / "one", tmp_path / "two"
     run("causal_lm", "fsdp2", {**given, "output_dir": one, "per_device_train_batch_size": 8, "bf16": True}, monkeypatch)

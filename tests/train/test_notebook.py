@@ -23,7 +23,7 @@ def test_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: st
     monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", notebook.NotebookProgressCallback)
     args = FAMTrainingArguments(
         str(tmp_path), max_steps=2, logging_steps=1, eval_strategy=evaluation, eval_steps=1, report_to="none",
-        use_cpu=True, save_strategy="no",
+        use_cpu=True, save_strategy="no", disable_tqdm=False,
     )  # fmt: skip
     trainer = kind(model=tiny_bert(), args=args, train_dataset=DATA, eval_dataset=DATA)
     tables: list[list[Any]] = []
