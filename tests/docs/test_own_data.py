@@ -56,7 +56,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     source = folder / "source"
     shutil.copytree(ROOT / "hf_fam", source / "hf_fam", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
@@ -135,5 +135,5 @@ def test_own_images(tmp_path: Path, clean: Path) -> None:
 
 
 def test_the_first_line_installs_an_extra_that_exists() -> None:
-    (extra,) = re.findall(r"^pip install 'hf-fam\[(\w+)\]'$", PAGE, re.MULTILINE)
+    (extra,) = re.findall(r"^pip install '\.\[(\w+)\]'$", PAGE, re.MULTILINE)
     assert f"\n{extra} = [\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
