@@ -62,6 +62,7 @@ tables: $(TEST)  ## write the tables of the documentation that describe the code
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m support.broken_data docs/generated/broken_data.md
 	PYTHONPATH=tests $(BIN)/python -m support.command_tables docs/generated/command.md
 	PYTHONPATH=tests $(BIN)/python -m support.refusals docs/generated/troubleshooting.md
+	PYTHONPATH=tests $(BIN)/python -m support.includes
 
 build: $(BUILD)  ## make and check the wheel and the source distribution in dist/
 	rm -rf dist

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from support.includes import INCLUDED
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LONGEST_SENTENCE = 25
@@ -51,7 +53,8 @@ def read(page: str) -> str:
     """A page without front matter, included files and blocks of code."""
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    text = re.sub(r"^(--8<--|:::).*$", "", FENCE.sub("", text), flags=re.MULTILINE)
+    text = INCLUDED.sub("", text)
+    text = re.sub(r"^:::.*$", "", FENCE.sub("", text), flags=re.MULTILINE)
     return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
 
 
