@@ -14,6 +14,8 @@ TUNING, FINAL = "tuning", "final"
 
 # Ratio of neighboring learning rates, if a method has another strength beside it.
 RATE_STEP = 10**0.5
+# With fewer settings, one learning rate would be all that a method with a strength tries.
+SMALLEST_GRID_OF_STRENGTHS = 4
 # Seeds of tuning runs; the final runs have fresh ones.
 FIRST_TUNING_SEED = 1_000_000
 
@@ -66,8 +68,9 @@ class Run:
 def grid(method: Method, learning_rate: float, size: int) -> list[Settings]:
     """Return the settings of a method that are tried; every method that can be tuned has equally many.
 
-    A method with learning rate and strength has half as many learning rates, each with two strengths. One with a
-    learning rate alone has more of them in the same range.
+    From four settings on, a method with learning rate and strength has half as many learning rates, each with two
+    strengths. One with a learning rate alone has more of them in the same range. With fewer settings, all methods try
+    the same learning rates, each at its own strength.
 
     Args:
         method: with its strength, see `Method.resolve`.
@@ -87,12 +90,12 @@ def grid(method: Method, learning_rate: float, size: int) -> list[Settings]:
         return [Settings(None, strength) for strength in method.strengths(size)]
     count = max(size // 2, 1)
     low = learning_rate * RATE_STEP ** -((count - 1) // 2)
-    if method.field is not None:
-        strengths = [method.value] if size == 1 else method.strengths(2)
+    if method.field is not None and size >= SMALLEST_GRID_OF_STRENGTHS:
         rates = [round_to(low * RATE_STEP**k) for k in range(count)]
-        return [Settings(rate, strength) for rate in rates for strength in strengths]
+        return [Settings(rate, strength) for rate in rates for strength in method.strengths(2)]
     step = RATE_STEP ** (max(count - 1, 0.5) / max(size - 1, 1))
-    return [Settings(round_to(low * step**k), None) for k in range(size)]
+    strength = None if method.field is None else method.value
+    return [Settings(round_to(low * step**k), strength) for k in range(size)]
 
 
 def edges(chosen: Sequence[Settings], tried: Sequence[Settings]) -> list[str]:

@@ -53,6 +53,8 @@ def test_every_method_has_a_grid_of_the_same_size_and_range() -> None:
         grids = {name: grid(kind(0.1 if name == "fam" else None), 1e-3, size) for name, kind in METHODS.items()}
         assert grids.pop("flat_logistic_regression") == [Settings(None, None)]  # it needs no tuning
         assert {len({*settings}) for settings in grids.values()} == {size}
+        if size == 2:  # a method with a strength must not be left with one learning rate
+            assert len({tuple(s.learning_rate for s in kind) for kind in grids.values() if kind[0].learning_rate}) == 1
         ranges = {
             (min(rates), max(rates)) if size == 6 else None
             for settings in grids.values()
