@@ -61,11 +61,17 @@ def load_config(source: str, changes: dict[str, Any]) -> Any:
         raise ModelConfigError(f"{name} {reason}") from error
 
 
-def model_class_name(source: str, config: Any, task: str | None) -> str:
+def model_class_name(source: str, config: Any, task: str | None, *, remedy: str | None = None) -> str:
     """Return the name of the class to build, of transformers.
 
     Without a head there is no loss to train, so a backbone needs a task. A model with code of its own is built by the
     ``AutoModelFor...`` that its configuration names.
+
+    Args:
+        source: the model, as the user gave it.
+        config: its configuration.
+        task: one of `TASKS`, or None for the class that the configuration names.
+        remedy: what to do about a model without a head; by default, to name a task.
 
     Raises:
         ModelConfigError: the task is unknown, or the configuration names no class with a head.
@@ -79,7 +85,8 @@ def model_class_name(source: str, config: Any, task: str | None) -> str:
         if name is not None and str(code).endswith(f".{name}") and auto in TASKS.values():
             return str(auto)
     possible = [t for t, auto in TASKS.items() if serves_config(getattr(transformers, auto), config)]
-    remedy = f"choose a head with --task {' | '.join(possible)}." if possible else "no --task fits it."
+    if remedy is None:
+        remedy = f"choose a head with --task {' | '.join(possible)}." if possible else "no --task fits it."
     shown = quote(source, LONGEST_PATH)
     if name is None:
         raise ModelConfigError(f"the config.json of {shown} names no architecture: {remedy}")
@@ -88,7 +95,7 @@ def model_class_name(source: str, config: Any, task: str | None) -> str:
             f"{shown} is a {one_line(str(name), LONGEST_VALUE)}, which transformers does not contain: {remedy}"
         )
     if name in _backbones():
-        raise ModelConfigError(f"{shown} is a {name}, which has no head and no loss to train: {remedy}")
+        raise ModelConfigError(f"{shown} is a {name}, which has no head: {remedy}")
     return name
 
 

@@ -49,7 +49,9 @@ def load_saved_model(source: str, trust_remote_code: bool) -> tuple[nn.Module, l
         SavedModelError: its weights cannot be loaded.
     """
     config = load_config(source, {"trust_remote_code": trust_remote_code})
-    name = model_class_name(source, config, None)
+    name = model_class_name(
+        source, config, None, remedy="train one first with `hf-fam train TASK --model_name_or_path ...`."
+    )
     options = {"trust_remote_code": trust_remote_code} if name.startswith("Auto") else {}
     try:
         model, info = getattr(transformers, name).from_pretrained(source, output_loading_info=True, **options)
