@@ -36,10 +36,15 @@ def words(tmp_path: Path) -> list[str]:
             "--disable_tqdm", "True", "--logging_steps", "10"]  # fmt: skip
 
 
+def heed_interrupts() -> None:
+    """A process that a shell has started in the background passes on that it ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupted(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """A command that gets Ctrl-C when its training logs."""
     process = subprocess.Popen([sys.executable, "-u", "-m", "hf_fam", *words], cwd=folder, env=ENVIRONMENT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts)  # fmt: skip
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -73,7 +78,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(words: list[str], tmp_path: Path) ->
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole group")
 def test_ctrl_c_before_the_training(words: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-m", "hf_fam", *words], cwd=tmp_path, env=ENVIRONMENT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts)  # fmt: skip
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

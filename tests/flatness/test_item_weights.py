@@ -145,6 +145,9 @@ def test_rows_that_are_cut_are_not_those_of_the_softmax(
     """As many classes as the head has, but put together from the logits of several rows."""
     monkeypatch.setattr(f"{__name__}.CLASSES", 4)
     monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 3)
+    # In about 2 % of all draws of "one class of every row", the columns that are looked at do not reach the loss: it
+    # seems to have no curvature, and nothing is decided in this batch.
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, FEATURES), nn.Linear(FEATURES, CLASSES)).double()
     flatness = RelativeFlatness(model, "1", "closed_form")
     with flatness.capture(0.1 if acts_in == "backward pass" else None):

@@ -78,7 +78,7 @@ def test_a_hidden_layer_is_perturbed_by_default() -> None:
     assert flatness.estimator == "perturbation"
 
 
-@pytest.mark.parametrize("estimator", ["gauss_newton", "hessian", "dense", "closed_form"])
+@pytest.mark.parametrize("estimator", ["gauss_newton", "hessian", "dense"])
 def test_what_differentiates_the_loss_is_refused(estimator: str) -> None:
     flatness = RelativeFlatness(network(3), "0", estimator)
     with pytest.raises(ValueError, match=f'estimator="{estimator}" does not work.*"perturbation" for any layer'):
