@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -210,11 +211,19 @@ def resumed(folder: Path, processes: int, kind: str) -> float:
     return float((again["weights"] - whole_training["weights"]).norm())
 
 
+def save_for_all(model: Any, folder: Path) -> None:
+    """Save in process 0, and let no process load before that is done."""
+    state = PartialState()
+    if state.is_main_process:
+        model.save_pretrained(folder)
+    state.wait_for_everyone()
+
+
 def loaded_sharded(folder: Path, processes: int) -> dict[str, Any]:
     """A model that transformers shards when it loads it; on CPUs, too."""
     as_gpus(False)
     name = "wrapped with the last norm"
-    CASES[name].model().double().save_pretrained(folder / "model")
+    save_for_all(CASES[name].model().double(), folder / "model")
     model = LlamaForCausalLM.from_pretrained(
         folder / "model", distributed_config=DistributedConfig(fsdp_size=processes), dtype=torch.float64
     )
@@ -228,7 +237,7 @@ def refusal(folder: Path, kind: str, processes: int) -> str:
     model, settings = llama(), {}
     as_gpus(True)
     if kind == "tensor":
-        model.save_pretrained(folder / "split")
+        save_for_all(model, folder / "split")
         model = LlamaForCausalLM.from_pretrained(
             folder / "split", distributed_config=DistributedConfig(tp_size=processes, tp_plan="auto")
         )
