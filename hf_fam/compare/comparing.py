@@ -110,6 +110,9 @@ def compare(
     _check_trainer(probe)
     base_rate = float(probe.args.learning_rate)
     resolved = {m.name: m.resolve(probe) for m in chosen_methods}
+    for method in resolved.values():
+        if method.field is not None and method.value == 0:
+            raise ValueError(f"{method.field}=0 is plain training, which is compared anyway: give a number above 0.")
     mark = fingerprint(probe, test, measured, splits) if output_dir is not None else ""
     task = Task(make_trainer, test_dataset, scoring_dataset, splits, measured, resolved)
     grids = {name: grid(method, base_rate, grid_size) for name, method in resolved.items()}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import vector_products, wide
+from .chunks import row_chunks
 from .form_checks import column_is_off, gradient_is_off, gradient_squares
-from .softmax_head import row_chunks
 
 # Largest distance between a Hessian-vector product and the expected one, relative to the product.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

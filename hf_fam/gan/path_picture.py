@@ -59,7 +59,7 @@ def _refuse_other_samples(samples: Tensor) -> None:
 
 
 def _write_lines(samples: Tensor, path: Path) -> None:
-    with optional_packages("plot of points", "measure"):
+    with optional_packages("plot of points", "gan"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from .._compat import CheckpointHooks, GradientNormHook, clip_gradients, mark_scheduler_as_created
-from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
+from ..processes.checkpoints import checkpoint_to_resume
 from .callback import AfterCriticStep
 from .data import SAMPLES, collate_samples
 from .evaluation import Features, SampleComparison
@@ -347,12 +347,7 @@ class WGANTrainer(CheckpointHooks, GradientNormHook, Trainer):
         Raises:
             ValueError: the checkpoint is damaged; the message names the file.
         """
-        if resume_from_checkpoint:
-            self.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if isinstance(checkpoint, str):
-            warn_of_missing_states(self, Path(checkpoint))
-        return super().train(checkpoint, *args, **kwargs)
+        return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
 
     def before_saving(self) -> None:
         """Refuse to save weights that are not finite."""

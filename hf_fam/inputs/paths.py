@@ -61,14 +61,23 @@ def _write_and_remove(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def no_new_folder_if_refused(folder: str) -> Iterator[None]:
+def no_new_folder_if_refused(folder: str | None) -> Iterator[None]:
     """Remove empty folders that a block made before it failed.
 
     Args:
-        folder: the folder; those above it are removed as well.
+        folder: the folder; those above it are removed as well. None: there is none.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = os.path.join(tempfile.mkdtemp(), "out")
+        >>> with contextlib.suppress(ValueError), no_new_folder_if_refused(folder):
+        ...     os.mkdir(folder)
+        ...     raise ValueError("an unknown layer")
+        >>> os.path.exists(folder)
+        False
     """
-    missing = []
-    path = os.path.abspath(folder)
+    missing: list[str] = []
+    path = os.path.abspath(folder or os.curdir)
     while not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)

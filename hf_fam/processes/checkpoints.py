@@ -25,12 +25,12 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
 _ARCHIVE, _PICKLE = b"PK", b"\x80"
 
 
-def resolve_checkpoint(resume_from_checkpoint: Any, output_dir: str | Path) -> Any:
-    """Return the checkpoint that ``Trainer.train(resume_from_checkpoint=...)`` should load.
+def checkpoint_to_resume(trainer: Any, resume_from_checkpoint: Any) -> Any:
+    """Return the checkpoint that ``Trainer.train(resume_from_checkpoint=...)`` should load, and warn of what it lacks.
 
     Args:
+        trainer: a Trainer.
         resume_from_checkpoint: argument of ``Trainer.train``: True for the newest checkpoint, a folder, or None.
-        output_dir: output folder of the Trainer.
 
     Returns:
         A folder, or the argument itself if there is nothing to resolve.
@@ -38,9 +38,19 @@ def resolve_checkpoint(resume_from_checkpoint: Any, output_dir: str | Path) -> A
     Raises:
         ValueError: the checkpoint is damaged; the message names the file.
     """
+    if not resume_from_checkpoint:
+        return resume_from_checkpoint
+    trainer.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
+    checkpoint = _resolve(resume_from_checkpoint, str(trainer.args.output_dir))
+    if isinstance(checkpoint, (str, Path)) and not trainer.is_deepspeed_enabled:
+        warn_of_missing_states(trainer, Path(checkpoint))
+    return checkpoint
+
+
+def _resolve(resume_from_checkpoint: Any, output_dir: str) -> Any:
     if resume_from_checkpoint is True:
         return newest_whole_checkpoint(output_dir) or resume_from_checkpoint
-    if isinstance(resume_from_checkpoint, (str, Path)) and resume_from_checkpoint:
+    if isinstance(resume_from_checkpoint, (str, Path)):
         problem = problem_of_checkpoint(Path(resume_from_checkpoint))
         if problem is not None:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +11,15 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .._compat import CheckpointHooks
 from ..flatness.relative_flatness import RelativeFlatness
+from ..inputs.paths import no_new_folder_if_refused
 from ..inputs.secrets import hide_token
 from ..layer.finding import resolve_layer
-from ..processes.checkpoints import resolve_checkpoint, warn_of_missing_states
+from ..processes.checkpoints import checkpoint_to_resume
 from .callback import refuse_second_term
 from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
 from .not_finite import refuse_to_save
 from .notebook import add_flatness_columns
-from .output_folder import remove_new_folder
 from .training_args import FAMArguments, refuse_removed_fields
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
@@ -65,7 +64,8 @@ class FAMMixin(_Host):
 
     def __init__(self, *args: Any, fam_args: FAMArguments | None = None, **kwargs: Any) -> None:
         refuse_removed_fields(kwargs)
-        with remove_new_folder(kwargs.get("args", args[1] if len(args) > 1 else None)):
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        with no_new_folder_if_refused(getattr(given, "output_dir", None)):
             super().__init__(*args, **kwargs)
             hide_token(self.args)
             self.start_fam(fam_args)
@@ -144,11 +144,7 @@ class FAMMixin(_Host):
         Raises:
             ValueError: the checkpoint is damaged; the message names the file.
         """
-        if resume_from_checkpoint:
-            self.accelerator.wait_for_everyone()  # one process may still be saving the newest checkpoint
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if isinstance(checkpoint, str) and not self.is_deepspeed_enabled:
-            warn_of_missing_states(self, Path(checkpoint))
+        checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         if self.fam_args.fam_lambda != 0:
             # A hyperparameter search makes a new model for every trial, later.
             refuse_second_term(self, None if self.model is None else whole_model(self))

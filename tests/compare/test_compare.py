@@ -23,7 +23,7 @@ from hf_fam.compare.metric import Metric
 from hf_fam.compare.runs import FINAL, TUNING, Run, Settings, grid
 from hf_fam.compare.splits import Splits
 from hf_fam.compare.training import Task, execute
-from hf_fam.methods import METHODS, Method
+from hf_fam.methods import METHODS, Method, method_called
 from support.comparisons import make_trainer, point_trainer, points
 from support.tiny import tiny_bert
 
@@ -333,6 +333,7 @@ def test_own_metrics(tmp_path: Path) -> None:
         ({"margin": -1.0}, "margin=-1.0"),
         ({"methods": ["neftune"]}, "'neftune' needs a model with word embeddings"),
         ({"methods": ["logistic_regression"]}, "set freeze_backbone"),
+        ({"methods": [method_called("fam")(0.0)]}, "fam_lambda=0 is plain training, which is compared anyway"),
     ],
 )
 def test_bad_input_is_one_sentence_before_the_first_run(

@@ -111,7 +111,7 @@ def test_strength_can_be_changed_and_is_checked() -> None:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every head counts as large, and chunks hold three rows of 30 classes."""
     monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("hf_fam.flatness.chunks.CHUNK_ELEMENTS", 100)
 
 
 def in_the_loss(model: nn.Module, run: Callable[[], Tensor], **options: object) -> tuple[list[Tensor], float]:

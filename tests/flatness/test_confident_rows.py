@@ -114,8 +114,8 @@ def test_large_head(acts_in: str, margin: float, sign: float, monkeypatch: pytes
     x = torch.randn(N, 6)
     true, true_gradients = kappa_and_gradients(copy.deepcopy(model).double(), x.double(), "head", "closed_form")
     monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 3 * C)
-    monkeypatch.setattr("hf_fam.flatness.softmax_head._MAX_UNCHUNKED", 1)
+    monkeypatch.setattr("hf_fam.flatness.chunks.CHUNK_ELEMENTS", 3 * C)
+    monkeypatch.setattr("hf_fam.flatness.chunks.MAX_UNCHUNKED", 1)
     strength = 1.0 / float(true)
 
     def step(value: float) -> tuple[float, list[Tensor]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_fam.flatness import softmax_head
+from hf_fam.flatness import chunks
 from hf_fam.flatness.batch import Seeds
 from hf_fam.flatness.row_signs import random_row_signs, row_signs
 from hf_fam.flatness.softmax_head import softmax_flatness, softmax_flatness_and_derivatives
@@ -33,8 +33,8 @@ def with_gradients(kappa: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(softmax_head, "CHUNK_ELEMENTS", rows * C + 1)
-    monkeypatch.setattr(softmax_head, "_MAX_UNCHUNKED", 0)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", rows * C + 1)
+    monkeypatch.setattr(chunks, "MAX_UNCHUNKED", 0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -198,4 +198,4 @@ def test_memory_is_bounded_by_the_chunk() -> None:
         if event.name() == "[memory]":
             total += event.nbytes()
             peak = max(peak, total)
-    assert peak < 4 * (z.numel() + 3.2 * softmax_head.CHUNK_ELEMENTS)
+    assert peak < 4 * (z.numel() + 3.2 * chunks.CHUNK_ELEMENTS)

@@ -326,6 +326,16 @@ def test_strengths_out_of_range(name: str, strength: float, message: str) -> Non
         method_called(name)(strength)
 
 
+def test_strength_0_of_fam_is_plain_training(tmp_path: Path) -> None:
+    weights = []
+    for name, strength in (("plain", None), ("fam", 0.0)):
+        trainer = Trainer(tiny_bert(), plain_arguments(tmp_path), train_dataset=classified())
+        method_called(name)(strength).apply(trainer)
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert torch.equal(*weights)
+
+
 def test_what_a_method_cannot_do_is_refused(tmp_path: Path) -> None:
     regression = tiny_bert(num_labels=1)
     for name in (*LOSSES, "mixup"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMultipleChoice, Trainer
 
 from hf_fam import FAMCallback, FAMTrainer
-from hf_fam.flatness import softmax_head
+from hf_fam.flatness import chunks
 from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_bert, tiny_llama
 
 
@@ -133,8 +133,8 @@ def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **gi
     settings = {"max_steps": case.steps, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
     args = arguments(path, **{**settings, **sizes, **case.settings, **given})
     trainer = FAMTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
-    elements = 4 * LARGE_CLASSES if case.model is large_llama else softmax_head.CHUNK_ELEMENTS  # four rows of logits
-    with warnings.catch_warnings(), mock.patch.object(softmax_head, "CHUNK_ELEMENTS", elements):
+    elements = 4 * LARGE_CLASSES if case.model is large_llama else chunks.CHUNK_ELEMENTS  # four rows of logits
+    with warnings.catch_warnings(), mock.patch.object(chunks, "CHUNK_ELEMENTS", elements):
         warnings.filterwarnings("ignore", message=".*ignores num_items_in_batch")
         trainer.train()
         largest = peak_memory(trainer, batch) if name in LARGE else None

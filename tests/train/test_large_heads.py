@@ -14,7 +14,7 @@ from support.tiny import fam_trainer, largest_difference, logged, texts, tiny_ll
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", 1)
-    monkeypatch.setattr("hf_fam.flatness.softmax_head.CHUNK_ELEMENTS", 350)  # seven rows
+    monkeypatch.setattr("hf_fam.flatness.chunks.CHUNK_ELEMENTS", 350)  # seven rows
 
 
 def llama(tied: bool = True) -> nn.Module:

@@ -20,20 +20,12 @@ from ...calculus.derivatives import wide
 from ...inputs.text import quote
 from ...layer.linear_map import LinearMap
 from ..batch import Batch, Seeds
+from ..chunks import row_chunks, rows_with_weight, select_rows
+from ..class_vectors import ClassVectors, WeightGradient, backward_through_sketch, logit_gradient, scale_rows
 from ..head_loss import NoClosedForm
 from ..loss_derivatives import split_gradient
 from ..loss_graph import is_cross_entropy
 from ..row_signs import row_signs
-from ..softmax_head import (
-    ClassVectors,
-    WeightGradient,
-    backward_through_sketch,
-    logit_gradient,
-    row_chunks,
-    rows_with_weight,
-    scale_rows,
-    select_rows,
-)
 from ..strength import is_strength
 from .base import ActsIn, Estimator, Operations
 from .perturbation import FeaturePerturbation
