@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import Trainer
 
 from ...inputs.text import one_line
+from ...methods import method_called
 from .expected_time import as_duration, number_of_steps, seconds_of_training
 from .run import Run
 
@@ -16,8 +17,7 @@ def print_summary(run: Run, trainer: Trainer) -> None:
         run: the run.
         trainer: its ``Trainer``.
     """
-    # A logistic regression is fitted, without steps.
-    is_fitted = run.method.method.endswith("logistic_regression")
+    is_fitted = not method_called(run.method.method).has_learning_rate
     seconds = None if is_fitted else seconds_of_training(trainer)
     if not trainer.is_world_process_zero():
         return
@@ -31,7 +31,7 @@ def print_summary(run: Run, trainer: Trainer) -> None:
         lines.append(("method", run.method.method))
     processes = f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else ""
     duration = "" if seconds is None else f", {as_duration(seconds)}"
-    steps = "" if is_fitted else f"{number_of_steps(trainer):,} steps "
+    steps = "fit of the head " if is_fitted else f"{number_of_steps(trainer):,} steps "
     lines.append(("training", f"{steps}on {trainer.args.device}{processes}{duration}"))
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name.ljust(width)}  {one_line(text, 200)}" for name, text in lines), flush=True)

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class StopAtStep(TrainerCallback):
-    """Ends the training behind the step in which Ctrl-C was pressed, with a checkpoint.
+    """Ends the training after the step in which Ctrl-C was pressed, with a checkpoint.
 
     A second Ctrl-C ends it at once. Several processes would stop at different steps, so there Ctrl-C acts at once.
 
