@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
@@ -83,6 +84,7 @@ def main(output: Path) -> None:
             "items": [c.last[0].num_items for c in (watching, stream, own)],
         }  # fmt: skip
         output.write_text(json.dumps(found))
+    Accelerator().end_training()  # both processes are done before one closes their connection
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def main() -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         print("two processes agree with one")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main(output: Path) -> None:
     if accelerator.is_main_process:
         found = {name: json.loads(table.to_json(item_kappas=True)) for name, table in results.items()}
         output.write_text(json.dumps({"processes": accelerator.num_processes, **found}))
+    accelerator.end_training()  # both processes are done before one closes their connection
 
 
 if __name__ == "__main__":
