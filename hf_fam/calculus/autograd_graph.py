@@ -58,7 +58,7 @@ class TailGraph:
                 leads_down[node] = False
                 if node not in floor:
                     stack.append((node, True))
-                    stack.extend((child, False) for child in _children(node) if child not in leads_down)
+                    stack.extend((child, False) for child in children_of(node) if child not in leads_down)
 
     @property
     def top(self) -> Node | None:
@@ -146,7 +146,7 @@ class TailGraph:
         """
         above = set(self.above(outputs))
         known = above | {node for node, _ in _edges_of(outputs)}
-        factors = [child for node in above if is_product(node) for child in _children(node) if child not in known]
+        factors = [child for node in above if is_product(node) for child in children_of(node) if child not in known]
         return any(map(_reaches_a_parameter, factors))
 
     def has_trained_factors(self, outputs: Sequence[Tensor]) -> bool:
@@ -166,7 +166,7 @@ class TailGraph:
         above = self.above(outputs)
         known = {*above, *(node for node, _ in _edges_of(outputs))}
         factors = [node for node in above if not node.name().startswith(_SUMS)]
-        return any(child not in known for node in factors for child in _children(node))
+        return any(child not in known for node in factors for child in children_of(node))
 
     def _above(self, ends: set[_Edge]) -> list[Node]:
         leading: set[Node] = set()
@@ -193,20 +193,59 @@ def graph_signature(loss: Tensor, outputs: Sequence[Tensor], limit: int = 64) ->
         ('SumBackward0', 'TanhBackward0')
     """
     floor = {node for node, _ in _edges_of(outputs)}
-    top, _ = _past_sinks(loss.grad_fn, loss.output_nr)
+    top = top_of(loss)
     found = [] if top is None or top in floor else [top]
     seen = {*found, *floor}
     for node in found:  # which grows
-        for child in _children(node):
+        for child in children_of(node):
             if child not in seen and len(found) < limit:
                 seen.add(child)
                 found.append(child)
     return tuple(node.name() for node in found)
 
 
+def loss_nodes(loss: Tensor) -> list[Node]:
+    """Return the nodes from a loss down to the first layers and products of activations, those left out.
+
+    Args:
+        loss: a scalar.
+
+    Examples:
+        >>> import torch
+        >>> w = torch.ones(3, 2, requires_grad=True)
+        >>> [node.name() for node in loss_nodes((torch.ones(4, 2) @ w.T).tanh().sum())]
+        ['SumBackward0', 'TanhBackward0']
+    """
+    top = top_of(loss)
+    found = [] if top is None or is_product(top) else [top]
+    seen = set(found)
+    for node in found:  # which grows
+        for child in children_of(node):
+            if child not in seen and not is_product(child):
+                seen.add(child)
+                found.append(child)
+    return found
+
+
+def kind_of(node: Node) -> str:
+    """Return the name of the function that a node differentiates.
+
+    Examples:
+        >>> import torch
+        >>> kind_of(torch.ones(2, requires_grad=True).tanh().grad_fn)
+        'Tanh'
+    """
+    return node.name().partition("Backward")[0]
+
+
 def is_product(node: Node) -> bool:
     """Return whether a node multiplies matrices, as layers and products of activations do."""
     return node.name().startswith(_PRODUCTS)
+
+
+def top_of(loss: Tensor) -> Node | None:
+    """Return the node that made a loss, below the identity that DistributedDataParallel adds."""
+    return _past_sinks(loss.grad_fn, loss.output_nr)[0]
 
 
 def inputs_of(node: Node) -> list[tuple[Node | None, int]]:
@@ -233,7 +272,8 @@ def _edges_below(node: Node) -> list[_Edge]:
     return [(child, number) for child, number in inputs_of(node) if child is not None]
 
 
-def _children(node: Node) -> list[Node]:
+def children_of(node: Node) -> list[Node]:
+    """Return the nodes below a node, see `inputs_of`."""
     return [child for child, _ in _edges_below(node)]
 
 
@@ -246,5 +286,5 @@ def _reaches_a_parameter(start: Node) -> bool:
         if node.name().endswith("AccumulateGrad"):
             return True
         seen.add(node)
-        stack.extend(_children(node))
+        stack.extend(children_of(node))
     return False

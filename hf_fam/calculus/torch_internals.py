@@ -47,8 +47,17 @@ def saved(node: Node, name: str, default: Any = None) -> Any:
 def is_over_last_dimension(log_softmax: Node) -> bool:
     """Return True if a log-softmax in an autograd graph runs over the last dimension of its input."""
     result: Tensor = saved(log_softmax, "result")
-    # torch returns a negative dimension as an unsigned number.
-    return saved(log_softmax, "dim") in (result.dim() - 1, -1, 2**64 - 1)
+    return dimension(saved(log_softmax, "dim")) in (result.dim() - 1, -1)
+
+
+def dimension(number: int) -> int:
+    """Return a dimension that a node keeps: torch returns a negative one as an unsigned number.
+
+    Examples:
+        >>> dimension(2**64 - 1), dimension(1)
+        (-1, 1)
+    """
+    return number - 2**64 if number >= 2**63 else number
 
 
 def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:

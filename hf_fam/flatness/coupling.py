@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..calculus.autograd_graph import graph_signature
-from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products
+from ..calculus.derivatives import range_scale, rounding_error, vector_products
 from ..calculus.recheck_schedule import RecheckSchedule
+from ..calculus.saturation import first_derivatives
 from .batch import Batch
 
 # So many losses with different graphs are tested.
@@ -105,7 +106,7 @@ def find_coupling(
         >>> find_coupling(z.square().sum(), [z]).value, find_coupling(z.sum(0).square().sum(), [z]).value
         ('rows', 'batch')
     """
-    first = gradients(loss, pre_activations, range_scale(loss, pre_activations))
+    first = first_derivatives(loss, pre_activations, range_scale(loss, pre_activations))
     has_curvature: list[Tensor] = []
 
     def multiply(vectors: Sequence[Tensor]) -> list[Tensor]:

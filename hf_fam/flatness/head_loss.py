@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..calculus.autograd_graph import TailGraph
 from ..calculus.derivatives import gradients, range_scale, rounding_error, vector_products, wide
+from ..calculus.saturation import first_derivatives
 from .batch import Batch
 from .form_checks import elementwise_is_off
 from .graph_weights import has_sigmoid_loss, sigmoid_weights, softmax_weights
@@ -83,7 +84,7 @@ def _refuse_coupled_calls(batch: Batch, calls: Sequence[Tensor]) -> None:
     """Refuse coupled calls, which have no closed form."""
     if len(calls) == 1:
         return
-    first = gradients(batch.loss, calls, range_scale(batch.loss, calls))
+    first = first_derivatives(batch.loss, calls, range_scale(batch.loss, calls))
     for k, z in enumerate(calls):
         vectors = [torch.zeros_like(other) for other in calls]
         generator = torch.Generator(z.device).manual_seed(0)
@@ -145,7 +146,7 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
         return HeadLoss("softmax", "gradient")
     is_trained = graph.has_trained_factors([logits])
     scale = range_scale(loss, [logits])
-    (first,) = gradients(loss, [logits], scale)
+    (first,) = first_derivatives(loss, [logits], scale)
     generator = torch.Generator(logits.device).manual_seed(0)
     vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
     # Leaving out the most probable class avoids cancellation when the model is confident.
@@ -276,10 +277,12 @@ def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) 
     """
     loss, create_graph = batch.loss, form.has_trained_weights and not batch.weights_only
     scale, tolerance = range_scale(loss, [logits]), tolerance_of(loss, logits)
-    (first,) = gradients(loss, [logits], scale, create_graph=form.item_weights != "gradient")
     if form.item_weights == "gradient":
+        (first,) = gradients(loss, [logits], scale, create_graph=False)
         c, is_off = weights_in_chunks(first, logits.detach(), tolerance)
-    elif form.kind == "softmax":
+        return c.detach() / scale, is_off
+    (first,) = first_derivatives(loss, [logits], scale)
+    if form.kind == "softmax":
         c, is_off = checked_weights(first, logits, tolerance, create_graph=create_graph)
     else:
         h, is_off = checked_curvature(first, logits, number, tolerance)

@@ -7,23 +7,23 @@ exact for the most confident rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from ..calculus.autograd_graph import inputs_of
-from ..calculus.derivatives import gradients, second_derivatives, wide
+from ..calculus.autograd_graph import inputs_of, kind_of, top_of
+from ..calculus.derivatives import wide
 from ..calculus.torch_internals import is_over_last_dimension, saved
 
 # Nodes that keep every entry in its row.
 _VIEWS = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy"}
-# Nodes that are linear in their one input with a graph; a quotient only in its numerator.
-_LINEAR = _VIEWS | {
-    "NllLoss", "NllLoss2D", "Mul", "Div", "Neg", "Sum", "Mean", "Add", "Sub", "Rsub", "Slice", "Select", "Index",
-    "Gather", "Clone", "MaskedFill", "Where", "Expand", "Transpose", "T", "Permute",
+_SUMS = {"Add", "Sub", "Rsub"}
+# Nodes that are linear in their one input with a graph, sums in both; a quotient only in its numerator.
+_LINEAR = _VIEWS | _SUMS | {
+    "NllLoss", "NllLoss2D", "Mul", "Div", "Neg", "Sum", "Mean", "Slice", "Select", "Index", "Gather", "Clone",
+    "MaskedFill", "Where", "Expand", "Transpose", "T", "Permute",
 }  # fmt: skip
 
 
@@ -42,8 +42,8 @@ class LogProbabilities(NamedTuple):
 def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | None:
     """Return the log-probabilities if the graph proves that the loss is a linear function of them.
 
-    The graph must be one chain of nodes: views of the logits, a log-softmax over the classes, then linear nodes with
-    constant factors. None is no proof of the contrary.
+    The graph must consist of views of the logits, one log-softmax over the classes, and linear nodes with constant
+    factors above it. None is no proof of the contrary.
 
     Args:
         loss: a scalar in the graph.
@@ -62,7 +62,7 @@ def find_log_probabilities(loss: Tensor, logits: Tensor) -> LogProbabilities | N
     node = found
     while node is not None and node is not end:
         below = [child for child, _ in inputs_of(node) if child is not None]
-        if len(below) != 1 or (node is not found and _kind_of(node) not in _VIEWS):
+        if len(below) != 1 or (node is not found and kind_of(node) not in _VIEWS):
             return None
         node = below[0]
     if found is None or node is None:
@@ -83,57 +83,38 @@ def find_log_softmax(loss: Tensor) -> Node | None:
     Args:
         loss: a scalar in the graph.
     """
-    node = loss.grad_fn
-    while node is not None and _kind_of(node) != "LogSoftmax":
-        inputs = inputs_of(node)
-        below = [child for child, _ in inputs if child is not None]
-        if len(below) != 1 or _kind_of(node) not in _LINEAR or (_kind_of(node) == "Div" and inputs[0][0] is None):
+    if (top := top_of(loss)) is None:
+        return None
+    found, stack = {top}, [top]
+    while stack:
+        node = stack.pop()
+        if kind_of(node) == "LogSoftmax":
+            continue
+        below = [child for child, _ in inputs_of(node) if child is not None]
+        if not is_linear(node) or not below:
             return None
-        node = below[0]
-    return node if node is not None and is_over_last_dimension(node) else None
+        stack.extend(child for child in below if child not in found)
+        found.update(below)
+    softmaxes = [node for node in found if kind_of(node) == "LogSoftmax"]
+    return softmaxes[0] if len(softmaxes) == 1 and is_over_last_dimension(softmaxes[0]) else None
+
+
+def is_linear(node: Node) -> bool:
+    """Return True if a node is known to be a linear function of its inputs in the graph, up to a constant.
+
+    Examples:
+        >>> z = torch.ones(2, requires_grad=True)
+        >>> is_linear((2 * z).grad_fn), is_linear((z * z).grad_fn), is_linear(z.exp().grad_fn)
+        (True, False, False)
+    """
+    kind, inputs = kind_of(node), inputs_of(node)
+    if kind == "Div" and inputs[0][0] is None:
+        return False
+    return kind in _LINEAR and (kind in _SUMS or sum(child is not None for child, _ in inputs) < 2)
 
 
 def _is_wide(log_softmax: Node) -> bool:
     return saved(log_softmax, "result").dtype in (torch.float32, torch.float64)
-
-
-def _kind_of(node: Node) -> str:
-    return type(node).__name__.partition("Backward")[0]
-
-
-def first_derivatives(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor | float = 1.0) -> list[Tensor]:
-    """Return `gradients` of a loss, to be differentiated again, precise in confident rows where that can be proven.
-
-    torch's derivative of a cross-entropy by the logits, ``c p - t``, is a difference of equal numbers at a most
-    probable class. Here the entry is minus the sum of the others, and so is everything that is differentiated again.
-
-    Args:
-        loss: a scalar in the graph.
-        inputs: the tensors to differentiate by.
-        scale: see `gradients`.
-
-    Examples:
-        >>> z = torch.tensor([[40.0, 0.0]], requires_grad=True)
-        >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0]))
-        >>> first_derivatives(loss, [z])[0].detach()  # -exp(-40) and exp(-40)
-        tensor([[-4.2484e-18,  4.2484e-18]])
-    """
-    log_softmax = find_log_softmax(loss)
-    if log_softmax is None or not _is_wide(log_softmax):
-        return gradients(loss, inputs, scale)
-    cotangent = torch.ones_like(loss) * scale
-    (minus_t,) = torch.autograd.grad(loss, [GradientEdge(log_softmax, 0)], cotangent, retain_graph=True)
-    log_p: Tensor = saved(log_softmax, "result")
-    top = log_p.detach().argmax(-1, keepdim=True)
-    by_logits = (minus_t - minus_t.sum(-1, keepdim=True) * log_p.exp()).scatter(-1, top, 0.0)
-    by_logits = by_logits.scatter(-1, top, -by_logits.sum(-1, keepdim=True))
-    ((below, number), *_) = inputs_of(log_softmax)
-    assert below is not None
-    with second_derivatives():
-        derivatives = torch.autograd.grad(
-            [GradientEdge(below, number)], inputs, [by_logits], retain_graph=True, create_graph=True, allow_unused=True
-        )
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, derivatives, strict=True)]
 
 
 def weights_of(loss: Tensor, log_probabilities: LogProbabilities, minus_one: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..calculus.autograd_graph import TailGraph, inputs_of
-from ..calculus.torch_internals import is_over_last_dimension, saved
+from ..calculus.torch_internals import dimension, is_over_last_dimension, saved
 
 # Nodes that only select, reorder or convert entries, and nodes that are linear in their one input from the logits.
 _RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Slice", "Select", "Index", "ToCopy", "Clone", "Squeeze",
@@ -91,8 +91,7 @@ def _keeps_rows(node: Node, classes: int) -> bool:
         return False
     indices = saved(node, "indices")
     if indices is None:
-        # torch returns a negative dimension as an unsigned number.
-        return not node.name().startswith("SelectBackward") or saved(node, "dim") not in (len(sizes) - 1, -1, 2**64 - 1)
+        return not node.name().startswith("SelectBackward") or dimension(saved(node, "dim")) not in (len(sizes) - 1, -1)
     # Masks select every row at most once.
     return len(sizes) > sum(_dimensions_of(mask) for mask in indices) and all(
         mask is None or mask.dtype is torch.bool for mask in indices

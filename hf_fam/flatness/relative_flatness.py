@@ -37,6 +37,7 @@ from .estimators import (
     Choice,
     Estimator,
     FeaturePerturbation,
+    HessianProbes,
     NoClosedForm,
     check_choice,
     default_lambda,
@@ -44,6 +45,7 @@ from .estimators import (
     make_estimator,
 )
 from .feature_mean import FeatureMean
+from .loss_rounding import warn_of_rounding
 from .smoothing import check_smoothing
 
 # A layer that layerdrop may leave out is refused if the first batches do not call it at all.
@@ -176,7 +178,7 @@ class RelativeFlatness:
         self._seeds = Seeds()
         self._call_number = 0
         self._reference: Tensor | None = None
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_rounding = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
@@ -391,6 +393,9 @@ class RelativeFlatness:
             refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
         if method.tail_derivatives > 2:
             refuse_wrong_third_derivatives(batch.graph)
+        if method.tail_derivatives > 1 and not self._has_warned_of_rounding:
+            has_values = isinstance(method, HessianProbes) and not self.at_head
+            self._has_warned_of_rounding = warn_of_rounding(batch.loss, self.layer.name, has_values=has_values)
 
     def _check_sharding(self) -> None:
         model = unwrap(self._model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import gradients, range_scale, vector_products, wide
+from ..calculus.saturation import first_derivatives
 from .batch import Batch
 from .estimators.gauss_newton import push_forward
 from .head_loss import HeadLoss
@@ -74,7 +75,10 @@ def _contributions_of_call(batch: Batch, features: Tensor, z: Tensor, form: Head
     is_float64 = z.device.type != "mps" and z.shape[-1] <= _FLOAT64_CLASSES
     dtype = torch.float64 if is_float64 else wide(z.dtype)
     scale = range_scale(batch.loss, [z])
-    (first,) = gradients(batch.loss, [z], scale, create_graph=form.item_weights != "gradient")
+    if form.item_weights == "gradient":
+        (first,) = gradients(batch.loss, [z], scale, create_graph=False)
+    else:
+        (first,) = first_derivatives(batch.loss, [z], scale)
     phi = batch.linear_map.feature_rows(features).detach().to(dtype)
     w = batch.weight.detach().to(dtype)
     feature_squares = phi.square().sum(-1)
@@ -159,7 +163,7 @@ def gauss_newton_rows(batch: Batch, directions: Sequence[Tensor]) -> list[Tensor
     u = [v.detach().to(z.dtype) for v, z in zip(directions, batch.pre_activations, strict=True)]
     logit_directions = [v.detach() for v in push_forward(batch.logits, batch.pre_activations, u)]
     scale = range_scale(batch.loss, batch.logits)
-    first = gradients(batch.loss, batch.logits, scale)
+    first = first_derivatives(batch.loss, batch.logits, scale)
     product = vector_products(first, batch.logits, logit_directions, create_graph=False)
     return [products / scale for products in _row_products(logit_directions, product)]
 

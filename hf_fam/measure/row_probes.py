@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..calculus.derivatives import gradients, range_scale
+from ..calculus.derivatives import range_scale
+from ..calculus.saturation import first_derivatives
 from ..flatness.batch import Batch
 from ..flatness.row_values import RowValues, exact_rows, gauss_newton_rows, hessian_rows
 
@@ -65,7 +66,7 @@ class HessianRows(RowProbes):
 def _scaled_gradients(batch: Batch) -> tuple[list[Tensor], Tensor | float]:
     """Return dL/dz of every call, and the scale that they were multiplied by."""
     scale = range_scale(batch.loss, batch.pre_activations)
-    return gradients(batch.loss, batch.pre_activations, scale), scale
+    return first_derivatives(batch.loss, batch.pre_activations, scale), scale
 
 
 class GaussNewtonRows(RowProbes):

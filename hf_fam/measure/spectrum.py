@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import gradients, range_scale, wide
+from ..calculus.derivatives import range_scale, wide
 from ..calculus.lanczos import Eigenvalues, largest_eigenvalues
+from ..calculus.saturation import first_derivatives
 from ..flatness.row_blocks import MAX_NUMBERS, layer_product, row_block_products
 from ..layer.feature_layer import Capture, FeatureLayer
 from .layer_measurement import LayerMeasurement
@@ -58,7 +59,7 @@ def largest_eigenvalues_of_rows(measurement: LayerMeasurement, data: DataPasses,
             z = [c.pre_activations for c in captures]
             measurement.products += len(vectors)
             derivative_scale = range_scale(loss, z)
-            first = gradients(loss, z, derivative_scale)
+            first = first_derivatives(loss, z, derivative_scale)
             result += scale / derivative_scale * row_block_products(first, features, z, vectors, start)
         return data.reduce(result) / total
 
@@ -84,7 +85,7 @@ def largest_eigenvalue_of_layer(measurement: LayerMeasurement, data: DataPasses,
             z = [c.pre_activations for c in captures]
             measurement.products += 1
             derivative_scale = range_scale(loss, z)
-            first = gradients(loss, z, derivative_scale)
+            first = first_derivatives(loss, z, derivative_scale)
             result += scale / derivative_scale * layer_product(first, features, z, vectors.view(shape))
         return data.reduce(result).view(1, -1) / total
 

@@ -104,6 +104,16 @@ def test_half_precision(dtype: torch.dtype) -> None:
 Loss = Callable[[Tensor], Tensor]
 CLASS_WEIGHTS = torch.linspace(-1, 2, C, dtype=torch.float64)
 TRAINED = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+
+def smoothed_by_hand(log_p: Tensor) -> Tensor:
+    """As transformers' LabelSmoother does."""
+    is_ignored = LABELS.unsqueeze(1) == 3
+    right = log_p.gather(1, LABELS.unsqueeze(1)).masked_fill(is_ignored, 0.0)
+    every_class = log_p.sum(-1, keepdim=True).masked_fill(is_ignored, 0.0)
+    return -0.9 * right.sum() / 7 - 0.1 * every_class.sum() / 7
+
+
 PROVEN: dict[str, Loss] = {
     "mean": lambda z: F.cross_entropy(z, LABELS),
     "scaled and shifted": lambda z: 2.0 - F.cross_entropy(z, LABELS, reduction="sum") / -3,
@@ -115,10 +125,14 @@ PROVEN: dict[str, Loss] = {
     "soft labels": lambda z: F.cross_entropy(z, torch.linspace(0, 1, N * C).double().view(N, C)),
     "by hand": lambda z: -z.log_softmax(-1).gather(1, LABELS.unsqueeze(1)).sum(),
     "masked by hand": lambda z: z.log_softmax(-1)[torch.arange(N), LABELS].masked_fill(LABELS == 3, 0.0).sum(),
+    "label smoothing": lambda z: F.cross_entropy(z, LABELS, label_smoothing=0.1),
+    "label smoothing by hand": lambda z: smoothed_by_hand(z.log_softmax(-1)),
     "logits in another shape": lambda z: F.cross_entropy(z.view(1, N, C).view(-1, C), LABELS),
 }
 UNPROVEN: dict[str, Loss] = {
-    "label smoothing": lambda z: F.cross_entropy(z, LABELS, label_smoothing=0.1),
+    "a product": lambda z: F.cross_entropy(z, LABELS, label_smoothing=0.1) * z.log_softmax(-1).mean(),
+    "two softmaxes": lambda z: F.cross_entropy(z, LABELS) + F.cross_entropy(z, LABELS.flip(0)),
+    "a trained term": lambda z: F.cross_entropy(z, LABELS) + TRAINED,
     "focal": lambda z: ((1 - z.softmax(-1)).square() * z.log_softmax(-1)).gather(1, LABELS.unsqueeze(1)).sum(),
     "squared": lambda z: F.cross_entropy(z, LABELS).square(),
     "inverse": lambda z: 1 / F.cross_entropy(z, LABELS),

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...calculus.derivatives import gradients, range_scale
+from ...calculus.derivatives import range_scale
+from ...calculus.saturation import first_derivatives
 from ...layer.feature_layer import FeatureLayer
 from ...layer.finding import is_below_head, unwrap
 from ..batch import Batch
@@ -176,7 +177,7 @@ class ClosedForm(Estimator):
         number = self._form_finder.batches
         if form.kind == "elementwise":
             scale = range_scale(batch.loss, [z])
-            (first,) = gradients(batch.loss, [z], scale)
+            (first,) = first_derivatives(batch.loss, [z], scale)
             curvature, is_off = checked_curvature(first, z, number, tolerance_of(batch.loss, z))
             return elementwise_flatness(phi, batch.weight, curvature, weights_only=batch.weights_only) / scale, is_off
         c, is_off = item_weights(batch, z, form, number)

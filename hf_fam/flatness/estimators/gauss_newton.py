@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ...calculus.autograd_graph import is_product
 from ...calculus.derivatives import quadratic_form, range_scale, second_derivatives, vector_products
+from ...calculus.saturation import first_derivatives
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
 from ..coupling import calls_are_nested
 from ..form_finder import FormFinder
 from ..head_loss import HeadLoss, NoClosedForm, item_weights
-from ..log_probabilities import curvature_product, find_log_probabilities, first_derivatives, weights_of
+from ..log_probabilities import curvature_product, find_log_probabilities, weights_of
 from ..smoothing import smoothed_sigmoid_curvature, smoothed_softmax_product
 from ..vocabulary import is_large
 from .base import Choice

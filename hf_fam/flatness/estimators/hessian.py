@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...calculus.derivatives import inner, quadratic_form, range_scale, vector_products
+from ...calculus.saturation import first_derivatives
 from ...layer.feature_layer import FeatureLayer
 from ..batch import Batch
-from ..log_probabilities import first_derivatives
 from .random_probes import RandomProbes
 
 
