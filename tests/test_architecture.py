@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": set(),
     "calculus": set(),
     "processes": set(),
-    "classifier": set(),
+    "classifier": {"inputs"},
     "layer": {"calculus", "inputs"},
     "flatness": {"calculus", "layer", "inputs"},
     "train": {"calculus", "layer", "flatness", "processes", "inputs", "_compat"},
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "landscape": {"calculus", "inputs", "layer"},
     "gan": {"calculus", "processes", "inputs", "_compat"},
     "methods": {"classifier", "inputs", "layer", "flatness", "train"},
-    "frozen": {"layer"},
+    "frozen": {"inputs", "layer"},
     "compare": {"frozen", "inputs", "measure", "methods", "_version"},
     "recipes": {
         *("compare", "data", "frozen", "methods", "flatness", "layer", "measure", "processes", "inputs", "train"),

@@ -115,7 +115,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         Warns:
             ConvergenceWarning: L-BFGS did not reach ``tol``; the message says what to do.
         """
-        checked_settings(self.delta, self.smoothing, self.tol, self.max_iter, self.verbose)
+        checked_settings(self.get_params())
         previous = (self.classes_, *self._two_sided()) if self.warm_start and hasattr(self, "coef_") else None
         features = checked_features(self, X, reset=True)
         classes, codes = checked_labels(self, y, len(features))

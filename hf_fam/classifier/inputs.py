@@ -13,6 +13,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
+from ..inputs.kinds import require_flag
+from ..inputs.numbers import require_number, require_whole
+from ..inputs.text import quote
 from .training_set import chunks
 
 
@@ -164,23 +167,32 @@ def refuse_out_of_range(dimension: float, features: Tensor) -> None:
         )
 
 
-def checked_settings(delta: Any, smoothing: Any, tol: Any, max_iter: Any, verbose: Any) -> None:
+def checked_settings(settings: dict[str, Any]) -> None:
     """Refuse settings that are out of range.
+
+    Args:
+        settings: all arguments of the estimator, by name.
 
     Raises:
         ValueError: names the setting, its value, and what it may be.
+        TypeError: the same, of a setting that is no truth value.
     """
-    if delta != "auto" and not (_is_number(delta) and 0 <= delta < np.inf):
-        raise ValueError(f'delta={delta!r}: give "auto" or a number of at least 0.')
-    if not (_is_number(smoothing) and 0 <= smoothing <= 1):
-        raise ValueError(f"smoothing={smoothing!r}: give a number from 0 to 1.")
-    if not (_is_number(tol) and 0 < tol < np.inf):
-        raise ValueError(f"tol={tol!r}: give a number above 0.")
-    if not (isinstance(max_iter, int | np.integer) and max_iter >= 1):
-        raise ValueError(f"max_iter={max_iter!r}: give a whole number of at least 1.")
-    if not (isinstance(verbose, int | np.integer) and verbose >= 0):
-        raise ValueError(f"verbose={verbose!r}: give a whole number of at least 0.")
+    if not isinstance(settings["delta"], str) or settings["delta"] != "auto":
+        _require_number("delta", settings["delta"], 0, more=', or "auto"')
+    _require_number("smoothing", settings["smoothing"], 0, 1)
+    _require_number("tol", settings["tol"], 0, open_low=True)
+    for name, least in (("max_iter", 1), ("verbose", 0)):
+        if not isinstance(settings[name], int | np.integer):
+            raise ValueError(f"{name}={quote(settings[name])}: give a whole number of at least {least}.")
+        require_whole(name, settings[name], least)
+    for name in ("center", "warm_start"):
+        require_flag(name, settings[name])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+def _require_number(name: str, value: Any, *bounds: float, open_low: bool = False, more: str = "") -> None:
+    """Refuse what is no number; a text is none, as in the estimators of scikit-learn."""
+    given = value if isinstance(value, int | float | np.integer | np.floating) else float("nan")
+    try:
+        require_number(name, given, *bounds, open_low=open_low, more=more)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{name}={quote(given)}", f"{name}={quote(value)}")) from None

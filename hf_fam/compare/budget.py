@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
+
+from ..inputs.numbers import as_number
+from ..inputs.text import quote
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -23,11 +27,12 @@ def parse_budget(budget: str | float | None) -> float | None:
     """
     if budget is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", str(budget).lower())
+    text = str(as_number(budget)) if isinstance(budget, (int, float)) else budget if isinstance(budget, str) else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text.lower())
     unit = re.fullmatch("(s|m|h|d)|(sec|min)s?|(second|minute|hour|day)s?", match[2] or "s") if match else None
     seconds = float(match[1]) * _UNITS[unit[0][0]] if match and unit else 0.0
-    if seconds <= 0:
-        raise ValueError(f"budget={budget!r}: give a time, such as 90s, 20m or 2h.")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"budget={quote(budget)}: give a time, such as 90s, 20m or 2h.")
     return seconds
 
 

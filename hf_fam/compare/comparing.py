@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..inputs.kinds import require_function, require_instance
+from ..inputs.numbers import require_number, require_whole
+from ..inputs.paths import require_writable_folder
+from ..inputs.text import quote
+from ..measure.data import is_data
 from ..methods import METHODS, Method, method_called
 from .budget import Clock, format_time, parse_budget
 from .engine import Engine
@@ -75,6 +80,7 @@ def compare(
 
     Raises:
         ValueError: something cannot be compared; the message is a sentence, before the first run.
+        TypeError: the same, of an argument of a wrong class.
 
     Examples:
         >>> import tempfile, torch
@@ -90,17 +96,22 @@ def compare(
         (['plain', 'fam'], 4)
     """
     chosen_methods = _methods(methods)
-    for name, value, least in (("seeds", seeds, 2), ("grid_size", grid_size, 1), ("tuning_repeats", tuning_repeats, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+    seeds, grid_size = require_whole("seeds", seeds, 2), require_whole("grid_size", grid_size)
+    tuning_repeats, jobs = require_whole("tuning_repeats", tuning_repeats), require_whole("jobs", jobs)
+    confidence = require_number("confidence", confidence, 0, 1, open_low=True, open_high=True)
     if grid_size > 1 and grid_size % 2:
         raise ValueError(f"grid_size={grid_size!r}: give 1, or an even number: every learning rate has two strengths.")
-    if jobs < 1:
-        raise ValueError(f"jobs={jobs!r}: give a number of processes of at least 1.")
+    require_instance("make_trainer", make_trainer, Callable, "a function that returns a Trainer")  # type: ignore[arg-type]
+    require_function("on_progress", on_progress, "a function")
+    for name, data in (("test_dataset", test_dataset), ("scoring_dataset", scoring_dataset)):
+        if data is not None and not callable(data) and (hasattr(data, "dtype") or not is_data(data)):
+            raise TypeError(f"{name}={quote(data)}: give a data set with a length, or a function that returns it.")
+    if output_dir is not None:
+        require_instance("output_dir", output_dir, (str, Path), "a folder")
+        require_writable_folder("output_dir", str(output_dir))
     measured = Metric.of(metric, higher_is_better)
     margin = measured.default_margin() if margin is None else margin
-    if not margin > 0:
-        raise ValueError(f"margin={margin!r}: give a positive difference.")
+    margin = require_number("margin", margin, 0, open_low=True)
     seconds = parse_budget(budget)
     clock = Clock(seconds)
     processes = Processes(jobs)
@@ -141,7 +152,12 @@ def compare(
 
 
 def _methods(methods: Iterable[str | Method]) -> list[Method]:
-    made = [method_called(m)() if isinstance(m, str) else m for m in methods]
+    if isinstance(methods, (str, Method, Mapping)) or not isinstance(methods, Iterable):
+        raise ValueError(f"methods={quote(methods)}: give a list, such as ['plain', 'fam'].")
+    made = []
+    for method in methods:
+        require_instance("methods", method, (str, Method), "names and methods")
+        made.append(method_called(method)() if isinstance(method, str) else method)
     names = [m.name for m in made]
     for name in names:
         if names.count(name) > 1:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..inputs.kinds import require_flag
+from ..inputs.text import LONGEST_VALUE, quote
 from ..measure.classification_metrics import negative_log_likelihood
 from ..methods.item_loss import shifts_labels
 
@@ -43,7 +45,14 @@ class Metric:
         Args:
             metric: the name or the function.
             higher_is_better: None: False for losses and errors, by the name.
+
+        Raises:
+            TypeError: an argument is of a wrong class.
         """
+        if not isinstance(metric, str) and not callable(metric):
+            raise TypeError(f"metric={quote(metric)}: give a name or a function of the predictions.")
+        if higher_is_better is not None:
+            higher_is_better = require_flag("higher_is_better", higher_is_better)
         compute = None if isinstance(metric, str) else metric
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
         if higher_is_better is None:
@@ -68,7 +77,9 @@ class Metric:
         """
         if self.scale == 100:
             return 0.5
-        raise ValueError(f"margin: give the largest difference of {self.name} that makes no practical difference.")
+        raise ValueError(
+            f"margin: give the largest difference of metric={quote(self.name)} that makes no practical difference."
+        )
 
     def scores(self, trainer: Any, predicted: Any) -> NDArray[np.float64]:
         """Return the metric times `scale`: one number, or a number for each test item.
@@ -92,11 +103,11 @@ class Metric:
         if self.name in computed:
             return computed[self.name]
         names = sorted(name for name in computed if not name.endswith(("runtime", "per_second", "preparation_time")))
-        near = difflib.get_close_matches(self.name, names, n=1)
+        near = difflib.get_close_matches(self.name[:LONGEST_VALUE], names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"metric={self.name!r} is not computed: {hint}The Trainer computes {', '.join(names) or 'none'}; more with "
-            "compute_metrics."
+            f"metric={quote(self.name)} is not computed: {hint}The Trainer computes {', '.join(names) or 'none'}; more "
+            "with compute_metrics."
         )
 
 

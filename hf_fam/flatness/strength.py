@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 
-from ..inputs.numbers import as_number
+from ..inputs.numbers import as_number, require_number, require_whole
+
+# Its square is a number, too.
+LARGEST_DELTA = 1e150
 
 
 def is_strength(value: object) -> bool:
@@ -27,11 +30,15 @@ def delta_of(strength: float, in_features: int) -> float:
         strength: lambda, at least 0.
         in_features: m.
 
+    Raises:
+        ValueError: a number is out of range.
+
     Examples:
         >>> delta_of(0.005, 400)
         2.0
     """
-    return math.sqrt(2 * in_features * strength)
+    strength = require_number("strength", strength, 0)
+    return math.sqrt(2 * require_whole("in_features", in_features) * strength)
 
 
 def lambda_of(delta: float, in_features: int) -> float:
@@ -43,8 +50,12 @@ def lambda_of(delta: float, in_features: int) -> float:
         delta: size of ``delta A phi`` relative to phi.
         in_features: m.
 
+    Raises:
+        ValueError: a number is out of range.
+
     Examples:
         >>> lambda_of(2.0, 400)
         0.005
     """
-    return delta**2 / (2 * in_features)
+    delta = require_number("delta", delta, 0, LARGEST_DELTA)
+    return delta**2 / (2 * require_whole("in_features", in_features))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.kinds import require_instance
+from ..inputs.text import quote
 from ..layer.finding import HEAD, resolve_layer
 
 # The largest difference between logits from stored features and those of the whole model, relative to their size.
@@ -27,6 +29,7 @@ def freeze_backbone(model: nn.Module, new: Collection[str] = ()) -> list[str]:
 
     Raises:
         ValueError: nothing would be trained.
+        TypeError: an argument is of a wrong class.
 
     Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -34,6 +37,13 @@ def freeze_backbone(model: nn.Module, new: Collection[str] = ()) -> list[str]:
         >>> freeze_backbone(BertForSequenceClassification(BertConfig(vocab_size=9, **sizes)))
         ['classifier.weight', 'classifier.bias']
     """
+    require_instance("model", model, nn.Module, "a model")
+    if (
+        isinstance(new, (str, Mapping))
+        or not isinstance(new, Collection)
+        or not all(isinstance(name, str) for name in new)
+    ):
+        raise TypeError(f"new={quote(new)}: give names of parameters.")
     backbone = getattr(model, "base_model", model)
     if backbone is model:
         head_name, _ = resolve_layer(model, HEAD)
@@ -81,9 +91,12 @@ class FrozenBackbone:
 
     Raises:
         ValueError: the frozen part cannot be skipped; the message says why.
+        TypeError: an argument is of a wrong class.
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any]) -> None:
+        require_instance("model", model, nn.Module, "a model")
+        require_instance("example", example, Mapping, "a batch with one item, a dictionary")
         self._inputs = {name: value for name, value in example.items() if name not in ("labels", "label")}
         self._frozen = [*frozen_modules(model)]
         self._outputs: dict[str, Any] = {}

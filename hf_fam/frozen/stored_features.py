@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..inputs.kinds import require_instance
+from ..inputs.numbers import require_whole
 from .content_hash import content_hash, dataset_hash, weights_hash
 from .frozen_backbone import FrozenBackbone
 
@@ -97,7 +99,13 @@ def stored_features(
         settings: what else the features depend on, such as the settings of an image processor.
         folder: folder of stored features.
         batch_size: items in a forward pass.
+
+    Raises:
+        ValueError: ``batch_size`` is out of range.
+        TypeError: ``folder`` is no path.
     """
+    batch_size = require_whole("batch_size", batch_size)
+    require_instance("folder", folder, Path, "a path")
     frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     key = content_hash(
         FORMAT,

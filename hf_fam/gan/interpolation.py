@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.numbers import LARGEST_WHOLE, as_number, require_number
+from ..inputs.kinds import require_flag, require_function
+from ..inputs.numbers import LARGEST_SEED, LARGEST_WHOLE, as_number, require_number, require_whole
 from ..inputs.text import quote
 from .decoding import Decoder, in_evaluation_mode
 from .latent_curve import CURVES, POLYNOMIAL, LatentCurve, slerp
@@ -106,13 +107,17 @@ def interpolate(
         z0, z1, scorer, features, energy, curve, points, degree, h, steps, learning_rate, chunk_size, calibration,
         quantiles,
     )  # fmt: skip
+    sphere, resample = require_flag("sphere", sphere), require_flag("resample", resample)
+    seed = require_whole("seed", seed, 0, LARGEST_SEED)
+    if score_range is not None:
+        score_range = _checked_range(score_range)
+    for name, function in (("generator", generator), ("scorer", scorer), ("features", features)):
+        require_function(name, function, "a function of tensors")
     decode = Decoder(generator, scorer, features, chunk_size)
     with in_evaluation_mode(generator, scorer, features):
         search = _Search(decode, z0, z1, LatentCurve(curve, degree, points, sphere), points)
         if energy in SCORED and score_range is None:
             score_range = _calibrate_score_range(decode, z0, calibration, quantiles, seed, len(z0) * points)
-        if score_range is not None and not _is_range(score_range):
-            raise ValueError(f"score_range={score_range!r}: give two finite scores, the lower one first.")
         start_energy = lowest = None
         coefficients = search.start(seed)
         if energy not in (LINEAR, SLERP):
@@ -128,8 +133,12 @@ def interpolate(
     return Interpolation(path.latents, path.samples, path.scores, linear, spherical, lowest, start_energy, score_range)
 
 
-def _is_range(score_range: tuple[float, ...]) -> bool:
-    return len(score_range) == 2 and all(map(math.isfinite, score_range)) and score_range[0] < score_range[1]
+def _checked_range(score_range: Any) -> tuple[float, float]:
+    if isinstance(score_range, (tuple, list)) and len(score_range) == 2:
+        low, high = map(as_number, score_range)
+        if -math.inf < low < high < math.inf:
+            return low, high
+    raise ValueError(f"score_range={quote(score_range)}: give two finite scores, the lower one first.")
 
 
 @dataclass(frozen=True)
@@ -258,11 +267,6 @@ def _calibrate_score_range(
         random = torch.Generator().manual_seed(seed)
         normal = torch.randn((calibration, *z0.shape[1:]), dtype=torch.float64, generator=random)
         calibration = normal.to(z0)
-    if calibration.shape[1:] != z0.shape[1:] or len(calibration) < 2:
-        raise ValueError(
-            f"calibration of shape {tuple(calibration.shape)}: give at least 2 latent codes shaped as z0, (n, "
-            f"{', '.join(map(str, z0.shape[1:]))})."
-        )
     (scores,) = decode.chunked(
         lambda rows: (decode.scores(decode.samples(rows)),), calibration, default_size=default_size
     )
@@ -303,7 +307,13 @@ def _check(
             raise ValueError(f"{name}={quote(number)}: give a whole number of at least {least}.")
     if chunk_size is not None and not _is_whole_number(chunk_size, 1):
         raise ValueError(f"chunk_size={quote(chunk_size)}: give a whole number of at least 1, or None.")
-    if not isinstance(calibration, Tensor) and not _is_whole_number(calibration, 2):
+    if isinstance(calibration, Tensor):
+        if calibration.shape[1:] != z0.shape[1:] or len(calibration) < 2 or not calibration.isfinite().all():
+            raise ValueError(
+                f"calibration of shape {tuple(calibration.shape)}: give at least 2 finite latent codes shaped as z0, "
+                f"(n, {', '.join(map(str, z0.shape[1:]))})."
+            )
+    elif not _is_whole_number(calibration, 2):
         raise ValueError(f"calibration={quote(calibration)}: give latent codes, or a whole number of at least 2.")
     low, high = map(as_number, quantiles) if isinstance(quantiles, (tuple, list)) and len(quantiles) == 2 else (1, 0)
     if not 0 <= low < high <= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -157,14 +158,26 @@ def _trust_region(model: nn.Module, objective: Objective, steps: int, is_dense: 
     second = {"method": "trust-exact", "hess": hessian} if is_dense else {"method": "trust-ncg", "hessp": product}
     # From here on, Newton steps converge quadratically, while the loss hardly shows a difference any more.
     goal = 1e-6 * abs(value) / max(float(start.norm()), 1.0)
-    result = minimize(
-        value_and_gradient, start.cpu().numpy(), jac=True, options={"maxiter": steps, "gtol": goal}, **second
-    )
-    if result.fun <= value:
-        go(result.x)
-    else:
+    reached = start.cpu().numpy()
+
+    def keep(vector: Any) -> None:
+        nonlocal reached
+        reached = vector.copy()
+
+    try:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            result = minimize(
+                value_and_gradient, reached, jac=True, callback=keep, options={"maxiter": steps, "gtol": goal}, **second
+            )
+        reached, message = result.x, str(result.message).rstrip(".").lower()
+    except ValueError as error:
+        if "infs or NaNs" not in str(error):
+            raise
+        message = "the steps became infinite"  # scipy's matrix is singular to rounding where a loss vanishes
+    go(reached)
+    if not objective.value(model) <= value:
         move(model, start - flat(parameters).detach())
-    return str(result.message).rstrip(".").lower()
+    return message
 
 
 def _newton(model: nn.Module, objective: Objective, steps: int = 30) -> float:

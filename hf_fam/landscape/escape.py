@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.kinds import require_instance
 from ..inputs.numbers import require_number, require_whole
 from .certificate import SplitCertificate
 from .hidden_layer_search import find_hidden_layer
@@ -108,6 +109,7 @@ def escape_path(
 
     Raises:
         ValueError: no step lowers the loss, the loss is not that of the certificate, or an argument is out of range.
+        TypeError: the certificate is none.
         RuntimeError: the loss increased by more than rounding, so it depends on more than the parameters, such as
             random augmentation.
 
@@ -122,6 +124,7 @@ def escape_path(
         >>> round(path.losses[0], 6), path.losses[-1] < 0.05, path.escapes
         (0.51346, True, True)
     """
+    require_instance("certificate", certificate, SplitCertificate, "what split_certificate returned")
     slide_points = require_whole("slide_points", slide_points, 2, more=", for both ends of the slide")
     steps = require_whole("steps", steps, 0)
     to_ratio = None if to_ratio is None else require_number("to_ratio", to_ratio, more=", or None")

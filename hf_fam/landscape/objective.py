@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..inputs.kinds import require_function, require_instance
 from ..inputs.numbers import require_number
+from ..inputs.text import quote
 
 Loss = Callable[[Any, Any], Tensor]
 # Rows of a Hessian that are computed at a time.
@@ -74,12 +76,14 @@ class Objective:
         self.weight_decay = require_number("weight_decay", weight_decay, 0)
         self.halves: Halves | None = None
         self.loss = loss
-        self.reduction = reduction or getattr(loss, "reduction", "mean")
-        if self.reduction not in ("mean", "sum"):
+        require_function("loss", loss, "a function of outputs and targets")
+        self.reduction = getattr(loss, "reduction", "mean") if reduction is None else reduction
+        if not isinstance(self.reduction, str) or self.reduction not in ("mean", "sum"):
             raise ValueError(
-                f'reduction={self.reduction!r}: give "mean" if the loss of a batch is the mean over its items, or '
+                f'reduction={quote(self.reduction)}: give "mean" if the loss of a batch is the mean over its items, or '
                 '"sum".'
             )
+        require_instance("data", data, (Iterable, Mapping), "batches, such as (inputs, targets)")
         if isinstance(data, Iterator):
             raise ValueError(
                 f"data is a {type(data).__name__}, which can be iterated only once: give a list or a DataLoader."

@@ -99,6 +99,13 @@ class Batches:
             raise
 
 
+def is_data(data: Any) -> bool:
+    """Return True for what batches can be made of: a loader, a data set or a list."""
+    if isinstance(data, (DataLoader, IterableDataset)):
+        return True
+    return hasattr(data, "__getitem__") and not isinstance(data, (Mapping, str, bytes, type))
+
+
 def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] | None, processes: int) -> Any:
     if isinstance(data, DataLoader):
         if processes > 1 and type(data).__module__.startswith("accelerate"):
@@ -107,7 +114,7 @@ def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] |
                 "before accelerator.prepare(), which is split here."
             )
         return data
-    if isinstance(data, Mapping) or not (isinstance(data, IterableDataset) or hasattr(data, "__getitem__")):
+    if not is_data(data):
         hint = "; choose a split" if isinstance(data, Mapping) else ""
         raise TypeError(f"data is a {type(data).__name__}: give a Dataset, a list of items or a DataLoader{hint}.")
     batch_size = require_whole("batch_size", batch_size)

@@ -10,11 +10,14 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import TrainerCallback
 
+from ..inputs.kinds import require_function
 from ..inputs.numbers import require_whole
+from ..inputs.text import quote
 from ..layer.finding import HEAD
+from .data import is_data
 from .forward import LossFunction
 from .measurement_run import TRACE
-from .measuring import measure_relative_flatness
+from .measuring import checked_layers, checked_options, measure_relative_flatness
 from .results import FlatnessTable
 
 
@@ -43,8 +46,8 @@ class FlatnessCallback(TrainerCallback):
         last: the `FlatnessTable` of the last evaluation, None before the first.
 
     Raises:
-        TypeError: any other option.
-        ValueError: ``items`` below 1.
+        TypeError: any other option, or an argument of a wrong class.
+        ValueError: an argument is out of range.
 
     Examples:
         >>> import tempfile
@@ -74,11 +77,15 @@ class FlatnessCallback(TrainerCallback):
         trainer: Any = None,
         **options: Any,
     ) -> None:
-        items = require_whole("items", items)
-        options.setdefault("measures", (TRACE,))
-        unknown = options.keys() - {"measures", "normalize_features", "estimator", "probes", "weight_decay", "seed"}
-        if unknown:
-            raise TypeError(f"FlatnessCallback has no argument {', '.join(map(repr, sorted(unknown)))}.")
+        items, batch_size = require_whole("items", items), require_whole("batch_size", batch_size)
+        checked_layers(layers)
+        for name, function in (("collate_fn", collate_fn), ("loss_fn", loss_fn)):
+            require_function(name, function, "a function")
+        if dataset is not None and not is_data(dataset):
+            raise TypeError(f"dataset={quote(dataset)}: give a data set or a DataLoader, or None.")
+        if trainer is not None and not hasattr(trainer, "callback_handler"):
+            raise TypeError(f"trainer={quote(trainer)}: give a Trainer, or None.")
+        options = checked_options(**{"measures": (TRACE,), **options})
         self._dataset, self._layers, self._items, self._batch_size = dataset, layers, items, batch_size
         self._collate_fn, self._loss_fn, self._trainer, self._options = collate_fn, loss_fn, trainer, options
         self.last: FlatnessTable | None = None

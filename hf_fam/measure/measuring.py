@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..flatness.estimators import check_choice
+from ..inputs.kinds import require_flag, require_function
 from ..inputs.numbers import LARGEST_SEED, MOST_PROBES, require_number, require_whole
 from ..inputs.text import quote
 from ..layer.feature_layer import FeatureLayer
@@ -110,10 +111,18 @@ def measure_relative_flatness(
         >>> table["2"].kappa > 0 and table["2"].standard_error_probes == 0
         True
     """
-    _check(measures, estimator)
-    probes = require_whole("probes", probes, 1, MOST_PROBES)
-    weight_decay = require_number("weight_decay", weight_decay, 0)
-    seed = require_whole("seed", seed, 0, LARGEST_SEED)
+    options = checked_options(
+        measures=measures,
+        normalize_features=normalize_features,
+        estimator=estimator,
+        probes=probes,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    probes, weight_decay, seed = options["probes"], options["weight_decay"], options["seed"]
+    progress = None if progress is None else require_flag("progress", progress)
+    for name, function in (("collate_fn", collate_fn), ("loss_fn", loss_fn)):
+        require_function(name, function, "a function")
     if relative_error is not None:
         relative_error = require_number("relative_error", relative_error, 0, 1, open_low=True, open_high=True)
     processes = 1 if accelerator is None else accelerator.num_processes
@@ -136,6 +145,20 @@ def measure_relative_flatness(
         "stopped_early": run.stopped_early,
     }
     return FlatnessTable(records, settings)
+
+
+def checked_layers(layers: Any) -> list[str | nn.Module]:
+    """Return the names and modules that an argument ``layers`` has.
+
+    Raises:
+        ValueError: it has something else.
+    """
+    if isinstance(layers, (str, nn.Module)):
+        return [layers]
+    names_or_modules = list(layers) if isinstance(layers, Collection) and not isinstance(layers, Mapping) else []
+    if not names_or_modules or not all(isinstance(layer, (str, nn.Module)) for layer in names_or_modules):
+        raise ValueError(f'layers={quote(layers)}: give "auto", "all", a name or module, or a list of these.')
+    return names_or_modules
 
 
 def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.Module]) -> list[FeatureLayer]:
@@ -161,9 +184,7 @@ def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.
         with contextlib.suppress(ValueError, TypeError):  # the model has no other layer, or one of an unsupported kind
             selected.insert(0, FeatureLayer(model, REPRESENTATION))
     else:
-        if not isinstance(layers, (str, nn.Module, Collection)):
-            raise ValueError(f'layers={quote(layers)}: give "auto", "all", a name or module, or a list of these.')
-        names_or_modules = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+        names_or_modules = checked_layers(layers)
         selected = [FeatureLayer(model, layer) for layer in names_or_modules]
     unique = {id(layer.module): layer for layer in selected}
     if not unique:
@@ -171,9 +192,40 @@ def select_layers(model: nn.Module, layers: str | nn.Module | Sequence[str | nn.
     return list(unique.values())
 
 
-def _check(measures: Sequence[str], estimator: str) -> None:
+def checked_options(**options: Any) -> dict[str, Any]:
+    """Return options of `measure_relative_flatness` as they are used.
+
+    Args:
+        **options: ``measures``, ``normalize_features``, ``estimator``, ``probes``, ``weight_decay`` or ``seed``.
+
+    Raises:
+        ValueError: one of them is out of range.
+        TypeError: there is no such option, or ``normalize_features`` is no truth value.
+    """
+    unknown = options.keys() - _OPTIONS.keys()
+    if unknown:
+        raise TypeError(f"there is no argument {', '.join(map(quote, sorted(unknown)))}.")
+    return {name: _OPTIONS[name](value) for name, value in options.items()}
+
+
+def _checked_measures(measures: Any) -> Any:
     if isinstance(measures, str) or not isinstance(measures, Sequence):
         raise ValueError(f"measures={quote(measures)}: give a sequence of names, such as ('trace',).")
     for measure in measures:
         check_choice("measures", measure, MEASURES)
+    return measures
+
+
+def _checked_estimator(estimator: Any) -> Any:
     check_choice("estimator", estimator, (AUTO, *ROW_PROBES))
+    return estimator
+
+
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "measures": _checked_measures,
+    "normalize_features": lambda value: require_flag("normalize_features", value),
+    "estimator": _checked_estimator,
+    "probes": lambda value: require_whole("probes", value, 1, MOST_PROBES),
+    "weight_decay": lambda value: require_number("weight_decay", value, 0),
+    "seed": lambda value: require_whole("seed", value, 0, LARGEST_SEED),
+}

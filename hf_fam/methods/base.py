@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers import Trainer, TrainerCallback
 
 from ..inputs.numbers import require_number
-from ..inputs.text import quote
+from ..inputs.text import LONGEST_VALUE, quote
 
 METHODS: dict[str, type[Method]] = {}
 _Class = TypeVar("_Class", bound="type[Method]")
@@ -62,8 +62,11 @@ class Method(ABC):
         if self.strength is None:
             return
         if self.field is None:
-            raise ValueError(f"method={self.name!r} has no strength: leave out strength={self.strength!r}.")
-        require_number(self.field, self.strength, *self.limits, open_low=not self.can_be_zero, open_high=True)
+            raise ValueError(f"method={self.name!r} has no strength: leave out strength={quote(self.strength)}.")
+        strength = require_number(
+            self.field, self.strength, *self.limits, open_low=not self.can_be_zero, open_high=True
+        )
+        object.__setattr__(self, "strength", strength)  # a number also if it was a text
 
     @property
     def value(self) -> float:
@@ -104,6 +107,9 @@ def register(method: _Class) -> _Class:
     Args:
         method: a subclass of `Method`; use this function as its decorator.
 
+    Raises:
+        TypeError: it is no such class.
+
     Examples:
         >>> from hf_fam.methods import METHODS, Method, register
         >>> @register
@@ -116,6 +122,8 @@ def register(method: _Class) -> _Class:
         >>> METHODS.pop("constant_schedule").name
         'constant_schedule'
     """
+    if not isinstance(method, type) or not issubclass(method, Method):
+        raise TypeError(f"method={quote(method)}: give a subclass of Method.")
     METHODS[method.name] = method
     return method
 
@@ -148,8 +156,8 @@ def method_called(name: str) -> type[Method]:
         Traceback (most recent call last):
         ValueError: method='mixpu': did you mean mixup? Choose one of ...
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=2)
+    if not isinstance(name, str) or name not in METHODS:
+        near = difflib.get_close_matches(name[:LONGEST_VALUE], METHODS, n=2) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
         raise ValueError(f"method={quote(name)}: {hint} one of {', '.join(sorted(METHODS))}.")
     return METHODS[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,18 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_fam import FAMCallback, RelativeFlatness, attach
+from hf_fam import FAMCallback, FlatLogisticRegression, FlatnessCallback, RelativeFlatness, attach
+from hf_fam.compare import compare
+from hf_fam.flatness.strength import delta_of, lambda_of
+from hf_fam.frozen.frozen_backbone import FrozenBackbone, freeze_backbone
+from hf_fam.frozen.stored_features import stored_features
 from hf_fam.gan import CriticSchedule, WGANTrainingArguments, gradient_penalty, interpolate
 from hf_fam.gan.points import LocalPoints
 from hf_fam.inputs.text import LONGEST_MESSAGE
 from hf_fam.landscape import (
+    SplitCertificate,
     design_minimum,
+    escape_path,
     find_critical_point,
     merge_duplicates,
     path_to_infimum,
@@ -26,8 +34,10 @@ from hf_fam.landscape import (
     widen,
 )
 from hf_fam.landscape.callback import WidenCallback
+from hf_fam.measure.measuring import measure_relative_flatness
 from hf_fam.measure.representativeness import bound_terms, decompose_gap, feature_density
 from hf_fam.measure.robustness import FeatureRobustness, feature_robustness
+from hf_fam.methods import METHODS, method_called, register
 
 X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
 CROSS_ENTROPY = nn.CrossEntropyLoss()
@@ -46,6 +56,8 @@ WRONG: dict[str, Any] = {
     "object": object(),
     "dictionary": {"a": 1},
     "complex": 1j,
+    "text": "\x1b[31mmany\n",
+    "none": None,
 }
 
 
@@ -70,8 +82,12 @@ def strengthened(strength: Any) -> None:
     attach(network(), 0.1).strength = strength
 
 
+def measured_by_default(**given: Any) -> Any:
+    return measured(measure_relative_flatness, **given)
+
+
 def measured(function: Callable[..., Any], **given: Any) -> Any:
-    return function(network(), data(), loss_fn=cross_entropy, **given)
+    return function(network(), data(), **{"loss_fn": cross_entropy, **given})
 
 
 def penalized(**given: Any) -> Any:
@@ -86,6 +102,31 @@ def interpolated(**given: Any) -> Any:
 def gap(**given: Any) -> Any:
     curve = FeatureRobustness("head", "gaussian", (0.1,), (0.02,), (0.001,), (0.02,), (0.0,), 1.0, 4, 0.1, 60, 8, False)
     return decompose_gap(curve, **{"train_loss": 0.1, "test_loss": 0.2, **given})
+
+
+@functools.cache
+def certificate() -> SplitCertificate:
+    return split_certificate(network(), CROSS_ENTROPY, (X, Y), "0", neuron=0)
+
+
+def escaped(**given: Any) -> Any:
+    return escape_path(network(), **{"certificate": certificate(), "loss": CROSS_ENTROPY, "data": (X, Y), **given})
+
+
+def never(seed: int) -> Any:
+    raise AssertionError("a Trainer was made")
+
+
+def compared(**given: Any) -> Any:
+    return compare(**{"make_trainer": never, **given})
+
+
+def fitted(**given: Any) -> Any:
+    return FlatLogisticRegression(**given).fit(X.numpy(), Y.numpy())
+
+
+def stored(**given: Any) -> Any:
+    return stored_features(None, network(), data(), list, **{"settings": None, "folder": Path("never-made"), **given})
 
 
 OF_WGAN = {field.name for field in fields(WGANTrainingArguments)} - {field.name for field in fields(TrainingArguments)}
@@ -168,15 +209,91 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         )
         for name in sorted(OF_WGAN)
     },
+    **{
+        f"interpolate {name}": lambda value, name=name: interpolated(**{name: value})
+        for name in ("generator", "scorer", "features", "score_range", "calibration", "chunk_size", "seed", "sphere")
+    },
+    "interpolate resample": lambda value: interpolated(resample=value),
+    **{
+        f"escape_path {name}": lambda value, name=name: escaped(**{name: value})
+        for name in ("certificate", "loss", "to_ratio", "slide_points", "steps", "reduction")
+    },
+    "find_critical_point reduction": lambda value: find_critical_point(
+        network(), CROSS_ENTROPY, (X, Y), reduction=value
+    ),
+    "delta_of strength": lambda value: delta_of(value, 3),
+    "delta_of in_features": lambda value: delta_of(0.1, value),
+    "lambda_of delta": lambda value: lambda_of(value, 3),
+    "lambda_of in_features": lambda value: lambda_of(0.1, value),
+    **{
+        f"{function.__name__} {name}": lambda value, function=function, name=name: function(**{name: value})
+        for function in (FlatnessCallback, measured_by_default)
+        for name in (
+            *("layers", "measures", "batch_size", "collate_fn", "loss_fn"),
+            *("normalize_features", "estimator", "probes", "weight_decay", "seed"),
+        )
+    },
+    "measure_relative_flatness relative_error": lambda value: measured_by_default(relative_error=value),
+    "measure_relative_flatness progress": lambda value: measured_by_default(progress=value),
+    "FlatnessCallback items": lambda value: FlatnessCallback(items=value),
+    "FlatnessCallback trainer": lambda value: FlatnessCallback(trainer=value),
+    **{
+        f"FlatLogisticRegression {name}": lambda value, name=name: fitted(**{name: value})
+        for name in ("delta", "smoothing", "center", "tol", "max_iter", "warm_start", "verbose")
+    },
+    **{
+        f"{kind.__name__} {kind.field or 'strength'}": lambda value, kind=kind: kind(value) for kind in METHODS.values()
+    },
+    "method_called method": method_called,
+    "register method": register,
+    **{
+        f"compare {name}": lambda value, name=name: compared(**{name: value})
+        for name in (
+            *("make_trainer", "methods", "test_dataset", "scoring_dataset", "metric", "higher_is_better", "margin"),
+            *("seeds", "budget", "grid_size", "tuning_repeats", "confidence", "jobs", "output_dir", "on_progress"),
+        )
+    },
+    "freeze_backbone model": lambda value: freeze_backbone(value),
+    "freeze_backbone new": lambda value: freeze_backbone(network(), value),
+    "FrozenBackbone model": lambda value: FrozenBackbone(value, {}),
+    "FrozenBackbone example": lambda value: FrozenBackbone(network(), value),
+    "stored_features batch_size": lambda value: stored(batch_size=value),
+    "stored_features folder": lambda value: stored(folder=value),
     **{f"decompose_gap {name}": lambda value, name=name: gap(**{name: value}) for name in ("train_loss", "test_loss")},
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("call", CALLS)
+# None stands for a default.
+OPTIONAL = {
+    *(f"RelativeFlatness {name}" for name in ("probes", "generator", "center")),
+    *("FAMCallback fam_lambda", "design_minimum scale", "merge_duplicates layer", "find_critical_point reduction"),
+    *(f"interpolate {name}" for name in ("scorer", "features", "score_range", "chunk_size")),
+    *("escape_path to_ratio", "escape_path reduction", "escape_path loss", "split_certificate reduction"),
+    *(f"FlatnessCallback {name}" for name in ("collate_fn", "loss_fn", "trainer")),
+    *("measured_by_default collate_fn", "measured_by_default loss_fn"),
+    *("measure_relative_flatness relative_error", "measure_relative_flatness progress"),
+    *(f"{kind.__name__} {kind.field or 'strength'}" for kind in METHODS.values()),
+    *(f"compare {name}" for name in ("test_dataset", "scoring_dataset", "higher_is_better", "margin")),
+    *(f"compare {name}" for name in ("budget", "output_dir", "on_progress")),
+    *(f"WGANTrainingArguments {field.name}" for field in fields(WGANTrainingArguments) if field.default is None),
+    "WGANTrainingArguments n_critic_warmup",
+}
+# Any text is a name of a layer or of a folder, which only the model or the disk can refuse.
+NAMES = {"FAMCallback fam_layer", "FlatnessCallback layers", "compare output_dir"}
+
+
+def is_wrong(call: str, wrong: str) -> bool:
+    if wrong == "none":
+        return call not in OPTIONAL
+    if (call, wrong) == ("FrozenBackbone example", "dictionary"):  # a batch, which only the model can refuse
+        return False
+    return call not in NAMES or wrong not in ({"text"} if call == "compare output_dir" else {"text", "long"})
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"), [(call, wrong) for call in CALLS for wrong in WRONG if is_wrong(call, wrong)]
+)
 def test_one_sentence(call: str, wrong: str) -> None:
-    if (call, wrong) == ("FAMCallback fam_layer", "long"):
-        pytest.skip("a name of a layer, which only the training's model can refuse")
     name = call.split()[-1]
     with pytest.raises((ValueError, TypeError)) as refusal:
         CALLS[call](WRONG[wrong])
