@@ -69,15 +69,17 @@ def _replacement(node: Node, derivative: _Derivative) -> Callable[..., tuple[Ten
 
 
 def _of_log_softmax(node: Node, v: Tensor) -> Tensor:
-    log_p = saved(node, "result").to(v.dtype)
     dim = dimension(saved(node, "dim"))
-    return _from_others(v - v.sum(dim, keepdim=True) * log_p.exp(), log_p, dim)
+    p = saved(node, "result").to(v.dtype).exp()
+    return _from_others(v - v.sum(dim, keepdim=True) * p, _Top(p, dim))
 
 
 def _of_softmax(node: Node, v: Tensor) -> Tensor:
-    p, dim = saved(node, "result").to(v.dtype), dimension(saved(node, "dim"))
-    v = v - v.gather(dim, p.detach().argmax(dim, keepdim=True))  # changes nothing
-    return _from_others(p * (v - (p * v).sum(dim, keepdim=True)), p, dim)
+    dim = dimension(saved(node, "dim"))
+    p = saved(node, "result").to(v.dtype)
+    top = _Top(p, dim)
+    v = v - torch.where(top.is_sure, v.gather(dim, top.index), 0.0)  # changes nothing
+    return _from_others(p * (v - (p * v).sum(dim, keepdim=True)), top)
 
 
 def _of_logsumexp(node: Node, v: Tensor) -> Tensor | None:
@@ -86,9 +88,8 @@ def _of_logsumexp(node: Node, v: Tensor) -> Tensor | None:
     dim, z, result = dimension(dims[0]), saved(node, "self").to(v.dtype), saved(node, "result").to(v.dtype)
     if not saved(node, "keepdim"):
         v, result = v.unsqueeze(dim), result.unsqueeze(dim)
-    top = z.detach().argmax(dim, keepdim=True)
-    p = (z - result).exp().scatter(dim, top, 0.0)
-    return v * p.scatter(dim, top, 1 - p.sum(dim, keepdim=True))
+    p = (z - result).exp()
+    return v * _from_others(p, _Top(p, dim), total=1.0)
 
 
 def _of_sigmoid_cross_entropy(node: Node, v: Tensor) -> Tensor:
@@ -125,11 +126,30 @@ _DERIVATIVES: dict[str, _Derivative] = {
 }
 
 
-def _from_others(derivative: Tensor, sizes: Tensor, dim: int) -> Tensor:
-    """Return a derivative that sums to 0, its entry where ``sizes`` is largest from the other ones."""
-    top = sizes.detach().argmax(dim, keepdim=True)
-    others = derivative.scatter(dim, top, 0.0)
-    return others.scatter(dim, top, -others.sum(dim, keepdim=True))
+class _Top:
+    """The most probable class of every row.
+
+    Args:
+        p: probabilities.
+        dim: the dimension of the classes.
+
+    Attributes:
+        index: number of the class, with ``dim`` of size 1.
+        is_sure: whether its probability is above 1/2, where its own entries lose digits; elsewhere those of the other
+            classes do.
+    """
+
+    def __init__(self, p: Tensor, dim: int) -> None:
+        self.dim = dim
+        largest, self.index = p.detach().max(dim, keepdim=True)
+        self.is_sure = largest > 0.5
+
+
+def _from_others(entries: Tensor, top: _Top, total: float = 0.0) -> Tensor:
+    """Return entries with a known sum; that of a class that is sure is computed from the other ones."""
+    others = entries.scatter(top.dim, top.index, 0.0)
+    rest = total - others.sum(top.dim, keepdim=True)
+    return others.scatter(top.dim, top.index, torch.where(top.is_sure, rest, entries.gather(top.dim, top.index)))
 
 
 def _smaller_sigmoid(z: Tensor) -> Tensor:

@@ -78,3 +78,17 @@ def test_precision_of_parameters_below(dtype: torch.dtype) -> None:
     layer = nn.Linear(C, C).to(dtype)
     (g,) = first_derivatives(F.cross_entropy(layer(torch.ones(N, C, dtype=dtype)), torch.arange(N) % C), [layer.weight])
     assert g.dtype == dtype and g.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_that_are_not_sure_keep_their_digits_in_half_precision(dtype: torch.dtype) -> None:
+    """The entries beside the top class's, which the sum over the others would cost a factor of 1 / p."""
+    torch.manual_seed(0)
+    z = torch.randn(N, 300).to(dtype).requires_grad_()
+    loss, top = F.cross_entropy(z, torch.arange(N)), z.detach().argmax(-1, keepdim=True)
+    unit = torch.zeros_like(z).scatter(-1, top, 1.0)
+    (g,) = first_derivatives(loss, [z], 64.0)
+    (column,) = torch.autograd.grad(g, z, unit)
+    p = z.detach().double().softmax(-1)
+    expected = 64 / N * p * (unit - p.gather(-1, top))
+    assert (column - expected).norm() < 16 * torch.finfo(dtype).eps * expected.norm() / 4
