@@ -148,14 +148,20 @@ def recognize(loss: Tensor, logits: Tensor, graph: TailGraph | None = None, smoo
     scale = range_scale(loss, [logits])
     (first,) = first_derivatives(loss, [logits], scale)
     generator = torch.Generator(logits.device).manual_seed(0)
-    vector = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
-    # Leaving out the most probable class avoids cancellation when the model is confident.
+    every = torch.randn(logits.shape, generator=generator, device=logits.device).to(logits.dtype)
+    # Leaving out the most probable class avoids cancellation when the model is confident. A loss that reads only these
+    # logits shows its curvature to the whole vector.
+    vectors = [every]
     if classes > 1:
-        vector = vector.scatter(-1, logits.detach().argmax(-1, keepdim=True), 0.0)
-        vector = vector * row_scales(logits)
-    (product,) = vector_products([first], [logits], [vector], create_graph=False)
-    is_conclusive = torch.linalg.vector_norm(product, dtype=wide(product.dtype)) > rounding_to_zero(product)
-    if not is_conclusive or not product.isfinite().all():
+        top = logits.detach().argmax(-1, keepdim=True)
+        vectors = [v * row_scales(logits) for v in (every.scatter(-1, top, 0.0), every)]
+    for vector in vectors:
+        (product,) = vector_products([first], [logits], [vector], create_graph=False)
+        if torch.linalg.vector_norm(product, dtype=wide(product.dtype)) > rounding_to_zero(product):
+            break
+    else:
+        return None
+    if not product.isfinite().all():
         return None
     vector, product, z = (t.detach().to(wide(t.dtype)) for t in (vector, product, logits))
     p = z.softmax(-1)
