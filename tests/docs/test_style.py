@@ -1,8 +1,4 @@
-"""Pages for users are short, plain and American; their numbers come from records, and their links lead somewhere.
-
-Pages that still break a rule are listed in style_exceptions.yaml with how often. `PYTHONPATH=tests python -m
-support.style` lowers the list.
-"""
+"""Pages for users are short, plain and American; their numbers come from records, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,27 +11,12 @@ from support import prose, style
 from support.launch import ROOT
 
 PAGES = prose.user_pages()
-ALLOWED = style.exceptions()
-SHOWN = {
-    "words": lambda page: [f"{prose.length(page)} words"],
-    "long_sentences": prose.long_sentences,
-    "banned": lambda page: prose.matches(page, style.BANNED),
-    "untraced_numbers": style.untraced,
-    "wide_code": prose.wide_code,
-}
 
 
-@pytest.mark.parametrize("rule", style.COUNTS)
+@pytest.mark.parametrize("rule", style.RULES)
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_keep_the_rules(page: str, rule: str) -> None:
-    count, allowed = style.COUNTS[rule](page), ALLOWED[rule].get(page, 0)
-    assert count <= allowed, f"{page}, {rule}: {SHOWN[rule](page)}"
-    # The list of exceptions only shrinks. Lengths may vary by a sentence or two.
-    assert count >= allowed - (50 if rule == "words" and count else 0), "run `PYTHONPATH=tests python -m support.style`"
-
-
-def test_exceptions_are_for_pages_that_exist() -> None:
-    assert {page for pages in ALLOWED.values() for page in pages} <= set(PAGES)
+    assert style.RULES[rule](page) == []
 
 
 def test_the_readme_is_short() -> None:

@@ -1,20 +1,11 @@
-"""The rules for words in pages for users, and the pages that still break them.
-
-PYTHONPATH=tests python -m support.style    lowers the exceptions to what pages still need; it never raises one
-"""
+"""The rules for words: in pages for users, in docstrings, and in messages."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from support.prose import length, long_sentences, matches, nav, untraced_numbers, wide_code
 
-import yaml
-
-from support.prose import length, long_sentences, matches, nav, untraced_numbers, user_pages, wide_code
-
-EXCEPTIONS = Path(__file__).parents[1] / "docs" / "style_exceptions.yaml"
 # Words of a page, without code and tables.
-MOST_WORDS = {"How to": 600, "Explanation": 900}
+MOST_WORDS = {"Home": 300, "Start": 600, "How to": 600, "Explanation": 900, "Reference": 600, "Other tools": 900}
 
 # What is not written, with what is written instead.
 BANNED = {
@@ -67,10 +58,10 @@ CONSTANTS = {
 }
 
 
-def words_over(page: str) -> int:
-    """The length of a page that is too long, or 0."""
-    limit = MOST_WORDS.get(nav().get(page.removeprefix("docs/"), ""))
-    return length(page) if limit is not None and length(page) > limit else 0
+def words_over(page: str) -> list[str]:
+    """The length of a page that is too long."""
+    limit, words = MOST_WORDS.get(nav().get(page.removeprefix("docs/"), "")), length(page)
+    return [f"{words} words, at most {limit}"] if limit is not None and words > limit else []
 
 
 def untraced(page: str) -> list[str]:
@@ -78,32 +69,11 @@ def untraced(page: str) -> list[str]:
     return untraced_numbers(page, ["docs/generated", "docs/img", *SOURCES.get(page, [])], CONSTANTS)
 
 
-COUNTS = {
+# What a page has that it should not have, by the name of the rule.
+RULES = {
     "words": words_over,
-    "long_sentences": lambda page: len(long_sentences(page)),
-    "banned": lambda page: len(matches(page, BANNED)),
-    "untraced_numbers": lambda page: len(untraced(page)),
-    "wide_code": lambda page: len(wide_code(page)),
+    "long sentences": long_sentences,
+    "banned": lambda page: matches(page, BANNED),
+    "untraced numbers": untraced,
+    "wide code": wide_code,
 }
-
-
-def exceptions() -> dict[str, dict[str, int]]:
-    """What each page may still break: rule, page, number."""
-    content: Any = yaml.safe_load(EXCEPTIONS.read_text(encoding="utf-8"))
-    return {rule: dict(content.get(rule) or {}) for rule in COUNTS}
-
-
-def lowered(allowed: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """The exceptions that are still needed."""
-    pages = user_pages()
-    counted = {rule: {page: count(page) for page in pages if page in allowed[rule]} for rule, count in COUNTS.items()}
-    return {
-        rule: {page: min(number, allowed[rule][page]) for page, number in by_page.items() if number}
-        for rule, by_page in counted.items()
-    }
-
-
-if __name__ == "__main__":
-    first = EXCEPTIONS.read_text(encoding="utf-8").splitlines()
-    comments = [line for line in first if line.startswith("#")]
-    EXCEPTIONS.write_text("\n".join([*comments, yaml.safe_dump(lowered(exceptions()))]), encoding="utf-8")

@@ -41,7 +41,7 @@ class DataSummary:
     def lines(self) -> list[tuple[str, str]]:
         """Return the lines of the summary, with their headings."""
         columns = ", ".join(f"{name} in {quote(column)}" for name, column in self.columns.items())
-        guesses = f" (guessed; to choose: {', '.join('--' + g for g in self.guesses)})" if self.guesses else ""
+        guesses = f" (guessed; flags: {', '.join('--' + g for g in self.guesses)})" if self.guesses else ""
         rows = ", ".join(f"{count:,} {_VERBS.get(name, name)}" for name, count in self.rows.items())
         left_out = f"; {self.dropped:,} with an empty place left out" if self.dropped else ""
         found = [("data", self.source), ("columns", columns + guesses), ("rows", rows + self.note + left_out)]
