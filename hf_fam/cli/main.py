@@ -146,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="compare six methods on data that come with hf_fam, offline (a few minutes)",
-        description="Compare six methods on 30 intents of Banking77 with a fifth of the labels wrong, on the frozen "
+        description="Compare six methods on 30 intents of Banking77 with 20 % label noise, on the frozen "
         "backbone of all-MiniLM-L6-v2; offline.",
     )
     demo_command.add_arguments(demo)

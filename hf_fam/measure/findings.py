@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 # The size of perturbation that the sentences speak of.
 _DELTA = 0.1
 _STANDARD_ERRORS = 1.96
+# A centered head has another kappa, for which nothing in a saved model says that it was trained.
+_UNCENTERED = (
+    "These κ take the features as they are. A head that was trained with centered features, such as that of "
+    "FlatLogisticRegression, can be flat around their mean and have a large κ here."
+)
 # Losses that differ by this fraction are called different.
 _SAME_LOSS = 0.1
 
@@ -106,6 +111,7 @@ def _comparison(model: MeasuredModel, second: MeasuredModel) -> list[str]:
         sentences.append(f"{second.name} has no layer in common with this model, so their κ are not compared.")
         return sentences
     sentences += [_compare_layers(one, other, second.name) for one, other in pairs[:2]]
+    sentences.append(_UNCENTERED)
     if abs(model.loss - second.loss) > _SAME_LOSS * max(abs(model.loss), abs(second.loss)):
         sentences.append(
             f"The mean losses differ ({model.loss:.3g} against {second.loss:.3g}). κ falls with the loss of a "

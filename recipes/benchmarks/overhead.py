@@ -99,6 +99,7 @@ def contenders(models: dict[str, Any], blocks: int, above: int) -> dict[str, Con
             Contender(model, "perturbation", "head"),
             Contender(model, "sam"),
         ]
+    rows += [Contender("frozen_head", "closed_form", "head", center=True), Contender("frozen_head", "sam")]
     return {row.name: row for row in rows if row.model in models}
 
 
@@ -129,11 +130,26 @@ def resnet18(quick: bool) -> ResNetConfig:
 
 RESNET_18 = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
 
-MODELS = {"minilm": minilm, "resnet": resnet, "resnet18": resnet18}
+
+class FrozenHead(nn.Module):
+    """The part of an image model that is trained on stored features, as by `--freeze_backbone`."""
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(16 if quick else 1280, 10)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.classifier(features)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+MODELS = {"minilm": minilm, "resnet": resnet, "resnet18": resnet18, "frozen_head": FrozenHead}
 
 
 def make_model(row: Contender, quick: bool) -> nn.Module:
     set_seed(0)
+    if row.model == "frozen_head":
+        return FrozenHead(quick)
     config = MODELS[row.model](quick)
     if isinstance(config, ResNetConfig):
         return ResNetForImageClassification(config)
@@ -143,6 +159,15 @@ def make_model(row: Contender, quick: bool) -> nn.Module:
 
 def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
+    if model == "frozen_head":
+        size = 16 if quick else 1280
+        return [
+            {
+                "features": torch.rand(32, size, generator=generator),
+                "labels": torch.randint(10, (32,), generator=generator),
+            }
+            for _ in range(count)
+        ]
     if model != "minilm":
         return [
             {

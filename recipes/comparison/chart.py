@@ -124,7 +124,7 @@ def markdown(rows: dict[str, list[Row]]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
     for pair in zip(*rows.values(), strict=True):
-        for labels, row in zip(("20 % wrong", "right"), pair, strict=True):
+        for labels, row in zip(("20 % noise", "clean"), pair, strict=True):
             plain, fam, *rest = row.scores
             difference = fam.minus(plain)
             half = interval(difference)
@@ -137,7 +137,7 @@ def markdown(rows: dict[str, list[Row]]) -> str:
 
 
 def draw(rows: dict[str, list[Row]], path: Path) -> None:
-    """Draw a row of two panels for each regime: wrong labels, right labels."""
+    """Draw a row of two panels for each regime: with label noise, without."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +146,7 @@ def draw(rows: dict[str, list[Row]], path: Path) -> None:
     matplotlib.rcParams.update({"font.size": 10})
     count = len(rows["right"])
     figure, axes = pyplot.subplots(count, 2, figsize=(6.6, 1.32 * count + 0.9), layout="constrained", squeeze=False)
-    titles = ("20 % of training labels wrong", "all training labels right")
+    titles = ("20 % label noise", "no label noise")
     for column, (title, entries) in enumerate(zip(titles, rows.values(), strict=True)):
         for panel, row in zip(axes[:, column], entries, strict=True):
             draw_row(panel, row)
@@ -155,9 +155,7 @@ def draw(rows: dict[str, list[Row]], path: Path) -> None:
             else:
                 panel.set_title(row.data, fontsize=8.5, loc="right", color="#555555", pad=4)
         axes[-1, column].set_xlabel(f"{title}\ntest accuracy (%), 95 % interval", fontsize=9.5)
-    figure.suptitle(
-        "FAM helps most where training labels are wrong\n(left; all labels are right in the right column)", fontsize=12
-    )
+    figure.suptitle("FAM helps most with noisy training labels\n(left: 20 % label noise, right: none)", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     pyplot.close(figure)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import default_data_collator
+from transformers import ViTConfig, ViTForImageClassification, default_data_collator
 
 from hf_fam.cli import main as cli
 from hf_fam.flatness.estimators import estimator_names, unregister
@@ -30,14 +30,21 @@ FILES.append(DOCS / "generated" / "troubleshooting.md")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-# A folder of this name has a tiny model of the same kind, so that nothing is downloaded.
-HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def store_tiny_model(folder: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
+def store_text_model(folder: Path) -> None:
+    tiny_tokenizer().save_pretrained(folder)
     tiny_bert().base_model.save_pretrained(folder)
+
+
+def store_image_model(folder: Path) -> None:
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(**size, patch_size=56, num_labels=1000)).save_pretrained(folder)
+
+
+# Folders of these names have a tiny model of the same kind, so that nothing is downloaded.
+HUB_MODELS = {
+    "sentence-transformers/all-MiniLM-L6-v2": store_text_model,
+    "facebook/deit-tiny-patch16-224": store_image_model,
+}
 
 
 def blocks(file: Path, *languages: str) -> list[tuple[int, str]]:
@@ -81,8 +88,9 @@ def namespace(path: Path, code: str) -> dict[str, Any]:
 def test_python_blocks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    if HUB_MODEL in file.read_text(encoding="utf-8"):
-        store_tiny_model(tmp_path / HUB_MODEL)
+    for name, store in HUB_MODELS.items():
+        if name in file.read_text(encoding="utf-8"):
+            store(tmp_path / name)
     names = namespace(tmp_path, "".join(code for _, code in blocks(file, "python")))
     known = set(estimator_names())
     try:

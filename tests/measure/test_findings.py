@@ -53,6 +53,12 @@ def test_the_sharpest_layer_is_the_one_whose_perturbation_costs_most() -> None:
     assert "sharpest of 2 layers is narrow" in sentence and "from 0.5 to about 0.51" in sentence
 
 
+def test_a_comparison_says_that_features_are_not_centered() -> None:
+    one, other = (MeasuredModel(name, table(layer("head", kappa))) for name, kappa in (("one", 4.0), ("other", 1.0)))
+    assert any("trained with centered features" in sentence for sentence in findings(one, other))
+    assert not any("centered" in sentence for sentence in findings(one))
+
+
 def test_a_negative_kappa_is_not_called_a_rise() -> None:
     assert "not at a minimum" in findings(MeasuredModel("m", table(layer("head", -1.0))))[1]
 
@@ -63,7 +69,7 @@ def test_a_negative_kappa_is_not_called_a_rise() -> None:
 def test_a_second_model(kappa: float, words: str) -> None:
     one, other = MeasuredModel("a", table(layer("head", kappa))), MeasuredModel("b", table(layer("head", 2.0)))
     said = findings(one, other)
-    assert words in said[-1] and "of b" in said[-1]
+    assert words in said[-2] and "of b" in said[-2]
     less_trained = MeasuredModel("b", table(layer("head", 2.0, loss=1.0)))
     assert "compare the flatness of models at equal loss" in findings(one, less_trained)[-1]
     assert "no layer in common" in findings(one, MeasuredModel("b", table(layer("other", 2.0))))[-1]

@@ -27,7 +27,7 @@ def test_the_table_is_current(tmp_path: Path) -> None:
 
 
 def test_a_row_agrees_with_the_runs() -> None:
-    """The gain of a small network with wrong labels, computed another way."""
+    """The gain of a small network with label noise, computed another way."""
     runs = pandas.read_parquet(ROOT / "recipes/comparison/results/frozen_mlp.parquet")
     runs = runs[(runs.task == "banking77-10-shot-noise0.2") & runs.seed.between(150, 169)]
     plain = runs[(runs.method == "plain") & runs.settings.str.contains('"learning_rate": 0.0001,')]
@@ -42,6 +42,6 @@ def test_a_row_agrees_with_the_runs() -> None:
     ]
     gain = 100 * np.mean(accuracies[1] - accuracies[0])
     table = (ROOT / "docs/generated/does_it_help.md").read_text(encoding="utf-8")
-    row = next(line for line in table.splitlines() if line.startswith("| Small network") and "20 % wrong" in line)
+    row = next(line for line in table.splitlines() if line.startswith("| Small network") and "20 % noise" in line)
     shown = re.search(r"\+(\d+\.\d) \(", row)
     assert shown is not None and float(shown.group(1)) == pytest.approx(gain, abs=0.051)

@@ -10,7 +10,7 @@ from pathlib import Path
 METHODS = ("plain", "fam", "weight_decay", "bi_tempered", "logistic_regression", "flat_logistic_regression")
 QUICK = ("--seeds", "2", "--grid_size", "1", "--tuning_repeats", "1", "--num_train_epochs", "2")
 QUICK_INTENTS = 5
-# Seeds of each setting that is tried: with a fifth of its labels wrong, the validation score of one says little.
+# Seeds of each setting that is tried: with 20 % label noise, the validation score of one says little.
 TUNING_REPEATS = 5
 
 
@@ -45,6 +45,6 @@ def run(options: argparse.Namespace) -> None:
         *("--cache_dir", str(options.output_dir / "cache"), "--report", str(options.output_dir / "report.html")),
         *(QUICK if options.quick else ()),
     ]
-    print("30 intents of Banking77, 10 questions each, a fifth of their labels wrong; MiniLM is frozen. The command:")
+    print("30 intents of Banking77, 10 questions each, 20 % label noise; MiniLM is frozen. The command:")
     print(shlex.join(["hf-fam", "compare", "text_classification", *arguments]) + "\n", flush=True)
     compare("text_classification", arguments)

@@ -1,4 +1,4 @@
-"""The data of the demo: 30 intents of Banking77, with a fifth of the training labels wrong."""
+"""The data of the demo: 30 intents of Banking77, with label noise of 20 %."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_rows() -> list[dict[str, str]]:
 
 
 def write_files(folder: Path, intents: int | None = None) -> tuple[Path, Path]:
-    """Write the training data, with wrong labels, and the test data as csv files.
+    """Write the training data, with label noise, and the test data as csv files.
 
     Args:
         folder: the folder, which is made.

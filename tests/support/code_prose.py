@@ -1,0 +1,99 @@
+"""The sentences of the package's code: docstrings, and strings that a user may read.
+
+PYTHONPATH=.:tests python -m support.code_prose [FOLDER]    lists those that break a rule
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.prose import LONGEST_SENTENCE, word_count
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "hf_fam"
+SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Examples", "Example", "Note", "Warns")
+# A string with fewer words is a key, a heading or a part of a sentence.
+FEWEST_WORDS = 4
+
+
+def modules(folder: str = "") -> list[Path]:
+    """The files of the package, or of one of its rooms."""
+    return sorted((PACKAGE / folder).rglob("*.py"))
+
+
+def docstring_sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """Every sentence of the docstrings of a file, with the line of the docstring."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                line = 1 if isinstance(node, ast.Module) else node.lineno
+                yield from ((line, sentence) for part in paragraphs(text) for sentence in split(part))
+
+
+def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """Every sentence of the strings of a file that are no docstrings; what is formatted in counts as one word."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Expr) for part in ast.walk(node)
+               if isinstance(node.value, ast.Constant)}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in ast.walk(node) if part is not node and isinstance(part, ast.Constant)}
+            # Strings within a replacement are read on their own.
+            skipped -= {id(p) for v in node.values if isinstance(v, ast.FormattedValue) for p in ast.walk(v.value)}
+        if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
+            skipped |= {id(part) for part in ast.walk(node.format_spec)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|]|\w+:))", text):
+            yield from ((node.lineno, s) for s in split(part) if word_count(s) >= FEWEST_WORDS)
+
+
+def paragraphs(docstring: str) -> Iterator[str]:
+    """The paragraphs of a docstring and its entries, without examples, tables and formulas."""
+    docstring = re.sub(r"^ *```.*?^ *```$", "", docstring, flags=re.DOTALL | re.MULTILINE)
+    docstring = re.sub(r"^( *)>>>.*?(?=\n\s*\n|\Z)", "", docstring, flags=re.DOTALL | re.MULTILINE)
+    docstring = re.sub(r"::\n\n(?:(?: {4,}.*)?\n)+", ".\n\n", docstring + "\n")
+    for block in re.split(r"\n\s*\n", docstring):
+        block = re.sub(rf"^\s*(?:{'|'.join(SECTIONS)}):\s*$", "", block, flags=re.MULTILINE)
+        block = textwrap.dedent(block)
+        # An entry begins where a line is not indented, or with a dash or a number.
+        for part in re.split(r"\n(?=\s*(?:[-*]|\d+\.) )|\n(?=[\w*`, ]+(?:\([^()\n]*\))?: )", block):
+            yield re.sub(r"^\s*[\w*`, .]+(?:\([^()\n]*\))?: ", "", part) if ": " in part.split("\n")[0][:60] else part
+
+
+def split(text: str) -> Iterator[str]:
+    """The sentences of a text; code is one word."""
+    text = re.sub(r"``?[^`\n]+``?", "code", text)
+    text = re.sub(r"\[([^\[\]]*)\](?:\([^()\s]*\)|\[[^\[\]]*\])?", r"\1", text)
+    text = re.sub(r"\s+", " ", text).strip(" -*|")
+    yield from (s for s in re.split(r"(?<=[.!?])\s+(?=[A-Zκλδσ(\"']|code|hf_fam)", text) if s)
+
+
+def long(sentences: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The sentences that are too long."""
+    return [(line, s) for line, s in sentences if word_count(s) > LONGEST_SENTENCE]
+
+
+if __name__ == "__main__":
+    from support.style import BANNED
+
+    for file in modules(*sys.argv[1:]):
+        for kind, found in (("doc", docstring_sentences(file)), ("msg", message_sentences(file))):
+            for line, sentence in found:
+                banned = [m.group() for p in BANNED for m in re.finditer(p, sentence, re.IGNORECASE)]
+                words = word_count(sentence)
+                if banned or words > LONGEST_SENTENCE:
+                    print(f"{file.relative_to(ROOT)}:{line} {kind} {words} {banned or ''} {sentence}")
