@@ -9,7 +9,16 @@ from collections.abc import Iterable
 
 from . import Estimator, estimators
 
-_HEADER = ("estimator", "what it is", "acts in", "derivatives", "default λ", "probes", "centers", "smooths")
+_HEADER = (
+    "estimator",
+    "what it is",
+    "acts in",
+    "derivatives",
+    "default λ up to 4,096 classes",
+    "probes",
+    "centers",
+    "smooths",
+)
 
 
 def estimator_table(kinds: Iterable[type[Estimator]] | None = None) -> str:
