@@ -145,8 +145,8 @@ def rounding_error(products: Sequence[Tensor]) -> Tensor:
 def quadratic_form(u: Sequence[Tensor], product: Sequence[Tensor], weights_only: bool) -> Tensor:
     """Return ``u^T H u`` from u and H u, in float32 or wider.
 
-    With ``weights_only`` the Hessian is held constant and u depends on the weight alone, so that the gradient is
-    ``2 (H u)^T du/dW``: term I of the FAM paper's Lemma 1.
+    With ``weights_only`` the Hessian is held constant, and u depends on the weight alone. Then the gradient is
+    ``2 (H u)^T du/dW``, term I of the FAM paper's Lemma 1.
     """
     total = torch.zeros((), dtype=wide(u[0].dtype), device=u[0].device)
     for left, right in zip(u, product, strict=True):

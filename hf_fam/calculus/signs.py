@@ -1,8 +1,8 @@
 """Random signs that are a function of numbers alone: the seed, the step, the item, the position in it, the feature.
 
-A counter-based generator: a 64-bit mixing function (the finalizer of splitmix64; Steele, Lea, Flood 2014, "Fast
-splittable pseudorandom number generators") is applied to one number after the other. So an item gets the same signs
-in every micro-batch, process, padding and device, and there is no state to save.
+This is a counter-based generator: it applies a 64-bit mixing function to one number after the other. The function is
+the finalizer of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"). So an item gets
+the same signs in every micro-batch, process, padding and device, and there is no state to save.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The gradient of kappa is a third derivative of the tail. The double backward of torch's fused normalizations takes the
 saved mean and deviation for constants (pytorch issues 175754 and 186256). That of logcumsumexp is not a number, and
-that of the modified Bessel function i1 is wrong. tests/calculus/test_third_derivatives.py compares the
-differentiable operations of torch with finite differences, and finds no other.
+that of the modified Bessel function i1 is wrong.
+
+The tests compare the differentiable operations of torch with finite differences, and find no other.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def refuse_wrong_third_derivatives(graph: TailGraph) -> None:
         if name.startswith(NORMALIZATIONS) and not uses_running_statistics:
             raise WrongThirdDerivativeError(
                 f"{name} lies between the feature layer and the loss, and torch's third derivative of it is wrong "
-                "(pytorch issues 175754, 186256): replace the function by a module (torch.nn.LayerNorm, BatchNorm), "
-                'choose a layer above it such as the head, or use estimator="perturbation".'
+                "(pytorch issues 175754, 186256). Replace the function by a module such as torch.nn.LayerNorm, choose "
+                'a layer above it such as the head, or use estimator="perturbation".'
             )
         if name.startswith(OTHERS):
             raise WrongThirdDerivativeError(
-                f"{name} lies between the feature layer and the loss, and torch's third derivative of it is wrong: use "
-                'estimator="perturbation", or another loss (sentence-transformers\' CoSENT and AnglE losses contain '
-                "logcumsumexp)."
+                f"{name} lies between the feature layer and the loss, and torch's third derivative of it is wrong. Use "
+                'estimator="perturbation", or another loss. The CoSENT and AnglE losses of sentence-transformers '
+                "contain logcumsumexp."
             )

@@ -31,7 +31,9 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
     """Logistic regression on fixed features, penalized by its relative flatness.
 
     It minimizes the mean cross-entropy plus λ Σ c ‖φ‖² Var_q(w) over weights w and intercepts, by L-BFGS on all
-    samples. φ are the features minus their mean, c the sample weights, with sum one. Var_q(w) is the variance of the
+    samples.
+
+    φ are the features minus their mean. c are the sample weights, with sum one. Var_q(w) is the variance of the
     classes' weights under the smoothed probabilities q = (1 − ε) softmax + ε / C. λ = δ² / (2d) belongs to random
     perturbations of the features of relative size δ, in d effective dimensions. Scaling or rotating the features
     changes no prediction.

@@ -1,12 +1,12 @@
 """Cross-entropy plus smoothed relative flatness of a linear classifier: value and gradient in closed form.
 
-With features φ of a sample, measured from an origin, logits z = Wφ + b, p = softmax(z), q = (1 − ε) p + ε / C and item
-weights c with sum one, the objective is
+φ are the features of a sample, measured from an origin. Its logits are z = Wφ + b, and p = softmax(z). With
+q = (1 − ε) p + ε / C and item weights c with sum one, the objective is
 
     Σ c ( −log p_y + λ ‖φ‖² Var_q(w) ),    Var_q(w) = Σ_k q_k ‖w_k‖² − ‖Σ_k q_k w_k‖².
 
-Var_q(w) needs W only through the C × C matrix of inner products G = W Wᵀ, so no array of the size of the features is
-made. With h = diag(G) − 2 G q, the derivative by the logits is
+Var_q(w) needs W only through the C × C matrix of inner products G = W Wᵀ. So no array is as large as the features.
+With h = diag(G) − 2 G q, the derivative by the logits is
 
     c ( p − onehot(y) + λ ‖φ‖² (1 − ε) p ∘ (h − ⟨p, h⟩) ),
 

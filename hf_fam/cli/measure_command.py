@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         required=True,
         metavar="DATA",
-        help="a data set on the Hub; a parquet, csv, tsv, json or jsonl file; a folder of such files, of images with "
-        "one folder per class, or from Dataset.save_to_disk",
+        help="data set on the Hub, file (parquet, csv, tsv, json, jsonl), or folder of such files, of images by class, "
+        "or from Dataset.save_to_disk",
     )
     add("--dataset-config", metavar="NAME", help="name of the data set's configuration")
     add("--split", help="name of the split (default: the only one, or train)")

@@ -63,13 +63,13 @@ def compare(
         methods: names in `hf_fam.methods.METHODS`, or methods with a strength, which is then tuned around it.
         test_dataset: the test set, or a function that returns it. Without it, repeated stratified splits of the
             training data have test parts of their own.
-        scoring_dataset: the training rows without random changes such as augmentation, or a function that returns them;
-            validation and test parts of the training data are scored on it.
-        metric: ``"accuracy"``, another name in what the Trainer's ``compute_metrics`` returns, or a function of the
-            predictions that returns one number, or one for each test item, whose mean is the metric.
+        scoring_dataset: the training rows without random changes such as augmentation, or a function that returns
+            them. Validation and test parts of the training data are scored on it.
+        metric: ``"accuracy"``, or another name in what the Trainer's ``compute_metrics`` returns. Or a function of the
+            predictions that returns one number, or one number for each test item; their mean is the metric.
         higher_is_better: None: False for losses and errors, by the name.
         margin: the largest difference that makes no practical difference; 0.5 points for metrics in percent.
-        seeds: number of seeds at most; of splits, without a test set.
+        seeds: the largest number of seeds, or of splits if there is no test set.
         budget: seconds, or a text such as ``"20m"``; None: no limit.
         grid_size: number of settings that are tried for each method; 1: no tuning.
         tuning_repeats: number of seeds of each setting that is tried, each with validation rows of its own.

@@ -29,8 +29,8 @@ class Metric:
 
     Attributes:
         name: ``"accuracy"``, or a name in what the Trainer's ``compute_metrics`` returns.
-        compute: computes the metric from an ``EvalPrediction``: one number, or a number for each test item, whose mean
-            is the metric; None for the metric of the name.
+        compute: computes the metric from an ``EvalPrediction``: one number, or a number for each test item. The mean
+            over items is the metric. None stands for the metric of the name.
         higher_is_better: True if more is better.
     """
 

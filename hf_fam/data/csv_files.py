@@ -32,7 +32,7 @@ def read_csv(path: Path, encoding: str | None = None) -> pa.Table:
     """Return the table of a file with delimited values.
 
     The first line has the names of the columns. The delimiter is the one of ``, ; |`` and tab that cuts the first rows
-    into the most columns, equally many in each; if none does, it may be any other sign.
+    into the most columns, equally many in each. If none does, it may be any other sign.
     A column whose values are all numbers has a numeric type. An empty value is missing.
 
     Args:

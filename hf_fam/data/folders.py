@@ -27,9 +27,9 @@ def read_folder(folder: str | Path, encoding: str | None = None) -> dict[str, Da
     """Return the splits of a folder.
 
     Args:
-        folder: a folder of tables with the split in their names, such as ``train.csv`` (``train`` without such a word);
-            of images, with one folder for each class, or with the folders ``train``, ``validation`` and ``test`` that
-            contain those; or one that ``save_to_disk`` wrote.
+        folder: a folder of tables with the split in their names, such as ``train.csv``. A table without such a word is
+            ``train``. Or a folder of images, with one folder for each class, or with the folders ``train``,
+            ``validation`` and ``test`` that contain those. Or a folder that ``save_to_disk`` wrote.
         encoding: encoding of text files; UTF-8 by default.
 
     Returns:

@@ -62,8 +62,8 @@ def attach(
         A handle with the last kappa and ``detach()``.
 
     Raises:
-        ValueError: the strength, the number of probes or the smoothing is out of range, the layer does not exist, or
-            the head has a single output or a flatness term already.
+        ValueError: the strength, the number of probes or the smoothing is out of range. The layer does not exist. The
+            head has a single output, or it has a flatness term already.
         TypeError: the layer is of a kind that is not supported.
 
     Examples:
@@ -104,14 +104,14 @@ class AttachedFlatness:
         if isinstance(layer, str) and layer == REPRESENTATION:
             raise ValueError(
                 f'layer="{REPRESENTATION}" makes no logits, but attach is for softmax cross-entropy over the outputs '
-                "of one layer: remove the argument to use the head, or use RelativeFlatness or FAMMixin."
+                "of one layer. Remove the argument to use the head, or use RelativeFlatness or FAMMixin."
             )
         refuse_older_fsdp(unwrap(model))
         self.layer = FeatureLayer(model, layer)
         if self.layer.out_features < 2:
             raise ValueError(
                 f"layer '{self.layer.name}' has one output (regression, a reward, multiple choice), but attach is for "
-                "softmax cross-entropy over the outputs of one layer: use RelativeFlatness or FAMMixin, which support "
+                "softmax cross-entropy over the outputs of one layer. Use RelativeFlatness or FAMMixin, which support "
                 "other losses."
             )
         if has_flatness_term(self.layer.module):
@@ -171,9 +171,9 @@ class AttachedFlatness:
         """Return the message about a term that no backward pass used."""
         return (
             f"No backward pass has gone through the flatness term at '{self.layer.name}' since the last call. Possible "
-            "causes: no backward pass ran in training mode; the loss does not depend on this layer (a loss that is "
-            "fused with the head, such as Liger's, does not call it); the model was compiled while the term was "
-            "detached; or the head and all layers below it are frozen."
+            "causes: no backward pass ran in training mode, or the model was compiled while the term was detached. The "
+            "head and all layers below it are frozen. Or the loss does not depend on this layer: a loss that is fused "
+            "with the head, such as Liger's, does not call it."
         )
 
     def detach(self) -> None:
@@ -208,8 +208,8 @@ class AttachedFlatness:
             self._has_warned = True
             warnings.warn(
                 f"The gradient of the loss at '{self.layer.name}' is not that of softmax cross-entropy with hard "
-                "labels (label smoothing, soft labels, sigmoid, preferences, logits that change after this "
-                "layer ...), so kappa has wrong item weights here. Use RelativeFlatness or FAMMixin, which support "
+                "labels, so kappa has wrong item weights here. Causes are label smoothing, soft labels, sigmoids, "
+                "preferences, and logits that change after this layer. Use RelativeFlatness or FAMMixin, which support "
                 "other losses.",
                 stacklevel=2,
             )

@@ -21,8 +21,8 @@ class Seeds:
     Attributes:
         numbers: seeds, the same on every process and micro-batch of a step.
         first_item: position of this batch's first item in the whole batch of the step.
-        items: number of items in this batch, if the first dimension contains several rows of each item; None if every
-            entry of the first dimension is an item.
+        items: number of items in this batch, if the first dimension has several rows for each item. None if every entry
+            of the first dimension is an item.
     """
 
     numbers: tuple[int, ...] = (0,)

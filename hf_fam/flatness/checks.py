@@ -13,7 +13,7 @@ from .batch import Batch
 
 # Compiled code has no second derivatives. The message names the alternatives.
 _COMPILED = (
-    "which cannot be differentiated twice: compile only what lies below the layer (model.base_model.compile()), or use "
+    "which cannot be differentiated twice. Compile only what lies below the layer (model.base_model.compile()), or use "
     "hf_fam.attach or hf_fam.FAMCallback, whose term for the head works in compiled models."
 )
 
@@ -53,19 +53,19 @@ def check_captures(
         )
     if not captures:
         raise ValueError(
-            f"layer '{layer.name}' was not called in the forward pass: choose one that `hf-fam layers MODEL` lists, "
+            f"layer '{layer.name}' was not called in the forward pass. Choose one that `hf-fam layers MODEL` lists, "
             "and turn off fused losses such as Liger's, which do not call the head."
         )
     if not all(c.pre_activations.requires_grad for c in captures):
         raise ValueError(
-            f"nothing at or below layer '{layer.name}' is trainable, so its flatness cannot be trained: "
-            "unfreeze the layer or a layer below it, or choose a layer closer to the loss."
+            f"nothing at or below layer '{layer.name}' is trainable, so its flatness cannot be trained. "
+            "Unfreeze the layer or a layer below it, or choose a layer closer to the loss."
         )
     if not all(c.is_unchanged for c in (*captures, *head_captures)):
         names = " or ".join(f"'{watched.name}'" for watched in {layer, head or layer})
         raise ValueError(
-            f"what layer {names} gets or returns is changed in place later in the forward pass: write that "
-            "operation without its underscore (x = x + y instead of x += y)."
+            f"what layer {names} gets or returns is changed in place later in the forward pass. Write that "
+            "operation without its underscore, such as x = x + y instead of x += y."
         )
 
 

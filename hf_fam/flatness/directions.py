@@ -119,9 +119,9 @@ def draw_for_trace(
 ) -> list[Tensor]:
     """Return directions u whose mean ``u^T (d2L/dz2) u`` is the trace of the Hessian.
 
-    Tr H is the trace of the Hessian by the weight. They are the directions of kappa with the identity in place of W:
-    ``u_t = ||phi_t|| r_t`` for uncoupled rows, with signs r in R^d, and ``u_ts = r_s (a_b . phi_t)`` for coupled ones,
-    where b is the block of output s.
+    Tr H is the trace of the Hessian by the weight. The directions are those of kappa with the identity in place of W.
+    For uncoupled rows they are ``u_t = ||phi_t|| r_t``, with signs r in R^d. For coupled rows they are
+    ``u_ts = r_s (a_b . phi_t)``, where b is the block of output s.
 
     Args:
         features: phi of every call, in the layer's layout.

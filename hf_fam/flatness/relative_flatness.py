@@ -78,8 +78,8 @@ class RelativeFlatness:
             - ``"perturbation"``: the loss under random feature perturbations. Needs first derivatives only.
             - ``"dense"``: the full Hessian, a reference for small layers.
 
-            In a model that FSDP shards, the closed form acts in the backward pass, ``"auto"`` is perturbation for a
-            hidden layer, and the other estimators are refused.
+            In a model that FSDP shards, the closed form acts in the backward pass. ``"auto"`` is perturbation for a
+            hidden layer. The other estimators are refused.
         probes: number of random probes to average. Defaults to 16 for row probes and to 1 for Hessian and Gauss-Newton
             probes. The other estimators use none.
         generator: random generator for the seeds of the probes. By default the seeds are numbered, so the random state
@@ -92,7 +92,7 @@ class RelativeFlatness:
             except with ``"dense"`` and ``"row_probes"``. None centers when only a head with a bias
             is trained, as the trainers do. The papers' definition is False.
         smoothing: eps, at least 0 and below 1. kappa then weighs the classes by smoothed probabilities,
-            ``(1 - eps) p + eps / C``, so a confident model does not count as flat (docs/smoothing.md). Available with
+            ``(1 - eps) p + eps / C``. So a confident model does not count as flat (docs/smoothing.md). Available with
             ``"closed_form"``, ``"row_probes"`` and ``"gauss_newton"``, for softmax and sigmoid cross-entropy; a squared
             error needs none. The papers' definition is 0.
 
@@ -275,7 +275,7 @@ class RelativeFlatness:
 
         Args:
             strength: lambda. Required by ``"perturbation"``, which acts in the forward pass. A head of more than 4096
-                classes under cross-entropy uses it to save memory: the term then acts in the backward pass, and adding
+                classes under cross-entropy uses it to save memory. The term then acts in the backward pass, and adding
                 the result to the loss has no further effect.
 
         Raises:

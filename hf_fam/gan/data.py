@@ -18,8 +18,9 @@ def collate_samples(items: Sequence[Any]) -> dict[str, Tensor]:
     """Stack the samples of some items, and drop all other fields.
 
     Args:
-        items: tensors or arrays; tuples whose first entry is one, as of (image, label); or mappings, whose field
-            ``samples``, ``pixel_values``, ``image``, ``images``, ``x`` or ``data`` is one, or their only field.
+        items: tensors or arrays; tuples whose first entry is one, such as (image, label); or mappings with a tensor or
+            an array. Its field is ``samples``, ``pixel_values``, ``image``, ``images``, ``x`` or ``data``, or the only
+            one.
 
     Returns:
         ``samples``, of shape (n, ...), floating-point.
@@ -58,7 +59,7 @@ def _sample(item: Any) -> Tensor:
         if not names:
             raise ValueError(
                 f"train_dataset: items have the fields {', '.join(map(repr, item))}, and none of them is called "
-                f"{', '.join(map(repr, _COLUMNS))}: rename the field of the sample, or give a data_collator that "
+                f"{', '.join(map(repr, _COLUMNS))}. Rename the field of the sample, or give a data_collator that "
                 f"returns {{{SAMPLES!r}: tensor}}."
             )
         item = item[names[0]]
@@ -68,7 +69,7 @@ def _sample(item: Any) -> Tensor:
         sample = torch.as_tensor(item)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"train_dataset: an item of type {type(item).__name__} is no tensor ({error}): transform images to "
+            f"train_dataset: an item of type {type(item).__name__} is no tensor ({error}). Transform images to "
             "tensors in the data set, or give a data_collator that returns "
             f"{{{SAMPLES!r}: tensor}}."
         ) from None

@@ -47,10 +47,12 @@ def earth_movers_distance(real: Tensor, generated: Tensor) -> float:
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """Return the Frechet distance between two samples' normal approximations.
 
-    They are the normal distributions with the samples' means and covariances.
+    They are the normal distributions with the samples' means and covariances. The squared distance is
 
-    ||m_1 - m_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), squared as in the Frechet inception distance (Heusel et al.
-    2017, arXiv 1706.08500), which uses features of an Inception network. With fewer samples than features, it is biased
+    ||m_1 - m_2||^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)).
+
+    It is squared as in the Frechet inception distance (Heusel et al. 2017, arXiv 1706.08500). That one uses features of
+    an Inception network. With fewer samples than features, it is biased
     and depends on the sample size.
 
     Args:

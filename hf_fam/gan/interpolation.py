@@ -49,9 +49,10 @@ def interpolate(
     """Find paths between latent codes with realistic samples that change little.
 
     Petzka, Kronvall, Sminchisescu 2022, arXiv 2203.01035. The path's energy is lowered with Adam (betas .5, .999), all
-    pairs at once; each pair keeps its best iterate. With s_i = ||x_{i+1} - x_i||^2 / P for samples of P values, the
-    realism d = (c - low + 10) / (high - low + 10) of a score c, clipped to the range (low, high), and dbar_i the
-    geometric mean of d at samples i and i + 1:
+    pairs at once; each pair keeps its best iterate. For samples of P values, s_i = ||x_{i+1} - x_i||^2 / P.
+
+    The realism of a score c, clipped to the range (low, high), is d = (c - low + 10) / (high - low + 10). dbar_i is the
+    geometric mean of d at samples i and i + 1. The energies are:
 
     - ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2, the paper's. h / dbar_i is per step, so h depends on ``points``;
     - ``"conformal"``: sum (1 + h / dbar_i)^2 s_i, which does not;
@@ -193,7 +194,7 @@ class _Search:
                 )
             if not energies.requires_grad:
                 raise ValueError(
-                    "the latent codes get no gradient from the samples: remove no_grad, .detach() or numpy from the "
+                    "the latent codes get no gradient from the samples. Remove no_grad, .detach() or numpy from the "
                     "generator, scorer or features, and do not call this in torch.inference_mode()."
                 )
             current = energies.detach()
@@ -293,7 +294,7 @@ def _check(
     if z0.shape != z1.shape or z0.ndim < 2 or not len(z0) or not z0.is_floating_point() or z0.dtype != z1.dtype:
         raise ValueError(
             f"z0 is {z0.dtype} of shape {tuple(z0.shape)}, z1 {z1.dtype} of {tuple(z1.shape)}: give floating-point "
-            "codes of the same type and shape (pairs, ...); a single pair as z0[None], z1[None]."
+            "codes of the same type and shape (pairs, ...). Give a single pair as z0[None], z1[None]."
         )
     for name, z in (("z0", z0), ("z1", z1)):
         if not z.isfinite().all():

@@ -77,7 +77,7 @@ def _learning_rate_factor(args: WGANTrainingArguments, network: str, steps: int)
     if not isinstance(scheduler, LambdaLR):
         raise ValueError(
             f"{network}_lr_scheduler_type: '{kind}' follows a metric, which two networks trained against each other do "
-            'not have: give a schedule by the step, such as "constant", "linear" or "cosine".'
+            'not have. Give a schedule by the step, such as "constant", "linear" or "cosine".'
         )
     return scheduler.lr_lambdas[0]
 

@@ -36,8 +36,11 @@ def path_energy(
 ) -> Tensor:
     """Return the energy of each path.
 
-    With s_i = ||x_{i+1} - x_i||^2 / P for P values a sample, and dbar_i the geometric mean of the realism of i and
-    i + 1: ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2; ``"conformal"``: sum (1 + h / dbar_i)^2 s_i; else: sum s_i.
+    For P values a sample, s_i = ||x_{i+1} - x_i||^2 / P. dbar_i is the geometric mean of the realism of i and i + 1.
+
+    - ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2
+    - ``"conformal"``: sum (1 + h / dbar_i)^2 s_i
+    - else: sum s_i
 
     Args:
         energy: its name.

@@ -53,8 +53,8 @@ def write_animation(samples: Tensor, path: Path, low: float, high: float, second
 def _refuse_other_samples(samples: Tensor) -> None:
     if not is_image(samples[0]):
         raise ValueError(
-            f"samples of shape {tuple(samples.shape[2:])} make no picture: give a generator of images, of shape "
-            "(channels, height, width) with 1 or 3 channels, or plot `samples` with a library of your choice."
+            f"samples of shape {tuple(samples.shape[2:])} make no picture. Give a generator of images of shape "
+            "(channels, height, width) with 1 or 3 channels, or plot `samples` with another library."
         )
 
 

@@ -34,8 +34,8 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
     Add lambda times it to the critic's loss, mean f(generated) - mean f(real), and go backward once. If a gradient is
     0, the norm's derivative counts as 0.
 
-    The critic is called outside autocast, also where Accelerate has patched autocast into it, and half-precision
-    points become float32 unless the critic itself is in half precision. Attention takes the kernel that can be
+    The critic is called outside autocast, also where Accelerate has patched autocast into it. Half-precision points
+    become float32 unless the critic itself is in half precision. Attention takes the kernel that can be
     differentiated twice.
 
     Args:
@@ -165,7 +165,7 @@ def refuse_coupled_samples(critic: Critic) -> None:
             raise ValueError(
                 f"critic: '{name or type(module).__name__}' is batch normalization ({type(module).__name__}). It makes "
                 "each sample's value depend on the other samples of the batch, so the gradient by one sample is not "
-                "defined: use layer, group or instance normalization, or none, in the critic. The generator may have "
+                "defined. Use layer, group or instance normalization, or none, in the critic. The generator may have "
                 "batch normalization."
             )
 

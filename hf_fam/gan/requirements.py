@@ -33,7 +33,7 @@ def check_settings(args: WGANTrainingArguments) -> None:
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, which is not supported: start one process "
+            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel, which is not supported. Start one process "
             "per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
@@ -170,14 +170,14 @@ def check_range(generator: nn.Module, real: Tensor, low: float, high: float) -> 
         if isinstance(last, kind) and not bounds[0] - 1e-3 <= least <= largest <= bounds[1] + 1e-3:
             raise ValueError(
                 f"train_dataset: the samples have values from {least:.4g} to {largest:.4g}, but the generator ends in "
-                f"{kind.__name__}, with values from {bounds[0]} to {bounds[1]}: scale the samples to that range"
+                f"{kind.__name__}, with values from {bounds[0]} to {bounds[1]}. Scale the samples to that range"
                 f"{_SCALING[kind]}, or end the generator without {kind.__name__}."
             )
     margin = 2 * (high - low)
     if is_image(real) and not low - margin <= least <= largest <= high + margin:
         raise ValueError(
             f"train_dataset: the images have values from {least:.4g} to {largest:.4g}, but sample_low={low:g} is black "
-            f"and sample_high={high:g} is white: scale the images to that range, or give theirs as sample_low and "
+            f"and sample_high={high:g} is white. Scale the images to that range, or give theirs as sample_low and "
             "sample_high."
         )
 
@@ -197,7 +197,7 @@ def check_finite(networks: nn.Module, step: int, output_dir: str) -> None:
         if not bool(weight.isfinite().all()):
             raise FloatingPointError(
                 f"'{name}' is not finite after step {step}, so it is not saved: the training diverged, or the real "
-                "samples contain NaN; lower the learning rates or penalty_lambda, or correct the samples."
+                "samples contain NaN. Lower the learning rates or penalty_lambda, or correct the samples."
                 + resume_hint(output_dir)
             )
 

@@ -43,9 +43,9 @@ from .training_log import CriticLog
 class WGANTrainer(CheckpointHooks, GradientNormHook, Trainer):
     """``transformers.Trainer`` for a Wasserstein GAN with a gradient penalty.
 
-    Minimizes, by the critic f, E f(generated) - E f(real) + lambda E penalty(||grad f(x)||), and after every
-    ``n_critic``-th such step, by the generator, -E f(generated) (Petzka, Fischer, Lukovnikov, ICLR 2018, arXiv
-    1709.08894, for ``penalty="one"``). One step of the Trainer is one step of the critic.
+    The critic f minimizes E f(generated) - E f(real) + lambda E penalty(||grad f(x)||). After every ``n_critic``-th
+    such step the generator minimizes -E f(generated). The source of ``penalty="one"`` is Petzka, Fischer, Lukovnikov,
+    ICLR 2018, arXiv 1709.08894. One step of the Trainer is one step of the critic.
 
     Both networks are parts of one module, ``trainer.model``, with one optimizer of two groups. Latent codes and points
     are a function of (seed, step, item). So training does not depend on micro-batches and processes, and a resumed

@@ -280,7 +280,7 @@ class WGANTrainingArguments(TrainingArguments):
         if self.fp16:
             raise ValueError(
                 "fp16=True does not work, because loss and squared penalty need different scales, and the gradient "
-                "scaler may skip steps of one network: use bf16=True, which has the range of float32, or float32."
+                "scaler may skip steps of one network. Use bf16=True, which has the range of float32, or float32."
             )
 
     def _check_samples(self) -> None:

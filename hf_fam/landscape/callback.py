@@ -123,6 +123,6 @@ def _refuse_wrapped(args: Any) -> None:
     for reason, applies in reasons.items():
         if applies:
             raise ValueError(
-                f"WidenCallback cannot replace parameters in a training with {reason}, which keeps the old ones: "
-                "end the training, call hf_fam.landscape.widen, and train on with a new Trainer."
+                f"WidenCallback cannot replace parameters in a training with {reason}, which keeps the old ones. "
+                "End the training, call hf_fam.landscape.widen, and train on with a new Trainer."
             )

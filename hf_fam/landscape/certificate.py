@@ -94,14 +94,14 @@ def split_certificate(
 
         B = sum_a (delta_a . v) sigma''(n_a) h_a h_a^T        D = sum_a sigma'(n_a) h_a delta_a^T
 
-    with h the layer's inputs (and a 1 if it has a bias), n the neuron's pre-activation, delta the derivative of the
-    loss by the outputs of the next layer, v the neuron's outgoing weights, and the sum over the data a. In a
+    Here h are the layer's inputs, with a 1 if it has a bias. n is the neuron's pre-activation, and v are its outgoing
+    weights. delta is the derivative of the loss by the outputs of the next layer. The sums run over the data a. In a
     convolution, a is a position and h its patch. If D != 0, every split makes a saddle. If D = 0 and H(theta*) > 0, the
     sign of B decides. The idea is from Petzka and Sminchisescu 2021 (arXiv 1812.06486); this form of it was derived for
     hf_fam.
 
-    A number counts as different from zero if it exceeds its error bound: what rounding and the distance to the critical
-    point, one Newton step, can do to it.
+    A number counts as different from zero if it exceeds its error bound. The bound is the effect of rounding and of the
+    distance to the critical point, one Newton step.
 
     Everything is computed on a copy in float64 and evaluation mode; the model stays as it is. Frozen parameters are
     constants. A verdict needs a more precise critical point than training usually reaches: give the model of a
@@ -177,8 +177,8 @@ def check_usable(hidden: HiddenLayer, neuron: int) -> int:
     """
     if hidden.is_gated:
         raise ValueError(
-            f"'{hidden.names[0]}' belongs to a gated MLP, where a neuron is a product of two factors and the formula "
-            "for B and D does not hold: choose another layer. Splitting, merging and widening work there."
+            f"'{hidden.names[0]}' belongs to a gated MLP, where a neuron is a product of two factors. The formula for "
+            "B and D does not hold there: choose another layer. Splitting, merging and widening work there."
         )
     if not hidden.is_elementwise:
         raise ValueError(

@@ -33,8 +33,8 @@ class CriticalPoint:
         model: the network there, in float64.
         loss: the loss there, with the penalty of a weight decay.
         relative_gradient: ``||grad L|| ||theta|| / |L|``.
-        converged: True if a critical point lies within a ten-thousandth of the parameters' length, by a Newton step; in
-            models of more than ``dense_limit`` parameters, if the relative gradient is below 1e-5.
+        converged: True if a critical point lies within a ten-thousandth of the parameters' length, by a Newton step. In
+            models of more than ``dense_limit`` parameters: True if the relative gradient is below 1e-5.
         reason: one sentence: what shows that it converged, or what went wrong and what to do.
     """
 
@@ -59,8 +59,9 @@ def find_critical_point(
 ) -> CriticalPoint:
     """Search for a critical point of the loss from the model's weights.
 
-    In evaluation mode and over all data: 100 steps of L-BFGS, then scipy's trust-region Newton method, which leaves
-    saddles and passes plateaus and narrow valleys, then Newton steps as long as they make the gradient smaller. Models
+    The search runs in evaluation mode and over all data. It begins with 100 steps of L-BFGS. Then scipy's trust-region
+    Newton method leaves saddles and passes plateaus and narrow valleys. Newton steps follow as long as they make the
+    gradient smaller. Models
     of more than ``dense_limit`` parameters use products with the Hessian. There need not be a critical point:
     cross-entropy on separable data falls without end. The result says whether one was found.
 

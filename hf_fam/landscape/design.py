@@ -61,8 +61,8 @@ def design_minimum(
 
     For the loss ``0.5 ||f(x) - y||^2`` with residuals ``f(x) - y = scale * e``, the gradient J^T e and the neuron's D
     and B are linear in e. So J^T e = 0, D(e) = 0 and B(e) = I are linear equations. Their least-norm solution makes a
-    minimum that may be shallow: hardly any function of a wider network lies along e. So a multiple of what a further
-    neuron can fit, and the equations do not see, is added to e, until that neuron removes the part ``depth`` of the
+    minimum that may be shallow: hardly any function of a wider network lies along e. A further neuron can fit a part
+    that the equations do not see. A multiple of it is added to e, until that neuron removes the part ``depth`` of the
     loss. The Hessian before the split is J^T J + scale * (a matrix linear in e), positive for a small scale.
     `escape_path` finds such a neuron.
 
@@ -79,8 +79,8 @@ def design_minimum(
         dense_limit: see `split_certificate`.
 
     Raises:
-        ValueError: the ratio is outside (0, 1), no neuron reaches the depth, there are too few data, the equations
-            contradict each other, J^T J is singular, the activation is piecewise linear, the scale is too large, or see
+        ValueError: the ratio is outside (0, 1); no neuron reaches the depth; there are too few data; the equations
+            contradict each other; J^T J is singular; the activation is piecewise linear; the scale is too large; or see
             `split_certificate`.
 
     Examples:
@@ -186,7 +186,7 @@ def _least_norm(equations: _Equations) -> Tensor:
         count = int(torch.linalg.matrix_rank(matrix))
         raise ValueError(
             f"no residuals solve the {len(right)} equations J^T e = 0, D(e) = 0, B(e) = I (relative error "
-            f"{error:.1e}, rank {count}, {len(e)} values f(x)): give more data, inputs in general position, or a "
+            f"{error:.1e}, rank {count}, {len(e)} values f(x)). Give more data, inputs in general position, or a "
             "neuron with outgoing weights."
         )
     return e
@@ -195,9 +195,9 @@ def _least_norm(equations: _Equations) -> Tensor:
 def _with_depth(equations: _Equations, e: Tensor, depth: float) -> tuple[Tensor, float]:
     """Return residuals that still solve the equations, and the part of their square that a new neuron can remove.
 
-    With g a unit change of the outputs by a new neuron, p its part that the equations do not see and q = ||p||^2, the
-    residuals e - a p keep the equations. The neuron removes the part ``(e . g - a q)^2 / ||e - a p||^2`` of the loss,
-    which goes to q for large a.
+    g is a unit change of the outputs by a new neuron, and p its part that the equations do not see. With q = ||p||^2,
+    the residuals e - a p keep the equations. The neuron removes the part ``(e . g - a q)^2 / ||e - a p||^2`` of the
+    loss, which goes to q for large a.
     """
     matrix = equations.matrix.cpu()
     basis = torch.linalg.svd(matrix, full_matrices=False)
@@ -234,8 +234,8 @@ def _largest_scale(model: nn.Module, inputs: Tensor, residuals: Tensor, equation
     factor, singular = torch.linalg.cholesky_ex(transposed @ transposed.T)
     if singular:
         raise ValueError(
-            f"J^T J of the {equations.parameters} trainable parameters is singular: it has more parameters than "
-            "values f(x), or symmetries (such as ReLU's), and no data make its Hessian positive."
+            f"J^T J of the {equations.parameters} trainable parameters is singular. It has more parameters than "
+            "values f(x), or symmetries such as those of ReLU, for which no data make its Hessian positive."
         )
     residual_hessian = Objective(lambda outputs, e: (outputs * e).sum(), (inputs, residuals), "sum").hessian(model)
     relative = torch.linalg.solve_triangular(factor, residual_hessian, upper=False)

@@ -86,8 +86,8 @@ def escape_path(
 
     1. *slide*: the ratio of the split goes to where the same function can be left. The loss stays as it is, because the
        function does.
-    2. *step*, in one of two ways. At a ratio where the function is a saddle, along the most negative direction of
-       [[ratio (1 - ratio) B, D], [D^T, 0]]; with D = 0 and a ratio outside [0, 1] that is the top eigenvector of B,
+    2. *step*, in one of two ways. At a ratio where the function is a saddle, it goes along the most negative direction
+       of [[ratio (1 - ratio) B, D], [D^T, 0]]. With D = 0 and a ratio outside [0, 1] that is the top eigenvector of B,
        along which the two incoming weights part. Both signs are tried. Or at ratio 1, where the new neuron has no
        outgoing weights: there its incoming weights *turn* at constant loss to those whose outgoing weights have the
        largest gradient, and these grow.
@@ -101,8 +101,8 @@ def escape_path(
         certificate: certificate of the neuron to split; its verdict need not be "minimum".
         loss: the same as for the certificate.
         data: the same as for the certificate.
-        to_ratio: ratio at the end of the slide, for a step along negative curvature; None: both ways, the first at the
-            certificate's ratio if that is a saddle, else at 1.5 or 1/2, by the sign of B.
+        to_ratio: ratio at the end of the slide, for a step along negative curvature. None tries both ways. The first is
+            at the certificate's ratio if that is a saddle, else at 1.5 or 1/2, by the sign of B.
         slide_points: number of points of the slide, both ends included; at least 2.
         steps: the largest number of steps of descent.
         reduction: the same as for the certificate.

@@ -87,8 +87,8 @@ class HiddenLayer:
     def fan_out(self) -> Tensor:
         """Return the outgoing weights, one column a neuron; ``(outputs, width)``.
 
-        A convolution has a row for each output and place of the kernel, a linear layer behind a flattened image one for
-        each output and position.
+        A convolution has a row for each output and place of the kernel. A linear layer behind a flattened image has a
+        row for each output and position.
         """
         return self.blocks.detach().flatten(1).T
 

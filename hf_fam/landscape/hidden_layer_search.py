@@ -73,9 +73,9 @@ def find_hidden_layer(
         _check_called_once(model, hidden.next_name, hidden.outgoing)
     if hidden is None:
         raise ValueError(
-            f"layer '{name}': the layer that reads its output cannot be found in {_owner(model, name)}: if a linear "
-            "layer reads it through only an elementwise activation (no normalization, no gate), name that layer with "
-            "next_layer=..."
+            f"layer '{name}': the layer that reads its output cannot be found in {_owner(model, name)}. If a linear "
+            "layer reads it through only an elementwise activation, name that layer with next_layer=... Normalizations "
+            "and gates are not supported."
         )
     return _check_layers(model, hidden)
 

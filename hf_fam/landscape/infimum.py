@@ -80,15 +80,15 @@ def path_to_infimum(
 ) -> InfimumPath:
     """Return a path to the global infimum of a loss that is convex in the outputs.
 
-    It exists from every point if a layer has at least as many units as there are items and the widths do not
-    increase after it. docs/path-to-infimum.md states the hypotheses and proves it; the idea is that of Petzka and
-    Sminchisescu 2021 (arXiv 1812.06486), the proof was written for hf_fam. The phases:
+    It exists from every point if a layer has at least as many units as there are items, and later layers are not
+    wider. The documentation, docs/path-to-infimum.md, states the hypotheses and proves it. The idea is that of
+    Petzka and Sminchisescu 2021 (arXiv 1812.06486), and the proof was written for hf_fam. The phases:
 
-    1. *transfer* and *turn*, if the wide layer's features have a rank below the number of items: neurons whose values
+    1. *transfer* and *turn*, if the wide layer's features have a rank below the number of items. Neurons whose values
        depend on those of others pass their outgoing weights on, and take incoming weights that raise the rank.
-    2. *shrink*, for each later hidden layer: its values shrink towards the middle of the activation's range, while the
-       weights above them grow. *restore*, if the weight above has not full row rank: it gets it.
-    3. *line*: the outputs move on a straight line to those of the lowest loss.
+    2. *shrink*, for each later hidden layer. Its values shrink towards the middle of the activation's range, while the
+       weights above them grow. *restore* gives the weight above full row rank, if it has not.
+    3. *line*. The outputs move on a straight line to those of the lowest loss.
 
     The loss is constant in 1 and 2, and falls in 3 by convexity.
 

@@ -192,7 +192,7 @@ class Steps:
             last = self.points[-1]
             if not loss <= last.loss + ROUNDING * max(1.0, abs(self.points[0].loss)):
                 raise RuntimeError(
-                    f"the loss rose from {last.loss!r} to {loss!r} in phase {phase!r}: it is not convex in the "
+                    f"the loss rose from {last.loss!r} to {loss!r} in phase {phase!r}. It is not convex in the "
                     f"outputs, or layer '{self.chain.names[self.wide]}' is too badly conditioned: widen it."
                 )
             length = last.length + float((weights - self._weights).norm())

@@ -94,7 +94,7 @@ class Judge:
                 UNDECIDED,
                 DISTANCE_TOLERANCE / self.hessian.newton_distance,
                 "not near a critical point: the gradient is small, but a Newton step has "
-                f"{self.hessian.newton_distance:.1e} of the parameters' length; give the model of a converged "
+                f"{self.hessian.newton_distance:.1e} of the parameters' length. Give the model of a converged "
                 "hf_fam.landscape.find_critical_point",
             )
         return None

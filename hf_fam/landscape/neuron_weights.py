@@ -1,7 +1,7 @@
 """The weights of a neuron in the layer that makes it and in the layer that reads it.
 
-A neuron of a convolution is an output channel. Its incoming weights are its kernel; its outgoing weights are the slices
-of the next layer's kernels, or, behind ``nn.Flatten``, the columns of all its positions.
+A neuron of a convolution is an output channel. Its incoming weights are its kernel. Its outgoing weights are the slices
+of the next layer's kernels. Behind ``nn.Flatten`` they are the columns of all its positions.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class Objective:
     Args:
         loss: called with outputs and targets for batches that are pairs, with outputs and the batch for dicts; None:
             the model's own (``outputs.loss``).
-        data: batches, ``(inputs, targets)`` or dicts of a model's arguments, in an object that can be iterated more
-            than once (a list, a DataLoader without random augmentation); or one such batch.
+        data: batches, ``(inputs, targets)`` or dicts of a model's arguments; or one such batch. The object can be
+            iterated more than once, such as a list or a DataLoader without random augmentation.
         reduction: how the losses of batches are combined: "mean", weighted by the number of items (the length of the
             first tensor), or "sum". None: ``loss.reduction``, else "mean".
         weight_decay: alpha of the penalty ``alpha / 2 ||theta||^2`` over all trainable parameters, which is added to
@@ -126,8 +126,8 @@ class Objective:
     def decay(self, model: nn.Module) -> Tensor:
         """Return the weight decay of every trainable parameter, one vector.
 
-        The weights of a neuron in `halves` count as those of two equal copies: twice for the incoming weights, which
-        both have, and half for the outgoing ones, which they share.
+        The weights of a neuron in `halves` count as those of two equal copies. Both have the incoming weights, which
+        count twice. They share the outgoing ones, which count half.
         """
         parameters = trainable(model)
         factors = {id(p): torch.full_like(p, self.weight_decay) for p in parameters}

@@ -18,10 +18,10 @@ SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 class StateTransfer:
     """The states of an optimizer for layers that are about to be widened.
 
-    A copy of a neuron with the share r of its outgoing weights has the gradient r g for its incoming weights, where the
-    neuron had g, and the same gradient for its outgoing weights. So for incoming weights, sums of gradients are
-    multiplied by r, sums of squares by r^2, and sums of normalized gradients by the sign of r. A state that is not of
-    the parameter's shape is dropped, and begins anew.
+    A copy of a neuron has the share r of its outgoing weights. Its gradient is r g for its incoming weights, where the
+    neuron had g, and the same for its outgoing weights. So for incoming weights, sums of gradients are multiplied by r
+    and sums of squares by r^2. Sums of normalized gradients are multiplied by the sign of r. A state that is not of the
+    parameter's shape is dropped, and begins anew.
 
     Args:
         optimizer: of torch's kind, not wrapped.

@@ -62,7 +62,7 @@ class PathBuilder:
         if not loss <= previous.loss + self.rounding * max(1.0, abs(ratio or 0.0)):
             raise RuntimeError(
                 f"the loss rose from {previous.loss!r} to {loss!r} in phase {phase!r}, so it depends on more than the "
-                "parameters: use fixed data, without augmentation, and without shuffling under batch normalization."
+                "parameters. Use fixed data, without augmentation, and without shuffling under batch normalization."
             )
         self.points.append(PathPoint(phase, ratio, previous.length + length, loss))
 

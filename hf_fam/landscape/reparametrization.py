@@ -1,19 +1,26 @@
 """Change weights without changing the function of the network.
 
-ReLU networks: ``relu(c x) = c relu(x)`` for c > 0, so the outputs of one layer can be multiplied by positive numbers,
-neuron by neuron, if the next layer's columns are divided by them. kappa does not change if these are the *outputs* of
-its layer, or if all its features get one factor. Tr H, lambda_max and ||W|| change arbitrarily (Dinh et al. 2017, arXiv
-1703.04933; Petzka et al. 2021, section 3).
+In ReLU networks, ``relu(c x) = c relu(x)`` for c > 0. So the outputs of one layer can be multiplied by positive
+numbers, neuron by neuron, if the next layer's columns are divided by them. kappa does not change if these are the
+*outputs* of its layer, or if all its features get one factor. Tr H, lambda_max and ||W|| change arbitrarily (Dinh et
+al. 2017, arXiv 1703.04933; Petzka et al. 2021, section 3).
 
-`find_pairs` finds what can be exchanged by running the model: layers with ReLU, LeakyReLU, pooling, dropout or
-flattening behind them; batch normalizations, whose weight and bias take the factors, in training mode too; LayerNorm
-and RMSNorm where only layers read them; values against outputs of attention; ``up`` against ``down`` of a SwiGLU block.
+`find_pairs` runs the model to find what can be exchanged:
+
+- layers with ReLU, LeakyReLU, pooling, dropout or flattening behind them,
+- batch normalizations, whose weight and bias take the factors, in training mode too,
+- LayerNorm and RMSNorm where only layers read them,
+- values against outputs of attention,
+- ``up`` against ``down`` of a SwiGLU block.
+
 The layer *before* a batch normalization can be scaled as well, in evaluation mode, with the running statistics
 (`scale_before_norm`).
 
-Refused, with the reason: GELU, SiLU, tanh and softmax between the layers, which are not homogeneous; a residual
-connection, whose other branch would need the same factors; LayerNorm from below, which divides the factor out again, so
-that the layer above must not divide.
+These are refused, with the reason:
+
+- GELU, SiLU, tanh and softmax between the layers, which are not homogeneous,
+- a residual connection, whose other branch would need the same factors,
+- LayerNorm from below, which divides the factor out again.
 """
 
 from __future__ import annotations
@@ -72,8 +79,8 @@ def rescale_between(
         forward: ``forward(model, example)`` returns a tensor; by default the output, or its logits.
 
     Raises:
-        NotInvariantError: the function would change by more than 1e-6 of its size in float64, 1e-5 in float32, or 4
-            units of rounding in half precision (0.004 in float16, 0.03 in bfloat16).
+        NotInvariantError: the function would change by more than 1e-6 of its size in float64 or 1e-5 in float32. In
+            half precision: by more than 4 units of rounding, 0.004 in float16 and 0.03 in bfloat16.
         ValueError: a name or a factor cannot be used.
 
     Examples:
@@ -132,7 +139,7 @@ def rescale_randomly(
     pairs = find_pairs(model, example, forward=forward)
     if not pairs:
         raise NotInvariantError(
-            f"{type(model).__name__} has no module whose outputs can be rescaled: "
+            f"{type(model).__name__} has no module whose outputs can be rescaled. "
             "GELU, SiLU, tanh and softmax are not homogeneous, and residual connections tie the scales of their "
             "branches."
         )

@@ -45,10 +45,10 @@ def find_pairs(
 ) -> list[Pair]:
     """Return the modules whose outputs can be rescaled, with their readers.
 
-    They are found by experiment, on a copy in float64: the outputs of one layer or normalization are multiplied by
-    random factors, hooks show at which layers exactly these factors arrive, and the columns of those layers are divided
-    by them. If the outputs of the model are the same, it is a pair. So whatever the model computes between them counts:
-    functions, branches, residual connections, attention.
+    They are found by experiment, on a copy in float64. The outputs of one layer or normalization are multiplied by
+    random factors. Hooks show at which layers exactly these factors arrive, and the columns of those layers are divided
+    by them. If the outputs of the model are the same, it is a pair. So everything that the model computes between them
+    counts: functions, branches, residual connections, attention.
 
     Args:
         model: any module; it stays as it is.

@@ -1,8 +1,8 @@
 """How far rounding can move a result: the network is run with every layer's output moved a little.
 
-A layer computes ``W x + b`` in float64 up to about one unit of rounding of ``|W| |x| + |b|``. Moving the outputs of all
-layers by random signs times many such units, and dividing the response by their number, shows what rounding does to
-any quantity behind them, cancellation included. It is the idea of Monte Carlo arithmetic (Parker 1997).
+A layer computes ``W x + b`` in float64 up to about one unit of rounding of ``|W| |x| + |b|``. The outputs of all layers
+are moved by random signs times many such units, and the response is divided by their number. That shows what rounding
+does to any quantity behind them, cancellation included. It is the idea of Monte Carlo arithmetic (Parker 1997).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from .objective import Objective, flat_gradient, trainable
 from .recorded_pass import RecordedPass, record_pass
 
 _DEPENDS_ON_OTHERS = (
-    "the input of '{next_name}' from neuron {neuron} depends on other neurons or other rows of '{name}': choose two "
-    "layers with only an elementwise activation between them (no normalization, attention or gate)."
+    "the input of '{next_name}' from neuron {neuron} depends on other neurons or other rows of '{name}'. Choose two "
+    "layers with only an elementwise activation between them: no normalization, attention or gate."
 )
 
 
@@ -56,8 +56,8 @@ class SplitCurvature:
     def block(self, ratio: float) -> Tensor:
         """Return [[ratio (1 - ratio) B, D], [D^T, 0]].
 
-        The split adds it to the Hessian, up to congruence. Weight decay alpha, which allows only the ratio 1/2, adds
-        alpha / 2 to the diagonal of the upper and 2 alpha to that of the lower block.
+        The split adds it to the Hessian, up to congruence. Weight decay alpha allows only the ratio 1/2. It adds
+        alpha / 2 to the diagonal of the upper block and 2 alpha to that of the lower block.
         """
         i, s = self.D.shape
         upper = ratio * (1 - ratio) * self.B + self.weight_decay / 2 * torch.eye(i).to(self.B)
@@ -106,7 +106,7 @@ def _check_no_gate(model: nn.Module, objective: Objective, hidden: HiddenLayer) 
     for name, gradient in zip(matrices, gradients, strict=True):
         if gradient is not None and bool(gradient.any()):
             raise ValueError(
-                f"the input of '{hidden.next_name}' depends on '{name}', not only on '{hidden.names[0]}': choose "
+                f"the input of '{hidden.next_name}' depends on '{name}', not only on '{hidden.names[0]}'. Choose "
                 "layers without a gate or another branch, because B and D need a function of the pre-activation alone."
             )
 

@@ -1,7 +1,7 @@
 """Normalization layers that can be differentiated three times.
 
-The gradient of kappa is a third derivative of the tail. torch's fused layer, batch and instance normalizations return
-correct first and second derivatives and silently wrong third ones (`hf_fam.calculus.third_derivatives`). So
+The gradient of kappa is a third derivative of the tail. For torch's fused layer, batch and instance normalizations,
+first and second derivatives are right and third ones silently wrong (`hf_fam.calculus.third_derivatives`). So
 normalizations above the feature layer are computed from elementary operations.
 """
 

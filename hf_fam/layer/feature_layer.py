@@ -240,6 +240,6 @@ class FeatureLayer:
         if (actual - expected).abs().max() > 0.02 * expected.abs().max():
             raise TypeError(
                 f"layer '{self.name}' is a {type(layer).__name__}, whose forward pass is not W phi + b "
-                "with its weight and bias (its own forward method, or a forward hook, changes the output), so relative "
-                "flatness is not defined for it: choose another layer."
+                "with its weight and bias. Relative flatness is not defined for it: choose another layer. The layer's "
+                "own forward method or a forward hook changes the output."
             )

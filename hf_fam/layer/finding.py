@@ -86,7 +86,7 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> Named:
     raise ValueError(
         f"layer={quote(layer)} is not a module of this {type(model).__name__}; did you mean "
         f"{', '.join(map(repr, similar))}? "
-        f'("auto", "head" and "representation" work too; `hf-fam layers MODEL` lists all.)'
+        '"auto", "head" and "representation" work too, and `hf-fam layers MODEL` lists all.'
     )
 
 
@@ -165,9 +165,13 @@ def find_representation(model: nn.Module) -> Named:
     It is a pooler or a dense layer of the head, or else the output projection of the last block.
 
     Modules are listed in the order of their definition, which is not always the order of their calls. So these layers
-    are preferred: layers outside other heads, such as SigLIP's pooling head; layers in the head's own part of the
-    model; layers with as many outputs as the head has inputs, which excludes routers and gates; layers of the decoder;
-    and feed-forward layers of a block before its attention.
+    are preferred, in this order:
+
+    - layers outside other heads, such as SigLIP's pooling head,
+    - layers with as many outputs as the head has inputs, which excludes routers and gates,
+    - layers of the decoder,
+    - layers in the head's own part of the model,
+    - feed-forward layers of a block before its attention.
     """
     head_name, head = find_head(model)
     layers = weighted_layers(model)

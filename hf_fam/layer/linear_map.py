@@ -1,8 +1,8 @@
 """The linear part of a layer, ``z_t = W phi_t`` for every row t.
 
 A row is an item, a token or a position. Pre-activations always have their channels last, so that no other module
-handles convolutions. With G groups, W has one block of rows for each group. kappa is the sum over the groups, with one
-random matrix A for each (docs/estimators.md).
+handles convolutions. With G groups, W has one block of rows for each group. Then kappa is the sum over the groups, with
+one random matrix A for each; see docs/estimators.md.
 """
 
 from __future__ import annotations

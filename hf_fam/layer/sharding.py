@@ -44,9 +44,9 @@ def refuse_split_weight(name: str, layer: nn.Module) -> None:
     split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
     if any(isinstance(weight, split_class) or hasattr(weight, "ds_id") for weight in layer.parameters()):
         raise ValueError(
-            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, "
-            "DeepSpeed ZeRO stage 3, or an adapter that FSDP shards on its own), which is not supported: load the "
-            "model without tp_plan, use FSDP version 2, or choose a layer that is whole."
+            f"the weight of layer '{name}' is split between processes in its forward pass, which is not supported. "
+            "Causes are tensor parallelism, DeepSpeed ZeRO stage 3, and adapters that FSDP shards on their own. Load "
+            "the model without tp_plan, use FSDP version 2, or choose a layer that is whole."
         )
 
 

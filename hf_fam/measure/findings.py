@@ -46,8 +46,8 @@ class MeasuredModel:
 def sharpest_layer(table: FlatnessTable) -> LayerFlatness:
     """Return the layer whose perturbation raises the loss most.
 
-    For relative perturbations of one size the expected rise is proportional to kappa / m, so layers of different
-    widths are compared by it and not by kappa.
+    For relative perturbations of one size the expected rise is proportional to kappa / m. So layers of different widths
+    are compared by it and not by kappa.
     """
     return max(table, key=lambda r: r.kappa_per_feature)
 

@@ -24,8 +24,8 @@ from .results import FlatnessTable
 class FlatnessCallback(TrainerCallback):
     """Measures kappa at every evaluation, on the same items each time.
 
-    The values are in the evaluation's metrics, in the log history and on the model card: ``eval_kappa`` for the first
-    layer, ``eval_kappa_<layer>`` for further ones, each with its standard error, ``..._error``.
+    The values are in the evaluation's metrics, in the log history and on the model card. They are ``eval_kappa`` for
+    the first layer and ``eval_kappa_<layer>`` for further ones, each with its standard error, ``..._error``.
     ``metric_for_best_model="eval_kappa"`` works, with ``greater_is_better=False``. The callback does not change the
     random state of the training.
 

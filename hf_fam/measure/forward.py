@@ -151,8 +151,8 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     loss = output.get("loss") if hasattr(output, "get") else getattr(output, "loss", None)
     if loss is None:
         raise ValueError(
-            f"{type(model).__name__} returned no loss for a batch with {columns}: add labels (a column 'labels' or "
-            "'label'), use a model with a head, or give loss_fn=lambda model, batch: ..."
+            f"{type(model).__name__} returned no loss for a batch with {columns}. Add labels in a column 'labels' or "
+            "'label', use a model with a head, or give loss_fn=lambda model, batch: ..."
         )
     return loss if loss.dim() == 0 else loss.mean()
 

@@ -89,8 +89,8 @@ class LayerMeasurement:
         self.coupling = finder(batch)
         if finder.has_nested_calls:
             raise ValueError(
-                f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next "
-                "(shared blocks), which cannot be measured: choose a layer that is called once, such as the head."
+                f"layer '{self.layer.name}' is called several times in a forward pass and one call feeds the next, "
+                "which cannot be measured. Choose a layer that is called once, such as the head."
             )
         if self.linear_map.groups > 1 and self.with_trace and not kind.has_grouped_layerwise:
             raise ValueError(

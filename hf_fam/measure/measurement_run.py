@@ -273,8 +273,8 @@ def _warn_of_bounds(layer: str, unconverged: dict[str, Eigenvalues]) -> None:
     for name, eigenvalues in unconverged.items():
         residual = eigenvalues.residuals[~eigenvalues.converged].max() / eigenvalues.values.abs().max()
         warnings.warn(
-            f"{name} of '{layer}' is a lower bound: Lanczos iterations reached their limit before "
-            f"{len(eigenvalues.values)} eigenvalue(s) converged; {int((~eigenvalues.converged).sum())} of them have "
+            f"{name} of '{layer}' is a lower bound: Lanczos iterations reached their limit before all of "
+            f"{len(eigenvalues.values)} eigenvalues converged. {int((~eigenvalues.converged).sum())} of them have "
             f"residuals of up to {float(residual):.2g} of the largest.",
             stacklevel=4,
         )

@@ -47,8 +47,8 @@ def measure_relative_flatness(
     Every value has a standard error.
 
     ``kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}`` with ``H_{s,s'} = d2L / dw_s dw_s'`` and L the mean loss over
-    the data (Petzka et al. 2021); ``kappa_max = sum_s ||w_s||^2 lambda_max(H_{s,s})`` (their measuring
-    code); the layer-wise version ``||W||_F^2 Tr H`` (their section 3.2). A *small* kappa is *flat*.
+    the data (Petzka et al. 2021). Their measuring code has ``kappa_max = sum_s ||w_s||^2 lambda_max(H_{s,s})``, and
+    their section 3.2 the layer-wise version ``||W||_F^2 Tr H``. A *small* kappa is *flat*.
 
     The head is measured in closed form, which is exact, if its loss has one. Other layers are measured with random
     probes of the Hessian, or exactly if that takes no more products. All layers share one forward pass of every batch.
@@ -58,7 +58,7 @@ def measure_relative_flatness(
     Cost: a forward pass of the data, and ``2 * probes`` Hessian-vector products for every layer without a closed form
     (``probes`` without ``"layerwise"``). With ``"max_eigenvalue"``, a layer whose rows are not coupled takes d products
     of every batch in their place, and everything is exact. With coupled rows, ``"max_eigenvalue"`` adds 10 to 40
-    passes over the data with d products of every batch, so leave it out for wide layers below attention.
+    passes over the data with d products of every batch. Leave it out for wide layers below attention.
     ``"hessian_max_eigenvalue"`` takes 10 to 40 passes with one product. Eigenvalues keep at most 2^26 numbers for each
     layer.
 
@@ -93,8 +93,8 @@ def measure_relative_flatness(
         A sequence with one record for each layer, see `LayerFlatness`. It prints as a table.
 
     Raises:
-        ValueError: there is no data or no label, a layer, measure or estimator is unknown, a column is missing, the
-            model has no loss, or a label is outside the classes.
+        ValueError: there is no data or no label; a layer, measure or estimator is unknown; a column is missing; the
+            model has no loss; or a label is outside the classes.
         TypeError: a layer's kind is not supported, or the data is neither data set nor loader.
         SecondDerivativeError: an operation above a layer has no second derivative.
 

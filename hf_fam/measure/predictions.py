@@ -66,7 +66,7 @@ class Predictor:
 
     Args:
         model: a folder with a saved model, or a model on the Hub.
-        source: a file, a folder, or a data set on the Hub. For texts also a txt file with one text a line; for images
+        source: a file, a folder, or a data set on the Hub. For texts also a txt file with one text a line. For images
             also an image, a folder of images at any depth, or a txt file with one path a line.
         options: how they are read.
 

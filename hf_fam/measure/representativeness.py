@@ -2,7 +2,7 @@
 
 ``generalization gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
 Representativeness is the difference between the true risk and the risk under a kernel density around the training
-features, with a separate bandwidth ``delta ||phi_i||`` for every item.
+features. Every item has its own bandwidth ``delta ||phi_i||``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class BoundTerms:
     Attributes:
         flatness: ``kappa / (2m)``.
         rate: ``|S|^(-2 / (4 + m))``.
-        product: rate times flatness, the part of the bound that depends on flatness.
+        product: ``rate * flatness``, the part of the bound that depends on flatness.
         unknown: the constants that depend on the unknown density of the features.
     """
 
@@ -140,7 +140,7 @@ def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: f
 
 
 def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
-    """Return the flatness term and the rate of the bound (Petzka et al. 2021).
+    """Return the known terms of the generalization bound (Petzka et al. 2021).
 
     From memory of the text.
 
@@ -285,8 +285,8 @@ def _nonzero_items(features: Tensor, layer: str) -> Tensor:
         )
     if zeros:
         warnings.warn(
-            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, so kernels "
-            "of width delta ||phi|| do not exist for them.",
+            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, and kernels "
+            "of width 0 do not exist.",
             stacklevel=3,
         )
     return kept

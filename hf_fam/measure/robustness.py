@@ -134,8 +134,8 @@ class FeatureRobustness:
         )
         if self.piecewise_linear:
             return (
-                f"{start}: the network above the layer is piecewise linear, and the perturbation crosses kinks (of "
-                "ReLU, for example), which kappa, a second derivative, does not contain."
+                f"{start}: the network above the layer is piecewise linear. The perturbation crosses kinks, such as "
+                "those of ReLU, which kappa, a second derivative, does not contain."
             )
         return f"{start}: higher orders of the loss matter."
 

@@ -23,7 +23,7 @@ class MeanEstimate:
 class RunningMean:
     """``sum x / sum omega`` over units, in constant memory.
 
-    A unit is an item, or a batch if items are coupled. x are contributions and omega their weights: 1 for an item, or
+    A unit is an item, or a batch if items are coupled. x are contributions. omega are their weights: 1 for an item, or
     its number of labeled tokens. The error is that of a ratio, with residuals ``x - mean * omega``. Several probes of a
     unit give the part of the error that is due to probes. Units of weight 0 have no label and are not counted.
 

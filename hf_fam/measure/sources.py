@@ -75,8 +75,8 @@ def load_source(
 
     Args:
         model: a folder with a saved model, or a model on the Hub.
-        dataset: a data set on the Hub; a file (parquet, csv, tsv, json, jsonl); a folder of such files, of images in a
-            folder a class, or one that ``Dataset.save_to_disk`` wrote.
+        dataset: a data set on the Hub; a file (parquet, csv, tsv, json, jsonl); or a folder of such files, of images in
+            a folder a class, or one that ``Dataset.save_to_disk`` wrote.
         config: name of the data set's configuration.
         split: name of the split; by default the only one, or ``"train"``.
         text_column: one column, or two separated by a comma; guessed by default.
@@ -206,7 +206,7 @@ def _text_collator(
     if label is None:
         raise SourceError(
             f"texts can be measured for sequence classification and causal language models, and this is a "
-            f"{class_name}: give tokenized data (columns 'input_ids' and 'labels'), or measure in Python."
+            f"{class_name}. Give tokenized data with columns 'input_ids' and 'labels', or measure in Python."
         )
     number = _label_to_number(model, data, label)
 

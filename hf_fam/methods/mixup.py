@@ -18,8 +18,8 @@ from .item_loss import labeled_rows, logits_of, shifts_labels
 class Mixup(Method):
     """Convex combinations of two items of a batch, and of their losses.
 
-    Pixels are mixed if the model reads images (Zhang et al. 2018), and otherwise the features that enter the head, as
-    in manifold mixup (Verma et al. 2019). The weight is drawn from Beta(strength, strength), once a batch.
+    Pixels are mixed if the model reads images (Zhang et al. 2018). Otherwise the features that enter the head are
+    mixed, as in manifold mixup (Verma et al. 2019). The weight is drawn from Beta(strength, strength), once a batch.
     """
 
     name = "mixup"

@@ -78,8 +78,8 @@ class ImageArguments(DataArguments):
     augmentation: str = field(
         default="none",
         metadata={
-            "help": "none, or some of flip (mirror at random), crop (shift by up to an eighth) and cutout (black out a "
-            "square of half the size), joined by _, such as flip_crop."
+            "help": "Random changes of training images: none, or some of flip, crop and cutout, joined by _, such as "
+            "flip_crop. crop shifts by up to an eighth; cutout blacks out a square of half the size."
         },
     )
 

@@ -199,8 +199,8 @@ def regression_label(value: Any) -> float:
 def text_columns(splits: DatasetDict, data: TextArguments, label: str | None = None) -> tuple[str, ...]:
     """Return the one or two columns of the texts.
 
-    They are those that the arguments name, those of the GLUE task, columns with usual names, or the only column of
-    strings that is not named like a label.
+    They are those that the arguments name, those of the GLUE task, or columns with usual names. Else it is the only
+    column of strings that is not named like a label.
 
     Args:
         splits: the data.

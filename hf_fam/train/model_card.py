@@ -23,16 +23,16 @@ _SECTION = re.compile(rf"\n*^{_SECTION_BEGIN}$.*^{_SECTION_END}$\n*", re.DOTALL 
 _FLATNESS_TEMPLATE = """
 ## Flatness-aware training
 
-Trained with hf_fam (`pip install hf-fam`), which adds λ κ to the loss: κ is the relative flatness of one layer
+Trained with hf_fam, which adds λ κ to the loss. κ is the relative flatness of one layer
 ([Adilova et al. 2023](https://arxiv.org/abs/2307.02337)), and a small κ is flat.
 
 | | |
 | --- | --- |
 {rows}
 
-To second order, λ κ is what the loss rises by, on average, when the features that enter the layer are perturbed in a
-random direction by the fraction δ of their length. κ as logged is a mean over the steps since the log before, on the
-batches of the training and with its dropout.
+To second order, λ κ is the mean rise of the loss when the features that enter the layer are perturbed in a random
+direction. The perturbation has the fraction δ of their length. κ as logged is a mean over the steps since the log
+before, on the batches of the training and with its dropout.
 
 κ may rise during a training, although the term holds it down. It grows with the weights of the layer, and a new head
 starts with small ones. The term makes κ smaller than it would be without it, not smaller than at the start.

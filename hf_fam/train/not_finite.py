@@ -23,13 +23,13 @@ def explain_value(name: str, value: float, step: int, strength: float) -> str:
 
     Examples:
         >>> explain_value("the loss", float("nan"), 0, 0.1)
-        'the loss is nan at step 0, before the first optimizer step: look for NaN in ...'
+        'the loss is nan at step 0, before the first optimizer step. Look for NaN in ...'
     """
     found = f"{name} is {value} at step {step}"
     if step == 0:
         return (
-            f"{found}, before the first optimizer step: look for NaN in the inputs, the labels and the "
-            "weights of the model, or use a wider precision (bf16 or float32)."
+            f"{found}, before the first optimizer step. Look for NaN in the inputs, the labels and the "
+            "weights of the model, or use a wider precision, bf16 or float32."
         )
     return f"{found}: {_cause_and_remedy(strength)}"
 

@@ -16,8 +16,8 @@ _FALL, _GROWTH = 0.1, 2.0
 class OverconfidenceWatch:
     """Compares logged kappas of a head with the size of its weights, and warns once.
 
-    kappa without smoothing vanishes as a softmax or sigmoid head grows confident, so a head that separates its labels
-    can make the term small by large weights (docs/smoothing.md).
+    kappa without smoothing vanishes as a softmax or sigmoid head grows confident. So a head that separates its labels
+    can make the term small by large weights; see docs/smoothing.md.
     """
 
     def __init__(self) -> None:

@@ -10,13 +10,13 @@ from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
 
 _ZERO_3 = (
-    "DeepSpeed ZeRO stage 3 is not supported, because a process holds only a part of the feature layer's weight: use "
+    "DeepSpeed ZeRO stage 3 is not supported, because a process holds only a part of the feature layer's weight. Use "
     "FSDP version 2 (`accelerate launch --use_fsdp --fsdp_version 2`), or ZeRO stage 1 or 2 (docs/distributed.md)."
 )
 
 # Only the first step can show this.
 MISSING_TERM = (
-    "The flatness term did not enter the first step, though fam_lambda is above 0: {trainer} computes its loss without "
+    "The flatness term did not enter the first step, though fam_lambda is above 0. {trainer} computes its loss without "
     "FAMMixin.compute_loss, or with the model in evaluation mode. If your class overrides compute_loss, put the "
     "mixin in front of it: `class MyFAMTrainer(FAMMixin, MyTrainer)`. If it has its own training loop, use "
     "RelativeFlatness or attach there. For plain training, set fam_lambda=0."
@@ -97,7 +97,7 @@ def check_requirements(args: Any, flatness: RelativeFlatness) -> None:
     if getattr(args, "activation_offloading", False):
         raise ValueError(
             "activation_offloading=True gives every saved activation back only once, but FAM differentiates the loss "
-            "more than once: set it to False, or use callbacks=[FAMCallback(fam_lambda=...)] for the head."
+            "more than once. Set it to False, or use callbacks=[FAMCallback(fam_lambda=...)] for the head."
         )
     liger_config = getattr(args, "liger_kernel_config", None) or {}
     if getattr(args, "use_liger_kernel", False) and liger_config.get("fused_linear_cross_entropy", True):
@@ -119,8 +119,8 @@ def refuse_split_models(args: Any) -> None:
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs in one process use torch.nn.DataParallel, which is not supported: start with "
-            "`accelerate launch` or `torchrun` (one process per GPU), or set CUDA_VISIBLE_DEVICES to one GPU."
+            f"{args.n_gpu} GPUs in one process use torch.nn.DataParallel, which is not supported. Start one process "
+            "per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
     if _is_zero3(args):

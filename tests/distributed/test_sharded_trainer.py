@@ -140,7 +140,7 @@ def test_bfloat16_is_within_its_rounding(found: Any, alone: Any) -> None:
         ("version 1", "FSDP version 1 is not supported: use version 2"),
         ("hessian", 'estimator="hessian" does not work'),
         ("gauss_newton", 'or "perturbation" for any layer'),
-        ("dense", 'use "auto" or "closed_form" for the head'),
+        ("dense", 'Use "auto" or "closed_form" for the head'),
     ],
 )
 def test_refused_before_training(found: Any, kind: str, words: str) -> None:

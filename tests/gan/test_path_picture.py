@@ -64,7 +64,7 @@ def test_lines_in_the_plane_and_nothing_else(tmp_path: Path) -> None:
     planar = interpolate(lambda z: z, *ends, energy="pullback", steps=1)
     planar.plot(tmp_path / "plane.png")
     assert Image.open(tmp_path / "plane.png").size == (600, 600)
-    with pytest.raises(ValueError, match="make no picture: give a generator of images"):
+    with pytest.raises(ValueError, match="make no picture. Give a generator of images"):
         planar.save_gif(tmp_path / "plane.gif")
     other = interpolate(lambda z: z.repeat(1, 3), *ends, energy="pullback", steps=1)
     with pytest.raises(ValueError, match=r"shape \(6,\) make no picture"):

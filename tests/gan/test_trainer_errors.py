@@ -48,7 +48,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"critic_learning_rate": -1.0}, "critic_learning_rate=-1.0"),
     ({"generator_adam_beta1": 1.0}, "generator_adam_beta1=1.0"),
     ({"ema_decay": 1.0}, "ema_decay=1.0: give a number between 0 and 1"),
-    ({"fp16": True}, "fp16=True does not work, .*: use bf16=True"),
+    ({"fp16": True}, "fp16=True does not work, .*. Use bf16=True"),
     (
         {"max_steps": 7, "max_generator_steps": 2},
         "max_steps=7 contradicts max_generator_steps=2, which means max_steps=4",
@@ -162,8 +162,8 @@ def picture_networks(*ends: nn.Module) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize(
     ("ends", "scale", "message"),
     [
-        ([nn.Tanh()], 255, r"values from 0 to 255, but the generator ends in Tanh, .* -1 to 1: .*\(x / 127.5 - 1\)"),
-        ([nn.Sigmoid()], 255, r"generator ends in Sigmoid, with values from 0 to 1: .*\(x / 255\)"),
+        ([nn.Tanh()], 255, r"values from 0 to 255, but the generator ends in Tanh, .* -1 to 1. .*\(x / 127.5 - 1\)"),
+        ([nn.Sigmoid()], 255, r"generator ends in Sigmoid, with values from 0 to 1. .*\(x / 255\)"),
         ([], 255, "images have values from 0 to 255, but sample_low=-1 is black and sample_high=1 is white"),
     ],
 )

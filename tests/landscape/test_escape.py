@@ -225,7 +225,7 @@ def test_refusals_of_design() -> None:
         design_minimum(mlp((2, 2, 1)), torch.randn(80, 2), "0", depth=1.0)
     with pytest.raises(ValueError, match=r"depth=0.99: .* can remove at most 0\.\d+ of the loss"):
         design_minimum(mlp((2, 2, 1)), torch.randn(80, 2), "0", depth=0.99)
-    with pytest.raises(ValueError, match="give more data"):
+    with pytest.raises(ValueError, match="Give more data"):
         design_minimum(mlp((2, 2, 1)), torch.randn(10, 2), "0")
     with pytest.raises(ValueError, match="singular"):
         twice = mlp((2, 2, 1))

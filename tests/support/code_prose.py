@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.prose import LONGEST_SENTENCE, word_count
+from support.style import BANNED, IN_BRACKETS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "hf_fam"
+# Its long strings are CSS.
+STYLESHEET = PACKAGE / "measure" / "page.py"
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Examples", "Example", "Note", "Warns")
 # A string with fewer words is a key, a heading or a part of a sentence.
 FEWEST_WORDS = 4
@@ -38,6 +41,8 @@ def docstring_sentences(path: Path) -> Iterator[tuple[int, str]]:
 
 def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
     """Every sentence of the strings of a file that are no docstrings; what is formatted in counts as one word."""
+    if path == STYLESHEET:
+        return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Expr) for part in ast.walk(node)
                if isinstance(node.value, ast.Constant)}  # fmt: skip
@@ -57,6 +62,7 @@ def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
             text = node.value
         else:
             continue
+        text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
         for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|]|\w+:))", text):
             yield from ((node.lineno, s) for s in split(part) if word_count(s) >= FEWEST_WORDS)
 
@@ -71,7 +77,10 @@ def paragraphs(docstring: str) -> Iterator[str]:
         block = textwrap.dedent(block)
         # An entry begins where a line is not indented, or with a dash or a number.
         for part in re.split(r"\n(?=\s*(?:[-*]|\d+\.) )|\n(?=[\w*`, ]+(?:\([^()\n]*\))?: )", block):
-            yield re.sub(r"^\s*[\w*`, .]+(?:\([^()\n]*\))?: ", "", part) if ": " in part.split("\n")[0][:60] else part
+            if entry := re.match(r"\s*[\w*`, .]+(?:\([^()\n]*\))?: ", part):
+                yield from part[entry.end() :].split("; ")  # a list
+            else:
+                yield part
 
 
 def split(text: str) -> Iterator[str]:
@@ -79,21 +88,21 @@ def split(text: str) -> Iterator[str]:
     text = re.sub(r"``?[^`\n]+``?", "code", text)
     text = re.sub(r"\[([^\[\]]*)\](?:\([^()\s]*\)|\[[^\[\]]*\])?", r"\1", text)
     text = re.sub(r"\s+", " ", text).strip(" -*|")
-    yield from (s for s in re.split(r"(?<=[.!?])\s+(?=[A-Zκλδσ(\"']|code|hf_fam)", text) if s)
+    yield from (s for s in re.split(r"(?<=[.!?])(?<! al\.)(?<! cf\.)\s+(?=\S)", text) if s)
 
 
-def long(sentences: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The sentences that are too long."""
-    return [(line, s) for line, s in sentences if word_count(s) > LONGEST_SENTENCE]
+def faults(path: Path) -> list[str]:
+    """What breaks a rule, with its line: long sentences, banned phrases, sentences in brackets."""
+    found = []
+    for line, sentence in (*docstring_sentences(path), *message_sentences(path)):
+        if word_count(sentence) > LONGEST_SENTENCE:
+            found.append(f"{line}: {sentence}")
+        found += [f"{line}: {m.group()}" for p in BANNED for m in re.finditer(p, sentence, re.IGNORECASE)]
+        found += [f"{line}: {m.group()}" for m in re.finditer(IN_BRACKETS, sentence)]
+    return found
 
 
 if __name__ == "__main__":
-    from support.style import BANNED
-
     for file in modules(*sys.argv[1:]):
-        for kind, found in (("doc", docstring_sentences(file)), ("msg", message_sentences(file))):
-            for line, sentence in found:
-                banned = [m.group() for p in BANNED for m in re.finditer(p, sentence, re.IGNORECASE)]
-                words = word_count(sentence)
-                if banned or words > LONGEST_SENTENCE:
-                    print(f"{file.relative_to(ROOT)}:{line} {kind} {words} {banned or ''} {sentence}")
+        for fault in faults(file):
+            print(f"{file.relative_to(ROOT)}:{fault}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from support.prose import length, long_sentences, matches, nav, untraced_numbers, wide_code
+import re
+
+from support.prose import length, long_sentences, matches, nav, plain, untraced_numbers, wide_code
 
 # Words of a page, without code and tables.
 MOST_WORDS = {"Home": 300, "Start": 600, "How to": 600, "Explanation": 900, "Reference": 600, "Other tools": 900}
@@ -29,6 +31,8 @@ BANNED = {
     r"\bsince then\b|corrected afterwards|the default before": "no history in pages for users",
     r"\bp-values?\b|\bp [=<] ?0?\.\d": "the difference with its interval",
 }
+# A sentence in brackets; "(Adilova et al. 2023)" is none.
+IN_BRACKETS = r"\([A-Z][^()]*[^().][.!?]\)"
 # Without "labelled" in names of other projects' functions, which are code.
 BRITISH = (
     r"\b\w*(?:centre[ds]?|centring|colour\w*|behaviour\w*|favour\w*|neighbour\w*|honour\w*|fibre)\b",
@@ -74,6 +78,7 @@ RULES = {
     "words": words_over,
     "long sentences": long_sentences,
     "banned": lambda page: matches(page, BANNED),
+    "sentences in brackets": lambda page: re.findall(IN_BRACKETS, plain(page)),
     "untraced numbers": untraced,
     "wide code": wide_code,
 }

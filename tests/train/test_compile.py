@@ -141,7 +141,7 @@ def test_a_hidden_layer_of_a_compiled_model_is_refused_with_a_remedy(wrapped: bo
     flatness = RelativeFlatness(called, "2", estimator)
     with flatness.capture():
         loss = F.cross_entropy(called(INPUTS), LABELS)
-    with pytest.raises((ValueError, RuntimeError), match=r"compile only what lies below .* hf_fam\.attach"):
+    with pytest.raises((ValueError, RuntimeError), match=r"Compile only what lies below .* hf_fam\.attach"):
         flatness(loss)
 
 

@@ -52,10 +52,10 @@ def round_numbers(most: int) -> Iterator[int]:
 def probability_of_decision(now: Estimate, later: Estimate, half_width: float, margin: float) -> float:
     """Return the probability that more data decide.
 
-    It is the predictive power (Spiegelhalter, Freedman and Blackburn 1986, Controlled Clinical Trials 7): the
-    probability over the true gain, as far as the data tell, and over the data to come. Before any data, gains are taken
-    to be normal around zero with a standard deviation of two margins. Without that, a large chance gain of noisy scores
-    would often be followed up in vain.
+    It is the predictive power (Spiegelhalter, Freedman and Blackburn 1986, Controlled Clinical Trials 7). The
+    probability is over the true gain, as far as the data tell, and over the data to come. Before any data, gains are
+    taken to be normal around zero with a standard deviation of two margins. Without that, a large chance gain of noisy
+    scores would often be followed up in vain.
 
     Args:
         now: the estimate of the gain.
@@ -90,8 +90,8 @@ def advise(design: Design, margin: float, looks_so_far: Sequence[int], share: fl
         share: the part of alpha that this method has.
 
     Returns:
-        ``(seeds, None)``; ``(None, items)`` where up to 200 more seeds do not decide; both where neither decides alone;
-        ``(None, None)`` where nothing does: the scores are too noisy, or the difference is too close to the margin.
+        ``(seeds, None)``, or ``(None, items)`` if up to 200 more seeds do not decide. Both, if neither decides alone.
+        ``(None, None)`` if nothing decides: the scores are too noisy, or the difference is too close to the margin.
     """
     seeds, items = design.seeds, design.items
     now = design.estimate()

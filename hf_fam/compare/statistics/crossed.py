@@ -30,13 +30,13 @@ class VarianceComponents:
 class CrossedDifferences:
     """Differences of every seed at every test item.
 
-    The interval is about the mean over all seeds *and* over all items of which the test file is a sample, so it does
+    The interval is about the mean over all seeds *and* over all items of which the test file is a sample. So it does
     not shrink to zero with more seeds.
 
     Attributes:
         difference: mean over seeds and items.
-        mean_squares: of seeds, of items and of the rest, as in a two-way analysis of variance without repetition
-            (Searle, Casella and McCulloch 1992, Variance Components, chapter 4).
+        mean_squares: of seeds, of items and of the rest, as in a two-way analysis of variance without repetition.
+            Source: Searle, Casella and McCulloch 1992, Variance Components, chapter 4.
         seeds: how many.
         items: how many.
 
@@ -90,7 +90,7 @@ class CrossedDifferences:
         return TEstimate(self.difference, parts, self._satterthwaite(), shared)
 
     def _satterthwaite(self) -> float:
-        """Degrees of freedom of the estimated variance of the mean, from the mean squares that it is made of."""
+        """Return the degrees of freedom of the estimated variance of the mean."""
         of_seeds, of_items, of_rest = self.mean_squares
         has_seeds, has_items = of_seeds > of_rest, of_items > of_rest
         terms = [(of_seeds, self.seeds - 1)] if has_seeds else []

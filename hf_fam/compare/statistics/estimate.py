@@ -29,13 +29,13 @@ class Estimate(Protocol):
         """The variance that does not shrink with seeds, by the variance that one seed adds; rather too small."""
 
     def half_width(self, level: float) -> float:
-        """Half the width of the two-sided interval at a level of error."""
+        """Return half the width of the two-sided interval at a level of error."""
 
     def least_difference(self, margin: float, probability: float) -> float:
-        """The smallest estimate, with this error, at which ``probability_above(margin)`` reaches a probability."""
+        """Return the least estimate, with this error, that has a probability above the margin."""
 
     def probability_above(self, margin: float) -> float:
-        """Confidence, between 0 and 1, that the true difference is above a margin."""
+        """Return the confidence, between 0 and 1, that the true difference is above a margin."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class TEstimate:
 
     * `probability_above` is Student's t with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2).
     * `half_width` is ``sqrt(sum_k t_k^2 V_k)``, with ``t_k`` the quantile for the degrees of freedom of ``V_k`` alone
-      (Banerjee 1960, Sankhya 22). Its interval covers with at least its confidence, whatever the shares of the ``V_k``:
-      ``F(x) = P(Z^2 <= x)`` is concave, so the mean of F at a weighted mean of ``t_k^2 V_k / E V_k`` is at least the
-      weighted mean of the F, each of which is ``1 - level``. Satterthwaite's t does not: at the levels of the first
-      look, three seeds call equal methods different several times too often.
+      (Banerjee 1960, Sankhya 22). Its interval covers with at least its confidence, for all shares of the ``V_k``. The
+      reason is that ``F(x) = P(Z^2 <= x)`` is concave. So the mean of F at a weighted mean of ``t_k^2 V_k / E V_k`` is
+      at least the weighted mean of the F, each of which is ``1 - level``. Satterthwaite's t does not: at the levels of
+      the first look, three seeds call equal methods different several times too often.
 
     Attributes:
         difference: the mean.
@@ -119,8 +119,8 @@ class ConstantEstimate:
     """A difference that was the same in every unit, so that its scatter cannot be estimated.
 
     Equal differences are no proof: three small test sets agree by chance. With confidence ``1 - a``, at most the part
-    ``1 - a^(1/n)`` of all units differs from n equal ones, each by at most ``reach`` (the exact form of the rule of
-    three).
+    ``1 - a^(1/n)`` of all units differs from n equal ones, each by at most ``reach``. This is the exact form of the
+    rule of three.
 
     Attributes:
         difference: the constant.

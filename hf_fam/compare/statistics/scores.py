@@ -14,7 +14,7 @@ class Scores:
     """The scores of one method, in the order of the seeds.
 
     Attributes:
-        values: of shape (seeds,), one score for each seed; or (seeds, items), one score for each seed and test item,
+        values: of shape (seeds,), one score for each seed. Or (seeds, items), one score for each seed and test item,
             such as 1 for a correct and 0 for a wrong prediction. With repeated splits, of shape (repeats,). The same
             seed means the same split, the same initial weights and the same order for every method.
 

@@ -251,7 +251,7 @@ class Estimator(ABC):
         """
         raise ValueError(
             f'the model is sharded by FSDP, where estimator="{self.name}" does not work, because it differentiates '
-            'the loss before the backward pass: use "auto" or "closed_form" for the head, or "perturbation" for any '
+            'the loss before the backward pass. Use "auto" or "closed_form" for the head, or "perturbation" for any '
             "layer (docs/distributed.md)."
         )
 

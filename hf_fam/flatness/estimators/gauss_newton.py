@@ -156,9 +156,9 @@ def _check_logits(batch: Batch, layer: FeatureLayer, head: FeatureLayer) -> None
         )
     if batch.graph.passes_by(batch.logits):
         warnings.warn(
-            f"Part of the loss depends on layer '{layer.name}' without passing through "
-            f"'{head.name}' (the auxiliary loss of a router, a second head): estimator=\"gauss_newton\" "
-            f'ignores the curvature of that part; use "hessian" to include it.',
+            f"Part of the loss depends on layer '{layer.name}' without passing through '{head.name}', such as the "
+            'auxiliary loss of a router or a second head. estimator="gauss_newton" ignores the curvature of that part; '
+            'use "hessian" to include it.',
             stacklevel=5,
         )
 

@@ -230,8 +230,9 @@ class InjectedCall:
 class InjectFlatness(torch.autograd.Function):
     """The identity on logits, whose backward adds the gradient of lambda kappa.
 
-    Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength (a scalar leaf whose
-    gradient becomes kappa), signs (see `row_signs`), weights_only, an `InjectedCall` or None, and the smoothing eps.
+    Args of ``apply``: logits ``(..., C)``, features ``(..., m)``, weight ``(C, m)``, strength, signs (see `row_signs`),
+    weights_only, an `InjectedCall` or None, and the smoothing eps. The strength is a scalar leaf whose gradient becomes
+    kappa.
     """
 
     @staticmethod

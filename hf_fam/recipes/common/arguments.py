@@ -256,8 +256,8 @@ def parse(
         One object for each dataclass.
 
     Raises:
-        ValueError: the YAML file is missing, broken or not a mapping, a name is unknown, a value is missing, of the
-            wrong type or out of range, or a field of FAM does not exist any more or is set for another method.
+        ValueError: the YAML file is missing, broken or not a mapping; a name is unknown; a value is missing, of the
+            wrong type or out of range; or a field of FAM does not exist any more or is set for another method.
     """
     words = sys.argv[1:] if argv is None else argv
     parser = _Parser(argument_types, allow_abbrev=False)
