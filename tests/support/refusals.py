@@ -18,6 +18,15 @@ PACKAGE = Path(__file__).parents[2] / "hf_fam"
 REMEDIES = Path(__file__).with_name("remedies.yaml")
 # Stands for a value in a message, which is shown as three dots.
 VALUE = "\N{HORIZONTAL ELLIPSIS}"
+# Options, values, calls, arguments with their values, and names with an underscore.
+CODE = re.compile(
+    r"""--\w+
+    | "[a-z_]+"
+    | \b[a-z][\w.]*\([^()\s]*\)
+    | \b[a-z][\w.]*=(?:\{[^{}]*\}|\[[^\[\]]*\]|"[^"]*"|'[^']*'|[\w.]*\w(?:\(\))?|\.\.\.)
+    | \b(?!hf_fam\b(?!\.))\w[\w.]*_[\w.]*\w""",
+    re.VERBOSE,
+)
 # Where the first part of a message may end, which becomes the heading.
 END = re.compile(r"(?<=.{18})(?:: |\. |; )")
 
@@ -88,10 +97,11 @@ def sentence(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A text that Markdown shows as it is; code stays code."""
+    """A text that Markdown shows as it is; names and arguments are code."""
     parts = text.replace(VALUE, "...").split("`")
-    parts[::2] = [re.sub(r"([*_<>\[\]|#])", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts)
+    words = "`".join(CODE.sub(r"`\g<0>`", part) if i % 2 == 0 else part for i, part in enumerate(parts)).split("`")
+    words[::2] = [re.sub(r"([*_<>\[\]|#])", r"\\\1", part) for part in words[::2]]
+    return "`".join(words)
 
 
 def page() -> str:
