@@ -75,7 +75,7 @@ def read_csv(path: Path, encoding: str | None = None) -> pa.Table:
         values = "value" if row.actual_columns == 1 else "values"
         raise DataError(
             f"{where}has {row.actual_columns} {values} and the header {row.expected_columns} ({quote(row.text)}): give "
-            "each row one value for each column, in quotes if it contains the delimiter."
+            "one value for each column, in quotes if it contains the delimiter."
         )
     return pa.table({name: _typed(table.column(name)) for name in names})
 

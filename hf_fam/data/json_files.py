@@ -101,7 +101,7 @@ def _problem(error: Exception) -> str:
         return "a whole number needs more than 64 bits: give it as text, or with a decimal point."
     if isinstance(error, UnicodeError):
         return "the text has half a surrogate pair, which no UTF-8 can hold: correct it."
-    return f"its type differs from that of the rows before it ({first_line(error)}): give values of one type."
+    return f"its type differs from that of earlier rows ({first_line(error)}): give values of one type."
 
 
 def _odd_row(values: list[Any]) -> int:

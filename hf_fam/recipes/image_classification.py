@@ -79,7 +79,7 @@ class ImageArguments(DataArguments):
         default="none",
         metadata={
             "help": "Random changes of training images: none, or some of flip, crop and cutout, joined by _, such as "
-            "flip_crop. crop shifts by up to an eighth; cutout blacks out a square of half the size."
+            "flip_crop. The crop shifts by up to an eighth; cutout blacks out a square of half the size."
         },
     )
 

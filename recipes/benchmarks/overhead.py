@@ -46,11 +46,11 @@ COLUMNS = [
     "tail_ratio", "rss_mb", "rss_ratio", "torch_mb", "torch_ratio",
 ]  # fmt: skip
 MEANING = """\
-`plain_ms`: median time of a plain step, `extra_ms`: median over pairs of what the contender takes on top; `time_ratio`:
-median over pairs of this step's time over plain training's, with quartiles; `total_ratio`: all steps of
-the contender over all of plain training, occasional work included; `tail_ratio`: against plain training plus what
-double backward of the blocks above the layer costs by itself. `rss` and `torch`: peak memory above that of the model
-(resident set, freed blocks given back at once; torch's own allocations), and its ratio to plain training.
+`plain_ms` is the median time of a plain step. `extra_ms` is the median over pairs of what the contender takes on top.
+`time_ratio` is the median over pairs of this step's time over that of plain training, with quartiles. `total_ratio` is
+that of all steps together, occasional work included. `tail_ratio` compares with plain training plus the double backward
+of the blocks above the layer. `rss` and `torch` are peak memory above that of the model, and its ratio to plain
+training. `rss` is the resident set, with freed blocks given back at once. `torch` counts torch's own allocations.
 """
 
 

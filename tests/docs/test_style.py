@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support import prose, style
+from support.includes import INCLUDED
 from support.launch import ROOT
 
 PAGES = prose.user_pages()
@@ -16,6 +17,18 @@ PAGES = prose.user_pages()
 @pytest.mark.parametrize("rule", style.RULES)
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_keep_the_rules(page: str, rule: str) -> None:
+    assert style.RULES[rule](page) == []
+
+
+def included() -> list[str]:
+    """The files that commands write and pages for users include."""
+    texts = [(prose.ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    return sorted({f"docs/{found.group(1)}" for text in texts for found in INCLUDED.finditer(text)})
+
+
+@pytest.mark.parametrize("rule", ["long sentences", "banned", "sentences in brackets"])
+@pytest.mark.parametrize("page", included())
+def test_what_commands_write_keeps_the_rules_for_words(page: str, rule: str) -> None:
     assert style.RULES[rule](page) == []
 
 
