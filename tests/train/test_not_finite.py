@@ -106,7 +106,7 @@ def test_label_is_blamed_and_not_the_learning_rate(
 
 def test_nothing_is_blamed_on_steps_that_were_not_taken(tmp_path: Path) -> None:
     said = message_of(regression(tmp_path, {1: ("x", float("nan"))}).train)
-    assert "at step 0, before the first optimizer step: look for NaN in the inputs" in said
+    assert "at step 0, before the first optimizer step. Look for NaN in the inputs" in said
     assert "learning rate" not in said
 
 

@@ -100,5 +100,5 @@ def test_callback_warns_that_a_preference_loss_is_not_for_it(tmp_path: Path) -> 
 
 def test_callback_refuses_a_head_of_one_output(tmp_path: Path) -> None:
     trainer = RewardTrainer(**host(tmp_path, "reward"), callbacks=[FAMCallback(0.1)])
-    with pytest.raises(ValueError, match="layer 'score' has one output .* use RelativeFlatness or FAMMixin"):
+    with pytest.raises(ValueError, match="layer 'score' has one output .* Use RelativeFlatness or FAMMixin"):
         trainer.train()
