@@ -252,6 +252,9 @@ class FAMTrainer(FAMMixin, Trainer):
     It minimizes ``loss + lambda * kappa`` (Adilova et al. 2023), where kappa is the relative flatness of one layer.
     All other arguments, methods and saved files are those of the Trainer. `FAMMixin` lists what the log adds.
 
+    One thing differs for models that accept ``num_items_in_batch`` and ignore it. Under accumulation and in several
+    processes the Trainer multiplies their gradients, and this class does not; see ``fam_loss_scaling``.
+
     Args:
         *args: positional arguments of ``Trainer``.
         fam_args: arguments of flatness-aware training. By default those in ``args`` if it is `FAMTrainingArguments`,
