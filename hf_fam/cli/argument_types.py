@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ..inputs.flags import same_flag
 from ..inputs.numbers import LARGEST_WHOLE
 from ..inputs.text import LONGEST_VALUE, did_you_mean, one_line
 
@@ -14,7 +15,8 @@ from ..inputs.text import LONGEST_VALUE, did_you_mean, one_line
 class OneLineParser(argparse.ArgumentParser):
     """A parser that refuses arguments in one line, without its usage.
 
-    Options with dashes and with underscores are the same, and an unknown option is answered with the nearest one.
+    All spellings of an option that `same_flag` knows are the same, and an unknown option is answered with the nearest
+    one.
 
     Args:
         *args: positional arguments of ``ArgumentParser``.
@@ -35,7 +37,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **options: Any) -> Any:
         """Add an argument, and remember how its options are spelled."""
-        self.spellings |= {normalized(name): name for name in names if str(name).startswith("--")}
+        self.spellings |= {same_flag(name): name for name in names if str(name).startswith("--")}
         return super().add_argument(*names, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -49,7 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
     def as_spelled(self, word: str) -> str:
         """Return a word of the command line with its option as the parser spells it."""
         name, equals, value = word.partition("=")
-        return f"{self.spellings.get(normalized(name), name)}{equals}{value}" if word.startswith("--") else word
+        return f"{self.spellings.get(same_flag(name), name)}{equals}{value}" if word.startswith("--") else word
 
     def unknown(self, words: Sequence[str]) -> str:
         """Return the message about words that mean nothing to the parser."""
@@ -60,11 +62,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and end the program with status 2."""
         self.exit(2, one_line(f"{self.prog}: error: {message}") + "\n")
-
-
-def normalized(name: str) -> str:
-    """Return the name of an option with underscores in the place of dashes, but for the first two."""
-    return f"--{name[2:].replace('-', '_')}"
 
 
 def whole(low: int, high: int = LARGEST_WHOLE) -> Callable[[str], int]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file, require_writable_folder
-from ..recipes import TASKS, with_defaults
+from ..recipes import TASKS, task_called, with_defaults
 from .argument_types import OneLineParser
-from .train_command import require_packages
+from .quiet import quiet_libraries
+from .train_command import REQUIRED_PACKAGES
 
 if TYPE_CHECKING:
     from ..compare import ComparisonResult
@@ -27,7 +28,7 @@ GRID_SIZE, FROZEN_GRID_SIZE = 6, 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command, without heavy imports; those of a recipe are parsed by the recipe."""
-    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("task", metavar="TASK", type=task_called, choices=TASKS, help=f"one of {', '.join(TASKS)}")
     parser.add_argument(
         "compare_arguments",
         nargs=argparse.REMAINDER,
@@ -76,15 +77,9 @@ def run(task: str, arguments: Sequence[str]) -> None:
         ValueError: something cannot be compared; the message is a sentence.
     """
     options, recipe_arguments = make_parser(task).parse_known_args(list(arguments))
-    require_packages()
+    require_packages("this command", "recipes", *REQUIRED_PACKAGES)
     check_files(options)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    import datasets
-
-    datasets.disable_progress_bars()
+    quiet_libraries()
     from ..compare import compare
     from ..compare.processes import Processes
     from ..compare.workers import leave_imports_alone
@@ -141,7 +136,8 @@ def check_files(options: argparse.Namespace) -> None:
     """Refuse files that cannot be written, before the first run.
 
     Raises:
-        ValueError: a file cannot be written, or matplotlib is missing.
+        ValueError: a file cannot be written.
+        MissingPackageError: matplotlib is missing.
     """
     for name in ("report", "json"):
         path = getattr(options, name)
@@ -149,8 +145,8 @@ def check_files(options: argparse.Namespace) -> None:
             require_writable_file(f"--{name}", str(path))
     if options.output_dir is not None:
         require_writable_folder("output_dir", str(options.output_dir))
-    if options.report is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('report: the figures need matplotlib: pip install "hf-fam[compare]".')
+    if options.report is not None:
+        require_packages("--report", "compare", "matplotlib")
 
 
 def final_command(task: str, arguments: Sequence[str], result: ComparisonResult) -> str:

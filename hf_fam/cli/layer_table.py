@@ -78,11 +78,13 @@ class LayerTable:
         untraced: reason why order and costs are unknown; None if they are known. Without a trace, layers are in the
             order of their definition.
         layers: one row for each layer.
+        takes_texts: whether the model takes texts, so that costs depend on their length.
     """
 
     model: str
     untraced: str | None
     layers: Sequence[LayerRow]
+    takes_texts: bool = True
 
     def last(self, count: int) -> LayerTable:
         """Return a table of the last layers."""
@@ -157,7 +159,7 @@ def layer_table(model: nn.Module, length: int = 64) -> LayerTable:
         layers.sort(key=lambda layer: position.get(layer[0], -1))
     roles = _roles(model)
     rows = [_row(model, name, module, roles.get(name), trace) for name, module in layers]
-    return LayerTable(type(model).__name__, untraced, rows)
+    return LayerTable(type(model).__name__, untraced, rows, getattr(model, "main_input_name", None) == "input_ids")
 
 
 @dataclass(frozen=True)

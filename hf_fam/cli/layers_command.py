@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..inputs.text import printable
 from .argument_types import whole
+from .quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from .layer_table import LayerRow, LayerTable
@@ -41,11 +42,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: the model cannot be found or built; the message is a sentence.
     """
-    import transformers
-
     from .layer_table import layer_table, load_model
 
-    transformers.logging.set_verbosity_error()
+    quiet_libraries()
     table = layer_table(
         load_model(options.model, options.task, options.num_labels, options.trust_remote_code), options.length
     )
@@ -73,9 +72,8 @@ def format_layers(table: LayerTable, count: int, length: int) -> str:
         lines.append(f"Order and costs are unknown, because the model cannot be called without data: {table.untraced}")
         lines.append('Layers below attention need attn_implementation="eager".')
     else:
-        lines.append(
-            f"cost: a rough estimate, from FLOPs, of the extra time of a training step (texts of {length} tokens)."
-        )
+        texts = f" (texts of {length} tokens)" if table.takes_texts else ""
+        lines.append(f"cost: a rough estimate, from FLOPs, of the extra time of a training step{texts}.")
     rows = [row for row in table.layers if row.estimator]
     if any(row.needs_eager for row in rows):
         lines.append('eager: below attention; load the model with attn_implementation="eager".')

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from ..inputs.packages import MissingPackageError
 from ..inputs.text import LONGEST_MESSAGE, one_line
 from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
 from .demo import command as demo_command
+from .quiet import short_warnings
 
 # Status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
@@ -44,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     options.arguments = words
     try:
-        options.run(options)
-    except ValueError as error:
+        with short_warnings():
+            options.run(options)
+    except (MissingPackageError, ValueError) as error:
         return refuse(options.command, str(error))
     except FloatingPointError as error:  # of a training that diverged
         if isinstance(error, SystemExit):  # of a process that is not to print

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs.numbers import LARGEST_SEED, MOST_PROBES
+from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file
 from ..inputs.text import LONGEST_VALUE, one_line, printable, quote
 from .argument_types import whole
 from .device import choose_device
+from .quiet import quiet_libraries
 
 # Limits of the robustness curve, which takes many forward passes.
 _ROBUSTNESS_ITEMS = 64
@@ -31,20 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set on the Hub, file (parquet, csv, tsv, json, jsonl), or folder of such files, of images by class, "
         "or from Dataset.save_to_disk",
     )
-    add("--dataset-config", metavar="NAME", help="name of the data set's configuration")
+    add("--dataset_config", metavar="NAME", help="name of the data set's configuration")
     add("--split", help="name of the split (default: the only one, or train)")
-    add("--text-column", metavar="NAME", help="column of the text, or two separated by a comma (default: guessed)")
-    add("--image-column", metavar="NAME", help="column of the image (default: guessed)")
-    add("--label-column", metavar="NAME", help="column of the label (default: guessed)")
+    add("--text_column", metavar="NAME", help="column of the text, or two separated by a comma (default: guessed)")
+    add("--image_column", metavar="NAME", help="column of the image (default: guessed)")
+    add("--label_column", metavar="NAME", help="column of the label (default: guessed)")
     add("--encoding", metavar="NAME", help="encoding of text files, such as cp1252 (default: utf-8)")
-    add("--drop-missing", action="store_true", help="leave out rows with an empty place, instead of refusing them")
+    add("--drop_missing", action="store_true", help="leave out rows with an empty place, instead of refusing them")
     add("--layers", default="auto", help="all, or names separated by commas (default: representation and head)")
     add(
         "--measures",
         help="names separated by commas (default: trace,layerwise,max_eigenvalue; with --layers all, without "
         "max_eigenvalue, which takes many passes over the data for layers below attention)",
     )
-    add("--normalize-features", action="store_true", help="divide features by their standard deviations first")
+    add("--normalize_features", action="store_true", help="divide features by their standard deviations first")
     add(
         "--items",
         type=whole(0),
@@ -59,12 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random directions for every batch (default: 2)",
     )
-    add("--batch-size", type=whole(1), default=32, metavar="N", help="items in a batch (default: 32)")
+    add("--batch_size", type=whole(1), default=32, metavar="N", help="items in a batch (default: 32)")
     add(
-        "--max-length",
+        "--max_length",
         type=whole(1),
         metavar="N",
-        help="cut texts after N tokens (default: 512, or the limit of the model)",
+        help="cut texts after N tokens (default: as in training, 512 at most)",
     )
     add("--seed", type=whole(0, LARGEST_SEED), default=0, help="seed of selection and probes (default: 0)")
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
@@ -72,11 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="FILE.html", help="write a page with figures; needs hf-fam[measure]")
     add(
         "--compare_with",
-        "--compare-with",
         metavar="MODEL",
         help="a second model, measured on the same items; the report compares the two",
     )
-    add("--no-robustness", action="store_true", help="leave the feature-robustness curve out of the report")
+    add("--no_robustness", action="store_true", help="leave the feature-robustness curve out of the report")
     add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
 
 
@@ -93,17 +94,14 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     _check_files(options)
     if options.dataset_config is not None and os.path.exists(options.dataset):
         raise ValueError(
-            f"--dataset-config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
+            f"--dataset_config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
         )
     if options.compare_with is not None and options.report is None:
         raise ValueError("--compare_with needs --report, the page that compares the two models.")
     if options.report is not None:
-        require_package("matplotlib", "--report")
-    require_package("datasets", "hf-fam measure")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+        require_packages("--report", "measure", "matplotlib")
+    require_packages("this command", "measure", "datasets")
+    quiet_libraries()
     device = choose_device(options.device)
     source = _load(options, options.model)
     second = None if options.compare_with is None else _load(options, options.compare_with)
@@ -240,19 +238,3 @@ def _measures(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _first(items: Any, count: int) -> Any:
     return items.select(range(min(count, len(items))))
-
-
-def require_package(package: str, option: str) -> None:
-    """Refuse to run without a package of the extra ``measure``.
-
-    Args:
-        package: the package.
-        option: what needs it, for the message.
-
-    Raises:
-        ValueError: the package is missing; the message says how to install it.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f'{option} needs {package}: pip install "hf-fam[measure]".')

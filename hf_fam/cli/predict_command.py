@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file
 from ..inputs.text import quote
 from .argument_types import whole
 from .device import choose_device
-from .measure_command import require_package
+from .quiet import quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop_missing", action="store_true", help="leave out rows with an empty place, instead of refusing them")
     add("--batch_size", type=whole(1), default=32, metavar="N", help="inputs in a batch (default: 32)")
     add(
-        "--max_length", type=whole(1), metavar="N", help="cut texts after N tokens (default: 512, or the model's limit)"
+        "--max_length",
+        type=whole(1),
+        metavar="N",
+        help="cut texts after N tokens (default: as in training, 512 at most)",
     )
     add("--device", help="cpu, cuda, mps ... (default: a GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that is saved with the model")
@@ -55,13 +59,10 @@ def run(options: argparse.Namespace) -> None:
         require_writable_file("--output", str(options.output))
         if os.path.abspath(options.output) == os.path.abspath(options.file):
             raise ValueError(f"--output {quote(str(options.output))} is the input, which would be overwritten.")
-    require_package("datasets", "hf-fam predict")
-    import transformers
-
+    require_packages("this command", "measure", "datasets")
     from ..measure.predictions import Options, Predictor
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     predictor = Predictor(
         options.model,
         options.file,
@@ -82,9 +83,8 @@ def run(options: argparse.Namespace) -> None:
         writer.writerow(predictor.header)
         writer.writerows(predictor.rows())
     if predictor.cut:
-        print(
-            f"Note: {predictor.cut} texts were cut, since they have more tokens than the model takes.", file=sys.stderr
-        )
+        texts = "1 text was" if predictor.cut == 1 else f"{predictor.cut:,} texts were"
+        print(f"Note: {texts} cut after {predictor.length} tokens; --max_length changes it.", file=sys.stderr)
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from ..recipes import TASKS, default_configuration, with_defaults
+from ..inputs.packages import require_packages
+from ..recipes import TASKS, default_configuration, task_called, with_defaults
+from .quiet import quiet_libraries
 from .train_help import page
 
 # Some of these packages are imported only after the training, which is too late to learn that they are missing.
@@ -17,7 +18,7 @@ REQUIRED_PACKAGES = ("datasets", "peft", "PIL", "pytorch_optimizer", "scipy", "s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command; those of a recipe are parsed by the recipe."""
-    parser.add_argument("task", metavar="TASK", choices=TASKS, help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("task", metavar="TASK", type=task_called, choices=TASKS, help=f"one of {', '.join(TASKS)}")
     parser.add_argument(
         "recipe_arguments",
         nargs=argparse.REMAINDER,
@@ -35,16 +36,18 @@ def run(task: str, arguments: Sequence[str]) -> None:
         arguments: arguments of the recipe; without a YAML file the default settings of the task are used.
 
     Raises:
-        ValueError: packages are missing, or the recipe refuses its arguments or data.
+        MissingPackageError: packages are missing.
+        ValueError: the recipe refuses its arguments or data.
     """
     if wants(arguments, "-h", "--help"):
         print(page(task))
         return
-    require_packages()
+    require_packages("this command", "recipes", *REQUIRED_PACKAGES)
     recipe = importlib.import_module(f"..recipes.{task}", __package__)
     if wants(arguments, "--help_all"):
         print(recipe_help(task, recipe.ARGUMENT_TYPES))
         return
+    quiet_libraries(shows_training=True)
     recipe.main(with_defaults(task, arguments))
 
 
@@ -60,17 +63,6 @@ def recipe_help(task: str, argument_types: Sequence[Any]) -> str:
         task: one of `TASKS`.
         argument_types: the dataclasses of its arguments.
     """
-    from ..recipes.common.arguments import all_flags
+    from ..recipes.common.parsing import all_flags
 
     return all_flags(argument_types, default_configuration(task), prog=f"hf-fam train {task}")
-
-
-def require_packages() -> None:
-    """Refuse to run a recipe without its packages.
-
-    Raises:
-        ValueError: packages are missing; the message says how to install them.
-    """
-    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'the recipes need {", ".join(missing)}: pip install "hf-fam[recipes]".')

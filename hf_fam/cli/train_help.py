@@ -28,26 +28,26 @@ _IMAGES: tuple[Flag, ...] = (
     ("test_dir", "FOLDER", "test data, for --do_predict"),
     ("train_file", "FILE", "table with images or their paths"),
     ("dataset_name", "NAME", "cifar10, svhn or others on the Hub"),
-    ("image_column_name", "NAME", "column of the images (default: guessed)"),
-    ("label_column_name", "NAME", "column of the classes (default: guessed)"),
+    ("image_column", "NAME", "column of the images (default: guessed)"),
+    ("label_column", "NAME", "column of the classes (default: guessed)"),
     ("augmentation", "KINDS", "none, or flip, crop, cutout, joined by _"),
 )
 _TEXTS: tuple[Flag, ...] = (
     *_FILES,
     ("task_name", "NAME", "GLUE task, in place of files"),
-    ("text_column_names", "NAMES", "one, or two with a comma (default: guessed)"),
-    ("label_column_name", "NAME", "column of the labels (default: guessed)"),
+    ("text_column", "NAMES", "one, or two with a comma (default: guessed)"),
+    ("label_column", "NAME", "column of the labels (default: guessed)"),
     ("max_seq_length", "N", "cut texts to at most N tokens"),
 )
 _WORDS: tuple[Flag, ...] = (
     *_FILES,
-    ("text_column_name", "NAME", "column with lists of words (default: tokens)"),
-    ("label_column_name", "NAME", "column with lists of labels"),
+    ("text_column", "NAME", "column with lists of words (default: tokens)"),
+    ("label_column", "NAME", "column with lists of labels"),
     ("max_seq_length", "N", "cut texts to at most N tokens (default: 128)"),
 )
 _LANGUAGE: tuple[Flag, ...] = (
     *_FILES,
-    ("text_column_name", "NAME", "column of the texts (default: text)"),
+    ("text_column", "NAME", "column of the texts (default: text)"),
     ("max_seq_length", "N", "cut texts to at most N tokens"),
 )
 _DATA = {

@@ -6,9 +6,33 @@ from typing import Any
 
 from torch import nn
 
+# Texts are cut here by default, if nothing says how long those of the training were.
+USUAL_LENGTH = 512
 
-def longest_text(model: nn.Module, tokenizer: Any) -> int | None:
-    """Return the number of tokens that a model has positions for, or None if it is not known.
+
+def longest_text(model: nn.Module) -> int | None:
+    """Return the number of tokens that a model has positions for, or None if it takes texts of any length.
+
+    Args:
+        model: a transformers model.
+
+    Examples:
+        >>> from transformers import RobertaConfig, RobertaModel
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> longest_text(
+        ...     RobertaModel(RobertaConfig(vocab_size=50, max_position_embeddings=34, pad_token_id=1, **sizes))
+        ... )
+        32
+    """
+    config: Any = getattr(model, "config", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    return positions - _reserved_positions(model) if isinstance(positions, int) and positions > 0 else None
+
+
+def usual_length(model: nn.Module, tokenizer: Any) -> int:
+    """Return the number of tokens after which texts are cut by default.
+
+    ``hf-fam train`` saves the number of the training as the tokenizer's ``model_max_length``.
 
     Args:
         model: a transformers model.
@@ -16,21 +40,10 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int | None:
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> from transformers import RobertaConfig, RobertaModel
-        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        >>> model = RobertaModel(RobertaConfig(vocab_size=50, max_position_embeddings=34, pad_token_id=1, **sizes))
-        >>> longest_text(model, SimpleNamespace(model_max_length=10**30))
-        32
+        >>> usual_length(nn.Linear(1, 1), SimpleNamespace(model_max_length=128))
+        128
     """
-    config: Any = getattr(model, "config", None)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
-    if not isinstance(positions, int) or positions < 1:
-        positions = None
-    else:
-        positions -= _reserved_positions(model)
-    # Tokenizers without a limit have a huge one.
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
-    return min(limits) if limits else None
+    return min(longest_text(model) or USUAL_LENGTH, tokenizer.model_max_length or USUAL_LENGTH, USUAL_LENGTH)
 
 
 def _reserved_positions(model: nn.Module) -> int:

@@ -48,6 +48,8 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
         'two lines and an \\x1b escape'
         >>> one_line("abcdefghijklmnop", longest=9)
         'abc...nop'
+        >>> one_line("It is not a valid path to a directory of a model", longest=30)
+        'It is not a...of a model'
     """
     shown = " ".join(
         text[: 4 * longest].split() if len(text) <= 4 * longest else [text[: 2 * longest], text[-longest:]]
@@ -55,8 +57,15 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
     shown = printable(shown)
     if len(shown) <= longest:
         return shown
-    head = (longest - 3) // 2
-    return f"{shown[:head]}...{shown[-(longest - 3 - head) :]}"
+    room = longest - 3
+    head, tail = shown[: room // 2], shown[len(shown) - (room - room // 2) :]
+    return f"{_without_part(head)}...{_without_part(tail[::-1])[::-1]}"
+
+
+def _without_part(text: str) -> str:
+    """Return text without the beginning of a word at its end, if that leaves most of it."""
+    whole = text.rpartition(" ")[0]
+    return whole if len(whole) > len(text) // 2 else text
 
 
 def printable(text: str) -> str:

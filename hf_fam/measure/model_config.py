@@ -25,6 +25,8 @@ TASKS = {
     "audio-classification": "AutoModelForAudioClassification",
     "ctc": "AutoModelForCTC",
 }
+# What the tasks of ``hf-fam train`` are called here, if they have another name.
+OTHER_NAMES = dict.fromkeys(("text-classification", "text-regression"), "sequence-classification")
 
 
 class ModelConfigError(ValueError):
@@ -70,16 +72,19 @@ def model_class_name(source: str, config: Any, task: str | None, *, remedy: str 
     Args:
         source: the model, as the user gave it.
         config: its configuration.
-        task: one of `TASKS`, or None for the class that the configuration names.
+        task: one of `TASKS` or of `OTHER_NAMES`, with dashes or underscores; None for the class that the configuration
+            names.
         remedy: what to do about a model without a head; by default, to name a task.
 
     Raises:
         ModelConfigError: the task is unknown, or the configuration names no class with a head.
     """
     if task is not None:
-        if task not in TASKS:
+        spelled = task.replace("_", "-")
+        spelled = OTHER_NAMES.get(spelled, spelled)
+        if spelled not in TASKS:
             raise ModelConfigError(f"--task {one_line(task, LONGEST_VALUE)}: choose one of {', '.join(TASKS)}.")
-        return TASKS[task]
+        return TASKS[spelled]
     name = next(iter(config.architectures or []), None)
     for auto, code in (getattr(config, "auto_map", None) or {}).items():
         if name is not None and str(code).endswith(f".{name}") and auto in TASKS.values():

@@ -45,7 +45,7 @@ class Options:
         encoding: encoding of text files; UTF-8 by default.
         drop_missing: leave out rows with an empty place, instead of refusing them.
         batch_size: inputs that the model takes at a time.
-        max_length: tokens after which a text is cut; by default 512, or what the model has positions for.
+        max_length: tokens after which a text is cut; by default as in the training, at most 512.
         device: where the model runs.
         trust_remote_code: run code that is saved with the model.
     """
@@ -73,6 +73,7 @@ class Predictor:
     Attributes:
         header: names of the columns of the rows.
         cut: number of texts so far that were cut.
+        length: tokens after which a text is cut; None for images.
 
     Raises:
         ValueError: the model or the inputs cannot be used; the message says why.
@@ -86,6 +87,7 @@ class Predictor:
         if missing:
             raise PredictionError(f"the head of {quote(model, LONGEST_PATH)} is not trained: `hf-fam train` does that.")
         self.cut = 0
+        self.length: int | None = None
         with named_source(lambda split: f"data {quote(source, LONGEST_PATH)}", PredictionError):
             self._data, self._columns = self._read(source)
         self._prepare = self._processor() if self._kind == _IMAGES else self._tokenizer()
@@ -204,7 +206,7 @@ class Predictor:
 
     def _tokenizer(self) -> Any:
         tokenizer = self._files.load(transformers.AutoTokenizer, "tokenizer")
-        length = length_of_texts(self._model, tokenizer, self._options.max_length)
+        self.length = length = length_of_texts(self._model, tokenizer, self._options.max_length)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 

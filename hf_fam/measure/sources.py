@@ -23,7 +23,7 @@ from ..data.errors import DataError, named_source
 from ..data.images import as_images, require_images
 from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
-from ..data.text_length import longest_text
+from ..data.text_length import longest_text, usual_length
 from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, one_line, quote
 from .saved_model import ModelFiles, load_saved_model
 
@@ -93,16 +93,16 @@ def load_source(
         SourceError: something cannot be found, read or guessed, or an option does not apply to this model and data.
     """
     if max_length is not None and max_length < 1:
-        raise SourceError(f"--max-length {max_length}: give a whole number of at least 1, or leave it out.")
+        raise SourceError(f"--max_length {max_length}: give a whole number of at least 1, or leave it out.")
     network, notes = load_saved_model(model, trust_remote_code)
     files = ModelFiles(model, trust_remote_code)
     with named_source(lambda split: f"data {quote(dataset, LONGEST_PATH)}", SourceError):
         data, split = choose_split(read_source(dataset, config, encoding), split)
         main_input = getattr(network, "main_input_name", "input_ids")
         is_prepared = main_input in data.column_names and not is_text(data.features[main_input])
-        text_options = {"--text-column": text_column, "--max-length": max_length}
-        image_options = {"--image-column": image_column}
-        label_options = {"--label-column": label_column}
+        text_options = {"--text_column": text_column, "--max_length": max_length}
+        image_options = {"--image_column": image_column}
+        label_options = {"--label_column": label_column}
         name, label = type(network).__name__, None
         if is_prepared:
             reason = f"the data is prepared for the model already (column '{main_input}')"
@@ -110,7 +110,7 @@ def load_source(
             inputs = [main_input]
         elif main_input == "pixel_values":
             _refuse_options(text_options, f"a {name} takes images")
-            inputs = [_choose_column(data, image_column, "--image-column", image_columns(data.features))]
+            inputs = [_choose_column(data, image_column, "--image_column", image_columns(data.features))]
         elif main_input == "input_ids":
             _refuse_options(image_options, f"a {name} takes texts")
             inputs = text_columns(data, text_column)
@@ -122,7 +122,7 @@ def load_source(
         if main_input == "input_ids" and not is_prepared and is_language_model(network):
             _refuse_options(label_options, f"the labels of a {name} are the tokens of its texts")
         elif is_prepared or main_input == "pixel_values" or "ForSequenceClassification" in name:
-            label = _choose_column(data, label_column, "--label-column", label_columns(data.features))
+            label = _choose_column(data, label_column, "--label_column", label_columns(data.features))
         if drop_missing:
             data, dropped = without_missing(data, [*inputs, *([] if label is None else [label])])
             notes = [*notes, *([f"{dropped} rows with an empty place were left out."] if dropped else [])]
@@ -227,9 +227,15 @@ def text_columns(data: Any, given: str | None) -> list[str]:
         DataError: a column is missing, or none can be guessed.
     """
     if given is not None:
-        return [_choose_column(data, name.strip(), "--text-column", ()) for name in given.split(",")]
+        return [_choose_column(data, name.strip(), "--text_column", ()) for name in given.split(",")]
+    import datasets
+
     usual = usual_text_columns(name for name, feature in data.features.items() if is_text(feature))
-    return [*usual] or [_choose_column(data, None, "--text-column", other_text_columns(data.features))]
+    others = other_text_columns(data.features)
+    images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    if images and not usual and not others:
+        raise DataError(f"the model takes texts, and the data has images (column {quote(images[0])}).")
+    return [*usual] or [_choose_column(data, None, "--text_column", others)]
 
 
 def length_of_texts(model: nn.Module, tokenizer: Any, max_length: int | None) -> int:
@@ -238,15 +244,15 @@ def length_of_texts(model: nn.Module, tokenizer: Any, max_length: int | None) ->
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        max_length: the number that was asked for; by default 512, or what the model has positions for.
+        max_length: the number that was asked for; by default that of the training, at most 512.
 
     Raises:
         SourceError: the model has fewer positions.
     """
-    positions = longest_text(model, tokenizer)
+    positions = longest_text(model)
     if max_length is not None and positions and max_length > positions:
-        raise SourceError(f"--max-length {max_length}: the model has {positions} positions. Give at most that number.")
-    return max_length or min(positions or 512, 512)
+        raise SourceError(f"--max_length {max_length}: the model has {positions} positions. Give at most that number.")
+    return max_length or usual_length(model, tokenizer)
 
 
 def is_language_model(model: nn.Module) -> bool:

@@ -13,6 +13,16 @@ from ..inputs.text import quote
 TASKS = ("causal_lm", "image_classification", "text_classification", "text_regression", "token_classification")
 
 
+def task_called(name: str) -> str:
+    """Return the task of a name, which may have dashes in place of underscores; other names as they are.
+
+    Examples:
+        >>> task_called("text-classification")
+        'text_classification'
+    """
+    return name.replace("-", "_") if name.replace("-", "_") in TASKS else name
+
+
 def default_configuration(task: str) -> Path:
     """Return the YAML file with the default settings of a task.
 
@@ -26,9 +36,9 @@ def default_configuration(task: str) -> Path:
         >>> default_configuration("text_regression").name
         'text_regression.yaml'
     """
-    if not isinstance(task, str) or task not in TASKS:
+    if not isinstance(task, str) or task_called(task) not in TASKS:
         raise ValueError(f"there is no task {quote(task)}: choose one of {', '.join(TASKS)}.")
-    return Path(__file__).with_name("configurations") / f"{task}.yaml"
+    return Path(__file__).with_name("configurations") / f"{task_called(task)}.yaml"
 
 
 # Default settings for a head on a frozen backbone, which trains in seconds.

@@ -18,9 +18,10 @@ from ..data.splits import TRAIN
 from ..inputs.text import first_line, quote
 from ..measure.classification_metrics import calibration_error
 from ..train.training_args import FAMTrainingArguments
-from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.arguments import DataArguments, MethodArguments, ModelArguments
 from .common.data import drop_missing, find_column, load_splits, prepare_splits
 from .common.models import load_model, load_preprocessing, tokens_within
+from .common.parsing import parse
 from .common.run import Run
 from .common.selection import select_samples
 from .common.summary import summarize
@@ -34,7 +35,7 @@ class LanguageArguments(DataArguments):
     """Rows with `messages` (a conversation), with `prompt` and `completion`, or with `text`."""
 
     max_seq_length: int = field(default=512, metadata={"help": "Cut texts to at most N tokens."})
-    text_column_name: str = field(default="text", metadata={"help": "Column of plain texts."})
+    text_column: str = field(default="text", metadata={"help": "Column of plain texts."})
 
 
 @dataclass
@@ -84,14 +85,14 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     with named_source(data.source_of):
         with args.main_process_first():
             splits = load_splits(data, model_args)
-        data.text_column_name = find_column(splits, data.text_column_name)
-        splits = drop_missing(splits, data, columns_in_use(splits, data.text_column_name), None)
+        data.text_column = find_column(splits, data.text_column)
+        splits = drop_missing(splits, data, columns_in_use(splits, data.text_column), None)
         for name, split in splits.items():
-            check_texts(split, data.text_column_name, name)
+            check_texts(split, data.text_column, name)
         splits = select_samples(splits, data, args.seed)
-        columns = {"texts": ", ".join(columns_in_use(splits, data.text_column_name))}
+        columns = {"texts": ", ".join(columns_in_use(splits, data.text_column))}
         summary = summarize(data, splits, columns, is_stratified=False)
-    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
+    tokenizer = load_preprocessing(model_args, AutoTokenizer, AutoModelForCausalLM, **model_args.tokenizer_options())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if "messages" in splits[TRAIN].column_names and tokenizer.chat_template is None:
@@ -102,10 +103,10 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         return add_lora(loaded, lora) if lora.use_lora else loaded
 
     model = make_model()
-    length = tokens_within(model, tokenizer, data.max_seq_length)
+    length = tokens_within(model, data.max_seq_length)
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        ids, prompt_length = tokenize(tokenizer, row, data.text_column_name)
+        ids, prompt_length = tokenize(tokenizer, row, data.text_column)
         ids = ids[:length]
         labels = [IGNORED] * prompt_length + ids[prompt_length:]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
@@ -177,8 +178,7 @@ def check_texts(split: Dataset, text_column: str, name: str) -> None:
     texts = ("prompt", "completion") if {"prompt", "completion"} <= {*columns} else (text_column,)
     if not {*texts} <= {*columns}:
         raise DataError(
-            f"columns {quote(columns, 100).strip('[]')}: give 'messages', 'prompt' and 'completion', or "
-            "text_column_name.",
+            f"columns {quote(columns, 100).strip('[]')}: give 'messages', 'prompt' and 'completion', or text_column.",
             name,
         )
     for column in texts:

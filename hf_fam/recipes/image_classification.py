@@ -22,7 +22,7 @@ from ..data.images import as_images, read_image_folder, require_images
 from ..data.splits import TEST, TRAIN, VALIDATION
 from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
-from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.arguments import DataArguments, MethodArguments, ModelArguments
 from .common.augmentation import augment, parse_augmentation
 from .common.classes import class_names, class_number, classes_of_rows, drop_unknown_labels, in_order_of_model
 from .common.data import (
@@ -36,6 +36,7 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing
+from .common.parsing import parse
 from .common.run import Run
 from .common.selection import select_samples
 from .common.summary import summarize
@@ -66,10 +67,10 @@ class ImageArguments(DataArguments):
     test_dir: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Test data for --do_predict, in folders like those of train_dir."}
     )
-    image_column_name: Optional[str] = field(  # noqa: UP045
+    image_column: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Column of the images. By default a column of images, or a usual name."}
     )
-    label_column_name: Optional[str] = field(  # noqa: UP045
+    label_column: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Column of the classes. By default label, or another usual name."}
     )
     image_processor_name: Optional[str] = field(  # noqa: UP045
@@ -91,8 +92,8 @@ class ImageArguments(DataArguments):
         name, config_name, image, label = HUB_DATASETS.get(str(self.dataset_name), nothing_known)
         self.dataset_name = name
         self.dataset_config_name = self.dataset_config_name or config_name
-        self.image_column_name = self.image_column_name or image
-        self.label_column_name = self.label_column_name or label
+        self.image_column = self.image_column or image
+        self.label_column = self.label_column or label
         parse_augmentation(self.augmentation)
         for name in ("train_dir", "validation_dir", "test_dir"):
             folder = getattr(self, name)
@@ -155,15 +156,15 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     with named_source(data.source_of):
         with args.main_process_first():
             splits = load_images(data, model_args)
-        image = image_column(splits, data.image_column_name)
-        label = label_column(splits, data.label_column_name)
+        image = image_column(splits, data.image_column)
+        label = label_column(splits, data.label_column)
         splits = drop_missing(splits, data, [image], label)
         splits = readable_images(splits, image, is_own=data.dataset_name is None)
         check_labels(splits, label, require_classes)
         splits = select_samples(splits, data, args.seed, label)
         names = in_order_of_model(class_names(splits, label), model_args)
         drop_unknown_labels(splits, label, names)
-        guesses = [name for name in ("image_column_name", "label_column_name") if not getattr(data, name)]
+        guesses = [name for name in ("image_column", "label_column") if not getattr(data, name)]
         columns = {"images": image, "labels": label}
         labels = classes_of_rows(splits[TRAIN], label)
         summary = summarize(data, splits, columns, [] if data.train_dir else guesses, labels)
@@ -200,7 +201,12 @@ def load_processor(data: ImageArguments, model_args: ModelArguments) -> Any:
     else:
         source = model_args.model_name_or_path
     return load_preprocessing(
-        model_args, AutoImageProcessor, pretrained_model_name_or_path=source, backend="pil", **options
+        model_args,
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        pretrained_model_name_or_path=source,
+        backend="pil",
+        **options,
     )
 
 
@@ -233,7 +239,7 @@ def readable_images(splits: DatasetDict, image: str, is_own: bool) -> DatasetDic
     readable: dict[str, Any] = {}
     for name, split in splits.items():
         if name.startswith(TEST):
-            require_column_of_split(splits, name, image, "image_column_name")
+            require_column_of_split(splits, name, image, "image_column")
         require_values(split, image, name)
         readable[name] = as_images(split, image)
         if is_own:
@@ -254,8 +260,8 @@ def image_column(splits: DatasetDict, name: str | None) -> str:
     guesses = [name] if name else image_columns(splits[TRAIN].features)
     if not guesses:
         present = quote(splits[TRAIN].column_names, 120).strip("[]")
-        raise DataError(f"no column of images among {present}: name it with image_column_name.", TRAIN)
-    return require_column(splits, guesses[0], "image_column_name")
+        raise DataError(f"no column of images among {present}: name it with image_column.", TRAIN)
+    return require_column(splits, guesses[0], "image_column")
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ..data.splits import TEST, TRAIN, VALIDATION
 from ..inputs.numbers import require_number
 from ..inputs.text import quote
 from ..train.training_args import FAMTrainingArguments
-from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.arguments import DataArguments, MethodArguments, ModelArguments
 from .common.classes import class_names, class_number, classes_of_rows, has_labels, in_order_of_model
 from .common.data import (
     check_labels,
@@ -31,6 +31,7 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS, classification_metrics, regression_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
+from .common.parsing import parse
 from .common.run import Run
 from .common.selection import select_samples
 from .common.summary import summarize
@@ -61,14 +62,14 @@ class TextArguments(DataArguments):
     task_name: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": f"GLUE task: {', '.join(GLUE_TASKS)}."}
     )
-    text_column_names: Optional[str] = field(  # noqa: UP045
+    text_column: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
             "help": "Column of the texts, or two columns separated by a comma. By default columns with usual names, "
             "such as text, or sentence1 and sentence2."
         },
     )
-    label_column_name: Optional[str] = field(  # noqa: UP045
+    label_column: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Column of the labels. By default label, or another usual name."}
     )
     do_regression: bool = field(
@@ -134,29 +135,31 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     with named_source(data.source_of):
         with args.main_process_first():
             splits = load_splits(data, model_args)
-        label = label_column(splits, data.label_column_name)
+        label = label_column(splits, data.label_column)
         texts = text_columns(splits, data, label)
         splits = drop_missing(splits, data, texts, label)
         for column in texts:
             if TEST in splits:
-                require_column_of_split(splits, TEST, column, "text_column_names")
+                require_column_of_split(splits, TEST, column, "text_column")
             check_splits(splits, require_texts, column)
         feature = splits[TRAIN].features[label]
         is_regression = data.do_regression or data.task_name == "stsb" or getattr(feature, "dtype", "") in FLOATS
         check_labels(splits, label, require_numbers if is_regression else require_classes)
         splits = select_samples(splits, data, args.seed, None if is_regression else label)
         names = ["score"] if is_regression else in_order_of_model(class_names(splits, label), model_args)
-        guesses = [name for name in ("text_column_names", "label_column_name") if not getattr(data, name)]
+        guesses = [name for name in ("text_column", "label_column") if not getattr(data, name)]
         labels = None if is_regression else classes_of_rows(splits[TRAIN], label)
         columns = {"texts": ", ".join(texts), "labels": label}
         summary = summarize(data, splits, columns, guesses, labels, is_stratified=not is_regression)
-    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
+    tokenizer = load_preprocessing(
+        model_args, AutoTokenizer, AutoModelForSequenceClassification, **model_args.tokenizer_options()
+    )
     problem_type = "regression" if is_regression else "single_label_classification"
     make_model = functools.partial(
         load_classifier, model_args, AutoModelForSequenceClassification, names, problem_type=problem_type
     )
     model = make_model()
-    length = tokens_within(model, tokenizer, data.max_seq_length)
+    length = tokenizer.model_max_length = tokens_within(model, data.max_seq_length)  # saved with the model
 
     def prepare(split: str) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
         is_labeled = has_labels(splits[split], label)
@@ -212,11 +215,11 @@ def text_columns(splits: DatasetDict, data: TextArguments, label: str | None = N
         ValueError: more than two are named.
     """
     columns = splits[TRAIN].column_names
-    if data.text_column_names:
-        names = tuple(name.strip() for name in data.text_column_names.split(","))
+    if data.text_column:
+        names = tuple(name.strip() for name in data.text_column.split(","))
         if len(names) > 2:
-            raise ValueError(f"text_column_names={quote(data.text_column_names)}: give one column, or two.")
-        return tuple(require_column(splits, name, "text_column_names") for name in names)
+            raise ValueError(f"text_column={quote(data.text_column)}: give one column, or two.")
+        return tuple(require_column(splits, name, "text_column") for name in names)
     if data.task_name and {*GLUE_TASKS[data.task_name]} <= {*columns}:
         return GLUE_TASKS[data.task_name]
     usual = usual_text_columns(name for name in columns if name != label)
@@ -224,4 +227,4 @@ def text_columns(splits: DatasetDict, data: TextArguments, label: str | None = N
     if usual or len(others) == 1:
         return usual or (others[0],)
     present = quote(columns, 120).strip("[]")
-    raise DataError(f"no column of texts among {present}: name it with text_column_names.", TRAIN)
+    raise DataError(f"no column of texts among {present}: name it with text_column.", TRAIN)

@@ -16,7 +16,7 @@ from ..data.checks import IGNORED, require_tags
 from ..data.errors import named_source
 from ..data.splits import TEST, TRAIN
 from ..train.training_args import FAMTrainingArguments
-from .common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from .common.arguments import DataArguments, MethodArguments, ModelArguments
 from .common.classes import in_order_of_model, refuse_unknown_classes, require_two_classes
 from .common.data import (
     check_splits,
@@ -28,6 +28,7 @@ from .common.data import (
 )
 from .common.metrics import CLASSIFICATION_METRICS, classification_metrics
 from .common.models import load_classifier, load_preprocessing, tokens_within
+from .common.parsing import parse
 from .common.run import Run
 from .common.selection import select_samples
 from .common.summary import summarize
@@ -38,8 +39,8 @@ from .common.training import finetune, prepare_run
 class TokenArguments(DataArguments):
     """Rows with a list of words and a list of their labels; json or parquet, as csv has no lists."""
 
-    text_column_name: str = field(default="tokens", metadata={"help": "Column of the words."})
-    label_column_name: str = field(default="ner_tags", metadata={"help": "Column of the labels."})
+    text_column: str = field(default="tokens", metadata={"help": "Column of the words."})
+    label_column: str = field(default="ner_tags", metadata={"help": "Column of the labels."})
     max_seq_length: int = field(default=128, metadata={"help": "Cut texts to at most N tokens."})
     label_all_tokens: bool = field(
         default=False, metadata={"help": "Label every token of a word. By default only the first one has a label."}
@@ -76,18 +77,20 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     with named_source(data.source_of):
         with args.main_process_first():
             splits = load_splits(data, model_args)
-        words = require_column(splits, data.text_column_name, "text_column_name")
-        label = require_column(splits, data.label_column_name, "label_column_name")
+        words = require_column(splits, data.text_column, "text_column")
+        label = require_column(splits, data.label_column, "label_column")
         if TEST in splits:
-            require_column_of_split(splits, TEST, words, "text_column_name")
-            require_column_of_split(splits, TEST, label, "label_column_name")
+            require_column_of_split(splits, TEST, words, "text_column")
+            require_column_of_split(splits, TEST, label, "label_column")
         splits = drop_missing(splits, data, [words], label)
         check_splits(splits, require_tags, words, label)
         splits = select_samples(splits, data, args.seed)
         declared = word_classes(splits, label)
         names = in_order_of_model(declared, model_args)
         summary = summarize(data, splits, {"words": words, "labels": label}, is_stratified=False)
-    tokenizer = load_preprocessing(model_args, AutoTokenizer, **model_args.tokenizer_options())
+    tokenizer = load_preprocessing(
+        model_args, AutoTokenizer, AutoModelForTokenClassification, **model_args.tokenizer_options()
+    )
     if not tokenizer.is_fast:
         raise ValueError(
             "tokenizer_name: the model's tokenizer cannot tell which word a token is of: a fast one is needed."
@@ -96,7 +99,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
     model = make_model()
     numbers = {name: k for k, name in enumerate(names)}
     is_numbered = isinstance(item_feature(splits, label), ClassLabel)
-    length = tokens_within(model, tokenizer, data.max_seq_length)
+    length = tokenizer.model_max_length = tokens_within(model, data.max_seq_length)  # saved with the model
 
     def prepare(batch: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(batch[words], truncation=True, max_length=length, is_split_into_words=True)

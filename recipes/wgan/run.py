@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from hf_fam.gan import WGANTrainer, WGANTrainingArguments
-from hf_fam.recipes.common.arguments import parse
+from hf_fam.recipes.common.parsing import parse
 from recipes.wgan.data import DATA, FASHION_MNIST, fashion_mnist, toy
 from recipes.wgan.networks import image_networks, plane_networks
 

@@ -56,7 +56,7 @@ FLAGS = [
         "fam_estimator",
         "method",
     ),
-    *("text_column_names", "label_column_name", "task_name", "do_regression", "metric_for_best_model", "bf16"),
+    *("text_column", "label_column", "task_name", "do_regression", "metric_for_best_model", "bf16"),
     *("eval_strategy", "save_strategy", "lr_scheduler_kwargs", "label_names", "resume_from_checkpoint"),
     "attn_implementation",
 ]

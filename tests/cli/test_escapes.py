@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_names_in_data(model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     data, report = tmp_path / "a.csv", tmp_path / "report.html"
     data.write_text(rows)
-    status = cli.main(["measure", str(model), "--dataset", str(data), "--report", str(report), "--no-robustness"])
+    status = cli.main(["measure", str(model), "--dataset", str(data), "--report", str(report), "--no_robustness"])
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err and "\x07" not in out + err
     assert report.exists() == (status == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -70,14 +71,14 @@ def test_its_defaults_are_those_that_hold(task: str, tmp_path: Path) -> None:
     """Every flag exists, and every default on the page is what the recipe uses without the flag."""
     for package in ("datasets", "peft", "pytorch_optimizer"):
         pytest.importorskip(package)
-    from hf_fam.recipes.common.arguments import parse
+    from hf_fam.recipes.common.parsing import parse
 
     recipe = importlib.import_module(f"hf_fam.recipes.{task}")
     parsed = parse(recipe.ARGUMENT_TYPES, [str(default_configuration(task)), "--use_cpu", "True"])
     values = {name: value for arguments in parsed for name, value in vars(arguments).items()}
     page = " ".join(train_help.page(task).split())
     # The columns of CIFAR-10, the default data set, are known.
-    words, preset = ("guessed",), ("image_column_name", "label_column_name") if task == "image_classification" else ()
+    words, preset = ("guessed",), ("image_column", "label_column") if task == "image_classification" else ()
     for flags in train_help.sections(task).values():
         for name, _, _ in flags:
             assert name in values, name
@@ -130,11 +131,21 @@ def test_all_flags_have_the_defaults_of_the_task(capsys: pytest.CaptureFixture[s
      ["measure", "nowhere", "--dataset", "x", "--label_column", "y", "--batch_size=3", "--no_robustness"],
      ["measure", "nowhere", "--dataset", "x", "--label-column", "y", "--batch-size=3", "--no-robustness"],
      ["predict", "nowhere", "x.csv", "--text-column", "y", "--batch-size", "3"],
-     ["predict", "nowhere", "x.csv", "--text_column", "y", "--batch_size", "3"]],
+     ["predict", "nowhere", "x.csv", "--text_column", "y", "--batch_size", "3"],
+     ["predict", "nowhere", "x.csv", "--text_column_names", "y"], ["measure", "nowhere", "--dataset", "x",
+     "--text-column-name", "y", "--label_column_name=z", "--image_column_name", "z"]],
 )  # fmt: skip
-def test_dashes_and_underscores_are_the_same(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_spellings_of_an_option_are_the_same(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 1  # the model is refused, not the options
     assert "'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text_classification", "text-regression"])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_tasks_have_dashes_or_underscores(task: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        cli.main([command, task, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: hf-fam {command} {task.replace('-', '_')} ")
 
 
 def test_a_value_keeps_its_dashes() -> None:
@@ -144,8 +155,8 @@ def test_a_value_keeps_its_dashes() -> None:
 
 @pytest.mark.parametrize(
     ("words", "near"),
-    [(["layers", "x", "--num_lables", "3"], "--num_labels"), (["measure", "x", "--dataset", "y", "--label_colum", "z"],
-     "--label-column"), (["predict", "x", "y", "--outptu", "z"], "--output"), (["demo", "--quik"], "--quick"),
+    [(["layers", "x", "--num_lables", "3"], "--num_labels"), (["measure", "x", "--dataset", "y", "--label_colunm", "z"],
+     "--label_column"), (["predict", "x", "y", "--outptu", "z"], "--output"), (["demo", "--quik"], "--quick"),
      (["train", "text_classification", "--learnin_rate", "1"], "--learning_rate"),
      (["compare", "text_classification", "--grid_sice", "1", "--train_file", "x.csv"], None)],
 )  # fmt: skip

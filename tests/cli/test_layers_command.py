@@ -194,6 +194,21 @@ def test_backbone_asks_for_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert task in message
     assert "image-classification" not in message
     assert main(["layers", str(tmp_path), "--task", task]) == 0
+    assert main(["layers", str(tmp_path), "--task", task.replace("-", "_")]) == 0
+
+
+def test_tasks_of_the_recipes_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    BertModel(BERT).save_pretrained(tmp_path)
+    for task in ("text_classification", "text-regression", "token_classification"):
+        assert main(["layers", str(tmp_path), "--task", task]) == 0
+        assert "classifier" in capsys.readouterr().out
+
+
+def test_the_length_of_texts_is_that_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["layers", save(tmp_path)])
+    assert "training step (texts of 64 tokens)." in capsys.readouterr().out
+    main(["layers", save(tmp_path, "vit")])
+    assert "extra time of a training step.\n" in capsys.readouterr().out
 
 
 def errors(tmp_path: Path) -> list[tuple[str, list[str], str]]:

@@ -82,7 +82,7 @@ class Page(HTMLParser):
 def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, page, numbers = reviews(tmp_path), tmp_path / "report.html", tmp_path / "out.json"
     command = ["measure", str(model), "--dataset", str(data), "--report", str(page), "--json", str(numbers)]
-    assert cli.main([*command, "--batch-size", "8"]) == 0
+    assert cli.main([*command, "--batch_size", "8"]) == 0
     assert "bert.pooler.dense" in capsys.readouterr().out
     layers = json.loads(numbers.read_text())["layers"]
     assert [r["num_items"] for r in layers] == [24, 24] and len(layers[0]["item_kappas"]) == 24
@@ -120,7 +120,7 @@ def test_two_models_side_by_side(model: Path, tmp_path: Path, capsys: pytest.Cap
     with torch.no_grad():
         flat.classifier.weight.mul_(0.1)
     flat.save_pretrained(other)
-    command = ["measure", str(model), "--dataset", str(data), "--no-robustness"]
+    command = ["measure", str(model), "--dataset", str(data), "--no_robustness"]
     assert cli.main([*command, "--report", str(page), option, str(other)]) == 0
     text = page.read_text(encoding="utf-8")
     assert f"of {other}: this model is sharper there" in text and "Accuracy is" in text and "second model" in text
@@ -143,7 +143,7 @@ def test_images_in_folders(tmp_path: Path) -> None:
     source = load_source(str(folder), str(tmp_path / "data"))
     assert source.columns == {"image": "image", "label": "label"}
     with pytest.raises(
-        SourceError, match="--text-column x does not apply here: a ViTForImageClassification takes images"
+        SourceError, match="--text_column x does not apply here: a ViTForImageClassification takes images"
     ):
         load_source(str(folder), str(tmp_path / "data"), text_column="x")
     batch = source.collate_fn([source.items[0], source.items[7]])
@@ -206,10 +206,10 @@ def test_the_label_column_of_prepared_data(model: Path, tmp_path: Path) -> None:
     ("given", "words"),
     [
         ({"label_column": "nope"}, "no column 'nope': The columns are 'input_ids', 'labels'"),
-        ({"text_column": "text"}, "--text-column text does not apply here: the data is prepared.*'input_ids'"),
-        ({"image_column": "image"}, "--image-column image does not apply here"),
-        ({"max_length": 4}, "--max-length 4 does not apply here"),
-        ({"max_length": 0}, "--max-length 0: give.*at least 1"),
+        ({"text_column": "text"}, "--text_column text does not apply here: the data is prepared.*'input_ids'"),
+        ({"image_column": "image"}, "--image_column image does not apply here"),
+        ({"max_length": 4}, "--max_length 4 does not apply here"),
+        ({"max_length": 0}, "--max_length 0: give.*at least 1"),
     ],
 )
 def test_options_that_prepared_data_has_no_use_for(
@@ -221,12 +221,12 @@ def test_options_that_prepared_data_has_no_use_for(
 
 def test_options_of_texts_and_of_images(model: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        SourceError, match="--image-column x does not apply here: a BertForSequenceClassification takes texts"
+        SourceError, match="--image_column x does not apply here: a BertForSequenceClassification takes texts"
     ):
         load_source(str(model), str(reviews(tmp_path)), image_column="x")
-    with pytest.raises(SourceError, match="--max-length 0"):
+    with pytest.raises(SourceError, match="--max_length 0"):
         load_source(str(model), str(reviews(tmp_path)), max_length=0)
-    with pytest.raises(SourceError, match=r"--max-length 1000: the model has \d+ positions"):
+    with pytest.raises(SourceError, match=r"--max_length 1000: the model has \d+ positions"):
         load_source(str(model), str(reviews(tmp_path)), max_length=1000)
 
 
@@ -300,6 +300,12 @@ def test_what_is_missing(model: Path, tmp_path: Path, given: dict[str, str], wor
         ({"neg": 0, "neutral": 1, "pos": 2}, [0, 1, 2], ["pos", "neutral", "neg"], [2, 1, 0]),
         ({"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, [2, 0, 1], None, [2, 0, 1]),
         ({"neg": 0, "neutral": 1, "pos": 2}, [2, 0, 1], ["a", "b", "c"], [2, 0, 1]),
+        (
+            {"LABEL_0": 0, "LABEL_1": 1},
+            ["no", "yes", "no"],
+            None,
+            "no names for its classes: use the labels 0 to 1, or write",
+        ),
         ({"1": 0, "2": 1, "3": 2}, [0, 1, 2], None, "label 0 in column 'label' is not one of the model's classes"),
         ({"1": 0, "2": 1, "3": 2}, ["1", "4", "2"], None, "label '4' in column 'label' is not one"),
         ({"neg": 0, "neutral": 1, "pos": 2}, [0, 1, 2], ["neg", "so", "pos"], "label 'so' in column 'label' is not"),
@@ -332,7 +338,7 @@ def test_sentences_of_the_command(model: Path, tmp_path: Path, capsys: pytest.Ca
     for data, words in (
         (wrong, "'great' in column 'label' is not one of the model's classes"),
         (numbers, "outside the classes of the model (num_labels=3)"),
-        (bare, "give --label-column"),
+        (bare, "give --label_column"),
         (tmp_path / "missing.csv", "missing.csv': it is no file or folder"),
         (model, "cannot be read|contains no images|json"),
     ):

@@ -153,7 +153,19 @@ def test_long_texts_are_cut_and_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     saved(tmp_path / "model")
     file = table(tmp_path / "new.csv", {"text": ["w1 " * 500, "w2"]})
     assert cli.main(["predict", str(tmp_path / "model"), str(file)]) == 0
-    assert "Note: 1 texts were cut" in capsys.readouterr().err
+    assert "Note: 1 text was cut after 16 tokens; --max_length changes it." in capsys.readouterr().err
+    # The tokenizer has the length of the training, and the model has positions for more.
+    assert cli.main(["predict", str(tmp_path / "model"), str(file), "--max_length", "20"]) == 0
+    assert "cut after 20 tokens" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_for_a_model_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "model")
+    folders = image_folders(tmp_path / "photos")
+    for words in (["predict", str(tmp_path / "model"), folders["test_dir"]],
+                  ["measure", str(tmp_path / "model"), "--dataset", folders["test_dir"]]):  # fmt: skip
+        assert cli.main(words) == 1
+        assert "the model takes texts, and the data has images (column 'image')." in capsys.readouterr().err
 
 
 def test_missing_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +183,7 @@ def test_missing_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
      ("text", "good.csv", ["--text_column", "x"], "no column 'x'"),
      ("text", "good.csv", ["--output", "good.csv"], "is the input"), ("text", "good.csv", ["--output", "no/x"], "'no'"),
      ("text", "good.csv", ["--device", "magic"], "--device magic"), ("vit", "good.csv", [], "no column of images"),
-     ("text", "latin.csv", [], "--encoding cp1252"), ("text", "good.csv", ["--max_length", "999"], "16 positions"),
+     ("text", "latin.csv", [], "--encoding cp1252"), ("text", "good.csv", ["--max_length", "999"], "32 positions"),
      ("vit", "broken", [], "bad.png"), ("text", "good.csv", ["--encoding", "klingon"], "no such encoding"),
      ("untrained", "good.csv", [], "not trained")],
 )  # fmt: skip

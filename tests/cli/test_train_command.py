@@ -11,6 +11,7 @@ import pytest
 
 from hf_fam.cli import main as cli
 from hf_fam.cli import train_command
+from support.tiny_recipes import encoder, image_folders, text_files, vision_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def test_missing_packages_are_named_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(train_command, "REQUIRED_PACKAGES", ("yaml", "no_such_package"))
     assert cli.main(["train", "text_classification", "--train_file", "x.csv"]) == 1
-    expected = 'hf-fam train: the recipes need no_such_package: pip install "hf-fam[recipes]".\n'
+    expected = "hf-fam train: this command needs no_such_package: pip install 'hf-fam[recipes]'.\n"
     assert capsys.readouterr().err == expected
 
 
@@ -95,3 +96,21 @@ def test_a_model_that_cannot_be_found_is_answered_in_one_line(
     given = ["--train_file", str(file), "--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
     assert cli.main(["train", "text_classification", *given, "--model_name_or_path", "no/such/folder"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("hf-fam train: 'no/such/folder' ")
+
+
+@pytest.mark.parametrize("task", ["image_classification", "text_classification"])
+def test_a_model_of_another_kind(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model for texts is given for images, and the other way round."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("pytorch_optimizer")
+    if task == "image_classification":
+        model, data = encoder(tmp_path / "model"), ["--train_dir", image_folders(tmp_path / "photos")["train_dir"]]
+    else:
+        files = text_files(tmp_path, lambda n: ("no", "yes")[n % 2])
+        model, data = vision_model(tmp_path / "model"), ["--train_file", files["train_file"]]
+    words = ["train", task, *data, "--model_name_or_path", model, "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    kind, head = ("bert", "Image") if task == "image_classification" else ("vit", "Sequence")
+    assert f"is a model of type '{kind}', for which transformers has no AutoModelFor{head}Classification" in said
+    assert said.endswith(": give another model.")

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from hf_fam import FAMTrainer, measure_relative_flatness
+from hf_fam.cli import main as cli
 from hf_fam.compare.statistics.distributions import t_quantile
 from hf_fam.gan import earth_movers_distance
+from hf_fam.inputs import packages
 from hf_fam.landscape import PathPoint, find_critical_point
 from hf_fam.landscape.path_figure import plot_infimum_path, plot_path
 from hf_fam.measure.findings import MeasuredModel
@@ -124,9 +126,28 @@ def test_a_sentence(
     without(package)
     with pytest.raises(ImportError) as refusal:
         call(table, robustness, tmp_path)
-    name = {"sklearn": "scikit-learn"}.get(package, package)
-    assert type(refusal.value) is ImportError
+    name = {"sklearn": "scikit-learn", "pytorch_optimizer": "pytorch-optimizer"}.get(package, package)
+    assert not isinstance(refusal.value, ModuleNotFoundError)
     assert str(refusal.value).endswith(f" needs {name}: pip install 'hf-fam[{extra}]'.")
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "sentence"),
+    [
+        (["measure", "m", "--dataset", "d"], "datasets", "this command needs datasets: pip install 'hf-fam[measure]'."),
+        (["predict", "m", "f.csv"], "datasets", "this command needs datasets: pip install 'hf-fam[measure]'."),
+        (["measure", "m", "--dataset", "d", "--report", "r.html"], "matplotlib", "--report needs matplotlib:"),
+        (["train", "causal_lm"], "peft", "this command needs peft: pip install 'hf-fam[recipes]'."),
+        (["compare", "causal_lm"], "scipy", "this command needs scipy: pip install 'hf-fam[recipes]'."),
+    ],
+)  # fmt: skip
+def test_a_command_says_it_before_it_begins(
+    words: list[str], package: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else find(name))
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"hf-fam {words[0]}: {sentence}")
 
 
 def bare_imports(path: Path) -> Iterator[str]:

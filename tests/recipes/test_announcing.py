@@ -45,7 +45,7 @@ def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("data      train_file='") and printed[0].endswith("a.csv'")
     assert printed[1:4] == [
-        "columns   texts in 'Message', labels in 'Category' (guessed; flags: --text_column_names, --label_column_name)",
+        "columns   texts in 'Message', labels in 'Category' (guessed; flags: --text_column, --label_column)",
         "rows      36 to train, 4 to validate (split off, the same share of every class)",
         "classes   x 26, y 9, z 1",
     ]

@@ -16,10 +16,11 @@ pytest.importorskip("datasets")
 
 from hf_fam import FAMTrainingArguments
 from hf_fam.recipes import default_configuration
-from hf_fam.recipes.common.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from hf_fam.recipes.common.arguments import DataArguments, MethodArguments, ModelArguments
 from hf_fam.recipes.common.classes import class_number
-from hf_fam.recipes.common.command import repeat_command
+from hf_fam.recipes.common.command import drop_flags, repeat_command
 from hf_fam.recipes.common.data import load_splits
+from hf_fam.recipes.common.parsing import parse
 from hf_fam.recipes.common.selection import select_samples
 from hf_fam.recipes.common.yaml_files import read_yaml
 from hf_fam.recipes.text_classification import TextArguments
@@ -58,6 +59,19 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
 def test_values_that_are_refused(tmp_path: Path, text: str, flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(KINDS, [written(tmp_path, text), "--output_dir", str(tmp_path), *flags])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--text_column", "a,b"], ["--text-column=a,b"], ["--text_column_names", "a,b"], ["--text-column-name=a,b"]],
+)
+def test_spellings_of_a_column(tmp_path: Path, flags: list[str]) -> None:
+    """In flags and in the file, where flags win; those of a comparison's final command are dropped in any spelling."""
+    kinds = (ModelArguments, TextArguments, MethodArguments, FAMTrainingArguments)
+    path = written(tmp_path, "text_column_names: c\nlabel_column_name: kind\ndo_train: true\n")
+    _, columns, _, _ = parse(kinds, [path, "--output_dir", str(tmp_path), *flags])
+    assert (columns.text_column, columns.label_column) == ("a,b", "kind")
+    assert drop_flags([*flags, "--seed", "1"], ["text_column"]) == ["--seed", "1"]
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_columns_of_texts() -> None:
     assert texts(splits(text="a", label=1)) == ("text",)
     assert texts(splits(premise="a", hypothesis="b", label=1)) == ("premise", "hypothesis")
     assert texts(splits(question="a", sentence="b", label=1), task_name="qnli") == ("question", "sentence")
-    assert texts(splits(sentence1="a", sentence2="b", text="c"), text_column_names="text") == ("text",)
+    assert texts(splits(sentence1="a", sentence2="b", text="c"), text_column="text") == ("text",)
     assert texts(splits(text="a", label=1), task_name="rte") == ("text",)  # of a default configuration
     assert texts(splits(comment="a", label="x")) == ("comment",)  # the only one
 
@@ -39,21 +39,21 @@ def test_columns_of_texts_that_have_to_be_named() -> None:
     both = splits(title="a", body="b", label=1)
     with pytest.raises(ValueError, match="no column of texts among 'title', 'body', 'label': name it with"):
         texts(both)
-    assert texts(both, text_column_names="title, body") == ("title", "body")
+    assert texts(both, text_column="title, body") == ("title", "body")
     with pytest.raises(ValueError, match="give one column, or two"):
-        texts(both, text_column_names="title,body,label")
-    with pytest.raises(ValueError, match="text_column_names='head': the train data has no such column but 'title'"):
-        texts(both, text_column_names="head")
+        texts(both, text_column="title,body,label")
+    with pytest.raises(ValueError, match="text_column='head': the train data has no such column but 'title'"):
+        texts(both, text_column="head")
 
 
 def test_columns_of_labels_and_images() -> None:
     assert label_column(splits(text="a", label=1, score=0.5), None) == "label"
     assert label_column(splits(text="a", intent=1), None) == "intent"
     assert label_column(splits(text="a", label=1, kind=2), "kind") == "kind"
-    with pytest.raises(ValueError, match="no column of labels among 'text', 'kind': name it with label_column_name"):
+    with pytest.raises(ValueError, match="no column of labels among 'text', 'kind': name it with label_column"):
         label_column(splits(text="a", kind=1), None)
     assert image_column(splits(img="a", label=1), None) == "img"
-    with pytest.raises(ValueError, match="no column of images among 'drawing': name it with image_column_name"):
+    with pytest.raises(ValueError, match="no column of images among 'drawing': name it with image_column"):
         image_column(splits(drawing="a"), None)
 
 

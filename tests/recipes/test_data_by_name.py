@@ -82,7 +82,7 @@ def test_images(models: dict[str, str], tmp_path: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_columns_that_are_named_win(models: dict[str, str], tmp_path: Path) -> None:
-    given = {"model_name_or_path": models["image"], "dataset_name": "cifar100", "label_column_name": "coarse_label"}
+    given = {"model_name_or_path": models["image"], "dataset_name": "cifar100", "label_column": "coarse_label"}
     run("image_classification", {**given, "output_dir": tmp_path, "ignore_mismatched_sizes": True})
     assert len(classes(tmp_path)) == 20
 

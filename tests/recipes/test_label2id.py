@@ -94,7 +94,7 @@ def test_train_of_words(tmp_path: Path) -> None:
     files = {
         "train_file": tmp_path / "a.jsonl",
         "validation_file": tmp_path / "b.jsonl",
-        "label_column_name": "ner_tags",
+        "label_column": "ner_tags",
     }
     found = evaluated("token_classification", tmp_path, model_name_or_path=model, **files)
     assert found["eval_accuracy"] == 1.0

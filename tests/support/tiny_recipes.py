@@ -117,7 +117,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     "token_classification": lambda folder: {
         "model_name_or_path": encoder(folder / "model"),
-        "label_column_name": "ner_tags",
+        "label_column": "ner_tags",
         **json_files(folder, tagged),
     },
     "image_classification": lambda folder: {

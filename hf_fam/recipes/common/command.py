@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import flag_name
+from .parsing import flag_name
 
 # Scripts of `hf-fam train` and of `accelerate launch -m hf_fam train`.
 COMMAND_SCRIPTS = ("hf-fam", "__main__.py")

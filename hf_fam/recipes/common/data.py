@@ -119,8 +119,8 @@ def label_column(splits: DatasetDict, name: str | None) -> str:
     guesses = [name] if name else label_columns(splits[TRAIN].features)
     if not guesses:
         present = quote(splits[TRAIN].column_names, 120).strip("[]")
-        raise DataError(f"no column of labels among {present}: name it with label_column_name.", TRAIN)
-    return require_column(splits, guesses[0], "label_column_name")
+        raise DataError(f"no column of labels among {present}: name it with label_column.", TRAIN)
+    return require_column(splits, guesses[0], "label_column")
 
 
 def drop_missing(splits: DatasetDict, data: DataArguments, inputs: Sequence[str], label: str | None) -> DatasetDict:

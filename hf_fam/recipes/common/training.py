@@ -65,6 +65,8 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
         raise ValueError(
             f"resume_from_checkpoint={given}: there is no such folder; `last` is the last one in output_dir."
         )
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # which torch would warn of
     set_seed(args.seed)
 
 
@@ -182,6 +184,8 @@ def write_predictions(path: Path, predicted: Any, to_text: Callable[[Any], str])
 
 def log_and_save(trainer: Trainer, name: str, metrics: dict[str, float]) -> dict[str, float]:
     """Print metrics, write them into output_dir and return them."""
+    without = [f"{name}_model_preparation_time", *([] if trainer.state.max_steps else ["epoch"])]  # of a fitted head
+    metrics = {key: value for key, value in metrics.items() if key not in without}
     trainer.log_metrics(name, metrics)
     trainer.save_metrics(name, metrics)
     return metrics

@@ -186,7 +186,7 @@ data_case(
 data_case("huge-integer-json", "bad.jsonl", lines([{"text": "x", "label": 10**30 if k == 3 else k} for k in range(12)]),
           "row 4", "line 4", given={"do_regression": None})  # fmt: skip
 data_case("texts-that-are-numbers", "bad.csv", "text,label\n" + "".join(f"{k},{'ab'[k % 2]}\n" for k in range(12)),
-          "'text'", "text_column_names")  # fmt: skip
+          "'text'", "text_column")  # fmt: skip
 for name, content in {
     "null": "null", "scalar": "3", "string": '"text"', "true": "true", "empty-list": "[]", "empty-object": "{}",
     "list-of-scalars": "[1, 2, 3]", "list-of-lists": '[["a", "b"], ["c", "d"]]', "list-of-nulls": "[null, null]",
@@ -306,14 +306,14 @@ for name, row, names in (
     ("number-words", {"tokens": [1, 2], "ner_tags": ["O", "O"]}, ("tokens",)),
 ):
     data_case(f"ner-{name}", "bad.jsonl", tagged([row]), *names, task="token_classification",
-              given={"label_column_name": "ner_tags", "dataset_name": ()})  # fmt: skip
+              given={"label_column": "ner_tags", "dataset_name": ()})  # fmt: skip
 for name, tags, names in (
     ("one-class", ["O", "O"], ("ner_tags",)), ("ignored", [0, -100], ("ner_tags",)), ("floats", [0.5, 1.5], ("ner_tags",)),
     ("whole-floats", [0.0, 1.0], ("ner_tags",)), ("nan", [0.0, float("nan")], ("ner_tags",)), ("empty-rows", [], ("ner_tags",)),
     ("objects", [{"a": 1}, {"a": 2}], ("ner_tags",)),
 ):  # fmt: skip
     data_case(f"ner-{name}", "bad.jsonl", lines([{"tokens": ["a", "b"][: len(tags)], "ner_tags": tags}] * 12), *names,
-              task="token_classification", given={"label_column_name": "ner_tags"})  # fmt: skip
+              task="token_classification", given={"label_column": "ner_tags"})  # fmt: skip
 for name, content, names in (
     ("numbers", lines([{"text": 3}] * 12), ("'text'",)),
     ("objects", lines([{"text": {"a": "x"}}] * 12), ("'text'",)),
@@ -532,10 +532,10 @@ for name, names, given in (
     ("unknown-flag-of-escapes", ("a\\x1b[31mb",), {"a\x1b[31mb": "1"}),
     ("resume-nowhere", ("resume_from_checkpoint",), {"resume_from_checkpoint": "nowhere"}),
     ("resume-last", ("resume_from_checkpoint",), {"resume_from_checkpoint": "last"}),
-    ("text-column", ("text_column_names",), {"text_column_names": "x" * 5000}),
-    ("three-text-columns", ("text_column_names",), {"text_column_names": "a,b,c"}),
-    ("label-column", ("label_column_name",), {"label_column_name": "nope"}),
-    ("text-as-label", ("'text'",), {"label_column_name": "text", "do_regression": None}),
+    ("text-column", ("text_column",), {"text_column": "x" * 5000}),
+    ("three-text-columns", ("text_column",), {"text_column": "a,b,c"}),
+    ("label-column", ("label_column",), {"label_column": "nope"}),
+    ("text-as-label", ("'text'",), {"label_column": "text", "do_regression": None}),
     ("task-name", ("task_name",), {"task_name": "glue"}),
     ("boolean", ("do_train",), {"do_train": "perhaps"}),
     ("nothing-to-do", ("do_train",), {"do_train": "False", "do_eval": "False"}),
@@ -560,12 +560,12 @@ for name, names, given in (
     command_case(name, *names, **given)
 for flag, values in {
     "lora_r": ("0", "-1", "99999999999999999999999"), "lora_alpha": ("-1", "x"), "lora_dropout": ("2", "nan", "-1"),
-    "lora_target_modules": ("nowhere",), "text_column_name": ("nope",),
+    "lora_target_modules": ("nowhere",), "text_column": ("nope",),
 }.items():  # fmt: skip
     for value in values:
         command_case(f"{flag}-{value}", flag, task="causal_lm", **{flag: value})
 for flag, value in (("augmentation", "magic"), ("image_processor_name", "no/such/one"), ("train_dir", "nowhere"),
-                    ("label_column_name", "nope"), ("image_column_name", "nope"), ("max_train_samples", "0")):  # fmt: skip
+                    ("label_column", "nope"), ("image_column", "nope"), ("max_train_samples", "0")):  # fmt: skip
     command_case(f"images-{flag}-{value}", flag, value, task="image_classification", **{flag: value})
 
 
@@ -667,10 +667,10 @@ for name, more, names in (
     ("layers-long", ["--layers", "x" * 5000], ("layer",)), ("layers-embedding", ["--layers",
      "bert.embeddings.word_embeddings"], ("layer",)), ("layers-norm", ["--layers", "bert.embeddings.LayerNorm"], ("layer",)),
     ("measures", ["--measures", "beauty"], ("measures",)), ("measures-empty", ["--measures="], ("measures",)),
-    ("measures-long", ["--measures", "x" * 5000], ("measures",)), ("config", ["--dataset-config", "x"], ("--dataset-config",)),
+    ("measures-long", ["--measures", "x" * 5000], ("measures",)), ("config", ["--dataset_config", "x"], ("--dataset_config",)),
     ("split", ["--split", "nowhere"], ("split",)), ("split-long", ["--split", "x" * 5000], ("split",)),
-    ("text-column", ["--text-column", "nope"], ("--text-column", "nope")), ("label-column", ["--label-column", "nope"], ("nope",)),
-    ("image-column", ["--image-column", "nope"], ("--image-column",)), ("device", ["--device", "magic"], ("--device",)),
+    ("text-column", ["--text_column", "nope"], ("--text_column", "nope")), ("label-column", ["--label_column", "nope"], ("nope",)),
+    ("image-column", ["--image_column", "nope"], ("--image_column",)), ("device", ["--device", "magic"], ("--device",)),
     ("device-long", ["--device", "x" * 5000], ("--device",)), ("report-in-proc", ["--report", "/proc/x.html"], ("/proc/x.html",)),
     ("json-in-proc", ["--json", "/proc/x.json"], ("/proc/x.json",)), ("json-is-a-folder", ["--json", "{folder}"], ("--json", "folder")),
     ("report-below-a-file", ["--report", "{data}/x.html"], ("x.html",)), ("json-long", ["--json", "/tmp/" + "x" * 300], ("xxx",)),
@@ -680,8 +680,8 @@ for name, more, names in (
     plain(f"measure-{name}", ["measure", "{classifier}", "--dataset", "{data}", "--items", "8", *more], *names)
 plain(
     "measure-config-of-a-folder",
-    ["measure", "{classifier}", "--dataset", "{folder}", "--dataset-config", "x"],
-    "--dataset-config",
+    ["measure", "{classifier}", "--dataset", "{folder}", "--dataset_config", "x"],
+    "--dataset_config",
 )
 plain("measure-no-data", ["measure", "{classifier}", "--dataset", "{folder}/x"], "x'")
 plain("measure-data-long", ["measure", "{classifier}", "--dataset", "x" * 5000], "data")
