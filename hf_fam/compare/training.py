@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..inputs.kinds import require_instance
 from ..methods import Method
 from .journal import Record, pack
 from .metric import Metric, likelihood
@@ -47,9 +48,14 @@ class Task:
 
 
 def fresh_trainer(make_trainer: MakeTrainer, seed: int) -> Any:
-    """Return the user's Trainer for a seed: silent, and without evaluations and checkpoints during the training."""
+    """Return the user's Trainer for a seed: silent, and without evaluations and checkpoints during the training.
+
+    Raises:
+        TypeError: the function returns something else.
+    """
     set_seed(seed)
     trainer = make_trainer(seed)
+    require_instance("make_trainer(seed)", trainer, Trainer, "a function that returns a Trainer of transformers")
     args = trainer.args
     args.seed = seed
     args.data_seed = seed if args.data_seed is not None else None

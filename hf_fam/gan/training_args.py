@@ -335,11 +335,9 @@ def _check_positive(args: WGANTrainingArguments, name: str) -> None:
 def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
     if _is_left_out(args, name):
         return
-    try:
-        SchedulerType(getattr(args, name))
-    except ValueError:
-        known = ", ".join(repr(kind.value) for kind in SchedulerType)
-        raise ValueError(f"{name}={quote(getattr(args, name), longest=16)}: give one of {known}.") from None
+    value, known = getattr(args, name), [kind.value for kind in SchedulerType]
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}={quote(value, longest=16)}: give one of {', '.join(map(repr, known))}.")
 
 
 def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:

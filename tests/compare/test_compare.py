@@ -325,7 +325,7 @@ def test_own_metrics(tmp_path: Path) -> None:
         ({"metric": "acuracy"}, "metric='acuracy' is not computed"),
         ({"metric": "f1"}, "metric='f1' is not computed.*The Trainer computes.*loss"),
         ({"metric": "eval_loss_of_mine", "margin": None}, "margin: give the largest difference"),
-        ({"seeds": 1}, "seeds=1: give a whole number of at least 2"),
+        ({"seeds": 1}, "seeds=1: give a whole number from 2"),
         ({"grid_size": 3}, "grid_size=3: give 1, or an even number"),
         ({"budget": "soon"}, "budget='soon': give a time, such as 90s, 20m or 2h"),
         ({"budget": 0.001}, "budget=0.001 is below one run, which takes about .* seconds here; a first answer needs"),

@@ -39,6 +39,14 @@ from hf_fam.measure.representativeness import bound_terms, decompose_gap, featur
 from hf_fam.measure.robustness import FeatureRobustness, feature_robustness
 from hf_fam.methods import METHODS, method_called, register
 
+
+class Stubborn:
+    """An object without a text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
 X, Y = torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 # None of these is a number, a name, a sequence of numbers or a module.
@@ -53,7 +61,7 @@ WRONG: dict[str, Any] = {
     "nan": float("nan"),
     "long": "x" * 5000,
     "bytes": b"\x00\xff",
-    "object": object(),
+    "object": Stubborn(),
     "dictionary": {"a": 1},
     "complex": 1j,
     "text": "\x1b[31mmany\n",
@@ -258,6 +266,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "FrozenBackbone model": lambda value: FrozenBackbone(value, {}),
     "FrozenBackbone example": lambda value: FrozenBackbone(network(), value),
     "stored_features batch_size": lambda value: stored(batch_size=value),
+    "compare make_trainer(seed)": lambda value: compared(make_trainer=lambda seed: value),
     "stored_features folder": lambda value: stored(folder=value),
     **{f"decompose_gap {name}": lambda value, name=name: gap(**{name: value}) for name in ("train_loss", "test_loss")},
 }
