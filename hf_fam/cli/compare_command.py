@@ -84,6 +84,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
     from ..compare.processes import Processes
     from ..compare.workers import leave_imports_alone
     from ..methods import method_called
+    from ..recipes.common.announcing import data_and_model, print_lines
     from ..recipes.common.command import UNPUBLISHED, drop_flags
     from ..recipes.common.comparison import RecipeTrainers
     from .live_table import LiveTable
@@ -113,6 +114,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
             tuning_repeats=options.tuning_repeats,
             jobs=options.jobs,
             output_dir=folder,
+            on_start=lambda start: print_lines([*data_and_model(trainers.run), *start.lines()]),
             on_progress=table.update,
         )
     except KeyboardInterrupt:
@@ -123,6 +125,8 @@ def run(task: str, arguments: Sequence[str]) -> None:
         return
     print(result)
     if result.seeds:
+        if result.best is result.baseline:
+            print("Nothing was shown to be better than plain training, so the command below trains without a method.")
         print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
     if options.json is not None:
         result.save_json(options.json)

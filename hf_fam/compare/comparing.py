@@ -24,6 +24,7 @@ from .progress import Progress
 from .result import ComparisonResult
 from .runs import FINAL, Run, grid
 from .splits import Splits, class_labels
+from .start import Start
 from .training import MakeTrainer, Task, fresh_trainer, measure_run, resolve, select
 from .workers import Workers
 
@@ -48,6 +49,7 @@ def compare(
     confidence: float = 0.95,
     jobs: int = 1,
     output_dir: str | Path | None = None,
+    on_start: Callable[[Start], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ComparisonResult:
     """Compare tuned training methods with plain training, over paired seeds.
@@ -76,6 +78,7 @@ def compare(
         confidence: of the intervals.
         jobs: number of runs at the same time, in processes of their own.
         output_dir: folder in which finished runs are kept. The same call carries on with them.
+        on_start: called before the first run, with what the comparison will do.
         on_progress: called after each run.
 
     Raises:
@@ -127,16 +130,39 @@ def compare(
     mark = fingerprint(probe, test, measured, splits) if output_dir is not None else ""
     task = Task(make_trainer, test_dataset, scoring_dataset, splits, measured, resolved)
     grids = {name: grid(method, base_rate, grid_size) for name, method in resolved.items()}
+    layer = None
     for method in resolved.values():  # refuses what cannot be trained, before the first run
         trainer = fresh_trainer(make_trainer, 0)
         method.apply(trainer)
+        if method.name == "fam":
+            layer = trainer.relative_flatness.layer.name
         del trainer
     _check_metric(probe, measured)
+    device = str(probe.args.device)
     del probe
     plan = Plan([*resolved], grids, splits.has_test, seeds, tuning_repeats)
-    if seconds is not None and processes.is_main:
-        _check_budget(task, plan, seconds, budget, jobs)
+    needed = None
+    if processes.is_alone and (seconds is not None or on_start is not None):  # several would stop at different steps
+        needed = measure_run(task, _first_run(plan))
+    if seconds is not None and needed is not None:
+        _check_budget(plan, seconds, needed, budget, jobs)
     journal = Journal(None if output_dir is None else Path(output_dir), processes.is_main)
+    if on_start is not None and processes.is_main:
+        on_start(
+            Start(
+                plan,
+                splits,
+                test_rows=len(test) if splits.has_test else None,
+                layer=layer,
+                strengths={name: m.value for name, m in resolved.items() if m.field is not None},
+                device=device,
+                seconds=needed,
+                finished=journal.count(mark),
+                folder=None if output_dir is None else str(output_dir),
+                jobs=jobs,
+                margin=f"{margin:g}{measured.unit}",
+            )
+        )
     engine = Engine(task, plan, journal, mark, clock, Workers(task, jobs), processes, on_progress)
     details = {
         "learning rate in the middle of the grids": f"{base_rate:g}",
@@ -195,9 +221,12 @@ def _check_metric(trainer: Any, metric: Metric) -> None:
     metric.scores(trainer, predicted)
 
 
-def _check_budget(task: Task, plan: Plan, seconds: float, budget: Any, jobs: int) -> None:
-    first = plan.tuning(0)[0] if plan.tuning(0) else Run(FINAL, plan.methods[0], plan.grids[plan.methods[0]][0], 0, 0)
-    needed = measure_run(task, first)
+def _first_run(plan: Plan) -> Run:
+    tuning, first = plan.tuning(0), plan.methods[0]
+    return tuning[0] if tuning else Run(FINAL, first, plan.grids[first][0], 0, 0)
+
+
+def _check_budget(plan: Plan, seconds: float, needed: float, budget: Any, jobs: int) -> None:
     if needed > seconds:
         least = plan.size(3)
         raise ValueError(

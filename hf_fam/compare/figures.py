@@ -24,9 +24,10 @@ def forest_plot(result: Outcome) -> Figure:
     axes.axvline(0.0, color=PALETTE["muted"], linewidth=1)
     for row, method in enumerate(methods):
         c: Any = method.comparison
-        axes.plot([c.low, c.high], [row, row], color=PALETTE["blue"], linewidth=2, solid_capstyle="butt")
+        low, high = (c.low, c.high) if method.has_interval else (c.difference, c.difference)
+        axes.plot([low, high], [row, row], color=PALETTE["blue"], linewidth=2, solid_capstyle="butt")
         axes.plot(c.difference, row, "o", color=PALETTE["blue"])
-        axes.annotate(method.verdict, (c.high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(method.verdict, (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(methods)), [m.name for m in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.margins(x=0.2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,12 @@ from .metric import Metric
 from .outcome import MethodResult
 from .result import ComparisonResult
 from .runs import FINAL, TUNING, Run, Settings, edges
+
+if TYPE_CHECKING:
+    from .statistics import Comparison
+
+# More examples than so many times those that there are would be no advice.
+AFFORDABLE = 10
 
 
 class Gathered:
@@ -120,6 +127,8 @@ class Gathered:
                 test_to_train_ratio=ratio,
                 examples=examples,
             )
+            items = examples or np.size(self._scores(self._methods[0], 1, None))
+            comparisons = {name: readable(c, self._metric, items) for name, c in comparisons.items()}
         methods = []
         for method in self._methods:
             final = [self._final(method, seed) for seed in range(seeds)]
@@ -168,6 +177,20 @@ class Gathered:
         if ratio is None and all(r["items"] is not None for r in records):
             return np.stack([unpack(r["items"]) for r in records])
         return np.array([r["score"] for r in records])
+
+
+def readable(comparison: Comparison, metric: Metric, items: int) -> Comparison:
+    """Return a comparison with an interval of differences that are possible, and advice that can be followed.
+
+    Args:
+        comparison: of a method with the baseline.
+        metric: what is measured.
+        items: number of test items, or of labeled examples with repeated splits.
+    """
+    most = metric.largest_difference
+    shown = dataclasses.replace(comparison, low=max(comparison.low, -most), high=min(comparison.high, most))
+    is_affordable = shown.more_items is None or shown.more_items <= AFFORDABLE * items
+    return shown if is_affordable else dataclasses.replace(shown, more_seeds=None, more_items=None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .runs import Run
+
 RUNS = "runs.jsonl"
 
 Record = dict[str, Any]
@@ -45,6 +47,14 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def count(self, fingerprint: str) -> int:
+        """Return the number of finished runs of a comparison.
+
+        Args:
+            fingerprint: of what all its runs depend on.
+        """
+        return sum(Run.of(record).key(fingerprint) == key for key, record in self._records.items())
 
     def append(self, record: Record) -> None:
         """Keep the record of a finished run, on disk before this returns.

@@ -19,6 +19,8 @@ from ..methods.item_loss import shifts_labels
 ACCURACY = "accuracy"
 # Metrics between 0 and 1, which are shown in percent, so that a difference is in points.
 IN_PERCENT = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "pearson", "spearman", "ece")
+# Metrics between -1 and 1.
+CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
 # Metrics of which less is better, besides every name that ends in "loss".
 LOWER_IS_BETTER = ("nll", "ece", "perplexity", "mean_squared_error", "mse", "mae", "rmse", "wer", "cer")
 
@@ -68,6 +70,11 @@ class Metric:
     def unit(self) -> str:
         """Return the unit of differences."""
         return " points" if self.scale == 100 else ""
+
+    @property
+    def largest_difference(self) -> float:
+        """Return the largest difference of two scores that is possible."""
+        return self.scale * (2.0 if self.name in CORRELATIONS else 1.0) if self.scale == 100 else math.inf
 
     def default_margin(self) -> float:
         """Return the margin of 0.5 points.

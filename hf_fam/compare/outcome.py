@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BETTER, SAME, WORSE, UNDECIDED = "better", "same", "worse", "undecided"
 
+# Of the standard error, from which on an undecided interval is shown: that of three splits.
+LEAST_DEGREES_OF_FREEDOM = 2
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -50,6 +53,12 @@ class MethodResult:
     def verdict(self) -> str:
         """Return ``"better"``, ``"same"``, ``"worse"`` or ``"undecided"``."""
         return UNDECIDED if self.comparison is None else str(self.comparison.verdict.value)
+
+    @property
+    def has_interval(self) -> bool:
+        """Return True if the interval says something: two seeds alone leave almost every difference possible."""
+        c = self.comparison
+        return c is not None and (self.verdict != UNDECIDED or c.degrees_of_freedom >= LEAST_DEGREES_OF_FREEDOM)
 
     @property
     def settings(self) -> Settings:

@@ -30,6 +30,11 @@ class Processes:
             )
 
     @property
+    def is_alone(self) -> bool:
+        """Return True in a single process."""
+        return self._count == 1
+
+    @property
     def is_main(self) -> bool:
         """Return True in the process that writes and prints."""
         return self._count == 1 or PartialState().is_main_process

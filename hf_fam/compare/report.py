@@ -30,7 +30,7 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
         f"<p>Intervals: {100 * result.confidence:g} %, corrected for repeated looks and for the number of methods. "
         "Better: the whole interval is on the side of a gain, and a gain above "
         f"{result.margin:g}{result.metric.unit} has a probability of at least 95 %. Same: the whole interval is within "
-        "the margin.</p>",
+        f"the margin. ±: standard deviation over the {'seeds' if result.has_test else 'splits'}.</p>",
         html_figures(_figures(result)),
     ]
     body += ["<h2>Tuning</h2>", _tuning(result), "<h2>Cost</h2>", _cost(result)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,6 +58,18 @@ class Run:
             fingerprint: of everything else that the outcome depends on.
         """
         return content_hash(fingerprint, asdict(self))
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Run:
+        """Return the run that a record describes.
+
+        Examples:
+            >>> run = Run(FINAL, "sam", Settings(1e-3, 0.05), 3, 0)
+            >>> Run.of(run.describe()) == run
+            True
+        """
+        settings = Settings(record["learning_rate"], record["strength"])
+        return cls(record["phase"], record["method"], settings, record["seed"], record["split"])
 
     def describe(self) -> dict[str, Any]:
         """Return the entries of the run in its record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .budget import format_time
-from .outcome import BETTER, SAME, UNDECIDED, WORSE, MethodResult, Outcome
+from .outcome import BETTER, SAME, WORSE, MethodResult, Outcome
 
 # Names that are not those of the flags with spaces.
 NAMES = {
@@ -25,11 +25,11 @@ def display_name(name: str) -> str:
 
 def conclusion(result: Outcome) -> str:
     """Return the sentences below the table."""
-    sentences = [method_sentence(result, m) for m in _ordered(result)]
+    sentences = [method_sentence(result, m) for m in result.methods[1:]]
     if result.seeds < 2:
         missing = f", about {format_time(result.seconds_missing)} more" if result.seconds_missing else ""
         sentences = [f"Undecided: fewer than two seeds are complete, and an interval needs at least two{missing}."]
-    counts = f"{result.seeds} {'seeds' if result.has_test else 'splits'}, {result.runs} runs, "
+    counts = f"{result.seeds} {_plural(result.seeds, 'seed' if result.has_test else 'split')}, {result.runs} runs, "
     lines = [*sentences, f"{counts}{format_time(result.seconds)}."]
     if result.is_budget_used:
         lines.append("The budget is used; the same command with a larger one carries on.")
@@ -63,10 +63,17 @@ def method_sentence(result: Outcome, method: MethodResult) -> str:
         )
     needs = []
     if c.more_seeds is not None:
-        needs.append(f"about {c.more_seeds} {'seeds' if result.has_test else 'splits'} more")
+        needs.append(f"{c.more_seeds} more {_plural(c.more_seeds, 'seed' if result.has_test else 'split')}")
     if c.more_items is not None:
-        needs.append(f"about {c.more_items} {'test' if result.has_test else 'labeled'} examples more")
-    return f"{name}: undecided: {' and '.join(needs) or 'no affordable number of runs or examples decides it'}."
+        kind = "test example" if result.has_test else "labeled example"
+        needs.append(f"{c.more_items:,} more {_plural(c.more_items, kind)}")
+    if not needs:
+        return f"{name}: undecided; the difference is too small, or varies too much between runs, to be decided here."
+    return f"{name}: undecided; about {' and '.join(needs)} may decide it."
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def percent(probability: float) -> str:
@@ -77,12 +84,3 @@ def percent(probability: float) -> str:
         ('97 %', 'more than 99 %')
     """
     return "more than 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
-
-
-def _ordered(result: Outcome) -> list[MethodResult]:
-    order = (BETTER, WORSE, SAME, UNDECIDED)
-    sign = -1 if result.metric.higher_is_better else 1
-    return sorted(
-        result.methods[1:],
-        key=lambda m: (order.index(m.verdict), sign * (m.comparison.difference if m.comparison else 0.0)),
-    )

@@ -25,9 +25,12 @@ def digits(result: Outcome) -> int:
 
 
 def format_difference(result: Outcome, method: MethodResult) -> str:
-    """Return the difference from the baseline with its interval."""
+    """Return the difference from the baseline with its interval, if that says something."""
     c, d = method.comparison, digits(result) + (result.metric.scale != 100)
-    return "-" if c is None else f"{c.difference:+.{d}f} ({c.low:+.{d}f} to {c.high:+.{d}f})"
+    if c is None:
+        return "-"
+    interval = f"{c.low:+.{d}f} to {c.high:+.{d}f}" if method.has_interval else "too few runs for an interval"
+    return f"{c.difference:+.{d}f} ({interval})"
 
 
 def format_score(result: Outcome, method: MethodResult) -> str:
@@ -47,7 +50,7 @@ def time_ratio(result: Outcome, method: MethodResult) -> str:
 def format_table(result: Outcome) -> str:
     """Return one line for each method, below a head."""
     interval = f"minus {result.baseline.name} ({100 * result.confidence:g} % interval)"
-    rows = [("", result.metric.name, interval, "NLL", "time")]
+    rows = [("", f"{result.metric.name} ± s.d.", interval, "NLL", "time")]
     for m in result.methods:
         settings = format_settings(m.settings) if m.chosen else ""
         name = f"{m.name} ({settings})" if settings else m.name

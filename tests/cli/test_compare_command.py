@@ -83,6 +83,18 @@ def test_from_a_file_to_a_report_and_the_final_model(
     assert cli.main(["compare", "text_classification", *given]) == 0
     printed = capsys.readouterr().out
     assert "run 12 of at most 12: final mixup" in printed
+    before = printed.partition("run 1 of")[0].splitlines()
+    assert [line.split()[0] for line in before] == [
+        *("data", "columns", "rows", "classes", "model", "methods", "split", "runs", "time")
+    ]
+    lines = dict(line.split(maxsplit=1) for line in before)
+    assert lines["rows"] == "40 to train, 20 to predict" and lines["classes"] == "c0 20, c1 20"
+    assert lines["methods"] == "plain, fam (layer classifier, lambda 0.003), mixup (strength 0.2)"
+    assert lines["split"].startswith(
+        "40 rows to train, 20 to test, the same in every seed; settings are chosen by 10 of"
+    )
+    assert lines["runs"].startswith("at most 12: 6 to choose the settings, 6 for 2 seeds; fewer if it is decided")
+    assert re.match(r"on cpu; a run of plain training takes about .* seconds, and all of them about ", lines["time"])
     assert re.search(r"^plain \(lr .*\)", printed, re.M) and "minus plain (95 % interval)" in printed
     command = shlex.split(printed.split("To train the final model: ")[1].splitlines()[0])
     assert command[:3] == ["hf-fam", "train", "text_classification"] and "hf_secret" not in printed
@@ -98,7 +110,9 @@ def test_from_a_file_to_a_report_and_the_final_model(
     # The same command again makes no run.
     capsys.readouterr()
     assert cli.main(["compare", "text_classification", *given]) == 0
-    assert "run " not in capsys.readouterr().out.split("accuracy")[0]
+    printed = capsys.readouterr().out
+    assert re.search(r"^found +12 finished runs in .*, which count and are not made again$", printed, re.M)
+    assert "run 1" not in printed
 
 
 def test_images_on_a_frozen_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +164,7 @@ def test_a_killed_comparison_loses_one_run_at_most_and_leaves_no_process(model: 
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(),
     )  # fmt: skip
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(4)]
-    assert lines[-1].startswith("run 4 of")
+    assert any(line.startswith("run 4 of") for line in process.stdout)
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.kill()
     process.wait()
@@ -181,7 +194,15 @@ def test_interrupted_and_carried_on(
     assert len((tmp_path / "runs" / RUNS).read_text().splitlines()) == 2
     capsys.readouterr()
     assert cli.main(["compare", "text_classification", *given]) == 0
-    assert done == [1, 2, 3, 4] and "2 splits, 4 runs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert done == [1, 2, 3, 4] and "2 splits, 4 runs" in printed
+    assert re.search(r"^found +2 finished runs in ", printed, re.M) and printed.index("found ") < printed.index(
+        "run 3 of"
+    )
+    assert re.search(
+        r"^split +30 rows to train, 10 to test, another stratified choice for each of the splits$", printed, re.M
+    )
+    assert "Nothing was shown to be better than plain training, so the command below" in printed
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,12 @@ pytest.importorskip("scipy")
 from hf_fam.compare import compare
 from hf_fam.compare import training as training_module
 from hf_fam.compare.budget import parse_budget
+from hf_fam.compare.gathering import readable
 from hf_fam.compare.journal import RUNS, Journal
 from hf_fam.compare.metric import Metric
 from hf_fam.compare.runs import FINAL, TUNING, Run, Settings, grid
 from hf_fam.compare.splits import Splits
+from hf_fam.compare.statistics import Comparison, Verdict
 from hf_fam.compare.training import Task, execute
 from hf_fam.methods import METHODS, Method, method_called
 from support.comparisons import make_trainer, point_trainer, points
@@ -219,6 +221,16 @@ def test_changed_settings_do_not_mix(tmp_path: Path, executed: list[Run], change
     assert len(executed) == made
     compare(make_trainer(**change), ["fam"], **given)
     assert len(executed) == 2 * made
+
+
+@pytest.mark.parametrize(("more", "kept"), [(1000, (3, 1000)), (1001, (None, None))])
+def test_what_is_shown_is_possible(more: int, kept: tuple[int | None, int | None]) -> None:
+    """An interval of accuracies has no difference above 100 points; advice of many times the examples is none."""
+    wide = Comparison(13.3, -80.7, 107.4, 0.5, Verdict.UNDECIDED, 3, more, 1.0)
+    shown = readable(wide, Metric(), 100)
+    assert (shown.low, shown.high, shown.more_seeds, shown.more_items) == (-80.7, 100.0, *kept)
+    assert readable(wide, Metric.of("pearson"), 10**6) == wide
+    assert readable(wide, Metric.of("eval_loss"), 10**6) == wide
 
 
 def test_changed_data_do_not_mix(tmp_path: Path, executed: list[Run]) -> None:

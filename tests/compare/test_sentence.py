@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hf_fam.compare.figures import forest_plot
 from hf_fam.compare.metric import Metric
 from hf_fam.compare.outcome import MethodResult, Outcome
 from hf_fam.compare.runs import Settings, edges
 from hf_fam.compare.sentence import conclusion, method_sentence
+from hf_fam.compare.table import format_difference, format_table
 
 
 def outcome(name: str = "fam", **changes: Any) -> Outcome:
     """Plain training and one other method."""
-    settings = {"verdict": SimpleNamespace(value="undecided"), "difference": 0.2, "probability_of_gain": 0.4}
+    settings = {"verdict": SimpleNamespace(value="undecided"), "difference": 0.2, "probability_of_gain": 0.4,
+                "low": -30.0, "high": 31.0, "degrees_of_freedom": 4.0}  # fmt: skip
     comparison: Any = SimpleNamespace(**{**settings, "more_seeds": None, "more_items": None, **changes})
     chosen, scores = [Settings(1e-3, None)], np.array([80.0, 81.0])
     methods = [MethodResult(m, chosen, scores, None, 1.0, c) for m, c in (("plain", None), (name, comparison))]
@@ -26,15 +30,43 @@ def outcome(name: str = "fam", **changes: Any) -> Outcome:
 @pytest.mark.parametrize(
     ("changes", "end"),
     [
-        ({"more_seeds": 4}, "undecided: about 4 seeds more."),
-        ({"more_items": 500}, "undecided: about 500 test examples more."),
-        ({"more_seeds": 4, "more_items": 500}, "undecided: about 4 seeds more and about 500 test examples more."),
-        ({}, "undecided: no affordable number of runs or examples decides it."),
+        ({"more_seeds": 4}, "undecided; about 4 more seeds may decide it."),
+        ({"more_seeds": 1}, "undecided; about 1 more seed may decide it."),
+        ({"more_items": 1500}, "undecided; about 1,500 more test examples may decide it."),
+        (
+            {"more_seeds": 4, "more_items": 500},
+            "undecided; about 4 more seeds and 500 more test examples may decide it.",
+        ),
+        ({}, "undecided; the difference is too small, or varies too much between runs, to be decided here."),
     ],
 )
 def test_an_undecided_method_says_all_that_it_needs(changes: dict[str, Any], end: str) -> None:
     result = outcome(**changes)
     assert method_sentence(result, result.methods[1]) == f"FAM: {end}"
+
+
+@pytest.mark.parametrize(
+    ("freedom", "verdict", "cell"),
+    [
+        (1.0, "undecided", "+0.2 (too few runs for an interval)"),
+        (2.0, "undecided", "+0.2 (-30.0 to +31.0)"),
+        (1.0, "worse", "+0.2 (-30.0 to +31.0)"),
+    ],
+)
+def test_two_splits_alone_show_no_interval(freedom: float, verdict: str, cell: str) -> None:
+    result = outcome(degrees_of_freedom=freedom, verdict=SimpleNamespace(value=verdict))
+    assert format_difference(result, result.methods[1]) == cell
+    line = forest_plot(result).axes[0].lines[1]
+    assert [*line.get_xdata()] == ([0.2, 0.2] if "few" in cell else [-30.0, 31.0])
+
+
+def test_methods_are_in_the_order_of_the_table_and_the_spread_is_named() -> None:
+    verdicts = {"fam": "undecided", "sam": "worse", "ema": "better"}
+    methods = [outcome().methods[0]]
+    methods += [outcome(n, verdict=SimpleNamespace(value=v)).methods[1] for n, v in verdicts.items()]
+    result = dataclasses.replace(outcome(), methods=methods)
+    assert [line.partition(" ")[0].rstrip(":") for line in conclusion(result).splitlines()[:3]] == ["FAM", "SAM", "EMA"]
+    assert format_table(result).splitlines()[0].split()[:3] == ["accuracy", "±", "s.d."]
 
 
 def test_no_probability_is_one() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import Trainer
 
 from ...inputs.text import one_line
@@ -22,8 +24,7 @@ def print_summary(run: Run, trainer: Trainer) -> None:
     if not trainer.is_world_process_zero():
         return
     flatness = getattr(trainer, "relative_flatness", None)
-    lines = [] if run.summary is None else run.summary.lines()
-    lines.append(("model", f"{run.model_args.model_name_or_path} ({type(run.model).__name__})"))
+    lines = data_and_model(run)
     if flatness is not None:
         strength = run.args.fam_lambda if run.args.fam_lambda is not None else flatness.default_strength
         lines.append(("method", f"{run.method.method}, layer {flatness.layer.name}, lambda {strength:g}"))
@@ -33,5 +34,16 @@ def print_summary(run: Run, trainer: Trainer) -> None:
     duration = "" if seconds is None else f", {as_duration(seconds)}"
     steps = "fit of the head " if is_fitted else f"{number_of_steps(trainer):,} steps "
     lines.append(("training", f"{steps}on {trainer.args.device}{processes}{duration}"))
+    print_lines(lines)
+
+
+def data_and_model(run: Run) -> list[tuple[str, str]]:
+    """Return the lines about the data and the model of a run, with their headings."""
+    lines = [] if run.summary is None else run.summary.lines()
+    return [*lines, ("model", f"{run.model_args.model_name_or_path} ({type(run.model).__name__})")]
+
+
+def print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print lines with their headings in a column of their own."""
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name.ljust(width)}  {one_line(text, 200)}" for name, text in lines), flush=True)
