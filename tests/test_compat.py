@@ -31,6 +31,7 @@ from hf_fam._compat import (
     prepared_inputs,
     restore_logged_quantities,
     serves_config,
+    step_directly,
     train_batch_size,
     without_patched_forward,
 )
@@ -383,3 +384,27 @@ def test_a_model_runs_outside_the_autocast_that_accelerate_puts_around_it() -> N
     assert prepared.forward == patched
     assert torch.equal(prepared(x), rounded)
     assert_same_weights(prepared, plain)
+
+
+def test_no_step_while_gradients_are_accumulated() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=1.0))
+    step_directly(optimizer)
+    weight.grad = torch.ones(1)
+    for is_last, expected in ((False, 1.0), (True, 0.0)):
+        accelerator.gradient_state._set_sync_gradients(is_last)
+        optimizer.step()
+        assert weight.item() == expected
+
+
+def test_other_optimizers_keep_their_step() -> None:
+    class Own(torch.optim.SGD):
+        pass
+
+    optimizer = Accelerator(cpu=True).prepare(Own([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+    step_directly(optimizer)
+    assert "step" not in vars(optimizer)
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    step_directly(plain)
+    assert "step" not in vars(plain)

@@ -14,6 +14,8 @@ from torch.autograd.graph import Node
 Convolution = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
 BatchOrInstanceNorm = nn.modules.batchnorm._NormBase
+# Parametrizations after which the largest singular value of a weight is 1.
+BoundedWeight = (nn.utils.parametrizations._SpectralNorm, nn.utils.parametrizations._Orthogonal)
 
 
 def version(tensor: Tensor) -> int:

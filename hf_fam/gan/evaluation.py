@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .distances import earth_movers_distance, frechet_distance
-from .networks import in_evaluation_mode, samples_of, weight_dtype
+from .networks import call, in_evaluation_mode, labels_of_points, samples_of, weight_dtype
 from .penalty import gradient_norms, one_value_per_sample
 
 Features = Callable[[Tensor], Tensor]
@@ -35,23 +35,26 @@ class SampleComparison:
     emd: bool = False
     target: float = 1.0
 
-    def generate(self, latents: Tensor) -> Tensor:
+    def generate(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return samples, with the generator in evaluation mode."""
         with in_evaluation_mode(self.generator):
-            return torch.cat([samples_of(self.generator(part)) for part in latents.split(self.chunk)])
+            return torch.cat([samples_of(call(self.generator, *part)) for part in self._parts(latents, labels)])
 
-    def values(self, samples: Tensor) -> Tensor:
+    def values(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the critic's values of samples, in evaluation mode, (n,)."""
         with in_evaluation_mode(self.critic):
-            return self._values(samples.to(weight_dtype(self.critic)))
+            return self._values(samples.to(weight_dtype(self.critic)), labels)
 
-    def metrics(self, real: Tensor, generated: Tensor, points: Tensor) -> dict[str, float]:
+    def metrics(
+        self, real: Tensor, generated: Tensor, points: Tensor, labels: Tensor | None = None
+    ) -> dict[str, float]:
         """Return the metrics of generator and critic.
 
         Args:
             real: held-out samples, of shape (n, ...).
             generated: of the same shape.
             points: points at which the critic's gradient is measured.
+            labels: of the real and of the generated samples; None for networks without labels.
 
         Returns:
             ``wasserstein_estimate``, mean f(real) - mean f(generated), without the penalty; ``gradient_violation``,
@@ -59,8 +62,9 @@ class SampleComparison:
         """
         metrics = {}
         with in_evaluation_mode(self.critic):
-            estimate = self._values(real).mean() - self._values(generated).mean()
-            norms = torch.cat([gradient_norms(self.critic, part) for part in points.split(self.chunk)])
+            estimate = self._values(real, labels).mean() - self._values(generated, labels).mean()
+            parts = self._parts(points, labels_of_points(labels, points))
+            norms = torch.cat([gradient_norms(self.critic, part, labels=own) for part, own in parts])
             metrics["wasserstein_estimate"] = estimate.item()
             metrics["gradient_violation"] = norms.max().item() - self.target
         if self.emd:
@@ -69,9 +73,15 @@ class SampleComparison:
             metrics["frechet_distance"] = frechet_distance(self._features(real), self._features(generated))
         return metrics
 
-    def _values(self, samples: Tensor) -> Tensor:
-        values = (one_value_per_sample(self.critic(x), len(x), "critic") for x in samples.split(self.chunk))
+    def _values(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        parts = self._parts(samples, labels)
+        values = (one_value_per_sample(call(self.critic, x, own), len(x), "critic") for x, own in parts)
         return torch.cat([part.double().cpu() for part in values])
+
+    def _parts(self, inputs: Tensor, labels: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        """Return what goes through a network at once."""
+        parts = inputs.split(self.chunk)
+        return list(zip(parts, [None] * len(parts) if labels is None else labels.split(self.chunk), strict=True))
 
     @torch.no_grad()
     def _features(self, samples: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from ..calculus.torch_internals import BoundedWeight, Convolution
 from .penalty import Critic, critic_inputs, one_value_per_sample, refuse_coupled_samples
 
 
@@ -77,3 +79,28 @@ def clip_weights(critic: nn.Module, limit: float = 0.01) -> None:
         raise ValueError(f"limit={limit!r}: give a positive number, such as 0.01.")
     for parameter in critic.parameters():
         parameter.clamp_(-limit, limit)
+
+
+def refuse_unbounded_layers(critic: nn.Module) -> None:
+    """Refuse a critic in which a linear or convolutional layer may have any slope.
+
+    A layer is bounded by ``torch.nn.utils.parametrizations.spectral_norm`` (Miyato et al. 2018, arXiv 1802.05957),
+    by ``orthogonal`` of the same module, or by the older ``torch.nn.utils.spectral_norm``.
+
+    Raises:
+        ValueError: a layer is not bounded; the message names it.
+    """
+    layers = {name: m for name, m in critic.named_modules() if isinstance(m, (nn.Linear, nn.Bilinear, Convolution))}
+    free = [name or type(layer).__name__ for name, layer in layers.items() if not _is_bounded(layer)]
+    if free:
+        raise ValueError(
+            f'penalty="none" without clip_limit does not bound the slope of the critic\'s layer {free[0]!r}: give a '
+            'penalty ("one"), a limit such as clip_limit=0.01, or put torch.nn.utils.parametrizations.spectral_norm '
+            "around each of its layers."
+        )
+
+
+def _is_bounded(layer: nn.Module) -> bool:
+    if parametrize.is_parametrized(layer, "weight"):
+        return any(isinstance(part, BoundedWeight) for part in layer.parametrizations["weight"])  # type: ignore[index]
+    return hasattr(layer, "weight_orig") and hasattr(layer, "weight_u")

@@ -20,14 +20,16 @@ class MicroBatch:
         share: the weight of its mean in the contribution of this process. The mean over processes of the sum over
             micro-batches is then the mean over all samples.
         real: of shape (n, ...).
-        generated: of the same shape.
+        labels: of shape (n,); None for networks without labels.
+        generated: generated samples of the same shape and labels; None before they are drawn.
         points: points at which the critic's gradient is penalized; None: no penalty in this step.
     """
 
     first_item: int
     share: float
     real: Tensor
-    generated: Tensor
+    labels: Tensor | None = None
+    generated: Tensor | None = None
     points: Tensor | None = None
 
 

@@ -21,8 +21,8 @@ class GenerativeNetworks(nn.Module):
     DistributedDataParallel) act on both.
 
     Args:
-        generator: from latent codes (n, latent_size) to samples.
-        critic: from samples to one number each.
+        generator: from latent codes (n, latent_size) to samples; a conditional one also takes labels (n,).
+        critic: from samples to one number each; a conditional one also takes labels.
         averaged: whether to keep a moving average of the generator's weights.
     """
 
@@ -49,25 +49,28 @@ class GenerativeNetworks(nn.Module):
         generated: Tensor | None = None,
         points: Tensor | None = None,
         latents: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run the forward pass of a critic step or of a generator step.
 
         Args:
             real: of shape (n, ...); for a critic step.
             generated: of the same shape.
-            points: points at which to compute the critic's gradient, or None.
-            latents: for a generator step, which needs nothing else.
+            points: points at which to compute the critic's gradient, or None. There may be several per sample, as
+                ``LocalPoints`` around both kinds draws them, one batch behind the other.
+            latents: for a generator step, which needs no samples.
+            labels: of shape (n,), of real and generated samples and of the points; None for networks without labels.
 
         Returns:
             ``estimate``, mean f(real) - mean f(generated), and ``norms`` of the gradients at the points; or
             ``generator_loss``, -mean f(generated).
         """
         if latents is not None:
-            return {"generator_loss": -self._mean_value(samples_of(self.generator(latents)))}
+            return {"generator_loss": -self._mean_value(samples_of(call(self.generator, latents, labels)), labels)}
         assert real is not None and generated is not None
-        outputs = {"estimate": self._mean_value(real) - self._mean_value(generated)}
+        outputs = {"estimate": self._mean_value(real, labels) - self._mean_value(generated, labels)}
         if points is not None:
-            outputs["norms"] = gradient_norms(self.critic, points)
+            outputs["norms"] = gradient_norms(self.critic, points, labels=labels_of_points(labels, points))
         return outputs
 
     @torch.no_grad()
@@ -82,10 +85,20 @@ class GenerativeNetworks(nn.Module):
         for copied, own in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
             copied.copy_(own)
 
-    def _mean_value(self, samples: Tensor) -> Tensor:
-        values = one_value_per_sample(self.critic(samples), len(samples), "critic")
+    def _mean_value(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        values = one_value_per_sample(call(self.critic, samples, labels), len(samples), "critic")
         # Under autocast, the values are in half precision. Their mean is computed in float32.
         return values.to(torch.promote_types(values.dtype, torch.float32)).mean()
+
+
+def call(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
+    """Return the output of a network, which takes labels if there are any."""
+    return network(inputs) if labels is None else network(inputs, labels)
+
+
+def labels_of_points(labels: Tensor | None, points: Tensor) -> Tensor | None:
+    """Return the label of the real sample that each point belongs to."""
+    return None if labels is None else labels.repeat(len(points) // len(labels))
 
 
 def samples_of(output: object) -> Tensor:

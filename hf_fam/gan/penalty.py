@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._compat import without_patched_forward
-from ..calculus.torch_internals import BatchNorm
+from ..calculus.torch_internals import BatchNorm, own_parameters
 from ..inputs.numbers import require_number
 from ..inputs.text import quote
 from .safe_norm import row_norms
@@ -19,10 +19,12 @@ ONE, TWO, ZERO = "one", "two", "zero"
 SIDES = (ONE, TWO, ZERO)
 HALF = (torch.float16, torch.bfloat16)
 
-Critic = Callable[[Tensor], Any]
+Critic = Callable[..., Any]
 
 
-def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target: float = 1.0) -> Tensor:
+def gradient_penalty(
+    critic: Critic, points: Tensor, *, side: str = ONE, target: float = 1.0, labels: Tensor | None = None
+) -> Tensor:
     """Return the mean penalty on the norm of a critic's gradient by its input.
 
     With g_i = ||grad f(x_i)||_2, over all dimensions of sample i:
@@ -40,12 +42,14 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
 
     Args:
         critic: from points to one number a sample, of shape (n,) or (n, 1, ...), or an object with such ``logits``.
-            For a conditional critic, give ``lambda x: critic(x, labels)``. Each number may depend on its own sample
-            only. Batch normalization is refused in a ``torch.nn.Module``, but not noticed in other callables.
+            Each number may depend on its own sample only. Batch normalization is refused in a ``torch.nn.Module``, but
+            not noticed in other callables.
         points: of shape (n, ...), from a sampler such as `LinePoints`; gradients do not flow into them.
         side: ``"one"``, ``"two"`` or ``"zero"``.
         target: the largest norm without a penalty, in units of the critic's output per unit of its input. ``"zero"``
             has no target.
+        labels: second argument of a conditional critic, of shape (n,); points on a line have the label of the real
+            sample.
 
     Returns:
         A scalar, in the graph of the critic's parameters where gradients are enabled.
@@ -63,7 +67,7 @@ def gradient_penalty(critic: Critic, points: Tensor, *, side: str = ONE, target:
         16.0
     """
     target = check_penalty(side, target)
-    return penalty_of_norms(gradient_norms(critic, points), side, target)
+    return penalty_of_norms(gradient_norms(critic, points, labels=labels), side, target)
 
 
 def check_penalty(side: str, target: float) -> float:
@@ -90,7 +94,7 @@ def penalty_of_norms(norms: Tensor, side: str, target: float) -> Tensor:
     return excess.square().mean()
 
 
-def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
+def gradient_norms(critic: Critic, points: Tensor, *, labels: Tensor | None = None) -> Tensor:
     """Return the norm of the critic's gradient at each point.
 
     ``max() - 1`` of it shows how far the critic is from being 1-Lipschitz.
@@ -98,6 +102,7 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
     Args:
         critic: as for `gradient_penalty`.
         points: of shape (n, ...).
+        labels: second argument of a conditional critic, of shape (n,).
 
     Returns:
         Of shape (n,); in the graph of the critic's parameters where gradients are enabled.
@@ -116,16 +121,20 @@ def gradient_norms(critic: Critic, points: Tensor) -> Tensor:
         )
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode() allows no gradient, not even by the points: use torch.no_grad() here.")
-    refuse_coupled_samples(critic)
+    if labels is not None and labels.shape != (len(points),):
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(points)} points: give one label for each.")
+    modules = _modules(critic)
+    _refuse_batch_normalization(modules)
     differentiable = torch.is_grad_enabled()
     with (
         torch.enable_grad(),
         torch.autocast(points.device.type, enabled=False),
-        without_patched_forward([module for _, module in _modules(critic)]),
+        without_patched_forward(list(modules.values())),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        inputs = critic_inputs(critic, points).requires_grad_()
-        values = one_value_per_sample(critic(inputs), len(inputs), "critic")
+        inputs = _inputs(modules, points).requires_grad_()
+        output = critic(inputs) if labels is None else critic(inputs, labels)
+        values = one_value_per_sample(output, len(inputs), "critic")
         gradient = None
         if values.requires_grad:
             total = values.double().sum() if values.dtype in HALF else values.sum()
@@ -160,7 +169,16 @@ def refuse_coupled_samples(critic: Critic) -> None:
     Raises:
         ValueError: there is one; the message names the module.
     """
-    for name, module in _modules(critic):
+    _refuse_batch_normalization(_modules(critic))
+
+
+def critic_inputs(critic: Critic, points: Tensor) -> Tensor:
+    """Return the points without their graph, in the critic's dtype."""
+    return _inputs(_modules(critic), points)
+
+
+def _refuse_batch_normalization(modules: dict[str, nn.Module]) -> None:
+    for name, module in modules.items():
         if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"critic: '{name or type(module).__name__}' is batch normalization ({type(module).__name__}). It makes "
@@ -170,25 +188,24 @@ def refuse_coupled_samples(critic: Critic) -> None:
             )
 
 
-def critic_inputs(critic: Critic, points: Tensor) -> Tensor:
-    """Return the points without their graph, in the critic's dtype."""
+def _inputs(modules: dict[str, nn.Module], points: Tensor) -> Tensor:
     # A tensor from inference mode cannot be in a graph, but its copy can.
     points = points.clone() if points.is_inference() else points.detach()
-    return points.to(_critic_dtype(critic, points))
+    return points.to(_dtype(modules, points))
 
 
-def _modules(critic: Critic) -> list[tuple[str, nn.Module]]:
+def _modules(critic: Critic) -> dict[str, nn.Module]:
     module = critic if isinstance(critic, nn.Module) else getattr(critic, "__self__", None)
-    return list(module.named_modules()) if isinstance(module, nn.Module) else []
+    return dict(module.named_modules()) if isinstance(module, nn.Module) else {}
 
 
-def _critic_dtype(critic: Critic, points: Tensor) -> torch.dtype:
+def _dtype(modules: dict[str, nn.Module], points: Tensor) -> torch.dtype:
     """Return the dtype of the critic's parameters.
 
     Without parameters, half-precision points become float32.
     """
-    for _, module in _modules(critic):
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point():
+    for module in modules.values():
+        for parameter in own_parameters(module).values():
+            if parameter is not None and parameter.is_floating_point():
                 return parameter.dtype
     return torch.float32 if points.dtype in HALF else points.dtype

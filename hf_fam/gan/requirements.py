@@ -1,26 +1,19 @@
-"""Refuse settings and networks that WGAN training does not support, before it starts."""
+"""Refuse settings that WGAN training does not support, before it starts, and diverged weights."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..processes.checkpoints import resume_hint
 from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
-from .networks import in_evaluation_mode, samples_of
-from .penalty import one_value_per_sample, refuse_coupled_samples
-from .sample_grid import is_image
 from .training_args import WGANTrainingArguments
 
 # Items of the data set that are checked before training.
 _SHOWN = 16
-# Ranges of last modules, and how to scale samples from 0 to 255 to them.
-_BOUNDED: dict[type[nn.Module], tuple[float, float]] = {nn.Tanh: (-1, 1), nn.Sigmoid: (0, 1)}
-_SCALING: dict[type[nn.Module], str] = {nn.Tanh: " (x / 127.5 - 1)", nn.Sigmoid: " (x / 255)"}
 
 
 def check_settings(args: WGANTrainingArguments) -> None:
@@ -90,96 +83,6 @@ def refuse_launcher(trainer: Any) -> None:
     setting = compiling_setting(trainer.args)
     if setting is not None:
         raise ValueError(f"{setting}: compiled networks cannot be differentiated twice: leave it out.")
-
-
-def latent_size_of(generator: nn.Module, argument: int | None) -> int:
-    """Return the size of a latent code.
-
-    It is the argument, or an attribute of the generator or of its config.
-
-    Raises:
-        ValueError: the size is unknown.
-    """
-    config = getattr(generator, "config", None)
-    for size in (argument, getattr(generator, "latent_size", None), getattr(config, "latent_size", None)):
-        if size is not None:
-            return int(size)
-    raise ValueError(
-        f"latent_size is unknown: give latent_size= in the arguments, or {type(generator).__name__} an attribute "
-        "`latent_size`."
-    )
-
-
-def check_networks(generator: nn.Module, critic: nn.Module, latents: Tensor, real: Tensor) -> None:
-    """Try both networks on two samples.
-
-    The networks and the random state do not change.
-
-    Args:
-        generator: the generator.
-        critic: the critic.
-        latents: two latent codes.
-        real: real samples, of shape (n, ...).
-
-    Raises:
-        ValueError: the critic has batch normalization, the latent codes do not fit, or the generated samples do not
-            have the shape of the real ones.
-    """
-    refuse_coupled_samples(critic)
-    size = latents.shape[1]
-    with torch.random.fork_rng(), in_evaluation_mode(generator), in_evaluation_mode(critic):
-        try:
-            generated = samples_of(generator(latents))
-        except RuntimeError as error:
-            raise ValueError(
-                f"latent_size={size}: the generator fails on latent codes of shape (2, {size}): {error}. Give its own "
-                "latent_size. If it takes another shape, put torch.nn.Unflatten in front."
-            ) from error
-        if generated.shape != (2, *real.shape[1:]):
-            raise ValueError(
-                f"the generator makes samples of shape {tuple(generated.shape[1:])}, the real ones of train_dataset "
-                f"have {tuple(real.shape[1:])}: give both one shape."
-            )
-        for samples, kind in ((generated, "generated"), (real[:2], "real")):
-            try:
-                values = critic(samples)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"the critic fails on {kind} samples of shape {tuple(samples.shape)}: {error}"
-                ) from error
-            one_value_per_sample(values, len(samples), "critic")
-
-
-def check_range(generator: nn.Module, real: Tensor, low: float, high: float) -> None:
-    """Refuse real samples that the generator cannot produce.
-
-    Images may exceed the range of black and white by twice its width, because standardized images do.
-
-    Args:
-        generator: the generator. If its last module is a tanh or a sigmoid, its range is known.
-        real: real samples, of shape (n, ...).
-        low: value of black, for images.
-        high: value of white, for images.
-
-    Raises:
-        ValueError: the samples are out of range; the message names both ranges.
-    """
-    least, largest = real.min().item(), real.max().item()
-    last = list(generator.modules())[-1]
-    for kind, bounds in _BOUNDED.items():
-        if isinstance(last, kind) and not bounds[0] - 1e-3 <= least <= largest <= bounds[1] + 1e-3:
-            raise ValueError(
-                f"train_dataset: the samples have values from {least:.4g} to {largest:.4g}, but the generator ends in "
-                f"{kind.__name__}, with values from {bounds[0]} to {bounds[1]}. Scale the samples to that range"
-                f"{_SCALING[kind]}, or end the generator without {kind.__name__}."
-            )
-    margin = 2 * (high - low)
-    if is_image(real) and not low - margin <= least <= largest <= high + margin:
-        raise ValueError(
-            f"train_dataset: the images have values from {least:.4g} to {largest:.4g}, but sample_low={low:g} is black "
-            f"and sample_high={high:g} is white. Scale the images to that range, or give theirs as sample_low and "
-            "sample_high."
-        )
 
 
 def check_finite(networks: nn.Module, step: int, output_dir: str) -> None:

@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Points on each side of the raster for level sets.
-_RASTER = 60
+from .data import RealBatch
+from .point_picture import save_points
+
+# Smaller images are magnified to at least this height and width.
+_LEGIBLE = 64
 
 
-def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0, columns: int | None = None) -> Tensor:
+def image_grid(
+    samples: Tensor, low: float = -1.0, high: float = 1.0, columns: int | None = None, magnification: int = 1
+) -> Tensor:
     """Arrange images in a grid, with a pixel between them.
 
     Args:
@@ -23,6 +28,7 @@ def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0, columns: i
         low: value of black.
         high: value of white.
         columns: number of columns; None: about as many as rows.
+        magnification: side of the square that a pixel becomes.
 
     Returns:
         uint8, of shape (channels, height, width) of the grid.
@@ -31,11 +37,12 @@ def image_grid(samples: Tensor, low: float = -1.0, high: float = 1.0, columns: i
         >>> image_grid(torch.zeros(5, 1, 4, 4)).shape
         torch.Size([1, 9, 14])
     """
-    count, channels, height, width = samples.shape
-    columns = math.ceil(math.sqrt(count)) if columns is None else columns
-    rows = math.ceil(count / columns)
-    grid = torch.zeros(channels, rows * (height + 1) - 1, columns * (width + 1) - 1, dtype=torch.uint8)
+    columns = math.ceil(math.sqrt(len(samples))) if columns is None else columns
     levels = ((samples.detach().cpu().float() - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    levels = levels.repeat_interleave(magnification, 2).repeat_interleave(magnification, 3)
+    rows = math.ceil(len(levels) / columns)
+    _, channels, height, width = levels.shape
+    grid = torch.zeros(channels, rows * (height + 1) - 1, columns * (width + 1) - 1, dtype=torch.uint8)
     for number, image in enumerate(levels):
         top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
         grid[:, top : top + height, left : left + width] = image
@@ -58,21 +65,23 @@ def write_picture(
     stem: Path,
     low: float,
     high: float,
-    real: Tensor | None = None,
-    critic: Callable[[Tensor], Tensor] | None = None,
+    real: RealBatch | None = None,
+    critic: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    num_classes: int | None = None,
 ) -> tuple[Path, Tensor | None]:
     """Write samples as a picture, or as a tensor.
 
     Images make a grid, and points of the plane a scatter plot with real points and level sets of the critic. Other
-    samples are saved as a tensor.
+    samples are saved as a tensor. Images smaller than 64 pixels are magnified.
 
     Args:
-        samples: of shape (n, ...).
+        samples: of shape (n, ...); of all classes in turn, if there are classes.
         stem: the file without its extension.
         low: value of black, for images.
         high: value of white, for images.
         real: real points to draw beside generated ones.
-        critic: from points (n, 2) to their values (n,), for level sets.
+        critic: from points (n, 2) and labels (n,) to their values (n,), for level sets.
+        num_classes: number of classes: images have a column for each, if there are so many, and points a panel.
 
     Returns:
         The file, and the grid of images or None.
@@ -80,11 +89,13 @@ def write_picture(
     stem.parent.mkdir(parents=True, exist_ok=True)
     picture = stem.with_suffix(".png")
     if is_image(samples):
-        grid = image_grid(samples, low, high)
+        columns = num_classes if num_classes is not None and num_classes <= len(samples) else None
+        magnification = math.ceil(_LEGIBLE / min(samples.shape[2:]))
+        grid = image_grid(samples, low, high, columns, magnification)
         as_picture(grid).save(picture)
         return picture, grid
     if _are_planar(samples):
-        _save_scatter(samples, picture, real, critic)
+        save_points(samples, picture, real, critic, num_classes)
         return picture, None
     torch.save(samples.cpu(), stem.with_suffix(".pt"))
     return stem.with_suffix(".pt"), None
@@ -105,35 +116,3 @@ def as_picture(grid: Tensor) -> Any:
 
     channels_last = grid.permute(1, 2, 0)
     return Image.fromarray((channels_last[..., 0] if grid.shape[0] == 1 else channels_last).contiguous().numpy())
-
-
-def _save_scatter(samples: Tensor, path: Path, real: Tensor | None, critic: Callable[[Tensor], Tensor] | None) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    clouds = {"generated": samples} if real is None else {"real": real, "generated": samples}
-    drawn = torch.cat(list(clouds.values()))
-    if critic is not None and drawn.isfinite().all():
-        _draw_level_sets(axes, drawn, critic)
-    for (name, points), color in zip(clouds.items(), ("black", "tab:orange")[-len(clouds) :], strict=True):
-        x, y = points.detach().cpu().double().T.numpy()
-        axes.scatter(x, y, s=4, color=color, label=name)
-    if real is not None:
-        axes.legend(loc="upper right", markerscale=3)
-    axes.set_aspect("equal", adjustable="datalim")
-    figure.savefig(path, dpi=100)
-
-
-def _draw_level_sets(axes: Any, points: Tensor, critic: Callable[[Tensor], Tensor]) -> None:
-    """Draw the critic's values around some points."""
-    points = points.detach()
-    margin = 0.1 * (points.amax(0) - points.amin(0)).clamp(min=1e-3)
-    low, high = (points.amin(0) - margin).tolist(), (points.amax(0) + margin).tolist()
-    x, y = (torch.linspace(a, b, _RASTER, dtype=points.dtype) for a, b in zip(low, high, strict=True))
-    raster = torch.cartesian_prod(x, y).to(points.device)
-    values = critic(raster).detach().cpu().double().reshape(_RASTER, _RASTER)
-    if values.isfinite().all() and values.max() > values.min():
-        axes.contourf(x.double().numpy(), y.double().numpy(), values.T.numpy(), levels=12, cmap="Blues", alpha=0.7)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any, Optional
+from typing import Optional
 
-from transformers import SchedulerType, TrainingArguments
+from transformers import TrainingArguments
 
-from ..inputs.numbers import as_number
 from ..inputs.secrets import hide_token
 from ..inputs.text import quote
-from .penalty import ONE, SIDES, check_penalty
+from .argument_checks import (
+    NONE,
+    NORMAL,
+    POINTS,
+    check_optimizers,
+    check_penalty_settings,
+    check_samples,
+    check_steps,
+    numbers_from_strings,
+)
+from .penalty import ONE
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
 from .schedule import CriticSchedule
 
-NONE = "none"
-PENALTIES = (*SIDES, NONE)
-POINTS = ("line", "local", "local_generated", "local_both", "real", "generated")
-NORMAL, UNIFORM = "normal", "uniform"
-PRIORS = (NORMAL, UNIFORM)
 # Metrics of which less is better. For other names without "loss" at the end, the Trainer prefers more.
 _DISTANCES = ("emd", "frechet_distance", "wasserstein_estimate", "gradient_penalty", "gradient_violation")
-
-_NUMBERS = (
-    "penalty_lambda",
-    "penalty_target",
-    "penalty_radius",
-    "clip_limit",
-    "ema_decay",
-    "sample_low",
-    "sample_high",
-)
-_RATES = ("learning_rate", "adam_beta1", "adam_beta2")
 
 # HfArgumentParser reads annotations, and some versions of Python 3.10 do not resolve "X | None" from strings.
 # ruff: noqa: UP045
@@ -57,13 +48,17 @@ class WGANTrainingArguments(TrainingArguments):
     Args:
         latent_size: number of entries of a latent code. Defaults to the generator's attribute ``latent_size``, its own
             or that of its config.
+        num_classes: number of classes of conditional networks, ``generator(latents, labels)`` and
+            ``critic(samples, labels)``. Generated samples get the labels of the real batch. Defaults to networks
+            without labels.
         latent_prior: ``"normal"``, or ``"uniform"`` on (-1, 1).
         n_critic: number of critic steps before each generator step.
         n_critic_warmup: number of critic steps before each generator step during the warm-up. Defaults to no warm-up.
         n_critic_warmup_steps: number of generator steps of the warm-up.
         n_critic_warmup_every: interval, in generator steps, of further warm-up steps. 0 means none.
         max_generator_steps: length of the training in generator steps. It sets ``max_steps``.
-        penalty: ``"one"`` (WGAN-LP), ``"two"`` (WGAN-GP), ``"zero"`` (R1, R2) or ``"none"``.
+        penalty: ``"one"`` (WGAN-LP), ``"two"`` (WGAN-GP), ``"zero"`` (R1, R2) or ``"none"``, for a critic with
+            ``clip_limit`` or with spectral normalization.
         penalty_lambda: strength of the penalty, positive.
         penalty_target: largest gradient norm without a penalty.
         penalty_points: where the penalty applies: ``"line"`` between real and generated samples, ``"local"`` around
@@ -118,6 +113,9 @@ class WGANTrainingArguments(TrainingArguments):
 
     latent_size: Optional[int] = field(
         default=None, metadata={"help": "Numbers in a latent code; default: the generator's attribute latent_size."}
+    )
+    num_classes: Optional[int] = field(
+        default=None, metadata={"help": "Classes of conditional networks; default: networks without labels."}
     )
     latent_prior: str = field(
         default=NORMAL, metadata={"help": "Distribution of latent codes: normal, or uniform on (-1, 1)."}
@@ -186,13 +184,14 @@ class WGANTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Validate, then let the Trainer's arguments do the same."""
-        _numbers_from_strings(self)
-        self._check_steps()
+        self.penalty = NONE if self.penalty is None else self.penalty
+        numbers_from_strings(self)
+        check_steps(self)
         if not isinstance(self.eval_emd, bool):
             raise ValueError(f"eval_emd={quote(self.eval_emd)}: give True or False.")
-        self._check_penalty()
-        self._check_optimizers()
-        self._check_samples()
+        check_penalty_settings(self)
+        check_optimizers(self)
+        check_samples(self)
         if self.max_generator_steps is not None:
             steps = self.critic_schedule.critic_steps(self.max_generator_steps)
             if self.max_steps not in (-1, steps):
@@ -225,122 +224,3 @@ class WGANTrainingArguments(TrainingArguments):
         if self.penalty_points == "line":
             return LinePoints()
         return RealPoints() if self.penalty_points == "real" else GeneratedPoints()
-
-    def _check_steps(self) -> None:
-        for name in ("n_critic", "n_critic_warmup", "latent_size", "max_generator_steps", "penalty_every"):
-            _check_whole(self, name, 1)
-        for name in ("n_critic_warmup_steps", "n_critic_warmup_every"):
-            _check_whole(self, name, 0)
-        _check_choice(self, "latent_prior", PRIORS)
-        if self.n_critic_warmup is None and self.n_critic_warmup_every:
-            raise ValueError(
-                f"n_critic_warmup_every={self.n_critic_warmup_every} does not apply without n_critic_warmup: give the "
-                "number of critic steps during the warm-up, such as n_critic_warmup=100."
-            )
-
-    def _check_penalty(self) -> None:
-        _check_choice(self, "penalty", PENALTIES)
-        _check_choice(self, "penalty_points", POINTS)
-        for name in ("penalty_lambda", "penalty_target", "penalty_radius", "clip_limit"):
-            _check_positive(self, name)
-        if self.penalty_radius != 1 and not self.penalty_points.startswith("local"):
-            raise ValueError(
-                f"penalty_radius={self.penalty_radius!r} does not apply to penalty_points={self.penalty_points!r}: "
-                'leave it out, or use "local", "local_generated" or "local_both".'
-            )
-        if self.penalty != NONE:
-            try:
-                check_penalty(self.penalty, self.penalty_target)
-            except ValueError as error:
-                raise ValueError(f"penalty={quote(self.penalty)}, penalty_{error}") from None
-        if self.clip_limit is not None and self.penalty != NONE:
-            raise ValueError(
-                f"clip_limit={quote(self.clip_limit)} and penalty={self.penalty!r}: clipping works without a penalty: "
-                'give penalty="none", or leave clip_limit out.'
-            )
-        if self.clip_limit is None and self.penalty == NONE:
-            raise ValueError(
-                'penalty="none" without clip_limit does not bound the critic\'s gradient: give a limit such as '
-                'clip_limit=0.01, or a penalty ("one").'
-            )
-
-    def _check_optimizers(self) -> None:
-        if not (_is_number(self.learning_rate) and self.learning_rate >= 0):
-            raise ValueError(f"learning_rate={quote(self.learning_rate)}: give a number of at least 0.")
-        for network in ("critic_", "generator_"):
-            _check_positive(self, f"{network}learning_rate")
-        for network in ("", "critic_", "generator_"):
-            for name in (f"{network}adam_beta1", f"{network}adam_beta2"):
-                value = getattr(self, name)
-                if not _is_left_out(self, name) and not (_is_number(value) and 0 <= value < 1):
-                    raise ValueError(f"{name}={quote(value)}: give a number of at least 0 and below 1.")
-            _check_scheduler(self, f"{network}lr_scheduler_type")
-        if self.ema_decay is not None and not (_is_number(self.ema_decay) and 0 < self.ema_decay < 1):
-            raise ValueError(f"ema_decay={quote(self.ema_decay)}: give a number between 0 and 1, or None.")
-        if self.fp16:
-            raise ValueError(
-                "fp16=True does not work, because loss and squared penalty need different scales, and the gradient "
-                "scaler may skip steps of one network. Use bf16=True, which has the range of float32, or float32."
-            )
-
-    def _check_samples(self) -> None:
-        _check_whole(self, "sample_steps", 0)
-        for name in ("sample_count", "eval_samples"):
-            _check_whole(self, name, 1)
-        low, high = self.sample_low, self.sample_high
-        if not (_is_number(low) and _is_number(high) and low < high):
-            raise ValueError(f"sample_low={quote(low)}, sample_high={quote(high)}: give two numbers, lower first.")
-
-
-def _numbers_from_strings(args: WGANTrainingArguments) -> None:
-    """Convert strings to numbers, because YAML reads 1e-4 as a string."""
-    own = [f"{network}{name}" for network in ("", "critic_", "generator_") for name in _RATES]
-    for name in (*_NUMBERS, *own):
-        value = getattr(args, name)
-        if isinstance(value, str):
-            try:
-                setattr(args, name, float(value))
-            except ValueError:
-                raise ValueError(f"{name}={quote(value)} is not a number: give a number such as 0.001.") from None
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(as_number(value))
-
-
-def _is_left_out(args: WGANTrainingArguments, name: str) -> bool:
-    """Return True if the argument is None by default and unset."""
-    return getattr(args, name) is None and WGANTrainingArguments.__dataclass_fields__[name].default is None
-
-
-def _check_whole(args: WGANTrainingArguments, name: str, least: int) -> None:
-    """Check a whole number and store it as an int.
-
-    YAML and JSON may have turned 2 into 2.0.
-    """
-    value = getattr(args, name)
-    if _is_left_out(args, name):
-        return
-    if not _is_number(value) or value != int(value) or value < least:
-        raise ValueError(f"{name}={quote(value)}: give a whole number of at least {least}.")
-    setattr(args, name, int(value))
-
-
-def _check_positive(args: WGANTrainingArguments, name: str) -> None:
-    value = getattr(args, name)
-    if not _is_left_out(args, name) and not (_is_number(value) and value > 0):
-        raise ValueError(f"{name}={quote(value)}: give a positive number.")
-
-
-def _check_scheduler(args: WGANTrainingArguments, name: str) -> None:
-    if _is_left_out(args, name):
-        return
-    value, known = getattr(args, name), [kind.value for kind in SchedulerType]
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}={quote(value, longest=16)}: give one of {', '.join(map(repr, known))}.")
-
-
-def _check_choice(args: WGANTrainingArguments, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(args, name)
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}={quote(value)}: give one of {', '.join(map(repr, choices))}.")

@@ -30,6 +30,7 @@ class CriticLog:
         self._steps: dict[str, int] = {}
         self._last_step: dict[str, int] = {}
         self._largest: Tensor | None = None
+        self._weight = 0.0
 
     def add_critic(
         self,
@@ -54,7 +55,7 @@ class CriticLog:
         if penalty is None or norms is None:
             return
         self._add(_PENALTY, step, penalty, share)
-        self._add(_TERM, step, penalty, share * weight)
+        self._weight = weight
         self._largest = norms.max() if self._largest is None else torch.maximum(self._largest, norms.max())
 
     def add_generator(self, step: int, share: float, loss: Tensor) -> None:
@@ -72,11 +73,12 @@ class CriticLog:
             gather: stacks one-element tensors of all processes.
         """
         logs: dict[str, float] = {}
-        for name in (_ESTIMATE, _PENALTY, _TERM, _GENERATOR):
+        for name in (_ESTIMATE, _PENALTY, _GENERATOR):
             if name in self._sums:
-                # A lazy penalty is 0 between its steps, so its term is a mean over all critic steps.
-                steps = self._steps[_ESTIMATE if name == _TERM else name]
-                logs[name] = mean_over_processes(self._sums[name] / steps).item()
+                logs[name] = mean_over_processes(self._sums[name] / self._steps[name]).item()
+        if _PENALTY in logs:
+            # A lazy penalty is 0 between its steps, so its term is a mean over all critic steps.
+            logs[_TERM] = self._weight * logs[_PENALTY] * self._steps[_PENALTY] / self._steps[_ESTIMATE]
         if self._largest is not None:
             logs["gradient_violation"] = gather(self._largest.reshape(1)).max().item() - target
         self._clear()

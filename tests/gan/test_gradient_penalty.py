@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -105,21 +106,26 @@ def test_row_norms_keep_their_range() -> None:
     torch.testing.assert_close(rows.grad, torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]))
 
 
-def test_a_row_of_zeros_does_not_change_the_other_norms() -> None:
-    """Bit for bit, with first and second derivatives: without such a row, fewer operations are taken."""
+@pytest.mark.parametrize("extreme", [0.0, 1e-30, 1e-7, 1e7, 1e30])
+def test_a_row_of_another_size_does_not_change_the_other_norms(extreme: float) -> None:
+    """Without one, fewer operations are taken; values, first and second derivatives are those in longer precision."""
 
-    def derivatives(rows: torch.Tensor) -> list[torch.Tensor]:
+    def derivatives(rows: torch.Tensor, norm_of: Any) -> list[torch.Tensor]:
         rows = rows.clone().requires_grad_()
-        norms = row_norms(rows)
-        (first,) = torch.autograd.grad(norms.square().sum() + norms.sum(), rows, create_graph=True)
-        (second,) = torch.autograd.grad((first * rows.detach().sin()).sum(), rows)
+        norms = norm_of(rows)
+        (first,) = torch.autograd.grad(norms[:7].square().sum() + norms.sum(), rows, create_graph=True)
+        (second,) = torch.autograd.grad((first[:7] * rows[:7].detach().sin()).sum(), rows)
         return [t.detach()[:7] for t in (norms, first, second)]
 
-    for dtype in (torch.float32, torch.float64):
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
         rows = torch.randn(7, 5, dtype=dtype)
-        with_zeros = torch.cat([rows, torch.zeros(1, 5, dtype=dtype)])
-        for got, expected in zip(derivatives(rows), derivatives(with_zeros), strict=True):
-            assert torch.equal(got, expected)
+        wide = derivatives(rows.double(), lambda x: x.square().sum(1).sqrt())
+        with_another = torch.cat([rows, extreme * torch.randn(1, 5, dtype=dtype)])
+        for given in (rows, with_another):
+            for result, expected in zip(derivatives(given, row_norms), wide, strict=True):
+                torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+        own = row_norms(with_another)[7].double()
+        torch.testing.assert_close(own, with_another[7].double().norm(), rtol=tolerance, atol=0)
 
 
 def test_inside_autocast_it_is_float32() -> None:

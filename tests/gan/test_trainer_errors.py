@@ -28,7 +28,8 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"latent_prior": "gaussian"}, "latent_prior='gaussian': give one of 'normal', 'uniform'"),
     ({"penalty": "both"}, "penalty='both': give one of 'one', 'two', 'zero', 'none'"),
     ({"penalty_points": "lines"}, "penalty_points='lines': give one of 'line', 'local'"),
-    ({"penalty_lambda": 0}, "penalty_lambda=0: give a positive number"),
+    ({"penalty_lambda": 0}, 'penalty_lambda=0: give a positive number, or penalty="none"'),
+    ({"num_classes": 0}, "num_classes=0: give a whole number of at least 1"),
     ({"penalty_lambda": "strong"}, "penalty_lambda='strong' is not a number"),
     ({"penalty_lambda": None}, "penalty_lambda=None: give a positive number"),
     ({"penalty_target": -1.0}, "penalty_target=-1.0"),
@@ -42,7 +43,6 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"penalty": "zero", "penalty_target": 2.0}, "penalty='zero', penalty_target=2.0 does not apply"),
     ({"penalty_radius": float("nan")}, "penalty_radius=nan"),
     ({"penalty_every": 0}, "penalty_every=0"),
-    ({"penalty": "none"}, 'penalty="none" without clip_limit'),
     ({"clip_limit": 0.01}, "clip_limit=0.01 and penalty='one'"),
     ({"penalty": "none", "clip_limit": -0.1}, "clip_limit=-0.1: give a positive number"),
     ({"critic_learning_rate": -1.0}, "critic_learning_rate=-1.0"),
@@ -92,6 +92,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"train_dataset": torch.zeros(4)}, r"give each as a tensor of shape \(1,\)"),
     ({"train_dataset": torch.zeros(4, 3)}, r"the generator makes samples of shape \(2,\), the real ones .* \(3,\)"),
     ({"data_collator": torch.stack}, "data_collator must return {'samples': tensor}"),
+    ({"penalty": "none"}, "penalty=\"none\" without clip_limit does not bound the slope of the critic's layer '0'"),
     ({"critic_lr_scheduler_type": "reduce_lr_on_plateau"}, "critic_lr_scheduler_type: .* follows a metric"),
 ]
 

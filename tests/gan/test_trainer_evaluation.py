@@ -83,8 +83,9 @@ def test_grids_of_images_are_saved_and_logged(tmp_path: Path, channels: int) -> 
     trainer.train()
     result = sorted((tmp_path / "samples").iterdir())
     assert [f.name for f in result] == ["step-000002.png", "step-000004.png", "step-000005.png"]
-    picture = torch.from_numpy(np.array(Image.open(result[-1]))).reshape(9, 17, channels)
-    assert torch.equal(picture.permute(2, 0, 1), image_grid(trainer.sample(5)))
+    # 5 images of 4 x 5 pixels, each pixel magnified to 16 x 16.
+    picture = torch.from_numpy(np.array(Image.open(result[-1]))).reshape(2 * 64 + 1, 3 * 80 + 2, channels)
+    assert torch.equal(picture.permute(2, 0, 1), image_grid(trainer.sample(5), magnification=16))
     (file,) = tmp_path.rglob("events.out.tfevents*")
     events = EventAccumulator(str(file))
     events.Reload()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import SequentialSampler, TensorDataset
 
 from hf_fam.gan import WGANTrainer, WGANTrainingArguments
 
@@ -50,6 +50,32 @@ def points(count: int = 40) -> Tensor:
     return 3 * torch.stack([angles.cos(), angles.sin()], 1)
 
 
+class WithLabels(nn.Module):
+    """A network that takes labels, too: an embedding of the label beside the input."""
+
+    def __init__(self, inside: nn.Module, classes: int, size: int = 3) -> None:
+        super().__init__()
+        self.embedding, self.inside = nn.Embedding(classes, size), inside
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        values: Tensor = self.inside(torch.cat([x, self.embedding(labels).to(x.dtype)], 1))
+        return values
+
+
+def conditional_networks(classes: int = 3, seed: int = 0) -> tuple[nn.Module, nn.Module]:
+    """A generator from three numbers and a label to points, and a critic of points and labels."""
+    torch.manual_seed(seed)
+    generator = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2))
+    critic = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 1))
+    return WithLabels(generator, classes), WithLabels(critic, classes)
+
+
+def labeled_points(count: int = 40, classes: int = 3) -> TensorDataset:
+    """On rings of radius 1, 2, ..., one for each class."""
+    labels = torch.arange(count) % classes
+    return TensorDataset(points(count) / 3 * (labels[:, None] + 1), labels)
+
+
 def wgan_arguments(path: Path, **given: Any) -> WGANTrainingArguments:
     """Of a short silent training that logs every step."""
     return WGANTrainingArguments(output_dir=str(path), **{**PLAIN, **given})
@@ -88,6 +114,7 @@ ARRANGED: dict[str, dict[str, Any]] = {
         "latent_prior": "uniform",
     },
     "weights clipped": {"penalty": "none", "clip_limit": 0.2},
+    "classes": {"num_classes": 3, "penalty_points": "local_both"},
 }
 
 
@@ -101,11 +128,13 @@ class InOrder(WGANTrainer):
 def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **given: Any) -> dict[str, Any]:
     """Weights, states and logs after a few steps in float64."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    classes = ARRANGED[name].get("num_classes")
+    networks = (tiny_generator(), tiny_critic()) if classes is None else conditional_networks(classes)
+    data = points(items).double() if classes is None else labeled_points(items, classes)
     trainer = wgan_trainer(
         path,
-        tiny_generator().double(),
-        tiny_critic().double(),
-        train_dataset=points(items).double(),
+        *(network.double() for network in networks),
+        train_dataset=data,
         kind=InOrder,
         **{**ARRANGED[name], **sizes, **given},
     )
