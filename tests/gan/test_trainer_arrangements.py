@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.gans import ARRANGED, trained
+from support.gans import ARRANGED, NORMALIZED, trained
 from support.launch import launch
 
 SCRIPT = Path(__file__).parents[1] / "support" / "gans.py"
@@ -52,6 +52,15 @@ def test_two_processes_agree(tmp_path: Path, two_processes: dict[Any, Any], name
     for cut in ((4, 1), (2, 2)):
         assert_same(two_processes[(name, 40, *cut)], reference)
     assert_same(two_processes[name, 20, 2, 2], trained(tmp_path, name, 8, 1, items=20))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_agree_on_the_power_iteration(tmp_path: Path, two_processes: dict[Any, Any]) -> None:
+    """Its vectors are among the buffers that are compared."""
+    reference = trained(tmp_path, NORMALIZED, 8, 1)
+    assert sum(name.endswith("._u") for name in reference["found"]) == 3
+    assert_same(two_processes[NORMALIZED, 40, 4, 1], reference)
 
 
 def test_a_wrong_share_would_be_noticed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import SequentialSampler, TensorDataset
 
 from hf_fam.gan import WGANTrainer, WGANTrainingArguments
@@ -118,6 +119,10 @@ ARRANGED: dict[str, dict[str, Any]] = {
 }
 
 
+# Each call of the critic is a step of its power iteration, so micro-batches differ, but processes agree.
+NORMALIZED = "spectral normalization"
+
+
 class InOrder(WGANTrainer):
     """The items as they are in the data set, so that it is known which ones a short last batch has."""
 
@@ -128,15 +133,20 @@ class InOrder(WGANTrainer):
 def trained(path: Path, name: str, batch: int, parts: int, items: int = 40, **given: Any) -> dict[str, Any]:
     """Weights, states and logs after a few steps in float64."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
-    classes = ARRANGED[name].get("num_classes")
+    settings = {"penalty": "none"} if name == NORMALIZED else ARRANGED[name]
+    classes = settings.get("num_classes")
     networks = (tiny_generator(), tiny_critic()) if classes is None else conditional_networks(classes)
+    if name == NORMALIZED:
+        for layer in networks[1]:
+            if isinstance(layer, nn.Linear):
+                spectral_norm(layer)
     data = points(items).double() if classes is None else labeled_points(items, classes)
     trainer = wgan_trainer(
         path,
         *(network.double() for network in networks),
         train_dataset=data,
         kind=InOrder,
-        **{**ARRANGED[name], **sizes, **given},
+        **{**settings, **sizes, **given},
     )
     trainer.train()
     found = everything(trainer)
@@ -155,6 +165,7 @@ def main(folder: Path) -> None:
         for batch, parts in ((4, 1), (2, 2)):
             found[name, 40, batch, parts] = trained(folder, name, batch, parts)
         found[name, 20, 2, 2] = trained(folder, name, 2, 2, items=20)
+    found[NORMALIZED, 40, 4, 1] = trained(folder, NORMALIZED, 4, 1)
     if PartialState().is_main_process:
         torch.save(found, folder / "found.pt")
     Accelerator().end_training()
