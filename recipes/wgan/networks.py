@@ -10,10 +10,10 @@ def plane_networks(latent_size: int, width: int) -> tuple[nn.Module, nn.Module]:
     return perceptron(latent_size, width, 2), perceptron(2, width, 1)
 
 
-def perceptron(inputs: int, width: int, outputs: int) -> nn.Module:
+def perceptron(inputs: int, width: int, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     layers: list[nn.Module] = []
     for size in (inputs, width, width):
-        layers += [nn.Linear(size, width), nn.ReLU()]
+        layers += [nn.Linear(size, width), activation()]
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 

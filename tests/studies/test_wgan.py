@@ -21,7 +21,7 @@ pytest.importorskip("yaml")
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
-from recipes.wgan import report, run, sweep  # noqa: E402
+from recipes.wgan import paper, paper_report, report, run, sweep  # noqa: E402
 from recipes.wgan.data import TOYS, fashion_mnist, toy  # noqa: E402
 
 SMALL = [
@@ -128,8 +128,47 @@ def test_sweep_goes_on_and_report_reads_it(tmp_path: Path, capsys: Any, monkeypa
         sweep.main(["--output", str(results), "--generator_steps", "7"])
 
 
+def test_the_released_settings_are_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small; the settings of the released code are in the arguments of each run."""
+    trainer = paper.trainer_of("one", 10.0, 0, str(tmp_path), paper.SETTINGS)
+    args, schedule = trainer.args, trainer.args.critic_schedule
+    assert (args.per_device_train_batch_size, args.learning_rate, args.optim) == (256, 5e-5, "rmsprop")
+    assert (args.penalty_points, args.penalty_radius, args.latent_size) == ("local", 1.0, 2)
+    assert [schedule.critic_steps(n) for n in (1, 25, 26, 501)] == [100, 2500, 2510, 7350]
+    shapes = [(layer.in_features, layer.out_features) for layer in trainer.critic if isinstance(layer, torch.nn.Linear)]
+    assert shapes == [(2, 512), (512, 512), (512, 512), (512, 1)]
+    assert [layer.negative_slope for layer in trainer.critic if isinstance(layer, torch.nn.LeakyReLU)] == [0.01] * 3
+
+    small = {
+        "width": 8,
+        "train_samples": 200,
+        "batch_size": 16,
+        "eval_samples": 50,
+        "n_critic": 1,
+        "n_critic_warmup": 2,
+    }
+    monkeypatch.setattr(paper, "SETTINGS", {**paper.SETTINGS, **small, "n_critic_warmup": 2, "drawn_after": [100]})
+    monkeypatch.setattr(paper, "STEPS", {10.0: 110, 1.0: 100})
+    results = tmp_path / "paper.jsonl"
+    paper.main(["--output", str(results)])
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(r["strength"], r["side"], r["steps"][-1]) for r in records] == [
+        (10.0, "one", 110), (10.0, "two", 110), (1.0, "one", 100), (1.0, "two", 100)
+    ]  # fmt: skip
+    paper.main(["--output", str(results)])
+    assert len(results.read_text().splitlines()) == 4, "a run was repeated"
+    paper_report.main(["--results", str(results), "--docs", str(tmp_path / "docs")])
+    lines = (tmp_path / "docs/generated/wgan/paper.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in lines[-4:]] == [
+        ["| one-sided", "1"], ["| one-sided", "10"], ["| two-sided", "1"], ["| two-sided", "10"]
+    ]  # fmt: skip
+    assert f"| {records[2]['emd'][4]:.3f} |" in lines[-4]
+    assert (tmp_path / "docs/img/wgan-paper.png").stat().st_size > 0
+
+
 def test_what_is_in_the_docs_comes_from_the_results(tmp_path: Path) -> None:
     report.main(["--docs", str(tmp_path)])
+    paper_report.main(["--docs", str(tmp_path)])
     for made in (tmp_path / "generated" / "wgan").iterdir():
         published = ROOT / "docs" / "generated" / "wgan" / made.name
         assert made.read_text() == published.read_text(), f"run recipes/wgan/report.py: {made.name}"
