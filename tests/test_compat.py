@@ -24,12 +24,12 @@ from hf_fam._compat import (
     GradientNormHook,
     WeightLoadingHooks,
     clip_gradients,
+    forget_forward_pass,
     forget_source,
     loss_is_scaled,
     mark_scheduler_as_created,
     model_from_config,
     prepared_inputs,
-    restore_logged_quantities,
     serves_config,
     step_directly,
     train_batch_size,
@@ -308,7 +308,7 @@ def looked_at_first(trainer: Trainer, restores: bool) -> Trainer:
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.mul_(5)
-    with restore_logged_quantities(trainer) if restores else contextlib.nullcontext():
+    with forget_forward_pass(trainer) if restores else contextlib.nullcontext():
         trainer.compute_loss(trainer.model.train(), batch)
     trainer.model.load_state_dict(before)
     trainer.train()

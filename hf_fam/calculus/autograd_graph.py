@@ -10,8 +10,9 @@ from torch.autograd.graph import Node, get_gradient_edge
 # A node and which of its outputs: a compiled function, for one, is a single node with many.
 _Edge = tuple[Node, int]
 
-# Backward node of the identity that DistributedDataParallel adds to everything that a model returns.
-_SINK = "_DDPSinkBackward"
+# Backward nodes of identities. DistributedDataParallel adds one to everything that a model returns, DeepSpeed ZeRO
+# stage 3 to what every module takes and returns (deepspeed 0.19).
+_IDENTITIES = ("_DDPSinkBackward", "PreBackwardFunctionForModuleBackward", "PostBackwardFunctionModuleBackward")
 
 # Backward nodes of sums.
 _SUMS = ("AddBackward", "SubBackward")
@@ -45,7 +46,7 @@ class TailGraph:
         floor = {node for node, _ in self._ends} if len(self._ends) == 1 else set()
         self.nodes: list[Node] = []
         leads_down: dict[Node, bool] = {}
-        top, output = _past_sinks(loss.grad_fn, loss.output_nr)
+        top, output = _past_identities(loss.grad_fn, loss.output_nr)
         self._top = None if top is None else (top, output)
         stack: list[tuple[Node, bool]] = [] if top is None else [(top, False)]
         while stack:
@@ -244,21 +245,21 @@ def is_product(node: Node) -> bool:
 
 
 def top_of(loss: Tensor) -> Node | None:
-    """Return the node that made a loss, below the identity that DistributedDataParallel adds."""
-    return _past_sinks(loss.grad_fn, loss.output_nr)[0]
+    """Return the node that made a loss, below the identities of DistributedDataParallel and DeepSpeed."""
+    return _past_identities(loss.grad_fn, loss.output_nr)[0]
 
 
 def inputs_of(node: Node) -> list[tuple[Node | None, int]]:
-    """Return the edges that lead down from a node, past the identity that DistributedDataParallel adds.
+    """Return the edges that lead down from a node, past the identities of DistributedDataParallel and DeepSpeed.
 
-    That identity is one node for all outputs of a model. Followed as it stands, it would connect a loss with outputs
-    that it does not depend on.
+    That of DistributedDataParallel is one node for all outputs of a model. Followed as it stands, it would connect a
+    loss with outputs that it does not depend on.
     """
-    return [_past_sinks(child, number) for child, number in node.next_functions]
+    return [_past_identities(child, number) for child, number in node.next_functions]
 
 
-def _past_sinks(node: Node | None, output: int) -> tuple[Node | None, int]:
-    while node is not None and node.name().startswith(_SINK):
+def _past_identities(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name().startswith(_IDENTITIES):
         node, output = node.next_functions[output]
     return node, output
 

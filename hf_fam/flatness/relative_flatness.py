@@ -78,8 +78,8 @@ class RelativeFlatness:
             - ``"perturbation"``: the loss under random feature perturbations. Needs first derivatives only.
             - ``"dense"``: the full Hessian, a reference for small layers.
 
-            In a model that FSDP shards, the closed form acts in the backward pass. ``"auto"`` is perturbation for a
-            hidden layer. The other estimators are refused.
+            In a model that FSDP or DeepSpeed ZeRO stage 3 shards, the closed form acts in the backward pass.
+            ``"auto"`` is perturbation for a hidden layer. The other estimators are refused.
         probes: number of random probes to average. Defaults to 16 for row probes and to 1 for Hessian and Gauss-Newton
             probes. The other estimators use none.
         generator: random generator for the seeds of the probes. By default the seeds are numbered, so the random state
@@ -101,7 +101,7 @@ class RelativeFlatness:
         mean: running mean of the features, or None without ``center``.
         at_head: whether the layer computes the logits, as far as the model shows.
         method: the `Estimator` in use, with its traits. It is replaced if the loss has no closed form.
-        is_sharded: whether the estimator is one for a model that FSDP shards.
+        is_sharded: whether the estimator is one for a model that FSDP or DeepSpeed shards.
         watch: the hooks that capture the forward pass, and the captures.
         default_strength: default lambda of the estimator that was chosen first.
         ends_steps: whether every `capture` begins a new step of the running mean. If you set it to False, call
@@ -237,7 +237,7 @@ class RelativeFlatness:
         return self._center_argument is None and self.centers_by_default != (self.mean is not None)
 
     def adapt_to_sharding(self) -> None:
-        """Use an estimator that works in a model that FSDP shards, or will shard.
+        """Use an estimator that works in a model that FSDP or DeepSpeed shards, or will shard.
 
         The head's term then acts in the backward pass. At other layers, ``"auto"`` becomes ``"perturbation"``. A model
         that is sharded already is noticed by itself.
@@ -280,7 +280,7 @@ class RelativeFlatness:
 
         Raises:
             ValueError: ``"perturbation"`` got no strength or a negative one, or the estimator does not support a model
-                that is sharded by FSDP.
+                that FSDP or DeepSpeed shards.
         """
         self._reference = None  # frees the graph of a pass without a backward pass
         if self.mean is not None and self.ends_steps:

@@ -157,7 +157,7 @@ class FeatureLayer:
         if self._hook is None:
             forget_compiled_code()
             self._recheck_schedule = RecheckSchedule()
-            # FSDP frees the weight in a hook of its own, if it shards this module.
+            # FSDP and DeepSpeed free the weight in a hook of their own, if they shard this module.
             self._hook = self.module.register_forward_hook(
                 self._on_forward, with_kwargs=True, prepend=is_sharded(self.module)
             )

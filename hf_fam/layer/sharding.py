@@ -8,11 +8,15 @@ from torch import nn
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return True if FSDP was applied to a model or a part of it.
+    """Return True if FSDP or DeepSpeed ZeRO stage 3 was applied to a model or a part of it.
 
     FSDP is ``fully_shard`` or ``FullyShardedDataParallel``.
     """
-    return _contains(model, "FSDPModule") or _contains(model, "FullyShardedDataParallel")
+    return (
+        _contains(model, "FSDPModule")
+        or _contains(model, "FullyShardedDataParallel")
+        or any(_is_partitioned(weight) for weight in model.parameters())
+    )
 
 
 def refuse_older_fsdp(model: nn.Module) -> None:
@@ -31,8 +35,8 @@ def refuse_older_fsdp(model: nn.Module) -> None:
 def refuse_split_weight(name: str, layer: nn.Module) -> None:
     """Refuse a layer of whose weight this process has only a part, in the layer's forward pass.
 
-    FSDP gathers a weight for its forward pass, tensor parallelism does not. DeepSpeed ZeRO stage 3 does, but frees it
-    before the term has used it.
+    FSDP and DeepSpeed ZeRO stage 3 gather a weight for its forward pass, tensor parallelism does not. Both gather the
+    parts of a layer with an adapter on their own.
 
     Args:
         name: name of the layer, for the message.
@@ -42,12 +46,17 @@ def refuse_split_weight(name: str, layer: nn.Module) -> None:
         ValueError: a weight is split between processes.
     """
     split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
-    if any(isinstance(weight, split_class) or hasattr(weight, "ds_id") for weight in layer.parameters()):
+    if any(isinstance(w, split_class) or (_is_partitioned(w) and w.numel() == 0) for w in layer.parameters()):
         raise ValueError(
-            f"the weight of layer '{name}' is split between processes in its forward pass, which is not supported. "
-            "Causes are tensor parallelism, DeepSpeed ZeRO stage 3, and adapters that FSDP shards on their own. Load "
-            "the model without tp_plan, use FSDP version 2, or choose a layer that is whole."
+            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, or an "
+            "adapter that FSDP or DeepSpeed shards on its own), which is not supported. Load the model without "
+            "tp_plan, or choose a layer without an adapter."
         )
+
+
+def _is_partitioned(weight: nn.Parameter) -> bool:
+    """Return True if DeepSpeed ZeRO stage 3 manages a weight, which is empty while it is not gathered."""
+    return hasattr(weight, "ds_id")
 
 
 def _contains(model: nn.Module, class_name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._compat import loss_is_scaled, prepared_inputs, restore_logged_quantities
+from .._compat import forget_forward_pass, loss_is_scaled, prepared_inputs
 from ..layer.model_state import preserve_state
 from ..processes.decisions import max_over_processes
 
@@ -54,7 +54,7 @@ def correct_loss_scaling(
     losses = []
     for multiple in (1, 2):
         # Both start from the same random state, so that dropout and mixup are the same.
-        with preserve_state(model), restore_logged_quantities(trainer), torch.no_grad():
+        with preserve_state(model), forget_forward_pass(trainer), torch.no_grad():
             losses.append(
                 compute_loss(copy_of_inputs(inputs), num_items_in_batch=num_items_in_batch * multiple).float()
             )

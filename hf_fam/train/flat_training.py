@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
-from .._compat import loss_is_scaled, prepared_inputs, restore_logged_quantities, train_batch_size
+from .._compat import forget_forward_pass, loss_is_scaled, prepared_inputs, train_batch_size
 from ..flatness.estimators import ActsIn
 from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.finding import AUTO
@@ -177,11 +177,12 @@ class FlatTraining:
         if scaling == CORRECTED or (scaling == AUTO and is_active):
             is_conclusive = correct_loss_scaling(trainer, compute_loss, model, inputs, num_items_in_batch)
         flatness = self.prepare(trainer)
+        # The coupling must be known before the first step, so that a resumed training repeats its signs. In a sharded
+        # model, which shares one matrix, the form of the loss decides whether the head's term can act in the backward
+        # pass.
         acts_in_forward_pass = flatness is not None and flatness.method.acts_in is ActsIn.FORWARD_PASS
-        if flatness is not None and is_active and (acts_in_forward_pass or flatness.is_sharded):
-            # The coupling must be known before the first step, so that a resumed training repeats its signs. In a
-            # sharded model, the form of the loss decides whether the head's term can act in the backward pass.
-            with preserve_state(model), restore_logged_quantities(trainer):
+        if flatness is not None and is_active and acts_in_forward_pass != flatness.is_sharded:
+            with preserve_state(model), forget_forward_pass(trainer):
                 with flatness.capture(0.0):
                     loss = compute_loss(copy_of_inputs(prepared_inputs(trainer, inputs)))
                 flatness(loss)

@@ -9,11 +9,6 @@ from ..flatness.relative_flatness import RelativeFlatness
 from ..processes.compiling import compiling_setting
 from ..processes.decisions import refuse_unconnected_processes
 
-_ZERO_3 = (
-    "DeepSpeed ZeRO stage 3 is not supported, because a process holds only a part of the feature layer's weight. Use "
-    "FSDP version 2 (`accelerate launch --use_fsdp --fsdp_version 2`), or ZeRO stage 1 or 2 (docs/distributed.md)."
-)
-
 # Only the first step can show this.
 MISSING_TERM = (
     "The flatness term did not enter the first step, though fam_lambda is above 0. {trainer} computes its loss without "
@@ -42,7 +37,7 @@ def refuse_parallelism(trainer: Any) -> None:
         if size > 1:
             raise ValueError(
                 f"{kind} parallelism ({name}_size={size}) is not supported, because it splits the layer or the batch "
-                "between processes: use DistributedDataParallel."
+                "between processes: use FSDP version 2 or DistributedDataParallel."
             )
 
 
@@ -123,16 +118,9 @@ def refuse_split_models(args: Any) -> None:
             "per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
         )
     refuse_unconnected_processes(args)
-    if _is_zero3(args):
-        raise ValueError(_ZERO_3)
     temperature = getattr(args, "temperature", 1.0)
     if temperature != 1.0:
         raise ValueError(
             f"temperature={temperature!r}: TRL's trainers divide the logits by it after the head, so kappa would be "
             "that of other logits: set it to 1.0."
         )
-
-
-def _is_zero3(args: Any) -> bool:
-    deepspeed = getattr(args, "hf_deepspeed_config", None)
-    return deepspeed is not None and deepspeed.is_zero3()

@@ -19,6 +19,7 @@ LAUNCHER = {  # what accelerate has to make of each: started processes, and whic
     "ddp_cpu.yaml": (2, "multi_gpu"),
     "fsdp2.yaml": (2, "use_fsdp"),
     "deepspeed_zero2.yaml": (2, "use_deepspeed"),
+    "deepspeed_zero3.yaml": (2, "use_deepspeed"),
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from support.launch import ROOT, launch
-from support.sharded_trainings import CASES, COUNTED, FAULTS, FEW, MORE, UNEQUAL, UNEQUAL_SETTINGS, trained
+from support.sharded_trainings import CASES, COUNTED, EQUAL, FAULTS, MORE, UNEQUAL, UNEQUAL_SETTINGS, trained
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -29,9 +29,19 @@ TOLERANCE = 1e-12
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What two processes found."""
     folder = tmp_path_factory.mktemp("sharded")
-    launch(SCRIPT, str(folder), MORE, as_gpus=True)
+    launch(SCRIPT, str(folder), EQUAL, MORE, as_gpus=True)
     result: dict[Any, Any] = torch.load(folder / "found.pt", weights_only=False)
     return result
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What two or four processes found."""
+    if request.param == 2:
+        return request.getfixturevalue("found")
+    folder = tmp_path_factory.mktemp("four")
+    launch(SCRIPT, str(folder), EQUAL, as_gpus=True, processes=request.param)
+    return torch.load(folder / "found.pt", weights_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +63,15 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_equal_one(found: Any, alone: Any, name: str) -> None:
-    one, averaged, sharded = alone(name), found[name, False], found[name, True]
+def test_several_processes_equal_one(several: Any, alone: Any, name: str) -> None:
+    one, averaged, sharded = alone(name), several[name, False], several[name, True]
     assert sharded["model"].startswith("FSDP") and not averaged["model"].startswith("FSDP")
     without = alone(name, fam_lambda=1e-30 if "perturbed" in name else 0.0)
     assert difference(without, one) > 1e-4, "the term is too small to be missed"
-    for several in (averaged, sharded):
-        assert difference(several, one) < TOLERANCE
+    for result in (averaged, sharded):
+        assert difference(result, one) < TOLERANCE
         for log in ("loss", "fam_kappa", "fam_lambda"):
-            assert several[log] == pytest.approx(one[log], rel=1e-6), log
-
-
-@pytest.mark.slow
-def test_four_processes_equal_one(tmp_path: Path, alone: Any) -> None:
-    launch(SCRIPT, str(tmp_path), *FEW, as_gpus=True, processes=4)
-    four = torch.load(tmp_path / "found.pt", weights_only=False)
-    for name in FEW:
-        for sharded in (False, True):
-            assert difference(four[name, sharded], alone(name)) < TOLERANCE, (name, sharded)
+            assert result[log] == pytest.approx(one[log], rel=1e-6), log
 
 
 @pytest.mark.slow
@@ -87,9 +88,9 @@ def test_a_process_that_ends_takes_the_others_with_it(tmp_path: Path, kind: str)
     assert all("gloo/transport/tcp" in said for process, said in errors if process == "0")
 
 
-def test_unequal_batches(found: Any, alone: Any) -> None:
+def test_unequal_batches(several: Any, alone: Any) -> None:
     """The last accumulation of an epoch ends early."""
-    assert difference(found["unequal"], alone(UNEQUAL, **UNEQUAL_SETTINGS)) < TOLERANCE
+    assert difference(several["unequal"], alone(UNEQUAL, **UNEQUAL_SETTINGS)) < TOLERANCE
 
 
 def test_auto_says_what_it_chose(found: Any) -> None:
@@ -119,6 +120,12 @@ def test_a_resumed_training_equals_an_uninterrupted_one(found: Any, kind: str) -
     assert found["resumed", kind] == 0
 
 
+def test_callback_in_the_stock_trainer(found: Any, alone: Any) -> None:
+    result, one = found["callback"], alone("wrapped with the last norm")
+    assert difference(result, one) < TOLERANCE
+    assert result["fam_kappa"] == pytest.approx(one["fam_kappa"], rel=1e-6)
+
+
 def test_model_that_transformers_shards_when_it_loads(found: Any, alone: Any) -> None:
     result = found["loaded sharded"]
     assert result["model"].startswith("FSDP")
@@ -126,9 +133,9 @@ def test_model_that_transformers_shards_when_it_loads(found: Any, alone: Any) ->
     assert difference(result, alone("wrapped with the last norm")) < 1e-7
 
 
-def test_bfloat16_is_within_its_rounding(found: Any, alone: Any) -> None:
+def test_bfloat16_is_within_its_rounding(several: Any, alone: Any) -> None:
     """Weights in float32; forward and backward pass in bfloat16."""
-    exact, rounded = alone("wrapped with the last norm"), found["bfloat16"]
+    exact, rounded = alone("wrapped with the last norm"), several["bfloat16"]
     without = alone("wrapped with the last norm", fam_lambda=0.0)
     assert difference(rounded, exact) < 0.1 * difference(without, exact)
 
@@ -137,6 +144,8 @@ def test_bfloat16_is_within_its_rounding(found: Any, alone: Any) -> None:
     ("kind", "words"),
     [
         ("tensor", "tensor parallelism (tp_size=2) is not supported"),
+        ("tensor, attach", "the weight of layer 'lm_head' is split between processes"),
+        ("tensor, RelativeFlatness", "the weight of layer 'lm_head' is split between processes"),
         ("version 1", "FSDP version 1 is not supported: use version 2"),
         ("hessian", 'estimator="hessian" does not work'),
         ("gauss_newton", 'or "perturbation" for any layer'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,106 @@ def test_attach_with_two_classes(seed: int) -> None:
     phi = model[:2](x).detach()
     expected = reference(phi, model.eval()(x).detach(), model[2].weight.detach(), 1 / 9, 0.0)
     assert attached.kappa() == pytest.approx(float(expected), rel=1e-10)
+
+
+class Partitioned:
+    """A stand-in for DeepSpeed ZeRO stage 3: a weight is empty but in the forward and backward pass of its layer.
+
+    The real one runs in tests/distributed/test_deepspeed.py, where it is installed.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weights = [*layer.parameters()]
+        self.whole = [weight.data for weight in self.weights]
+        for number, weight in enumerate(self.weights):
+            weight.ds_id = number  # type: ignore[attr-defined]
+        partition = self
+
+        class PreBackwardFunctionForModule(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, output: Tensor) -> Tensor:
+                return output.detach()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Tensor:
+                partition.gather()
+                return gradient
+
+        class PostBackwardFunctionModule(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, features: Tensor) -> Tensor:
+                return features.detach()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Tensor:
+                partition.free()
+                return gradient
+
+        def before(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            self.gather()
+            return (PostBackwardFunctionModule.apply(*args),)
+
+        def after(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            self.free()
+            return PreBackwardFunctionForModule.apply(output)
+
+        self.free()
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+
+    def gather(self) -> None:
+        for weight, whole in zip(self.weights, self.whole, strict=True):
+            weight.data = whole
+
+    def free(self) -> None:
+        for weight in self.weights:
+            weight.data = torch.empty(0, dtype=weight.dtype)
+
+
+@pytest.mark.parametrize("layer", ["head", "0"])
+def test_weights_that_are_empty_between_the_passes(layer: str) -> None:
+    """Gradients are those of whole weights: the term sees a weight while its layer has it, never an empty one."""
+    expected, strength = network(5), 0.3
+    model = copy.deepcopy(expected)
+    x, y = torch.randn(9, 4, dtype=torch.float64, generator=DRAW), torch.randint(5, (9,), generator=DRAW)
+    parts = [Partitioned(part) for part in model if isinstance(part, nn.Linear)]
+    for each in (model, expected):
+        flatness = RelativeFlatness(each, layer)
+        flatness.adapt_to_sharding()  # which a partitioned model needs not be told
+        assert flatness.is_sharded
+        flatness.seed(5)
+        with flatness.capture(strength):
+            loss = nn.functional.cross_entropy(each(x), y)
+        flatness(loss)
+        loss.backward()
+        flatness.detach()
+    assert flatness.estimator == ("closed_form" if layer == "head" else "perturbation")
+    for part in parts:
+        part.gather()
+    for p, e in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, e.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_a_partitioned_model_is_noticed() -> None:
+    model = network(5)
+    Partitioned(model[2])
+    assert RelativeFlatness(model).is_sharded and RelativeFlatness(model, "0").estimator == "perturbation"
+
+
+def test_an_empty_weight_is_refused() -> None:
+    """Of a part that is gathered on its own, as those of a layer with an adapter."""
+    model = network(5)
+    partition, flatness = Partitioned(model[2]), RelativeFlatness(model)
+    original = model[2].forward
+
+    def freed(features: Tensor) -> Tensor:
+        output = original(features)
+        partition.free()
+        return output
+
+    model[2].forward = freed
+    with pytest.raises(ValueError, match="the weight of layer '2' is split between processes"), flatness.capture(0.1):
+        model(torch.randn(3, 4, dtype=torch.float64))
 
 
 def test_a_hidden_layer_is_perturbed_by_default() -> None:

@@ -101,5 +101,5 @@ def test_fully_sharded(name: str, device: torch.device) -> None:
 def test_what_differentiates_twice_is_refused_when_sharded(device: torch.device) -> None:
     model = network(device)
     fully_shard(model, mesh=init_device_mesh(device.type, (1,)))
-    with pytest.raises(ValueError, match="sharded by FSDP"):
+    with pytest.raises(ValueError, match="in a model that FSDP shards"):
         gradients(model, model, TERMS["hessian"], device)

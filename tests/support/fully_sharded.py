@@ -173,7 +173,7 @@ def main(output: Path) -> None:
     averaged = gradients(injected, mine(), nn.parallel.DistributedDataParallel(network()), prepare=unsharded, late=True)
     errors["attach, DistributedDataParallel"] = error(averaged, expected)
     errors["attach, mixed precision"] = in_mixed_precision()
-    for estimator, layer in (("closed_form", "1.0"), ("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
+    for estimator, layer in (("gauss_newton", "1.0"), ("hessian", "0"), ("dense", "head")):
         found["refusals"][estimator] = refusal(estimator, layer)
     found["refusals"]["no strength"] = refusal("auto", "head", strength=None)
     if dist.get_rank() == 0:

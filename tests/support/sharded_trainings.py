@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import torch.distributed as dist
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.distributed import DistributedConfig
 
-from hf_fam import FAMTrainer
+from hf_fam import FAMCallback, FAMTrainer, RelativeFlatness, attach
 from support.arrangements import BLOCK, DOWN, bert, llama, next_token_loss
-from support.tiny import arguments, classified, logged, texts, tiny_llama
+from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_llama
 
 FSDP: dict[str, Any] = {"fsdp": True}
 LARGE = 5_000
@@ -60,9 +61,15 @@ def eager(model: nn.Module) -> nn.Module:
     return model
 
 
-def with_lora() -> nn.Module:
-    """A frozen base with adapters, which get weights that are not zero."""
-    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+def with_lora(*more: str, saved: Sequence[str] = ()) -> nn.Module:
+    """A frozen base with adapters, which get weights that are not zero.
+
+    Args:
+        more: layers that get an adapter, too.
+        saved: layers that are trained as a whole.
+    """
+    config = LoraConfig(r=2, target_modules=["q_proj", *more], modules_to_save=[*saved], task_type="CAUSAL_LM")
+    model = get_peft_model(llama(), config)
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -88,7 +95,10 @@ CASES = {
     "smoothed": Case(llama, {"fam_lambda": 20.0, "fam_smoothing": 0.1}),
     "large": Case(large, {"fam_lambda": 0.5}),
     "large, tied": Case(lambda: eager(tiny_llama(vocab_size=LARGE, tie_word_embeddings=True)), {"fam_lambda": 0.5}),
-    "LoRA": Case(with_lora, {"fam_lambda": 20.0}),
+    "LoRA": Case(lambda: with_lora("down_proj"), {"fam_lambda": 20.0}),
+    "LoRA, head trained as a whole": Case(lambda: with_lora(saved=["lm_head"]), {"fam_lambda": 20.0}),
+    "LoRA at the head": Case(lambda: with_lora("lm_head"), {"fam_lambda": 2.0}),
+    "offloaded": Case(llama, {"fam_lambda": 20.0}, fsdp={"cpu_offload": True}),
     "centered": Case(head_alone, {"fam_lambda": 200.0}, classified),
     "accumulated": Case(llama, {"fam_lambda": 20.0, "gradient_accumulation_steps": 2}),
     "checkpointed": Case(llama, {"fam_lambda": 20.0}, fsdp={"activation_checkpointing": True}),
@@ -98,13 +108,16 @@ CASES = {
         bert, {**PERTURBED, "fam_layer": BLOCK, "fam_center": True, "fam_lambda": 50.0}, classified
     ),
     "perturbed, auto": Case(llama, {"fam_layer": "representation", "fam_lambda": 0.5}),
+    "perturbed, LoRA at the layer": Case(lambda: with_lora("down_proj"), {**PERTURBED, "fam_layer": DOWN}),
+    "perturbed, offloaded": Case(llama, {**PERTURBED, "fam_layer": DOWN}, fsdp={"cpu_offload": True}),
     "another loss": Case(bert, {"fam_lambda": 0.5, "label_smoothing_factor": 0.1}, classified),
 }
-MORE = "more"  # all cases, and what differs between two processes and one
-FEW = ("root group", "wrapped with the last norm", "tied", "LoRA", "perturbed", "centered")
+EQUAL = "equal"  # all cases
+MORE = "more"  # what has no counterpart in one process
 
 FAULTS = ("raising", "killed")
-REFUSED = ("tensor", "version 1", "hessian", "gauss_newton", "dense")
+TENSOR_LOOPS = ("tensor, attach", "tensor, RelativeFlatness")
+REFUSED = (*TENSOR_LOOPS, "tensor", "version 1", "hessian", "gauss_newton", "dense")
 COUNTED = ("wrapped with the last norm", "centered", "perturbed")
 # The last batch of an epoch has four items, and an accumulation ends early.
 UNEQUAL = "wrapped with the last norm"
@@ -131,14 +144,14 @@ class Collectives(TorchDispatchMode):
 class Watch(TrainerCallback):
     """Keeps what was exchanged in the third step, and the weights at the end, whole."""
 
-    def __init__(self, collectives: Collectives) -> None:
+    def __init__(self, collectives: Collectives | None) -> None:
         self.collectives = collectives
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begin = len(self.collectives.numbers)
+        self.begin = len(self.collectives.numbers) if self.collectives else 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3:
+        if self.collectives and state.global_step == 3:
             self.in_a_step = self.collectives.numbers[self.begin :]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
@@ -146,6 +159,11 @@ class Watch(TrainerCallback):
 
 
 def whole(weight: Tensor) -> Tensor:
+    if hasattr(weight, "ds_id"):  # DeepSpeed ZeRO stage 3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
     weight = weight.detach()
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
@@ -189,6 +207,8 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
         )
         if trainer.relative_flatness and ("perturb" in name or name == "another loss"):
             trainer.relative_flatness.adapt_to_sharding()  # one matrix for the batch, as in a sharded model
+        if sharded and case.fsdp.get("cpu_offload"):  # accelerate would pin the memory, which needs a GPU
+            trainer.accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
         with collectives:
             trainer.train(resume_from_checkpoint=given.get("resume_from_checkpoint"))
     return {
@@ -199,6 +219,17 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
         "warnings": sorted({str(w.message) for w in caught if w.category is UserWarning}),
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_lambda", "fam_grad_ratio", "grad_norm")},
     }
+
+
+def with_callback(folder: Path, processes: int, dtype: torch.dtype, **given: Any) -> dict[str, Any]:
+    """The stock Trainer with FAMCallback."""
+    settings = {"max_steps": 5, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1}
+    args = plain_arguments(folder, **settings, per_device_train_batch_size=8 // processes, **given)
+    watch = Watch(None)
+    callbacks = [FAMCallback(fam_lambda=20.0), watch]
+    trainer = Trainer(model=llama().to(dtype), args=args, train_dataset=texts(), callbacks=callbacks)
+    trainer.train()
+    return {"weights": watch.weights, "fam_kappa": logged(trainer, "fam_kappa")}
 
 
 def resumed(folder: Path, processes: int, kind: str) -> float:
@@ -236,17 +267,34 @@ def refusal(folder: Path, kind: str, processes: int) -> str:
     """The message about a kind of parallelism, before anything is trained."""
     model, settings = llama(), {}
     as_gpus(True)
-    if kind == "tensor":
+    if kind.startswith("tensor"):
         save_for_all(model, folder / "split")
         model = LlamaForCausalLM.from_pretrained(
             folder / "split", distributed_config=DistributedConfig(tp_size=processes, tp_plan="auto")
         )
+        if kind in TENSOR_LOOPS:
+            return refusal_in_a_loop(model.train(), kind)
     elif kind == "version 1":
         settings = {**FSDP, "fsdp_config": {"version": 1, "sync_module_states": False}}
     else:
         settings = {**FSDP, "fam_estimator": kind}
     try:
         FAMTrainer(model=model, args=arguments(folder, **settings), train_dataset=texts())
+    except ValueError as error:
+        return str(error)
+    return "not refused"
+
+
+def refusal_in_a_loop(model: nn.Module, kind: str) -> str:
+    """The message about a model that transformers splits by tensor parallelism, in its first forward pass."""
+    tokens = torch.arange(10).reshape(2, 5)
+    try:
+        if kind == "tensor, attach":
+            attach(model, 0.5)
+            model(input_ids=tokens)
+        else:
+            with RelativeFlatness(model).capture(0.5):
+                model(input_ids=tokens)
     except ValueError as error:
         return str(error)
     return "not refused"
@@ -265,19 +313,22 @@ def main(folder: Path, *names: str) -> None:
         trained(folder, COUNTED[0], processes, sharded=True, callbacks=[Fault(folder, names[0])])
     if MORE in names:
         found["refused"] = {kind: refusal(folder, kind, processes) for kind in REFUSED}
-    for name in CASES if MORE in names else names:
-        for sharded in (False, True):
-            as_gpus(sharded)
-            found[name, sharded] = trained(folder, name, processes, sharded=sharded)
+    if EQUAL in names:
+        for name in CASES:
+            for sharded in (False, True):
+                as_gpus(sharded)
+                found[name, sharded] = trained(folder, name, processes, sharded=sharded)
+        found["unequal"] = trained(folder, UNEQUAL, processes, sharded=True, **UNEQUAL_SETTINGS)
+        CASES["bfloat16"] = dataclasses.replace(CASES["wrapped with the last norm"], double=False)
+        found["bfloat16"] = trained(folder, "bfloat16", processes, sharded=True, bf16=True)
     if MORE in names:
         for case in COUNTED:
             found["plain", case] = trained(folder, case, processes, sharded=True, fam_lambda=0.0)
-        found["unequal"] = trained(folder, UNEQUAL, processes, sharded=True, **UNEQUAL_SETTINGS)
         for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
             found["resumed", kind] = resumed(folder / kind, processes, kind)
+        given = fsdp_settings(CASES["wrapped with the last norm"])
+        found["callback"] = with_callback(folder / "callback", processes, torch.float64, **given)
         found["loaded sharded"] = loaded_sharded(folder, processes)
-        CASES["bfloat16"] = dataclasses.replace(CASES["wrapped with the last norm"], double=False)
-        found["bfloat16"] = trained(folder, "bfloat16", processes, sharded=True, bf16=True)
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
     dist.barrier()

@@ -241,18 +241,18 @@ class Estimator(ABC):
         return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def for_sharded_model(self) -> Estimator:
-        """Return the estimator for a model that FSDP shards: this one or another.
+        """Return the estimator for a model that FSDP shards or DeepSpeed trains: this one or another.
 
-        FSDP frees weights between their forward and backward passes, so only derivatives that the loss's own backward
-        pass takes are right.
+        They free weights between their forward and backward passes, or take every derivative for the backward pass. So
+        only derivatives that the loss's own backward pass takes are right.
 
         Raises:
             ValueError: the estimator takes other derivatives; the message says what to choose.
         """
         raise ValueError(
-            f'the model is sharded by FSDP, where estimator="{self.name}" does not work, because it differentiates '
-            'the loss before the backward pass. Use "auto" or "closed_form" for the head, or "perturbation" for any '
-            "layer (docs/distributed.md)."
+            f'estimator="{self.name}" does not work in a model that FSDP shards or DeepSpeed trains, because it '
+            'differentiates the loss before the backward pass. Use "auto" or "closed_form" for the head, or '
+            '"perturbation" for any layer (docs/distributed.md).'
         )
 
     def forget(self) -> None:

@@ -35,7 +35,8 @@ class InjectedHead(Estimator):
     """kappa of a head in the backward pass, for cross-entropy with hard labels.
 
     If lambda is unknown in the forward pass, or the loss is another one, the estimator that acts in the loss is used.
-    In a model that FSDP shards, the loss cannot be differentiated beforehand, so perturbation replaces this one.
+    In a model that FSDP shards or DeepSpeed trains, the loss cannot be differentiated beforehand, so perturbation
+    replaces this one.
 
     Args:
         in_loss: estimator of the head that acts in the loss.
@@ -71,7 +72,7 @@ class InjectedHead(Estimator):
         self.layer.perturb = None
         if strength is None and self._is_sharded:
             raise ValueError(
-                "the model is sharded by FSDP, where the term acts in the backward pass: write for example "
+                "FSDP or DeepSpeed shards the model, where the term acts in the backward pass: write for example "
                 "capture(strength=0.003)."
             )
         if strength is not None and not is_strength(strength):
@@ -131,7 +132,8 @@ class InjectedHead(Estimator):
             return self._in_loss.replacement(error, batch)
         unsmoothed = " without smoothing" if self.smoothing else ""
         warnings.warn(
-            f"FSDP shards the model, so the loss at '{self.layer.name}' cannot be differentiated twice, and {error}. "
+            f"FSDP or DeepSpeed trains the model, so the loss at '{self.layer.name}' cannot be differentiated twice, "
+            f"and {error}. "
             f'Perturbing the features{unsmoothed} instead. Set estimator="{FeaturePerturbation.name}" to choose it '
             "from the start.",
             stacklevel=4,
