@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 from pathlib import Path
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--compare_with",
         metavar="MODEL",
-        help="a second model, measured on the same items; the report compares the two",
+        help="a second model, measured on the same items; for --report and --json",
     )
     add("--no_robustness", action="store_true", help="leave the feature-robustness curve out of the report")
     add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
@@ -96,8 +97,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
         raise ValueError(
             f"--dataset_config {one_line(options.dataset_config, LONGEST_VALUE)} does not apply to files: leave it out."
         )
-    if options.compare_with is not None and options.report is None:
-        raise ValueError("--compare_with needs --report, the page that compares the two models.")
+    if options.compare_with is not None and options.report is None and options.json is None:
+        raise ValueError("--compare_with needs --report, the page that compares the two models, or --json.")
     if options.report is not None:
         require_packages("--report", "measure", "matplotlib")
     require_packages("this command", "measure", "datasets")
@@ -113,10 +114,19 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     if second_table is not None:
         print(f"\n{printable(options.compare_with)}:\n{printable(str(second_table))}")
     if options.json is not None:
-        table.to_json(options.json, item_kappas=True)
+        _write_json(options, table, second_table)
     if options.report is not None:
         _report(options, arguments, device, (source, table), (second, second_table))
         print(f"\nreport: {options.report}")
+
+
+def _write_json(options: argparse.Namespace, table: Any, second_table: Any) -> None:
+    """Write the numbers of the model, and below ``compared_with`` those of the second one."""
+    numbers = json.loads(table.to_json(item_kappas=True))
+    if second_table is not None:
+        second = json.loads(second_table.to_json(item_kappas=True))
+        numbers["compared_with"] = {"model": options.compare_with, **second}
+    options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def _load(options: argparse.Namespace, model: str) -> Any:
@@ -206,9 +216,10 @@ def _report(
             collate_fn=source.collate_fn,
             seed=options.seed,
         )
+    data = options.dataset if os.path.isfile(options.dataset) else f"{options.dataset}, split {source.split}"
     settings = {
         "model": f"{options.model} ({type(source.model).__name__})",
-        "data": f"{options.dataset}, split {source.split}",
+        "data": data,
         **{f"column of the {role}": name for role, name in source.columns.items()},
         **({} if options.compare_with is None else {"compared with": options.compare_with}),
         "features normalized": "yes" if options.normalize_features else "no",
@@ -222,7 +233,7 @@ def _report(
         models[0],
         curve,
         second=models[1] if len(models) > 1 else None,
-        data=f"{options.dataset} ({source.split})",
+        data=data,
         settings=settings,
         command=shlex.join(["hf-fam", *arguments]),
         notes=source.notes,

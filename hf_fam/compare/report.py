@@ -41,6 +41,11 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
     return html_page(f"{title}: which method?", body)
 
 
+def html_result(result: Outcome) -> str:
+    """Return the table of the result and its sentences, for a notebook."""
+    return _result_table(result) + "".join(f"<p>{escape(line)}</p>" for line in conclusion(result).splitlines())
+
+
 def _result_table(result: Outcome) -> str:
     head = ("method", result.metric.name, f"minus {result.baseline.name}", "verdict", "NLL", "time")
     rows = [

@@ -17,6 +17,14 @@ class ComparisonResult(Outcome):
     def __str__(self) -> str:
         return f"{format_table(self)}\n{conclusion(self)}"
 
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return the table and the sentences for a notebook."""
+        from .report import html_result
+
+        return html_result(self)
+
     def save_report(self, file: str | Path, *, title: str = "Comparison of methods", command: str = "") -> None:
         """Write the HTML report; needs matplotlib.
 

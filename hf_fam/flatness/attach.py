@@ -134,6 +134,9 @@ class AttachedFlatness:
         """Return the state of a copy, pickled or not, which is inactive: a copied model trains without the term."""
         return {**vars(self), "_is_active": False}
 
+    def __repr__(self) -> str:
+        return f"AttachedFlatness(layer={self.layer.name!r}, strength={self.strength:g})"
+
     @property
     def strength(self) -> float:
         """Return lambda."""

@@ -180,6 +180,13 @@ class RelativeFlatness:
         self._reference: Tensor | None = None
         self._has_warned = self._has_warned_of_rounding = False
 
+    def __repr__(self) -> str:
+        """Return the layer with its d x m weight, and how its kappa is computed."""
+        more = f", smoothing={self.method.smoothing:g}" if self.method.smoothing else ""
+        more += ", center=True" if self.mean is not None else ""
+        size = f"{self.layer.out_features} x {self.layer.in_features}"
+        return f"RelativeFlatness(layer={self.layer.name!r}, {size}, estimator={self.estimator!r}{more})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
         return {**vars(self), "_reference": None}

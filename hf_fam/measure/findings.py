@@ -66,7 +66,11 @@ def tiles(model: MeasuredModel) -> list[tuple[str, str]]:
     result.append((f"{model.loss:.3g}", "mean loss"))
     if model.predictions is not None:
         result.append((f"{100 * model.predictions.calibration_error:.1f} %", "calibration error"))
-    return [*result, (f"{sharpest.kappa:.3g}", f"κ of {sharpest.layer}"), (f"{sharpest.num_items:,}", "items")]
+    if len(model.table) > 1:
+        result.append((f"{sharpest.kappa_per_feature:.3g}", f"largest κ/m, of {sharpest.layer}"))
+    else:
+        result.append((f"{sharpest.kappa:.3g}", f"κ of {sharpest.layer}"))
+    return [*result, (f"{sharpest.num_items:,}", "items")]
 
 
 def findings(model: MeasuredModel, second: MeasuredModel | None = None) -> list[str]:
@@ -88,18 +92,29 @@ def _quality(model: MeasuredModel) -> str:
 
 def _sharpness(table: FlatnessTable) -> str:
     sharpest = sharpest_layer(table)
-    subject = f"The sharpest of {len(table)} layers is" if len(table) > 1 else "The measured layer is"
+    subject = f"The sharpest of {len(table)} layers, by κ/m, is" if len(table) > 1 else "The measured layer is"
     rise = expected_rise(sharpest)
-    percent = f"{100 * _DELTA:.0f} %"
-    loss = f"from {sharpest.loss:.3g} to about {sharpest.loss + rise:.3g}"
     if rise < 0:
         return (
             f"{subject} {sharpest.layer}, with κ = {sharpest.kappa:.3g}. A negative κ means that random changes of the "
             "layer's inputs lower the loss: the model is not at a minimum of this loss."
         )
-    if rise < 0.01 * abs(sharpest.loss):
-        loss = f"by less than 1 % ({rise:.2g})"
-    return f"{subject} {sharpest.layer}: if its inputs change by {percent} at random, the loss rises {loss}."
+    before, after = _apart(sharpest.loss, sharpest.loss + rise)
+    return (
+        f"{subject} {sharpest.layer}: if its inputs change by {100 * _DELTA:.0f} % at random, the loss rises from "
+        f"{before} to about {after}."
+    )
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers with so many digits that they differ, if eight are enough.
+
+    Examples:
+        >>> _apart(0.12510, 0.12514), _apart(0.5, 0.8)
+        (('0.1251', '0.12514'), ('0.5', '0.8'))
+    """
+    texts = [(f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(3, 9)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
 
 
 def _comparison(model: MeasuredModel, second: MeasuredModel) -> list[str]:
@@ -112,6 +127,8 @@ def _comparison(model: MeasuredModel, second: MeasuredModel) -> list[str]:
         return sentences
     sentences += [_compare_layers(one, other, second.name) for one, other in pairs[:2]]
     sentences.append(_UNCENTERED)
+    if not model.table.settings.get("normalize_features", True):
+        sentences.append("Were the two models trained in different ways? Then compare with --normalize_features, too.")
     if abs(model.loss - second.loss) > _SAME_LOSS * max(abs(model.loss), abs(second.loss)):
         sentences.append(
             f"The mean losses differ ({model.loss:.3g} against {second.loss:.3g}). κ falls with the loss of a "

@@ -90,6 +90,10 @@ class FlatnessCallback(TrainerCallback):
         self._collate_fn, self._loss_fn, self._trainer, self._options = collate_fn, loss_fn, trainer, options
         self.last: FlatnessTable | None = None
 
+    def __repr__(self) -> str:
+        kappas = ", ".join(f"{r.layer}: {r.kappa:.4g}" for r in self.last or ())
+        return f"FlatnessCallback(layers={self._layers!r}, items={self._items}, last kappa: {kappas or 'none yet'})"
+
     def on_evaluate(
         self,
         args: Any,

@@ -241,7 +241,7 @@ class MeasurementRun:
         for m in measurements:
             mean = m.kappa.mean(self.reduce, exact=m.exact)
             if not mean.error <= relative_error * abs(mean.value):
-                more = "probes" if mean.probes_error > mean.items_error else "items"
+                more = "items" if mean.items_error >= mean.probes_error else "probes"
                 warnings.warn(
                     f"relative_error={relative_error:g} was not reached at '{m.layer.name}': the standard error is "
                     f"{mean.error / abs(mean.value):.2g} of kappa; more {more} would reduce most of it.",

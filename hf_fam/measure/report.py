@@ -27,7 +27,8 @@ _LOWER_BOUND_NOTE = "≥: a lower bound. The iterations for the eigenvalue reach
 
 _FORMULA = (
     "κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}, summed over all pairs of rows of the layer's weight W. H is the second derivative of "
-    "the mean loss. κ_max = Σ ‖w_s‖² λ_max(H_{s,s}); layer-wise = ‖W‖² Tr H; m is the number of inputs. If the inputs "
+    "the mean loss. κ_max = Σ ‖w_s‖² λ_max(H_{s,s}) has the largest eigenvalue in place of the trace, and no pairs of "
+    "different rows, so it is often smaller than κ. Layer-wise = ‖W‖² Tr H; m is the number of inputs. If the inputs "
     "change at random by a fraction δ, the loss rises by δ²/(2m) κ on average, to second order. Standard errors: more "
     "items, or more probes, would reduce them. Compare models only for the same loss, data and kind of layer."
 )
@@ -78,7 +79,7 @@ def html_report(
 
 def _figures(measured: MeasuredModel, robustness: FeatureRobustness | None, second: MeasuredModel | None) -> list[str]:
     table = measured.table
-    caption = "Bars: two standard errors. To the left is flat."
+    caption = "Bars: two standard errors. To the left is flat. Compare layers of different widths by κ/m, in the table."
     others = () if second is None else second.table.records
     figures = [html_figure(layer_profile(table.records, others), "κ of every layer", caption)]
     if robustness is not None:

@@ -21,10 +21,12 @@ class LayerFlatness:
         kappa: relative flatness, in the units of the loss.
         standard_error: standard error of kappa as an estimate for the population from which the items were drawn. It
             contains the errors of items and of probes. NaN for a single item.
-        standard_error_items: the part that more items would reduce.
+        standard_error_items: the part that more items would reduce. NaN for a single item, and where the error of the
+            probes hides it.
         standard_error_probes: the part that more probes would reduce; 0 if kappa is exact. It is the whole error of
             kappa for exactly these items. NaN for a single probe.
-        kappa_max: ``sum_s ||w_s||^2 lambda_max(H_ss)``; None if it was not measured.
+        kappa_max: ``sum_s ||w_s||^2 lambda_max(H_ss)``, with the largest eigenvalue in place of the trace and without
+            pairs of different rows, so it is often smaller than kappa; None if it was not measured.
         layerwise: ``||W||_F^2 Tr H``; None if it was not measured.
         hessian_trace: Tr H of the layer's weight; None if ``layerwise`` was not measured.
         hessian_trace_error: standard error of Tr H, from items and probes.
@@ -266,7 +268,7 @@ def _value(record: LayerFlatness, name: str) -> Any:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:
         return "-"
     return value if isinstance(value, str) else f"{value:.4g}"
 

@@ -73,10 +73,9 @@ class RunningMean:
         else:
             error = math.sqrt(max(0.0, xx - 2 * value * xw + value**2 * ww) * count / (count - 1)) / w
         probes = 0.0 if exact else math.sqrt(spread) / w if spread == spread else math.nan
-        probe_part = 0.0 if math.isnan(probes) else probes
-        return MeanEstimate(
-            value, error, math.sqrt(max(0.0, error**2 - probe_part**2)) if error == error else math.nan, probes
-        )
+        rest = error**2 - (0.0 if math.isnan(probes) else probes**2)
+        # A variance below zero is an estimate of one that the probes hide, not of zero.
+        return MeanEstimate(value, error, math.sqrt(rest) if rest >= 0 else math.nan, probes)
 
 
 class RandomSample:

@@ -82,6 +82,11 @@ class FAMCallback(TrainerCallback):
         self._attached: AttachedFlatness | None = None
         self._last_kappa: Tensor | None = None
 
+    def __repr__(self) -> str:
+        strength = "its default" if self.fam_lambda is None else f"{self.fam_lambda:g}"
+        layer = self.fam_layer if isinstance(self.fam_layer, str) else type(self.fam_layer).__name__
+        return f"FAMCallback(fam_layer={layer!r}, fam_lambda={strength})"
+
     @property
     def fam_lambda(self) -> float | None:
         """Return the strength that the user set, or None for the default."""

@@ -91,6 +91,14 @@ class FAMMixin(_Host):
         self.add_callback(FlatTrainingCallback(self._fam, self))
         add_flatness_columns(self)
 
+    def __repr__(self) -> str:
+        """Return model, layer and strength, as far as they are known yet."""
+        training: FlatTraining | None = getattr(self, "_fam", None)
+        model = type(getattr(self, "model", None)).__name__
+        if training is None or training.flatness is None:
+            return f"{type(self).__name__}({model}, without a flatness term)"
+        return f"{type(self).__name__}({model}, {training.flatness!r}, fam_lambda={training.strength:g})"
+
     def prepare_fam(self) -> None:
         """Find the layer and the estimator again, after ``fam_args`` changed.
 

@@ -126,6 +126,16 @@ def test_two_models_side_by_side(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"of {other}: this model is sharper there" in text and "Accuracy is" in text and "second model" in text
     assert cli.main([*command, option, str(other)]) == 1
     assert "--compare_with needs --report" in capsys.readouterr().err
+    numbers = tmp_path / "numbers.json"
+    assert cli.main([*command, option, str(other), "--json", str(numbers)]) == 0
+    written = json.loads(numbers.read_text())
+    assert written["compared_with"]["model"] == str(other)
+    kappas = [[r["kappa"] for r in of["layers"]] for of in (written, written["compared_with"])]
+    assert [r["layer"] for r in written["layers"]] == [r["layer"] for r in written["compared_with"]["layers"]]
+    head = [r["layer"] for r in written["layers"]].index("classifier")
+    assert kappas[1][head] < kappas[0][head] / 10
+    # A single file has no split to speak of.
+    assert f"Measured on {data}</p>" in text and "split train" not in text
 
 
 def test_images_in_folders(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_sharpest_layer_is_the_one_whose_perturbation_costs_most() -> None:
     assert sharpest_layer(table(wide, narrow)) is narrow
     assert expected_rise(narrow, 0.1) == pytest.approx(0.1**2 / (2 * 2) * 4.0)
     sentence = findings(MeasuredModel("m", table(wide, narrow)))[1]
-    assert "sharpest of 2 layers is narrow" in sentence and "from 0.5 to about 0.51" in sentence
+    assert "sharpest of 2 layers, by κ/m, is narrow" in sentence and "from 0.5 to about 0.51" in sentence
 
 
 def test_a_comparison_says_that_features_are_not_centered() -> None:
@@ -100,3 +100,15 @@ def test_predictions_are_the_models() -> None:
     with torch.no_grad():
         expected = bert.eval()(input_ids=torch.tensor([item["input_ids"] for item in kept])).logits
     np.testing.assert_allclose(seen.logits, expected.numpy(), atol=1e-5)
+
+
+def test_a_small_rise_is_shown_by_its_digits() -> None:
+    table = FlatnessTable([layer("classifier", 0.032, m=4, loss=0.1251)], {})
+    assert "the loss rises from 0.1251 to about 0.12514." in findings(MeasuredModel("m", table))[1]
+
+
+def test_two_models_may_have_been_trained_in_different_ways() -> None:
+    advice = "Were the two models trained in different ways? Then compare with --normalize_features, too."
+    for is_normalized in (True, False):
+        model = MeasuredModel("m", FlatnessTable([layer("a", 2.0)], {"normalize_features": is_normalized}))
+        assert (advice in findings(model, model)) is not is_normalized

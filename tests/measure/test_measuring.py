@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_fam import measure_relative_flatness
 from hf_fam.flatness.estimators.dense import dense_flatness, weight_hessian
+from hf_fam.measure.running_sums import RunningMean
 from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points, reference
 from support.tails import TAILS, make
@@ -93,7 +94,10 @@ def test_probe_error_is_calibrated() -> None:
     assert 0.7 < scores.std().item() < 1.5
     assert abs(scores.mean().item()) < 4 / math.sqrt(60)
     total = torch.tensor([r.standard_error for r in results]).mean()
-    parts = torch.tensor([math.hypot(r.standard_error_items, r.standard_error_probes) for r in results]).mean()
+    of_items = [0.0 if math.isnan(r.standard_error_items) else r.standard_error_items for r in results]  # NaN: hidden
+    parts = torch.tensor(
+        [math.hypot(e, r.standard_error_probes) for e, r in zip(of_items, results, strict=True)]
+    ).mean()
     torch.testing.assert_close(total, parts, rtol=0.1, atol=0)
 
 
@@ -299,3 +303,14 @@ def test_float16_stays_in_range() -> None:
     for full, half in zip(*results, strict=True):
         assert half.kappa == pytest.approx(full.kappa, rel=0.1)
         assert half.kappa_max == pytest.approx(full.kappa_max, rel=0.1)
+
+
+def test_an_error_that_the_probes_hide_is_not_zero() -> None:
+    """The variance over items, less that of the probes, is estimated: below zero it is unknown."""
+    hidden, shown, exact = RunningMean(), RunningMean(), RunningMean()
+    hidden.add(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.ones(2))
+    shown.add(torch.tensor([[9.0, 9.1], [1.0, 1.1]]), torch.ones(2))
+    exact.add(torch.ones(3, 1), torch.ones(3))
+    assert math.isnan(hidden.mean().items_error) and hidden.mean().probes_error > 0
+    assert 0 < shown.mean().items_error < shown.mean().error
+    assert exact.mean(exact=True).items_error == 0
