@@ -1,6 +1,7 @@
 """Cost of the head's term on paper, for models that were not run here.
 
-    python recipes/benchmarks/extrapolate.py        # prints the table of docs/large-vocabularies.md
+    python recipes/benchmarks/extrapolate.py                 # prints the table of docs/large-vocabularies.md
+    python recipes/benchmarks/extrapolate.py --processes 64  # prints the memory table of docs/processes.md
 
 Per step of N labeled tokens, with n parameters in products (the head's V m among them, embeddings not), in FLOPs:
 
@@ -18,6 +19,7 @@ FLOPs say nothing about passes over memory; measured times are scaling.py's.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 CHUNKS = 3 * 4 * 2**23
@@ -90,5 +92,38 @@ def table(tokens: int = 4096) -> str:
     return "\n".join(lines)
 
 
+def sharded_table(processes: int, tokens: int = 4096) -> str:
+    """Markdown: memory of one process of FSDP2 for the largest model; activations of the blocks are left out.
+
+    Weights, gradients and both averages of AdamW are in float32, 16 bytes a parameter, the embedding among them.
+
+    Examples:
+        >>> print(sharded_table(64).splitlines()[2])
+        | weights, gradients and AdamW's averages, 16 bytes a parameter, sharded | 16.4 |
+    """
+    shape = MODELS[-1]
+    head = shape.vocabulary * shape.width
+    logits = tokens * shape.vocabulary
+    exact, sketched = extra_bytes(shape, tokens), extra_bytes(shape, tokens, 16)
+    own = 8 * logits
+    rows = {
+        "weights, gradients and AdamW's averages, 16 bytes a parameter, sharded": 16
+        * (shape.parameters + head)
+        / processes,
+        "head and its gradient, gathered, in bfloat16": 2 * shape.bytes * head,
+        "logits in bfloat16": shape.bytes * logits,
+        "the loss's own temporaries in float32": own,
+        "the term's temporaries, exact": exact,
+        "the term's temporaries, 16 row probes": sketched,
+        "the term's more than the loss's, exact": max(0.0, exact - own),
+        "the term's more than the loss's, 16 row probes": max(0.0, sketched - own),
+    }
+    lines = [f"| {shape.name}; {processes} processes, {tokens:,} tokens each | GiB |", "| --- | ---: |"]
+    return "\n".join([*lines, *(f"| {name} | {size / 2**30:.1f} |" for name, size in rows.items())])
+
+
 if __name__ == "__main__":
-    print(table())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, help="of FSDP2: print the memory of one of them")
+    options = parser.parse_args()
+    print(table() if options.processes is None else sharded_table(options.processes))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "benchmarks"
@@ -54,3 +55,18 @@ def test_the_extrapolation_of_the_documentation() -> None:
     extrapolate = load("extrapolate")
     assert doctest.testmod(extrapolate, optionflags=doctest.ELLIPSIS).failed == 0
     assert extrapolate.table() in (ROOT / "docs" / "generated" / "extrapolation.md").read_text(encoding="utf-8")
+    assert extrapolate.sharded_table(64) in (ROOT / "docs" / "generated" / "sharded_paper.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_memory_of_sharded_processes(tmp_path: Path) -> None:
+    """The term is measured, and in the processes that are asked for."""
+    sharded_memory = load("sharded_memory")
+    given = ["--vocabulary", "5000", "--width", "32", "--items", "1", "--tokens", "32"]
+    options = sharded_memory.parse(given)
+    sharded_memory.save_model(tmp_path, options)
+    allocated, resident = sharded_memory.measured(tmp_path, "head, row probes", options)
+    assert allocated > 4 * 32 * 5000 and resident > 0
