@@ -1,207 +1,127 @@
-"""Representativeness of a sample in feature space, and the terms of the generalization bound.
+"""Representativeness of a training set in feature space, estimated from the training set alone.
 
-``generalization gap = representativeness + expected feature robustness`` (Petzka et al. 2021; from memory of the text).
-Representativeness is the difference between the true risk and the risk under a kernel density around the training
-features. Every item has its own bandwidth ``delta ||phi_i||``.
+The features are divided into folds. A linear predictor is fitted to the other folds and scored on the held-out one
+(Petzka et al. 2021, as in the released code's ``interpolatingness.py``). The kernel density around the features has a
+separate bandwidth ``delta ||phi_i||`` for every item.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
-from ..inputs.numbers import LARGEST_SEED, require_number, require_positive_numbers, require_whole
+from ..data.checks import IGNORED
+from ..inputs.numbers import LARGEST_SEED, MOST_PROBES, require_positive_numbers, require_whole
 from ..inputs.packages import optional_packages
-from ..layer.feature_layer import FeatureLayer
+from ..inputs.text import quote
 from ..layer.finding import REPRESENTATION
-from .data import Batches, to_device
-from .forward import CapturingForward, LossFunction, frozen_for_evaluation
-from .robustness import DELTAS, FeatureRobustness
+from .forward import LossFunction
+from .generalization_gap import GapTerms
+from .item_features import item_features
+from .robustness import DELTAS
 
-__all__ = [
-    "BoundTerms",
-    "FeatureDensity",
-    "GapTerms",
-    "bound_terms",
-    "decompose_gap",
-    "feature_density",
-]
+__all__ = ["CrossValidatedGap", "cross_validated_gap", "gap_of_features"]
 
-# With more features than this, the density is that of their principal components.
-MOST_DIMENSIONS = 20
-
-# Pairs of items that are compared at once.
-_PAIRS_AT_ONCE = 2**22
+_NEEDS = "the cross-validated gap"
 
 
 @dataclass(frozen=True)
-class GapTerms:
-    """The generalization gap at one size of perturbation.
+class CrossValidatedGap:
+    """The generalization gap of a predictor on fixed features, without a test set.
+
+    For every delta, ``gap = representativeness + robustness``.
 
     Attributes:
-        delta: relative size.
-        robustness: mean rise of the training loss under feature perturbations of that size.
-        representativeness: the rest of the gap.
-        gap: test loss minus training loss.
+        deltas: relative bandwidths.
+        representativeness: mean loss of held-out items minus mean loss under the kernel density.
+        standard_errors: of the representativeness, from the items.
+        robustness: mean loss under the kernel density minus mean loss of the fitted items.
+        held_out_loss: mean loss of held-out items.
+        fitted_loss: mean loss of the items that the predictor was fitted to.
+        num_items: number of items with a label.
+        in_features: m.
+        folds: number of folds.
+        predictor: class name of the predictor.
     """
 
-    delta: float
-    robustness: float
-    representativeness: float
-    gap: float
-
-
-@dataclass(frozen=True)
-class BoundTerms:
-    """The known terms of the generalization bound.
-
-    The bound is ``gap <~ rate * (flatness + C1 + C2 / sqrt(Delta))``, up to higher orders.
-
-    Attributes:
-        flatness: ``kappa / (2m)``.
-        rate: ``|S|^(-2 / (4 + m))``.
-        product: ``rate * flatness``, the part of the bound that depends on flatness.
-        unknown: the constants that depend on the unknown density of the features.
-    """
-
-    flatness: float
-    rate: float
-    unknown: tuple[str, ...] = ("C1", "C2")
+    deltas: tuple[float, ...]
+    representativeness: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    robustness: tuple[float, ...]
+    held_out_loss: float
+    fitted_loss: float
+    num_items: int
+    in_features: int
+    folds: int
+    predictor: str
 
     @property
-    def product(self) -> float:
-        """Return ``rate * flatness``."""
-        return self.rate * self.flatness
+    def gap(self) -> float:
+        """Return the loss of held-out items minus the loss of fitted ones."""
+        return self.held_out_loss - self.fitted_loss
+
+    @property
+    def terms(self) -> list[GapTerms]:
+        """Return the parts of the gap at every delta, as `decompose_gap` returns them with a test set."""
+        parts = zip(self.deltas, self.robustness, self.representativeness, strict=True)
+        return [GapTerms(delta, rise, rest, self.gap) for delta, rise, rest in parts]
 
     def __str__(self) -> str:
-        return (
-            f"gap <~ {self.rate:.4g} * ({self.flatness:.4g} + C1 + C2/sqrt(Delta)) with probability 1 - Delta, up to "
-            "higher orders; C1 and C2 depend on the feature density and are unknown"
-        )
+        lines = [
+            f"{self.folds} folds of {self.num_items} items with {self.in_features} features, {self.predictor}: "
+            f"held-out loss {self.held_out_loss:.4g}, fitted loss {self.fitted_loss:.4g}",
+            "",
+            f"{'delta':>8}  {'representativeness':>24}  {'robustness':>12}",
+        ]
+        for term, error in zip(self.terms, self.standard_errors, strict=True):
+            lines.append(
+                f"{term.delta:>8g}  {term.representativeness:>12.4g} ± {error:<9.2g}  {term.robustness:>12.4g}"
+            )
+        return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class FeatureDensity:
-    """Cross-validated log density of held-out features.
-
-    Attributes:
-        layer: dotted name.
-        deltas: relative bandwidths.
-        log_densities: mean log density of a held-out item, for every delta; higher is better.
-        standard_errors: of the means, from the items.
-        dimensions: dimensions of the space of the estimate.
-        in_features: m.
-        explained_variance: the fraction of variance in the principal components; 1 without them.
-        num_items: number of items, without those whose features are all 0.
-        folds: number of folds.
-    """
-
-    layer: str
-    deltas: tuple[float, ...]
-    log_densities: tuple[float, ...]
-    standard_errors: tuple[float, ...]
-    dimensions: int
-    in_features: int
-    explained_variance: float
-    num_items: int
-    folds: int
-
-    @property
-    def best_delta(self) -> float:
-        """Return the bandwidth under which held-out items are most likely."""
-        return self.deltas[max(range(len(self.deltas)), key=lambda k: self.log_densities[k])]
-
-
-def decompose_gap(robustness: FeatureRobustness, train_loss: float, test_loss: float) -> list[GapTerms]:
-    """Split the generalization gap at every delta.
-
-    Args:
-        robustness: measured on training items, Gaussian or orthogonal.
-        train_loss: mean loss of the training set.
-        test_loss: mean loss of unseen items.
-
-    Examples:
-        >>> curve = FeatureRobustness(
-        ...     "head", "gaussian", (0.1,), (0.02,), (0.001,), (0.02,), (0.0,), 1.0, 4, 0.1, 60, 8, False
-        ... )
-        >>> (term,) = decompose_gap(curve, train_loss=0.1, test_loss=0.4)
-        >>> round(term.gap, 6), round(term.representativeness, 6)
-        (0.3, 0.28)
-    """
-    gap = require_number("test_loss", test_loss) - require_number("train_loss", train_loss)
-    pairs = zip(robustness.deltas, robustness.measured, strict=True)
-    return [GapTerms(delta, rise, gap - rise, gap) for delta, rise in pairs]
-
-
-def bound_terms(kappa: float, in_features: int, num_items: int) -> BoundTerms:
-    """Return the known terms of the generalization bound (Petzka et al. 2021).
-
-    From memory of the text.
-
-    Args:
-        kappa: relative flatness on the training set.
-        in_features: m.
-        num_items: size of the training set.
-
-    Raises:
-        ValueError: a count is not positive.
-
-    Examples:
-        >>> terms = bound_terms(kappa=8.0, in_features=4, num_items=10_000)
-        >>> terms.flatness, terms.rate, terms.product
-        (1.0, 0.1, 0.1)
-    """
-    kappa = require_number("kappa", kappa)
-    in_features, num_items = require_whole("in_features", in_features), require_whole("num_items", num_items)
-    return BoundTerms(kappa / (2 * in_features), num_items ** (-2 / (4 + in_features)))
-
-
-def feature_density(
+def cross_validated_gap(
     model: nn.Module,
-    dataset_or_dataloader: Any,
+    train_dataset: Any,
     layer: str | nn.Module = REPRESENTATION,
     deltas: Sequence[float] = DELTAS,
     *,
-    folds: int = 5,
-    most_dimensions: int = MOST_DIMENSIONS,
+    folds: int = 10,
+    samples: int = 8,
+    predictor: Any = None,
     batch_size: int = 32,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     loss_fn: LossFunction | None = None,
     seed: int = 0,
-) -> FeatureDensity:
-    """Estimate the density of a layer's features by cross-validation.
+) -> CrossValidatedGap:
+    """Split the generalization gap on a layer's features, from training items alone.
 
-    The kernel density is estimated for every bandwidth.
-
-    The kernel around item i has standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction: it is as wide as
-    the Gaussian feature perturbation ``delta A phi_i`` of `feature_robustness`. Features are kept in memory.
-    If the layer has several rows for an item (tokens, positions), their mean is taken. Padding is excluded if the batch
-    has an ``attention_mask`` of the rows' shape. Items whose features are all 0 (dead ReLUs) are left out with a
-    warning, because their kernel has no width.
+    The predictor is fitted anew in every fold, and the features stay. If the layers below were trained on the same
+    items, the features of held-out items are not those of new items, and the gap is too small.
 
     Args:
         model: the model; it is left as it was.
-        dataset_or_dataloader: as for `measure_relative_flatness`.
+        train_dataset: as for `measure_relative_flatness`, with one label for each item. In a batch that is a tuple, the
+            last tensor is the labels. Features of several rows (tokens) are averaged.
         layer: the feature layer.
         deltas: bandwidths relative to the length of each item's features.
         folds: number of folds of the cross-validation.
-        most_dimensions: with more features, as many principal components are used. Every fold has the same number, at
-            most the number of items in the smallest training part.
+        samples: random perturbations of every item; each is used with both signs.
+        predictor: see `gap_of_features`.
         batch_size: items in a batch, without a loader.
         collate_fn: makes a batch of items, without a loader.
         loss_fn: runs the model; by default ``model(**batch)``.
-        seed: seed of the folds.
+        seed: seed of the folds and of the perturbations.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: there are fewer items than folds, an argument is out of range, or the features are all 0 or not
-            finite.
+        ValueError: there are no labels, or see `gap_of_features`.
 
     Examples:
         >>> import torch
@@ -209,122 +129,177 @@ def feature_density(
         >>> data = [(torch.randn(4), k % 2) for k in range(20)]
         >>> def loss_fn(model, batch):
         ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
-        >>> density = feature_density(model, data, "2", deltas=(0.1, 1.0), loss_fn=loss_fn)
-        >>> density.num_items, len(density.log_densities)
+        >>> result = cross_validated_gap(model, data, "2", deltas=(0.1, 1.0), folds=4, loss_fn=loss_fn)
+        >>> result.num_items, len(result.representativeness)
         (20, 2)
     """
-    sizes = require_positive_numbers("deltas", deltas, more=", such as (0.01, 0.1, 1.0)")
-    folds, seed = require_whole("folds", folds, 2), require_whole("seed", seed, 0, LARGEST_SEED)
-    most_dimensions = require_whole("most_dimensions", most_dimensions)
-    batches = Batches(dataset_or_dataloader, batch_size, collate_fn, seed=seed)
-    feature_layer = FeatureLayer(model, layer)
-    rows = []
-    with frozen_for_evaluation(model) as frozen, CapturingForward(frozen, [feature_layer], loss_fn) as forward:
-        device = next(frozen.parameters()).device
-        for _, batch in batches.of_this_process():
-            _, (captures,) = forward(to_device(batch, device))
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            calls = [feature_layer.linear_map.feature_rows(c.features).detach().double().cpu() for c in captures]
-            rows.append(torch.stack([_mean_of_rows(r, mask) for r in calls]).mean(0))
-    features = _nonzero_items(torch.cat(rows), feature_layer.name)
-    if not 2 <= folds <= len(features):
-        raise ValueError(f"folds={folds!r}: give a whole number from 2 to the number of items, {len(features)}.")
-    densities, dimensions, explained = _cross_validate(features, sizes, folds, most_dimensions, seed)
-    error = densities.std(1) / math.sqrt(len(features))
-    return FeatureDensity(
-        layer=feature_layer.name,
-        deltas=sizes,
-        log_densities=tuple(densities.mean(1).tolist()),
-        standard_errors=tuple(error.tolist()),
-        dimensions=dimensions,
-        in_features=feature_layer.in_features,
-        explained_variance=explained,
-        num_items=len(features),
-        folds=folds,
+    sizes, folds, samples, seed = _checked_options(deltas, folds, samples, seed, predictor)
+    items = item_features(
+        model, train_dataset, layer, batch_size=batch_size, collate_fn=collate_fn, loss_fn=loss_fn, seed=seed
+    )
+    if items.labels is None:
+        raise ValueError(
+            "the batches have no labels: give a column 'labels', or batches (inputs, labels) of two tensors."
+        )
+    return gap_of_features(
+        items.features, items.labels, sizes, folds=folds, samples=samples, predictor=predictor, seed=seed
     )
 
 
-def log_kernel_density(points: Tensor, centers: Tensor, bandwidths: Tensor) -> Tensor:
-    """Return the log density of a mixture of round Gaussians.
+def gap_of_features(
+    features: Any,
+    labels: Any,
+    deltas: Sequence[float] = DELTAS,
+    *,
+    folds: int = 10,
+    samples: int = 8,
+    predictor: Any = None,
+    seed: int = 0,
+) -> CrossValidatedGap:
+    """Split the generalization gap on features of your own by cross-validation.
 
-    There is one Gaussian with its own bandwidth around every center.
+    The kernel around item i is Gaussian with standard deviation ``delta ||phi_i|| / sqrt(m)`` in every direction, as in
+    `feature_density` and `feature_robustness`. An item keeps its label inside its kernel. The loss is the
+    cross-entropy for classes, and the squared error for floating-point labels.
 
     Args:
-        points: points to evaluate the density at, shape ``(n, k)``.
-        centers: shape ``(N, k)``.
-        bandwidths: standard deviations, positive, shape ``(N,)``.
+        features: shape ``(items, m)``.
+        labels: classes or numbers, shape ``(items,)``. Items of class -100 are left out.
+        deltas: bandwidths relative to the length of each item's features.
+        folds: number of folds, stratified by class.
+        samples: random perturbations of every item; each is used with both signs.
+        predictor: a scikit-learn classifier with ``predict_proba`` for classes, or a regressor for numbers. By default
+            scikit-learn's ``LogisticRegression`` or ``Ridge``.
+        seed: seed of the folds and of the perturbations.
 
-    Returns:
-        Shape ``(n,)``.
+    Raises:
+        ImportError: scikit-learn is not installed.
+        TypeError: the predictor is none of scikit-learn's kind.
+        ValueError: an argument is out of range, the features are not finite, there are fewer items than folds, or a
+            class has a single item.
 
     Examples:
-        >>> import torch
-        >>> log_kernel_density(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1)).exp()  # 1 / sqrt(2 pi)
-        tensor([0.3989])
+        >>> from sklearn.datasets import load_iris
+        >>> x, y = load_iris(return_X_y=True)
+        >>> result = gap_of_features(x, y, deltas=(0.1,), folds=5)
+        >>> abs(result.gap - result.representativeness[0] - result.robustness[0]) < 1e-12
+        True
     """
-    k = points.shape[1]
-    constant = -k * bandwidths.log() - 0.5 * k * math.log(2 * math.pi) - math.log(len(centers))
-    densities = []
-    for chunk in points.split(max(1, _PAIRS_AT_ONCE // len(centers))):
-        squares = torch.cdist(chunk, centers, compute_mode="donot_use_mm_for_euclid_dist").square()
-        densities.append(torch.logsumexp(constant - squares / (2 * bandwidths.square()), 1))
-    return torch.cat(densities)
+    sizes, folds, samples, seed = _checked_options(deltas, folds, samples, seed, predictor)
+    x, y = _checked_items(features, labels, folds)
+    classes = not np.issubdtype(y.dtype, np.floating)
+    fitted_to, splits = _predictor(predictor, classes), _splits(x, y, folds, seed, classes)
+    generator = np.random.default_rng(seed)
+    widths = np.linalg.norm(x, axis=1, keepdims=True) / math.sqrt(x.shape[1])
+    noise = [widths * generator.standard_normal(x.shape) for _ in range(samples)]
+    held_out, fitted, kernel = np.zeros(len(x)), np.zeros(len(x)), np.zeros((len(sizes), len(x)))
+    for train, test in splits:
+        losses = _fitted_losses(fitted_to, x[train], y[train], classes)
+        held_out[test] = losses(x[test], y[test])
+        fitted[train] += losses(x[train], y[train]) / (folds - 1)
+        for k, delta in enumerate(sizes):
+            for change in noise:
+                for signed in (delta, -delta):
+                    perturbed = losses(x[train] + signed * change[train], y[train])
+                    kernel[k, train] += perturbed / (2 * samples * (folds - 1))
+    differences = held_out - kernel
+    return CrossValidatedGap(
+        deltas=sizes,
+        representativeness=tuple(differences.mean(1).tolist()),
+        standard_errors=tuple((differences.std(1, ddof=1) / math.sqrt(len(x))).tolist()),
+        robustness=tuple((kernel - fitted).mean(1).tolist()),
+        held_out_loss=float(held_out.mean()),
+        fitted_loss=float(fitted.mean()),
+        num_items=len(x),
+        in_features=x.shape[1],
+        folds=folds,
+        predictor=type(fitted_to).__name__,
+    )
 
 
-def _nonzero_items(features: Tensor, layer: str) -> Tensor:
-    """Return the items whose features are not all 0, shape ``(items, m)``."""
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"the features of layer '{layer}' contain NaN or infinity, which have no density.")
-    lengths = torch.linalg.vector_norm(features, dim=1)
-    kept = features[lengths > 1e-12 * lengths.max()]  # 0 up to rounding
-    zeros = len(features) - len(kept)
-    if not len(kept):
-        raise ValueError(
-            f"all features of layer '{layer}' are 0 for all {zeros} items (dead ReLUs?), so kernels of width delta "
-            "||phi|| do not exist: choose another layer."
+def _checked_options(
+    deltas: Sequence[float], folds: int, samples: int, seed: int, predictor: Any
+) -> tuple[tuple[float, ...], int, int, int]:
+    """Return deltas, folds, samples and seed as numbers."""
+    if predictor is not None and (isinstance(predictor, type) or not hasattr(predictor, "get_params")):
+        raise TypeError(
+            f"predictor={quote(predictor)}: give an estimator of scikit-learn, such as LogisticRegression()."
         )
-    if zeros:
-        warnings.warn(
-            f"{zeros} of {len(features)} items are left out: all their features of layer '{layer}' are 0, and kernels "
-            "of width 0 do not exist.",
-            stacklevel=3,
+    return (
+        require_positive_numbers("deltas", deltas, more=", such as (0.01, 0.1, 1.0)"),
+        require_whole("folds", folds, 2),
+        require_whole("samples", samples, 1, MOST_PROBES),
+        require_whole("seed", seed, 0, LARGEST_SEED),
+    )
+
+
+def _checked_items(features: Any, labels: Any, folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features in float64 and labels of the items that have one."""
+    x, y = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for v in (features, labels))
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"features have the shape {x.shape}: give one row for each item, shape (items, m).")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"labels have the shape {y.shape}: give one label for each of the {len(x)} items.")
+    x = x.astype(np.float64)
+    if np.issubdtype(y.dtype, np.signedinteger):
+        x, y = x[y != IGNORED], y[y != IGNORED]
+    for name, values in (("features", x), ("labels", y)):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"the {name} contain NaN or infinity: give finite numbers.")
+    if len(x) < folds:
+        raise ValueError(f"folds={folds}: give a whole number from 2 to the number of items with a label, {len(x)}.")
+    if y.dtype.kind != "f":
+        names, counts = np.unique(y, return_counts=True)
+        if len(names) < 2:
+            raise ValueError("all items have the same class: give items of at least two classes.")
+        if counts.min() < 2:
+            rare = quote(names[counts.argmin()].item())
+            raise ValueError(f"class {rare} has one item: give at least two of each class, or leave it out.")
+        if counts.max() < folds:
+            raise ValueError(f"folds={folds}: no class has so many items, give at most {counts.max()}.")
+    return x, y
+
+
+def _predictor(predictor: Any, classes: bool) -> Any:
+    """Return an estimator that can be fitted, without changing the user's."""
+    with optional_packages(_NEEDS, "measure"):
+        from sklearn.base import clone
+        from sklearn.linear_model import LogisticRegression, Ridge
+    if predictor is None:
+        return LogisticRegression(max_iter=1000) if classes else Ridge()
+    method = "predict_proba" if classes else "predict"
+    if not hasattr(predictor, method):
+        raise TypeError(
+            f"predictor={quote(predictor)}: give an estimator of scikit-learn with {method}, such as "
+            f"{'LogisticRegression()' if classes else 'Ridge()'}."
         )
-    return kept
+    return clone(predictor)
 
 
-def _mean_of_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Return one vector for each item, shape ``(items, m)``."""
-    if rows.dim() > 2 and mask is not None and mask.shape == rows.shape[:-1]:
-        weights = mask.to(rows).unsqueeze(-1)
-        return (weights * rows).sum(1) / weights.sum(1).clamp_min(1)
-    return rows.flatten(1, -2).mean(1) if rows.dim() > 2 else rows
+def _splits(x: np.ndarray, y: np.ndarray, folds: int, seed: int, classes: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the items of every fold: those to fit to, and those held out."""
+    with optional_packages(_NEEDS, "measure"):
+        from sklearn.model_selection import KFold, StratifiedKFold
+    if not classes:
+        return list(KFold(folds, shuffle=True, random_state=seed).split(x))
+    with warnings.catch_warnings():  # of a class with fewer items than folds, which is no problem here
+        warnings.simplefilter("ignore", UserWarning)
+        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
 
 
-def _cross_validate(
-    features: Tensor, deltas: Sequence[float], folds: int, most_dimensions: int, seed: int
-) -> tuple[Tensor, int, float]:
-    """Return the log density of every item in its held-out fold.
+def _fitted_losses(
+    predictor: Any, x: np.ndarray, y: np.ndarray, classes: bool
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return the function that gives every item's loss under the predictor, fitted to some items."""
+    from sklearn.base import clone
 
-    Its shape is ``(deltas, items)``. Dimensions and explained variance follow.
-    """
-    with optional_packages("representativeness", "measure"):
-        from sklearn.decomposition import PCA
-        from sklearn.model_selection import KFold
+    fitted = clone(predictor).fit(x, y)
+    if not classes:
+        return lambda points, targets: (fitted.predict(points).reshape(len(points)) - targets) ** 2
 
-    densities = torch.zeros(len(deltas), len(features), dtype=torch.float64)
-    dimensions, explained = features.shape[1], []
-    splits = list(KFold(folds, shuffle=True, random_state=seed).split(features.numpy()))
-    # Every fold has the same number of dimensions, because densities in different dimensions have no mean.
-    components = min(most_dimensions, features.shape[1], *(len(train_items) for train_items, _ in splits))
-    for train_items, test_items in splits:
-        train, test = features[train_items], features[test_items]
-        lengths = torch.linalg.vector_norm(train, dim=1)
-        if features.shape[1] > most_dimensions:
-            pca = PCA(components, svd_solver="full").fit(train.numpy())
-            train, test = (torch.from_numpy(pca.transform(x.numpy())) for x in (train, test))
-            dimensions = components
-            explained.append(float(pca.explained_variance_ratio_.sum()))
-        spread = lengths / math.sqrt(features.shape[1])
-        for k, delta in enumerate(deltas):
-            densities[k, test_items] = log_kernel_density(test, train, delta * spread)
-    return densities, dimensions, sum(explained) / len(explained) if explained else 1.0
+    def cross_entropy(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        column = np.searchsorted(fitted.classes_, targets)
+        chosen = fitted.predict_proba(points)[np.arange(len(points)), column].astype(np.float64)
+        return -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
+
+    return cross_entropy

@@ -20,9 +20,10 @@ from hf_fam.gan import earth_movers_distance
 from hf_fam.inputs import packages
 from hf_fam.landscape import PathPoint, find_critical_point
 from hf_fam.landscape.path_figure import plot_infimum_path, plot_path
+from hf_fam.measure.feature_density import feature_density
 from hf_fam.measure.findings import MeasuredModel
 from hf_fam.measure.report import html_report
-from hf_fam.measure.representativeness import feature_density
+from hf_fam.measure.representativeness import gap_of_features
 from hf_fam.measure.robustness import feature_robustness
 from hf_fam.methods import method_called
 from support.tiny import arguments, classified, tiny_bert
@@ -96,6 +97,11 @@ NEED: list[tuple[str, str, Callable[..., Any]]] = [
         "sklearn",
         "measure",
         lambda table, robustness, path: feature_density(MODEL, DATA, loss_fn=cross_entropy),
+    ),
+    (
+        "sklearn",
+        "measure",
+        lambda table, robustness, path: gap_of_features(X, Y, folds=3),
     ),
     ("matplotlib", "landscape", lambda table, robustness, path: plot_path(POINTS, path / "a.png")),
     ("matplotlib", "landscape", lambda table, robustness, path: plot_infimum_path(POINTS, path / "a.png")),

@@ -34,8 +34,10 @@ from hf_fam.landscape import (
     widen,
 )
 from hf_fam.landscape.callback import WidenCallback
+from hf_fam.measure.feature_density import feature_density
+from hf_fam.measure.generalization_gap import bound_terms, decompose_gap
 from hf_fam.measure.measuring import measure_relative_flatness
-from hf_fam.measure.representativeness import bound_terms, decompose_gap, feature_density
+from hf_fam.measure.representativeness import cross_validated_gap
 from hf_fam.measure.robustness import FeatureRobustness, feature_robustness
 from hf_fam.methods import METHODS, method_called, register
 
@@ -161,6 +163,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{
         f"feature_density {name}": lambda value, name=name: measured(feature_density, **{name: value})
         for name in ("layer", "deltas", "folds", "most_dimensions", "batch_size", "seed")
+    },
+    **{
+        f"cross_validated_gap {name}": lambda value, name=name: measured(cross_validated_gap, **{name: value})
+        for name in ("layer", "deltas", "folds", "samples", "predictor", "batch_size", "seed")
     },
     "bound_terms kappa": lambda value: bound_terms(value, 3, 5),
     "bound_terms in_features": lambda value: bound_terms(0.1, value, 5),

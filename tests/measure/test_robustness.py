@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 
 from hf_fam.layer.feature_layer import FeatureLayer
 from hf_fam.measure import measure_relative_flatness
-from hf_fam.measure.robustness import MATRICES, feature_robustness, perturbed, random_matrix
+from hf_fam.measure.feature_perturbation import MATRICES, perturbed, random_matrix
+from hf_fam.measure.robustness import feature_robustness
 from support.arrangements import llama
 from support.measured import cross_entropy, mlp, points, reference
 from support.tiny import classified, hook_count, random_states, texts, tiny_bert

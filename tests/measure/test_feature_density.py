@@ -12,7 +12,8 @@ from scipy.stats import norm
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
 
-from hf_fam.measure.representativeness import bound_terms, decompose_gap, feature_density, log_kernel_density
+from hf_fam.measure.feature_density import feature_density, log_kernel_density
+from hf_fam.measure.generalization_gap import bound_terms, decompose_gap
 from hf_fam.measure.robustness import feature_robustness
 from support.measured import cross_entropy, mlp, points
 from support.tiny import classified, random_states, tiny_bert
