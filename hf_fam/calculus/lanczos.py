@@ -77,9 +77,8 @@ def largest_eigenvalues(
             if last or bool(converged.all()):
                 break
         off_diagonal.append(beta)
-        basis.append(
-            torch.where(exhausted.unsqueeze(-1), torch.zeros_like(image), image / beta.clamp_min(tiny).unsqueeze(-1))
-        )
+        length = torch.where(exhausted, torch.ones_like(beta), beta).unsqueeze(-1)  # which may be tiny: so is H
+        basis.append(torch.where(exhausted.unsqueeze(-1), torch.zeros_like(image), image / length))
     return Eigenvalues(values, residuals, converged)
 
 

@@ -16,6 +16,7 @@ from ..flatness.coupling import Coupling, CouplingFinder
 from ..flatness.directions import draw, draw_for_trace
 from ..flatness.estimators import ClosedForm
 from ..flatness.head_loss import HeadLoss, NoClosedForm, recognize_calls
+from ..flatness.loss_rounding import warn_of_rounding
 from ..flatness.row_blocks import RowBlocks
 from ..flatness.row_values import RowValues, closed_form_rows
 from ..layer.feature_layer import Capture, FeatureLayer
@@ -77,6 +78,8 @@ class LayerMeasurement:
             SecondDerivativeError: an operation of the tail has no second derivative.
         """
         batch = self._batch(loss, captures, logits, 0)
+        is_hessian = self.kind is None or isinstance(self.kind, HessianRows)
+        warn_of_rounding(loss, self.layer.name, has_values=is_hessian and not self.is_head)
         if self.is_head and self.kind is None:
             with contextlib.suppress(NoClosedForm):
                 self.head_loss = recognize_calls(batch)
