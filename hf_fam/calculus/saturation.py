@@ -2,7 +2,7 @@
 
 torch's derivative of cross-entropy by the logit of a most probable class is ``p - 1``, and of a sigmoid ``y (1 - y)``.
 Both are differences of equal numbers in confident rows. Here, the entry of a softmax's top class is minus the sum of
-the others, and a sigmoid is computed on the side where it is small.
+the others. A sigmoid is computed on the side where it is small.
 """
 
 from __future__ import annotations

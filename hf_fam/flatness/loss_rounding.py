@@ -1,7 +1,7 @@
 """Estimate how much a loss rounds the curvature of confident rows.
 
-The derivatives of hf_fam are precise there (calculus/saturation.py). What a loss computes itself is not: ``1 - p`` of a
-focal loss is 0 in float32 once p is above 1 - 6e-8, and so is the derivative of a sigmoid.
+The derivatives of hf_fam are precise there (calculus/saturation.py). What a loss computes itself is not. In float32
+``1 - p`` of a focal loss is 0 once p is above 1 - 6e-8, and so is the derivative of a sigmoid.
 """
 
 from __future__ import annotations

@@ -26,9 +26,12 @@ def included() -> list[str]:
     return sorted({f"docs/{found.group(1)}" for text in texts for found in INCLUDED.finditer(text)})
 
 
+NOTEBOOKS = [str(path.relative_to(prose.ROOT)) for path in sorted((prose.DOCS / "notebooks").glob("*.ipynb"))]
+
+
 @pytest.mark.parametrize("rule", ["long sentences", "banned", "sentences in brackets"])
-@pytest.mark.parametrize("page", included())
-def test_what_commands_write_keeps_the_rules_for_words(page: str, rule: str) -> None:
+@pytest.mark.parametrize("page", [*included(), *NOTEBOOKS])
+def test_tables_and_notebooks_keep_the_rules_for_words(page: str, rule: str) -> None:
     assert style.RULES[rule](page) == []
 
 

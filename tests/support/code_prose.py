@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from support.prose import LONGEST_SENTENCE, word_count
+from support.prose import LONGEST_SENTENCE, split, word_count
 from support.style import BANNED, IN_BRACKETS
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def docstring_sentences(path: Path) -> Iterator[tuple[int, str]]:
             text = ast.get_docstring(node)
             if text:
                 line = 1 if isinstance(node, ast.Module) else node.lineno
-                yield from ((line, sentence) for part in paragraphs(text) for sentence in split(part))
+                yield from ((line, sentence) for part in paragraphs(text) for sentence in sentences(part))
 
 
 def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
@@ -64,7 +64,7 @@ def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
             continue
         text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
         for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|]|\w+:))", text):
-            yield from ((node.lineno, s) for s in split(part) if word_count(s) >= FEWEST_WORDS)
+            yield from ((node.lineno, s) for s in sentences(part) if word_count(s) >= FEWEST_WORDS)
 
 
 def paragraphs(docstring: str) -> Iterator[str]:
@@ -83,12 +83,12 @@ def paragraphs(docstring: str) -> Iterator[str]:
                 yield part
 
 
-def split(text: str) -> Iterator[str]:
+def sentences(text: str) -> Iterator[str]:
     """The sentences of a text; code is one word."""
     text = re.sub(r"``?[^`\n]+``?", "code", text)
     text = re.sub(r"\[([^\[\]]*)\](?:\([^()\s]*\)|\[[^\[\]]*\])?", r"\1", text)
     text = re.sub(r"\s+", " ", text).strip(" -*|")
-    yield from (s for s in re.split(r"(?<=[.!?])(?<! al\.)(?<! cf\.)\s+(?=\S)", text) if s)
+    yield from split(text)
 
 
 def faults(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ tests/docs/test_style.py counts them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -52,6 +53,9 @@ def user_pages() -> list[str]:
 def read(page: str) -> str:
     """A page without front matter, included files and blocks of code."""
     text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(source) for source in cells)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = INCLUDED.sub("", text)
     text = re.sub(r"^:::.*$", "", FENCE.sub("", text), flags=re.MULTILINE)
@@ -76,8 +80,13 @@ def blocks(page: str) -> list[str]:
 
 
 def sentences(page: str) -> list[str]:
-    """All sentences; one ends with a full stop, a question mark or an exclamation mark before a capital letter."""
-    return [s for block in blocks(page) for s in re.split(r"(?<=[.!?])\s+(?=[A-Zκλδσ(\"]|code)", block) if s]
+    """All sentences of a page."""
+    return [sentence for block in blocks(page) for sentence in split(block)]
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text; each ends with a full stop, a question mark or an exclamation mark."""
+    return [s for s in re.split(r"(?<=[.!?])(?<! al\.)(?<! cf\.)\s+", text) if s]
 
 
 def word_count(text: str) -> int:
