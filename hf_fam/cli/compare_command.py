@@ -54,8 +54,13 @@ def make_parser(task: str) -> argparse.ArgumentParser:
         "also logistic_regression and flat_logistic_regression)")  # fmt: skip
     add("metric", default=None, help="metric of the recipe (default: accuracy; for numbers pearson)")
     add("margin", type=float, help="largest difference that makes no practical difference (default: 0.5 points)")
-    add("seeds", type=int, default=12, help="number of seeds at most; of splits, without test data (default: 12)")
-    add("budget", help="time at most, such as 20m or 2h (default: no limit)")
+    add(
+        "seeds",
+        type=int,
+        default=12,
+        help="largest number of seeds, or of splits if there is no test data (default: 12)",
+    )
+    add("budget", help="longest time, such as 20m or 2h (default: no limit)")
     add("grid_size", type=int, help=f"number of settings to try for each method (default: {GRID_SIZE}; with "
         f"--freeze_backbone {FROZEN_GRID_SIZE}; 1: no tuning)")  # fmt: skip
     add("tuning_repeats", type=int, default=1, help="seeds for each setting that is tried (default: 1)")

@@ -14,7 +14,7 @@ class Plan:
         methods: names, the baseline first.
         grids: settings that are tried, by method.
         has_test: True if there is a test set.
-        seeds: number of seeds at most.
+        seeds: the largest number of seeds.
         repeats: number of tuning runs of each setting.
     """
 

@@ -19,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("out/demo"), help="folder for results (default: out/demo)")
     add("--model", type=Path, help="folder of another encoder with a tokenizer (default: all-MiniLM-L6-v2)")
-    add("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="runs at the same time (default: one a core, 4)")
+    add(
+        "--jobs",
+        type=int,
+        default=min(os.cpu_count() or 1, 4),
+        help="runs at the same time (default: one per core, at most 4)",
+    )
     add("--quick", action="store_true", help="a quick check with 5 intents and 2 epochs; its numbers mean nothing")
 
 

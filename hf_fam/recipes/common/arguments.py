@@ -182,7 +182,7 @@ _Strengths: Any = dataclasses.make_dataclass(
         (
             kind.field,
             Optional[float],
-            field(default=None, metadata={"help": f"Strength of {name}, {kind.description}."}),
+            field(default=None, metadata={"help": f"Strength of {name}: {kind.description}."}),
         )
         for name, kind in METHODS.items()
         if kind.field is not None and kind.field not in TRAINER_FIELDS
