@@ -1,6 +1,6 @@
 """One network, one function, many weights: Tr H, lambda_max and ||W|| move by orders of magnitude, kappa does not.
 
-    python recipes/reparametrization/figure.py --output docs/img/reparametrization.png
+    python recipes/digits/reparametrization.py --output docs/img/reparametrization.png
 
 Trains a small ReLU network on scikit-learn's digits for a few seconds and rescales it, with growing factors, in ways
 that leave its function as it is.
@@ -12,12 +12,10 @@ import argparse
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.nn import functional as F
+from network import digits, loss_fn, trained
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from hf_fam import measure_relative_flatness
@@ -25,7 +23,7 @@ from hf_fam.landscape.reparametrization import rescale_randomly
 from hf_fam.measure import LayerFlatness
 from hf_fam.measure.plotting import new_figure, save
 
-LAYER = "2"  # the second of three
+LAYER = "second"
 SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 QUANTITIES = {
     "kappa": "κ, features normalized",
@@ -43,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     data = digits()
-    model = trained(data)
+    model = trained(data, nn.ReLU)
     rows = [rescaled(model, data, spread, options.items) for spread in SPREADS]
     options.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows, options.output)
@@ -53,29 +51,9 @@ def main() -> None:
     print(f"{'outputs':<28} largest difference  = {max(row['difference'] for row in rows):.2g} of their size")
 
 
-def digits() -> TensorDataset:
-    x, y = load_digits(return_X_y=True)
-    return TensorDataset(torch.tensor(x) / 16, torch.tensor(y))
-
-
-def trained(data: TensorDataset) -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss_fn(model, data.tensors).backward()
-        optimizer.step()
-    return model
-
-
-def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def rescaled(trained: nn.Sequential, data: TensorDataset, spread: float, items: int) -> dict[str, float]:
+def rescaled(original: nn.Sequential, data: TensorDataset, spread: float, items: int) -> dict[str, float]:
     """The network with random factors between 10^-spread and 10^spread for every neuron, measured."""
-    model, x = copy.deepcopy(trained), data.tensors[0]
+    model, x = copy.deepcopy(original), data.tensors[0]
     if spread:
         rescale_randomly(model, x[:100], spread=spread, seed=1)
     part = TensorDataset(*(t[:items] for t in data.tensors))
@@ -88,7 +66,7 @@ def rescaled(trained: nn.Sequential, data: TensorDataset, spread: float, items: 
     flat = measured(("trace", "max_eigenvalue"), True)
     plain = measured(("trace", "layerwise", "hessian_max_eigenvalue"), False)
     with torch.no_grad():
-        before, after = trained(x), model(x)
+        before, after = original(x), model(x)
     return {
         "spread": spread,
         "kappa": flat.kappa,
