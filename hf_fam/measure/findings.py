@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .items_needed import items_needed_notes
 from .results import FlatnessTable, LayerFlatness
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def tiles(model: MeasuredModel) -> list[tuple[str, str]]:
 
 def findings(model: MeasuredModel, second: MeasuredModel | None = None) -> list[str]:
     """Return what the measurement says, a sentence or two for each subject."""
-    return [_quality(model), _sharpness(model.table), *(_comparison(model, second) if second is not None else [])]
+    comparison = _comparison(model, second) if second is not None else []
+    return [_quality(model), _sharpness(model.table), *items_needed_notes(model.table, "κ"), *comparison]
 
 
 def _quality(model: MeasuredModel) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..inputs.packages import optional_packages
+from .items_needed import RELATIVE_ERROR, items_needed, items_needed_notes
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class LayerFlatness:
         ``delta^2 / 2`` times it is the expected rise of the loss, see `hf_fam.measure.robustness`.
         """
         return self.kappa / self.in_features
+
+    def items_needed(self, relative_error: float = RELATIVE_ERROR) -> int | None:
+        """Return about how many items give kappa with a relative standard error.
+
+        None if fewer will do, or if more probes would reduce the error more than more items.
+
+        Args:
+            relative_error: the wanted standard error, as a fraction of kappa.
+        """
+        return items_needed(self, relative_error)
 
     def _repr_html_(self) -> str:
         """Return the record as a table for a notebook."""
@@ -197,7 +208,8 @@ class FlatnessTable(Sequence[LayerFlatness]):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([self._caption, "", *lines])
+        notes = items_needed_notes(self.records)
+        return "\n".join([self._caption, "", *lines, *([""] if notes else []), *notes])
 
     __repr__ = __str__
 
