@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .data import collate_samples
 from .distances import earth_movers_distance, frechet_distance
 from .interpolation import interpolate
-from .latent_path import Interpolation, LatentPath
+from .latent_path import Interpolation, LatentPath, SamplePath
 from .lipschitz import clip_weights, transport_penalty
+from .path_comparison import Difference, PathComparison
 from .penalty import gradient_norms, gradient_penalty
 from .points import GeneratedPoints, LinePoints, LocalPoints, RealPoints
 from .random_numbers import ItemRandomNumbers
+from .realism_judge import RealismJudge
+from .realism_scorer import RealismScorer
 from .schedule import CriticSchedule
 
 if TYPE_CHECKING:
@@ -27,13 +30,18 @@ _MODULES = {"WGANTrainer": "trainer", "WGANTrainingArguments": "training_args"}
 
 __all__ = [
     "CriticSchedule",
+    "Difference",
     "GeneratedPoints",
     "Interpolation",
     "ItemRandomNumbers",
     "LatentPath",
     "LinePoints",
     "LocalPoints",
+    "PathComparison",
     "RealPoints",
+    "RealismJudge",
+    "RealismScorer",
+    "SamplePath",
     "WGANTrainer",
     "WGANTrainingArguments",
     "clip_weights",

@@ -72,6 +72,28 @@ class Decoder:
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
+def matrix_of(name: str, function: Callable[[Tensor], Any], samples: Tensor) -> Tensor:
+    """Return what a function of samples (n, ...) returns, as (n, m), in float32 or wider.
+
+    Args:
+        name: name of the function, for the message.
+        function: returns a tensor, or an object with ``logits``.
+        samples: of shape (n, ...).
+
+    Raises:
+        ValueError: it is no tensor of shape (n, m).
+    """
+    output = function(samples)
+    rows = output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(samples):
+        description = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(
+            f"{name} returned {description} for {len(samples)} samples: it must return a tensor of shape "
+            f"({len(samples)}, m)."
+        )
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 @contextlib.contextmanager
 def in_evaluation_mode(*functions: Any) -> Iterator[None]:
     """Put modules, and owners of given methods, in evaluation mode."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..inputs.kinds import require_flag, require_function
-from ..inputs.numbers import LARGEST_SEED, LARGEST_WHOLE, as_number, require_number, require_whole
+from ..inputs.numbers import LARGEST_SEED, as_number, require_number, require_whole
 from ..inputs.text import quote
 from .decoding import Decoder, in_evaluation_mode
-from .latent_curve import CURVES, POLYNOMIAL, LatentCurve, slerp
-from .latent_path import Interpolation, LatentPath
-from .path_energy import CRITIC, ENERGIES, FEATURE, LINEAR, SCORED, SLERP, path_energy, step_lengths
+from .interpolation_checks import check_arguments
+from .latent_curve import POLYNOMIAL, LatentCurve, slerp
+from .latent_path import Interpolation, LatentPath, SamplePath
+from .path_energy import CRITIC, LINEAR, SCORED, SLERP, path_energy, step_lengths
 
 RESAMPLING_ROUNDS = 3
 # Size of the random coefficients at the start.
@@ -58,6 +58,7 @@ def interpolate(
     - ``"conformal"``: sum (1 + h / dbar_i)^2 s_i, which does not;
     - ``"pullback"``: sum s_i, the shortest path;
     - ``"feature"``: the same between ``features`` of the samples; other energies use ``features`` too, if given;
+    - ``"disc"``: sum 1 / dbar_i^2, the baseline of the paper's code: realism alone, whatever the length;
     - ``"linear"``, ``"slerp"``: no search.
 
     Args:
@@ -104,7 +105,7 @@ def interpolate(
     """
     h = require_number("h", h, 0)
     learning_rate = require_number("learning_rate", learning_rate, 0, open_low=True)
-    _check(
+    check_arguments(
         z0, z1, scorer, features, energy, curve, points, degree, h, steps, learning_rate, chunk_size, calibration,
         quantiles,
     )  # fmt: skip
@@ -131,7 +132,16 @@ def interpolate(
         path = {LINEAR: linear, SLERP: spherical}.get(energy) or search.path(
             lambda t: search.curve.at(t, search.z0, search.z1, coefficients), resample
         )
-    return Interpolation(path.latents, path.samples, path.scores, linear, spherical, lowest, start_energy, score_range)
+        cross_fade = search.cross_fade(linear.samples[:, 0], linear.samples[:, -1])
+    return Interpolation(
+        **vars(path),
+        linear=linear,
+        slerp=spherical,
+        linear_in_sample=cross_fade,
+        energy=lowest,
+        start_energy=start_energy,
+        score_range=score_range,
+    )
 
 
 def _checked_range(score_range: Any) -> tuple[float, float]:
@@ -218,7 +228,18 @@ class _Search:
             times = _equally_spaced(times, step_lengths(samples))
         z = at(times)
         samples, *scores = self._paths(self.decode.samples_and_scores, z)
-        return LatentPath(z.reshape(len(z), -1, *self.shape[1:]).to(self.type), samples, scores[0] if scores else None)
+        latents = z.reshape(len(z), -1, *self.shape[1:]).to(self.type)
+        return LatentPath(samples, scores[0] if scores else None, latents)
+
+    @torch.no_grad()
+    def cross_fade(self, start: Tensor, end: Tensor) -> SamplePath:
+        """Return straight lines between samples (pairs, ...), with their scores."""
+        times = self.times[0].to(start).reshape(-1, *[1] * (start.ndim - 1))
+        samples = torch.lerp(start[:, None], end[:, None], times)
+        if self.decode.scorer is None:
+            return SamplePath(samples, None)
+        (scores,) = self.decode.chunked(lambda rows: (self.decode.scores(rows),), samples.flatten(0, 1))
+        return SamplePath(samples, scores.reshape(samples.shape[:2]))
 
     def _paths(self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *arguments: Any) -> list[Tensor]:
         """Apply a function to points (pairs, n, dim); results are (pairs, n, ...)."""
@@ -278,48 +299,3 @@ def _calibrate_score_range(
             "scorer does not distinguish samples: give another scorer or score_range."
         )
     return low, high
-
-
-def _check(
-    z0: Tensor, z1: Tensor, scorer: Any, features: Any, energy: str, curve: str, points: int, degree: int, h: float,
-    steps: int, learning_rate: float, chunk_size: int | None, calibration: Tensor | int,
-    quantiles: tuple[float, float],
-) -> None:  # fmt: skip
-    for name, value, choices in (("energy", energy, ENERGIES), ("curve", curve, CURVES)):
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{name}={quote(value)}: give one of {', '.join(map(repr, choices))}.")
-    for name, z in (("z0", z0), ("z1", z1)):
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{name}={quote(z)}: give a tensor of latent codes.")
-    if z0.shape != z1.shape or z0.ndim < 2 or not len(z0) or not z0.is_floating_point() or z0.dtype != z1.dtype:
-        raise ValueError(
-            f"z0 is {z0.dtype} of shape {tuple(z0.shape)}, z1 {z1.dtype} of {tuple(z1.shape)}: give floating-point "
-            "codes of the same type and shape (pairs, ...). Give a single pair as z0[None], z1[None]."
-        )
-    for name, z in (("z0", z0), ("z1", z1)):
-        if not z.isfinite().all():
-            raise ValueError(f"{name} has values that are not finite: give finite latent codes.")
-    if energy in SCORED and scorer is None:
-        raise ValueError(f'energy="{energy}" needs a scorer, such as the critic: give scorer=..., or use "pullback".')
-    if energy == FEATURE and features is None:
-        raise ValueError('energy="feature" needs a function of the samples: give features=...')
-    for name, number, least in (("points", points, 3), ("degree", degree, 2), ("steps", steps, 0)):
-        if not _is_whole_number(number, least):
-            raise ValueError(f"{name}={quote(number)}: give a whole number of at least {least}.")
-    if chunk_size is not None and not _is_whole_number(chunk_size, 1):
-        raise ValueError(f"chunk_size={quote(chunk_size)}: give a whole number of at least 1, or None.")
-    if isinstance(calibration, Tensor):
-        if calibration.shape[1:] != z0.shape[1:] or len(calibration) < 2 or not calibration.isfinite().all():
-            raise ValueError(
-                f"calibration of shape {tuple(calibration.shape)}: give at least 2 finite latent codes shaped as z0, "
-                f"(n, {', '.join(map(str, z0.shape[1:]))})."
-            )
-    elif not _is_whole_number(calibration, 2):
-        raise ValueError(f"calibration={quote(calibration)}: give latent codes, or a whole number of at least 2.")
-    low, high = map(as_number, quantiles) if isinstance(quantiles, (tuple, list)) and len(quantiles) == 2 else (1, 0)
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"quantiles={quote(quantiles)}: give two numbers in [0, 1], the lower one first.")
-
-
-def _is_whole_number(number: Any, least: int) -> bool:
-    return isinstance(number, Integral) and least <= int(number) <= LARGEST_WHOLE

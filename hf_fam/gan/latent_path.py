@@ -12,16 +12,14 @@ from .path_picture import at_share, write_animation, write_paths
 
 
 @dataclass(frozen=True, eq=False)
-class LatentPath:
-    """Paths between pairs of latent codes, one for each pair.
+class SamplePath:
+    """Paths between samples, one for each pair.
 
     Attributes:
-        latents: (pairs, points, ...).
-        samples: the generator's samples of them, (pairs, points, ...).
+        samples: (pairs, points, ...).
         scores: the scorer's, (pairs, points), or None without a scorer.
     """
 
-    latents: Tensor
     samples: Tensor
     scores: Tensor | None
 
@@ -39,17 +37,6 @@ class LatentPath:
     def mean_score(self) -> Tensor | None:
         """Return the mean score on each path, (pairs,)."""
         return None if self.scores is None else self.scores.mean(1)
-
-    def at(self, t: float) -> Tensor:
-        """Return latent codes at t, of shape (pairs, ...), as for a slider.
-
-        Args:
-            t: 0 is z0, 1 is z1. Between two points of the path, codes are interpolated linearly.
-
-        Raises:
-            ValueError: t is not between 0 and 1.
-        """
-        return at_share(self.latents, t)
 
     def plot(self, path: str | Path, *, low: float = -1.0, high: float = 1.0) -> None:
         """Draw the paths: a row of images for each pair, or lines in the plane.
@@ -80,12 +67,36 @@ class LatentPath:
 
 
 @dataclass(frozen=True, eq=False)
+class LatentPath(SamplePath):
+    """Paths between pairs of latent codes, one for each pair.
+
+    Attributes:
+        latents: (pairs, points, ...); the samples are the generator's samples of them.
+    """
+
+    latents: Tensor
+
+    def at(self, t: float) -> Tensor:
+        """Return latent codes at t, of shape (pairs, ...), as for a slider.
+
+        Args:
+            t: 0 is z0, 1 is z1. Between two points of the path, codes are interpolated linearly.
+
+        Raises:
+            ValueError: t is not between 0 and 1.
+        """
+        return at_share(self.latents, t)
+
+
+@dataclass(frozen=True, eq=False)
 class Interpolation(LatentPath):
-    """The path that `interpolate` returns, and the two paths that need no search.
+    """The path that `interpolate` returns, and the paths that need no search.
 
     Attributes:
         linear: straight in the latent space.
         slerp: the direction turns at constant speed, the radius is interpolated linearly.
+        linear_in_sample: straight in the space of the samples, a cross-fade between the two samples. It has no latent
+            codes.
         energy: energy of the optimized paths, before resampling, (pairs,); None for ``"linear"`` and ``"slerp"``.
         start_energy: energy of the paths before the first step.
         score_range: the scores (low, high) that count as worst and best; None if the energy does not use scores.
@@ -93,6 +104,7 @@ class Interpolation(LatentPath):
 
     linear: LatentPath
     slerp: LatentPath
+    linear_in_sample: SamplePath
     energy: Tensor | None
     start_energy: Tensor | None
     score_range: tuple[float, float] | None

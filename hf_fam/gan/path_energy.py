@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .safe_norm import row_norms
 
-CRITIC, PULLBACK, CONFORMAL, FEATURE, LINEAR, SLERP = "critic", "pullback", "conformal", "feature", "linear", "slerp"
-ENERGIES = (CRITIC, PULLBACK, CONFORMAL, FEATURE, LINEAR, SLERP)
-SCORED = (CRITIC, CONFORMAL)
+CRITIC, PULLBACK, CONFORMAL, FEATURE, DISC = "critic", "pullback", "conformal", "feature", "disc"
+LINEAR, SLERP = "linear", "slerp"
+ENERGIES = (CRITIC, PULLBACK, CONFORMAL, FEATURE, DISC, LINEAR, SLERP)
+SCORED = (CRITIC, CONFORMAL, DISC)
 
 
 def step_lengths(outputs: Tensor) -> Tensor:
@@ -40,14 +41,15 @@ def path_energy(
 
     - ``"critic"``: sum (h / dbar_i + sqrt(s_i))^2
     - ``"conformal"``: sum (1 + h / dbar_i)^2 s_i
+    - ``"disc"``: sum 1 / dbar_i^2
     - else: sum s_i
 
     Args:
         energy: its name.
         outputs: (pairs, n, ...).
-        scores: (pairs, n), for ``"critic"`` and ``"conformal"``.
-        score_range: lowest and highest score, for the same two.
-        h: weight of the score, for the same two.
+        scores: (pairs, n), for ``"critic"``, ``"conformal"`` and ``"disc"``.
+        score_range: lowest and highest score, for the same three.
+        h: weight of the score, for the first two.
 
     Returns:
         (pairs,).
@@ -56,6 +58,9 @@ def path_energy(
     if scores is None or score_range is None or energy not in SCORED:
         return roots.square().sum(1)
     d = realism(scores, score_range)
-    toll = h / (d[:, 1:] * d[:, :-1]).sqrt()
+    products = d[:, 1:] * d[:, :-1]
+    if energy == DISC:
+        return products.reciprocal().sum(1)
+    toll = h / products.sqrt()
     per_step = toll + roots if energy == CRITIC else (1 + toll) * roots
     return per_step.square().sum(1)

@@ -41,7 +41,7 @@ def test_energies_by_loops() -> None:
     outputs, scores = torch.randn(2, 5, 3, 2).double(), 5 * torch.randn(2, 5).double()
     low, high, h = -4.0, 3.0, 0.3
     for pair in range(2):
-        totals = {"critic": 0.0, "conformal": 0.0, "pullback": 0.0}
+        totals = {"critic": 0.0, "conformal": 0.0, "pullback": 0.0, "disc": 0.0}
         d = [min(max((min(max(float(c), low), high) - low + 10) / (high - low + 10), 0.01), 0.99) for c in scores[pair]]
         for i in range(4):
             s = float((outputs[pair, i + 1] - outputs[pair, i]).pow(2).sum()) / 6
@@ -49,12 +49,13 @@ def test_energies_by_loops() -> None:
             totals["critic"] += (toll + math.sqrt(s)) ** 2
             totals["conformal"] += (1 + toll) ** 2 * s
             totals["pullback"] += s
+            totals["disc"] += 1 / (d[i] * d[i + 1])
         for energy, total in totals.items():
             got = path_energy(energy, outputs, scores, (low, high), h)[pair]
             assert got.item() == pytest.approx(total, rel=1e-12), energy
 
 
-@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback"])
+@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback", "disc"])
 def test_gradients_of_the_energies(energy: str) -> None:
     """Inside the range of the scores, where they have one."""
     outputs, scores = torch.randn(2, 4, 3).double(), torch.rand(2, 4).double()
@@ -106,7 +107,7 @@ def test_slerp() -> None:
 
 
 @pytest.mark.parametrize("curve", ["polynomial", "cubic", "nodes"])
-@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback", "feature", "linear", "slerp"])
+@pytest.mark.parametrize("energy", ["critic", "conformal", "pullback", "feature", "disc", "linear", "slerp"])
 def test_every_energy_and_curve(energy: str, curve: str) -> None:
     z0, z1 = torch.randn(3, 4).double(), torch.randn(3, 4).double()
     make = decoder()
