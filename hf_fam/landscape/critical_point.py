@@ -23,6 +23,8 @@ from .smallest_curvature import newton_step
 PROGRESS = 2.0
 # Weights that have grown this many times during the search are on their way to infinity.
 GROWTH = 1e4
+# A loss that is this part of the loss at the start is nearly zero, and the gradient relative to it is large.
+FITTED = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ def find_critical_point(
     is_dense = sum(p.numel() for p in trainable(copied)) <= dense_limit
     length = float(flat(trainable(copied)).detach().norm())
     with torch.enable_grad():
+        start = objective.value(copied)
         for _ in descend(copied, objective, 100):
             pass
         message = _trust_region(copied, objective, steps, is_dense)
@@ -110,6 +113,8 @@ def find_critical_point(
         value, gradient = objective.value_and_gradient(copied)
     relative = relative_gradient(copied, value, gradient)
     growth = float(flat(trainable(copied)).detach().norm()) / max(length, 1e-300)
+    if abs(value) < FITTED * abs(start):
+        message += f", and the loss {value:.1e} is nearly a perfect fit, where the relative gradient is large"
     converged, reason = _conclusion(relative, distance, growth, message)
     return CriticalPoint(copied, value, relative, converged, reason)
 

@@ -335,6 +335,17 @@ def test_a_point_not_quite_critical_is_still_decided() -> None:
     assert far.verdict.kind == "undecided" and "not a critical point" in far.verdict.reason
 
 
+def test_a_fit_that_is_nearly_perfect_is_called_so() -> None:
+    """The gradient is relative to the loss, which goes to zero faster."""
+    torch.manual_seed(5)
+    x = torch.randn(40, 2).double()
+    y = torch.sign(x[:, :1] + 0.5 * x[:, 1:] + 0.6 * torch.randn(40, 1).double())
+    layers = [nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)]
+    found = find_critical_point(nn.Sequential(*layers).double(), HalfSquaredError(), (x, y), steps=300)
+    assert found.loss < 1e-5 and not found.converged
+    assert f"the loss {found.loss:.1e} is nearly a perfect fit" in found.reason
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_three_layers_converge_with_weight_decay_or_say_that_they_did_not(seed: int) -> None:
     """Without weight decay, their weights are on the way to infinity; the search must not pass that over."""
