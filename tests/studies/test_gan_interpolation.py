@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import json
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+from support.small_fashion_mnist import write_small_fashion_mnist
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "gan_interpolation"
@@ -45,20 +45,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """As FashionMNIST's files: bright squares whose place is their label, in noise."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for part, count in (("train", 256), ("t10k", 80)):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        images = random.integers(0, 40, (count, 28, 28), dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            row, column = divmod(int(label), 4)
-            image[9 * row : 9 * row + 8, 7 * column : 7 * column + 7] = 250
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
-            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
-    return folder
+    return write_small_fashion_mnist(tmp_path / "data", train=256, test=80)
 
 
 def test_from_runs_to_tables(recipe: Recipe, data: Path, tmp_path: Path) -> None:
