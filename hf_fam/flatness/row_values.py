@@ -20,7 +20,7 @@ from .head_loss import HeadLoss
 from .loss_derivatives import elementwise_curvature, weights_from_gradient, weights_from_product
 from .row_blocks import row_curvatures
 
-# Up to this many classes, probabilities are computed in float64, so that 1 - p is accurate for a confident model.
+# Up to this many classes, probabilities are computed in float64.
 _FLOAT64_CLASSES = 4096
 
 
@@ -90,9 +90,15 @@ def _contributions_of_call(batch: Batch, features: Tensor, z: Tensor, form: Head
     else:
         c = weights_from_product(first, z).to(dtype) / scale
     p = z.detach().to(dtype).softmax(-1)
-    h = c.unsqueeze(-1) * p * (1 - p)
-    w = w - w.mean(0)  # kappa does not change, and cancellation becomes harmless
-    kappa_of_rows = c * (p @ w.square().sum(-1) - (p @ w).square().sum(-1))
+    # 1 - p of the most probable class, and the moments of w around its weight, from the other classes: these are small
+    # numbers in a confident row, and no difference of equal ones.
+    top = p.argmax(-1, keepdim=True)
+    others = p.scatter(-1, top, 0.0)
+    rest = others.sum(-1, keepdim=True)
+    h = c.unsqueeze(-1) * p * (1 - p).scatter(-1, top, rest)
+    squares, w_top, mean = w.square().sum(-1), w[top.squeeze(-1)], others @ w
+    second = others @ squares - 2 * (mean * w_top).sum(-1) + rest.squeeze(-1) * w_top.square().sum(-1)
+    kappa_of_rows = c * (second - (mean - rest * w_top).square().sum(-1))
     return feature_squares * kappa_of_rows, feature_squares * h.sum(-1), h
 
 

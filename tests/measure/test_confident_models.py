@@ -62,6 +62,28 @@ def test_same_as_in_float64(margin: float, loss_fn: Any, estimator: str) -> None
             )
 
 
+@pytest.mark.parametrize("classes", [5, 5000])
+@pytest.mark.parametrize("margin", [5.0, 17.0, 25.0])
+def test_heads_of_any_size(margin: float, classes: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes)), torch.randn(20, 4)
+    with torch.no_grad():
+        model[2].weight.mul_(0.3)
+        model[2].bias.zero_()[0] = margin
+    y = torch.zeros(20, dtype=torch.long)
+    y[0] = 1  # one label is wrong
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    found, expected = (
+        measure_relative_flatness(m, data, "2", ("trace", "layerwise"), loss_fn=loss_fn)["2"]
+        for m, data in ((model, TensorDataset(x, y)), (copy.deepcopy(model).double(), TensorDataset(x.double(), y)))
+    )
+    assert found.kappa == pytest.approx(expected.kappa, rel=1e-4, abs=0.0)
+    assert found.layerwise == pytest.approx(expected.layerwise, rel=1e-4, abs=0.0)
+
+
 @pytest.mark.parametrize("layer", ["0", "2"])
 def test_a_loss_that_rounds_warns(layer: str) -> None:
     with pytest.warns(UserWarning, match=f"kappa of '{layer}' may be off"):
