@@ -130,8 +130,6 @@ def run(task: str, arguments: Sequence[str]) -> None:
         return
     print(result)
     if result.seeds:
-        if result.best is result.baseline:
-            print("Nothing was shown to be better than plain training, so the command below trains without a method.")
         print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
     if options.json is not None:
         result.save_json(options.json)

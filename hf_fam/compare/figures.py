@@ -24,7 +24,7 @@ def forest_plot(result: Outcome) -> Figure:
     axes.axvline(0.0, color=PALETTE["muted"], linewidth=1)
     for row, method in enumerate(methods):
         c: Any = method.comparison
-        low, high = (c.low, c.high) if method.has_interval else (c.difference, c.difference)
+        low, high = (c.low, c.high) if result.shows_interval(method) else (c.difference, c.difference)
         axes.plot([low, high], [row, row], color=PALETTE["blue"], linewidth=2, solid_capstyle="butt")
         axes.plot(c.difference, row, "o", color=PALETTE["blue"])
         axes.annotate(method.verdict, (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)

@@ -55,12 +55,6 @@ class MethodResult:
         return UNDECIDED if self.comparison is None else str(self.comparison.verdict.value)
 
     @property
-    def has_interval(self) -> bool:
-        """Return True if the interval says something: two seeds alone leave almost every difference possible."""
-        c = self.comparison
-        return c is not None and (self.verdict != UNDECIDED or c.degrees_of_freedom >= LEAST_DEGREES_OF_FREEDOM)
-
-    @property
     def settings(self) -> Settings:
         """Return the settings that were chosen most often; without values before the tuning has ended."""
         return max(self.chosen, key=[*self.chosen].count, default=Settings(None, None))
@@ -95,6 +89,17 @@ class Outcome:
     has_test: bool
     seconds_missing: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+
+    def shows_interval(self, method: MethodResult) -> bool:
+        """Return True if a method's interval says something: few runs leave almost every difference possible.
+
+        Args:
+            method: one of the methods.
+        """
+        c = method.comparison
+        if c is None or method.verdict != UNDECIDED:
+            return c is not None
+        return c.degrees_of_freedom >= LEAST_DEGREES_OF_FREEDOM and c.high - c.low < self.metric.largest_difference
 
     @property
     def baseline(self) -> MethodResult:

@@ -7,8 +7,11 @@ from ..measure.page import escape, html_answer, html_figure, html_figures, html_
 from .budget import format_time
 from .figures import curve_plot, forest_plot, mean_curve, score_plot
 from .outcome import Outcome
-from .sentence import conclusion
+from .sentence import conclusion, display_name
 from .table import digits, format_difference, format_score, format_settings, time_ratio
+
+# Scores that stand above the sentences, at most.
+_MOST_TILES = 6
 
 
 def html_report(result: Outcome, *, title: str, command: str) -> str:
@@ -24,7 +27,7 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
     """
     body = [
         f"<h1>{escape(title)}: which method?</h1>",
-        html_answer(conclusion(result).splitlines()),
+        html_answer(conclusion(result).splitlines(), _tiles(result)),
         "<h2>Differences</h2>",
         _result_table(result),
         f"<p>Intervals: {100 * result.confidence:g} %, corrected for repeated looks and for the number of methods. "
@@ -39,6 +42,17 @@ def html_report(result: Outcome, *, title: str, command: str) -> str:
     if command:
         body += ["<p>Command to repeat it:</p>", f"<pre>{escape(command)}</pre>"]
     return html_page(f"{title}: which method?", body)
+
+
+def _tiles(result: Outcome) -> list[tuple[str, str]]:
+    """Return the mean scores, if they are few."""
+    scored = [m for m in result.methods if len(m.scores)]
+    unit = " %" if result.metric.scale == 100 else ""
+    if not 0 < len(scored) <= _MOST_TILES:
+        return []
+    return [
+        (f"{m.scores.mean():.{digits(result)}f}{unit}", f"{result.metric.name}, {display_name(m.name)}") for m in scored
+    ]
 
 
 def html_result(result: Outcome) -> str:
@@ -71,7 +85,7 @@ def _figures(result: Outcome) -> list[str]:
     figures.append(
         html_figure(
             score_plot(result),
-            f"{result.metric.name} of every final run, by method",
+            f"Every final run: {result.metric.name} by method",
             "A line is a seed: the same initial weights, order and examples for every method.",
         )
     )
@@ -93,7 +107,9 @@ def _tuning(result: Outcome) -> str:
             rows.append((m.name, format_settings(settings), f"{score:.{digits(result)}f}", mark))
     if not rows:
         return "<p>Nothing was tuned.</p>"
-    text = "<p>Every method had equally many settings to choose from, by the score on validation data.</p>"
+    fixed = [m.name for m in result.methods if not m.tried]
+    text = "<p>Every method of this table had equally many settings to choose from, by the score on validation data."
+    text += f" Not tuned here: {escape(', '.join(fixed))}.</p>" if fixed else "</p>"
     return text + html_table(("method", "setting", f"validation {result.metric.name}", ""), rows)
 
 

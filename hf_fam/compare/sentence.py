@@ -29,6 +29,9 @@ def conclusion(result: Outcome) -> str:
     if result.seeds < 2:
         missing = f", about {format_time(result.seconds_missing)} more" if result.seconds_missing else ""
         sentences = [f"Undecided: fewer than two seeds are complete, and an interval needs at least two{missing}."]
+    if result.seeds >= 2 and result.best is result.baseline:
+        base = display_name(result.baseline.name)
+        sentences.append(f"Nothing was shown to be better than {base}, so a final model is best trained by that.")
     counts = f"{result.seeds} {_plural(result.seeds, 'seed' if result.has_test else 'split')}, {result.runs} runs, "
     lines = [*sentences, f"{counts}{format_time(result.seconds)}."]
     if result.is_budget_used:

@@ -29,7 +29,7 @@ def format_difference(result: Outcome, method: MethodResult) -> str:
     c, d = method.comparison, digits(result) + (result.metric.scale != 100)
     if c is None:
         return "-"
-    interval = f"{c.low:+.{d}f} to {c.high:+.{d}f}" if method.has_interval else "too few runs for an interval"
+    interval = f"{c.low:+.{d}f} to {c.high:+.{d}f}" if result.shows_interval(method) else "too few runs for an interval"
     return f"{c.difference:+.{d}f} ({interval})"
 
 

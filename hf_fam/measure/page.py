@@ -37,7 +37,8 @@ p, li {{ max-width: 46rem; }}
 .lead {{ margin: 0 0 1.2rem; }}
 .answer {{ background: var(--panel); border: 1px solid var(--line); border-left: .35rem solid var(--blue);
   border-radius: .5rem; padding: 1rem 1.2rem; margin: 1rem 0; }}
-.answer h2 {{ margin: 0 0 .6rem; }} .answer p:first-of-type {{ font-size: 1.1rem; }} .answer p {{ margin: .4rem 0; }}
+.answer h2 {{ margin: 0 0 .6rem; }} .answer p {{ margin: .4rem 0; max-width: none; }}
+.answer p:first-of-type {{ font-size: 1.1rem; }}
 .tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0 0 .9rem; }}
 .tile strong {{ display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }}
 .tile span {{ font-size: .85rem; }}
@@ -50,7 +51,7 @@ figure text {{ fill: var(--ink); font-family: system-ui, -apple-system, "Segoe U
 figcaption {{ font-size: .9rem; margin-top: .3rem; }}
 .scroll {{ overflow-x: auto; margin: .8rem 0; background:
   linear-gradient(270deg, var(--paper) 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
-  linear-gradient(270deg, var(--muted), transparent) right / .7rem 100% no-repeat scroll; }} /* a shadow: more */
+  linear-gradient(270deg, var(--line), transparent) right / .7rem 100% no-repeat scroll; }} /* a shadow: more */
 table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .4rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
 th {{ color: var(--muted); font-weight: 600; white-space: normal; vertical-align: bottom; }}
@@ -64,7 +65,7 @@ dl {{ display: grid; grid-template-columns: fit-content(45%) 1fr; gap: .25rem 1.
   body {{ max-width: none; padding: 0; font-size: 11pt; }}
   h2 {{ break-after: avoid; }} .answer, tr, pre {{ break-inside: avoid; }}
   .scroll {{ overflow: visible; background: none; }} table {{ font-size: 8.5pt; }} th, td {{ padding: .2rem .3rem; }}
-  .figures {{ columns: 2; }}
+  .figures {{ columns: 2; }} .tiles {{ grid-template-columns: repeat(5, 1fr); }}
 }}
 """
 
@@ -112,16 +113,20 @@ def html_list(entries: Mapping[str, object]) -> str:
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table that scrolls sideways on a narrow screen; all cells are escaped.
 
-    Names in the first column can be broken at their dots.
+    Names in the first column can be broken behind dots and underscores.
     """
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "\n".join(
-        f'<tr><td class="name">{escape(name).replace(".", ".<wbr>")}</td>'
+        f'<tr><td class="name">{_breakable(name)}</td>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for name, *cells in rows
     )
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead>\n<tbody>{lines}</tbody></table></div>'
+
+
+def _breakable(name: str) -> str:
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def html_figures(figures: Sequence[str]) -> str:

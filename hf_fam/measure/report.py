@@ -85,7 +85,7 @@ def _figures(measured: MeasuredModel, robustness: FeatureRobustness | None, seco
     if robustness is not None:
         text = (
             f"{robustness.num_items} items, {robustness.samples} random perturbations φ → φ + δAφ, two standard "
-            f"errors. {robustness.verdict.replace('delta^2/(2m) kappa', 'δ²/(2m) κ')}"
+            f"errors. {robustness.verdict.replace('delta^2/(2m) kappa', 'δ²/(2m) κ').replace('delta', 'δ')}"
         )
         title = f"The loss when inputs of {robustness.layer} are perturbed"
         figures.append(html_figure(robustness_curve(robustness), title, text))

@@ -106,6 +106,7 @@ def test_from_a_file_to_a_report_and_the_final_model(
     page, tags = report.read_text(encoding="utf-8"), Tags()
     tags.feed(page)
     assert "&lt;b&gt;reviews.csv" in page and "b" not in tags.tags and "hf_secret" not in page
+    assert page.count('class="tile"') == 3 and "Not tuned here" not in page
     assert "script" not in tags.tags and tags.sources == [] and tags.tags.count("svg") == 3
     # The same command again makes no run.
     capsys.readouterr()
@@ -202,7 +203,7 @@ def test_interrupted_and_carried_on(
     assert re.search(
         r"^split +30 rows to train, 10 to test, another stratified choice for each of the splits$", printed, re.M
     )
-    assert "Nothing was shown to be better than plain training, so the command below" in printed
+    assert "Nothing was shown to be better than plain training, so a final model" in printed
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,21 @@ def test_without_a_checkpoint(tmp_path: Path) -> None:
     assert stopped(7, str(tmp_path)) == "Stopped at step 7; no checkpoint was saved, so the same command starts again."
 
 
+def test_several_processes_resume_by_their_launcher(tmp_path: Path) -> None:
+    """They stop at once, and the process does not know the command of its launcher."""
+    model = encoder(tmp_path / "out" / "checkpoint-4")
+    (Path(model) / "trainer_state.json").write_text('{"global_step": 4}')
+    torch.save({}, Path(model) / "optimizer.pt")
+    torch.save({}, Path(model) / "scheduler.pt")
+    argv = ["hf_fam/__main__.py", "train", "text_classification"]
+    alone, several = (stopped(7, str(tmp_path / "out"), argv, processes=n) for n in (1, 2))
+    assert alone.splitlines()[1].strip() == "hf-fam train text_classification --resume_from_checkpoint last"
+    assert several == (
+        "Stopped at step 7, at once, as several processes do. Resume from checkpoint-4 by the same launch with "
+        "--resume_from_checkpoint last."
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the GPU is out of memory: halve"),

@@ -46,15 +46,17 @@ def test_an_undecided_method_says_all_that_it_needs(changes: dict[str, Any], end
 
 
 @pytest.mark.parametrize(
-    ("freedom", "verdict", "cell"),
+    ("freedom", "high", "verdict", "cell"),
     [
-        (1.0, "undecided", "+0.2 (too few runs for an interval)"),
-        (2.0, "undecided", "+0.2 (-30.0 to +31.0)"),
-        (1.0, "worse", "+0.2 (-30.0 to +31.0)"),
+        (1.0, 31.0, "undecided", "+0.2 (too few runs for an interval)"),
+        (2.0, 31.0, "undecided", "+0.2 (-30.0 to +31.0)"),
+        (1.0, 31.0, "worse", "+0.2 (-30.0 to +31.0)"),
+        (9.0, 70.0, "undecided", "+0.2 (too few runs for an interval)"),
     ],
 )
-def test_two_splits_alone_show_no_interval(freedom: float, verdict: str, cell: str) -> None:
-    result = outcome(degrees_of_freedom=freedom, verdict=SimpleNamespace(value=verdict))
+def test_an_interval_that_says_nothing_is_not_shown(freedom: float, high: float, verdict: str, cell: str) -> None:
+    """Of two splits alone, or as wide as all accuracies."""
+    result = outcome(degrees_of_freedom=freedom, high=high, verdict=SimpleNamespace(value=verdict))
     assert format_difference(result, result.methods[1]) == cell
     line = forest_plot(result).axes[0].lines[1]
     assert [*line.get_xdata()] == ([0.2, 0.2] if "few" in cell else [-30.0, 31.0])
@@ -67,6 +69,12 @@ def test_methods_are_in_the_order_of_the_table_and_the_spread_is_named() -> None
     result = dataclasses.replace(outcome(), methods=methods)
     assert [line.partition(" ")[0].rstrip(":") for line in conclusion(result).splitlines()[:3]] == ["FAM", "SAM", "EMA"]
     assert format_table(result).splitlines()[0].split()[:3] == ["accuracy", "±", "s.d."]
+
+
+def test_what_to_train_the_final_model_by() -> None:
+    said = "Nothing was shown to be better than plain training, so a final model is best trained by that."
+    assert said in conclusion(outcome())
+    assert said not in conclusion(outcome(verdict=SimpleNamespace(value="better")))
 
 
 def test_no_probability_is_one() -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -78,17 +79,19 @@ def train_until_stopped(trainer: Trainer, train: Callable[[], Any]) -> Any:
     if not callback.is_asked or is_over:
         return result
     if trainer.is_world_process_zero():
-        print(stopped(trainer.state.global_step, str(trainer.args.output_dir)), file=sys.stderr)
+        said = stopped(trainer.state.global_step, str(trainer.args.output_dir), processes=trainer.args.world_size)
+        print(said, file=sys.stderr)
     raise SystemExit(INTERRUPTED)
 
 
-def stopped(step: int, output_dir: str, argv: Sequence[str] | None = None) -> str:
+def stopped(step: int, output_dir: str, argv: Sequence[str] | None = None, processes: int = 1) -> str:
     """Return where a training stopped, and the command that goes on.
 
     Args:
         step: number of steps that were done.
         output_dir: folder of the checkpoints.
         argv: script and flags of the process; its own by default.
+        processes: number of processes, whose launcher is not known here.
     """
     try:
         checkpoint = newest_whole_checkpoint(output_dir, warn=False)
@@ -96,6 +99,11 @@ def stopped(step: int, output_dir: str, argv: Sequence[str] | None = None) -> st
         checkpoint = None
     if checkpoint is None:
         return f"Stopped at step {step}; no checkpoint was saved, so the same command starts again."
+    if processes > 1:
+        return (
+            f"Stopped at step {step}, at once, as several processes do. Resume from {Path(checkpoint).name} by the same"
+            " launch with --resume_from_checkpoint last."
+        )
     script, *flags = sys.argv if argv is None else argv
     flags = drop_flags(flags, ["resume_from_checkpoint"])
     is_command = any(script.endswith(name) for name in COMMAND_SCRIPTS)
