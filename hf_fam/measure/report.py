@@ -27,10 +27,11 @@ _LOWER_BOUND_NOTE = "≥: a lower bound. The iterations for the eigenvalue reach
 
 _FORMULA = (
     "κ = Σ ⟨w_s, w_t⟩ Tr H_{s,t}, summed over all pairs of rows of the layer's weight W. H is the second derivative of "
-    "the mean loss. κ_max = Σ ‖w_s‖² λ_max(H_{s,s}), with the largest eigenvalue in place of the trace. It leaves pairs "
-    "of different rows out, so it is often smaller than κ. Layer-wise = ‖W‖² Tr H; m is the number of inputs. If the "
-    "inputs change at random by a fraction δ, the loss rises by δ²/(2m) κ on average, to second order. Standard errors: "
-    "more items, or more probes, would reduce them. Compare models only for the same loss, data and kind of layer."
+    "the mean loss. κ_max = Σ ‖w_s‖² λ_max(H_{s,s}), with the largest eigenvalue in place of the trace. It leaves "
+    "pairs of different rows out, so it is often smaller than κ. Layer-wise = ‖W‖² Tr H; m is the number of inputs. "
+    "If the inputs change at random by a fraction δ, the loss rises by δ²/(2m) κ on average, to second order. For "
+    "smaller standard errors, measure more items or more probes. Compare models only for the same loss, data and kind "
+    "of layer."
 )
 
 
