@@ -237,8 +237,8 @@ def serves_config(auto_class: Any, config: Any) -> bool:
 def forget_forward_pass(trainer: Any) -> Iterator[None]:
     """Discard what a forward pass without a backward pass leaves behind.
 
-    These are the values that compute_loss collects for the log, and the order of the modules, from which DeepSpeed ZeRO
-    stage 3 plans when it gathers weights, for the whole training.
+    These are the values that compute_loss collects for the log, and the order of the modules. From that order DeepSpeed
+    ZeRO stage 3 plans when it gathers weights, for the whole training.
 
     ``DeepSpeedZeroOptimizer_Stage3.parameter_offload`` and ``PartitionedParameterCoordinator._invalidate_trace``:
     deepspeed 0.19.

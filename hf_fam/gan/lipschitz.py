@@ -94,9 +94,9 @@ def refuse_unbounded_layers(critic: nn.Module) -> None:
     free = [name or type(layer).__name__ for name, layer in layers.items() if not _is_bounded(layer)]
     if free:
         raise ValueError(
-            f'penalty="none" without clip_limit does not bound the slope of the critic\'s layer {free[0]!r}: give a '
-            'penalty ("one"), a limit such as clip_limit=0.01, or put torch.nn.utils.parametrizations.spectral_norm '
-            "around each of its layers."
+            f'penalty="none" without clip_limit does not bound the slope of the critic\'s layer {free[0]!r}. Give a '
+            'penalty such as "one", a limit such as clip_limit=0.01, or put '
+            "torch.nn.utils.parametrizations.spectral_norm around each of its layers."
         )
 
 

@@ -51,8 +51,8 @@ def check_networks(
         num_classes: number of classes; None: networks without labels. The networks are tried on the first and the last.
 
     Raises:
-        ValueError: the critic has batch normalization, a network does not take labels or needs them, the latent codes
-            or the labels do not fit, or the generated samples do not have the shape of the real ones.
+        ValueError: the critic has batch normalization; a network does not take labels or needs them; the latent codes
+            or the labels do not fit; or the generated samples do not have the shape of the real ones.
     """
     refuse_coupled_samples(critic)
     labels = None if num_classes is None else torch.tensor([0, num_classes - 1], device=latents.device)

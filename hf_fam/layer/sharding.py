@@ -48,9 +48,9 @@ def refuse_split_weight(name: str, layer: nn.Module) -> None:
     split_class = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
     if any(isinstance(w, split_class) or (_is_partitioned(w) and w.numel() == 0) for w in layer.parameters()):
         raise ValueError(
-            f"the weight of layer '{name}' is split between processes in its forward pass (tensor parallelism, or an "
-            "adapter that FSDP or DeepSpeed shards on its own), which is not supported. Load the model without "
-            "tp_plan, or choose a layer without an adapter."
+            f"the weight of layer '{name}' is split between processes in its forward pass, which is not supported. "
+            "Causes are tensor parallelism, and an adapter that FSDP or DeepSpeed shards on its own. Load the model "
+            "without tp_plan, or choose a layer without an adapter."
         )
 
 

@@ -103,7 +103,7 @@ def cross_validated_gap(
     """Split the generalization gap on a layer's features, from training items alone.
 
     The predictor is fitted anew in every fold, and the features stay. If the layers below were trained on the same
-    items, the features of held-out items are not those of new items, and the gap is too small.
+    items, the features of held-out items are not those of new items. Then the gap is too small.
 
     Args:
         model: the model; it is left as it was.

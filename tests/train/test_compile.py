@@ -154,7 +154,7 @@ def test_compilation_of_a_part_around_the_layer_is_named(estimator: str) -> None
     flatness = RelativeFlatness(model, "0.2", estimator)
     with flatness.capture():
         loss = F.cross_entropy(model(INPUTS), LABELS)
-    with pytest.raises(ValueError, match=r"'0.2' lies inside compiled code, .*: compile only what lies below"):
+    with pytest.raises(ValueError, match=r"'0.2' lies inside compiled code, .*. Compile only what lies below"):
         flatness(loss)
 
 

@@ -166,7 +166,7 @@ def test_nothing_trainable_at_or_below_the_layer(tmp_path: Path, estimator: str)
     model.bert.requires_grad_(False)
     trainer = fam_trainer(tmp_path, model, fam_layer="representation", fam_estimator=estimator)
     said = message_of(ValueError, trainer.train)
-    assert_says(said, "'bert.pooler.dense'", "trainable", "unfreeze", "closer to the loss")
+    assert_says(said, "'bert.pooler.dense'", "trainable", "Unfreeze", "closer to the loss")
 
 
 class Detour(nn.Module):
