@@ -244,7 +244,7 @@ class RelativeFlatness:
         return self._center_argument is None and self.centers_by_default != (self.mean is not None)
 
     def adapt_to_sharding(self) -> None:
-        """Use an estimator that works in a model that FSDP or DeepSpeed shards, or will shard.
+        """Use an estimator that works in a model that FSDP or DeepSpeed shards.
 
         The head's term then acts in the backward pass. At other layers, ``"auto"`` becomes ``"perturbation"``. A model
         that is sharded already is noticed by itself.

@@ -19,6 +19,10 @@ class Difference:
         mean: positive if the path is better than the baseline.
         low: lower end of the interval.
         high: upper end of the interval.
+
+    Examples:
+        >>> print(Difference(1.5, 0.5, 2.5))
+        +1.50 (+0.50 to +2.50)
     """
 
     mean: float
@@ -39,6 +43,12 @@ class PathComparison:
         mean: of each score's mean over the inner points of a path.
         worst: of each score's lowest value on the inner points.
         pairs: number of pairs.
+
+    Examples:
+        >>> gain, loss = Difference(1.5, 0.5, 2.5), Difference(-1.5, -2.5, -0.5)
+        >>> comparison = PathComparison({"typical": gain, "confidence": loss}, {}, pairs=100)
+        >>> comparison.better, comparison.worse
+        (('typical',), ('confidence',))
     """
 
     mean: dict[str, Difference]

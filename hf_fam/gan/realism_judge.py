@@ -29,7 +29,7 @@ CHUNK = 500
 
 
 class RealismJudge:
-    """Judge samples by comparing them with real ones, without the critic that guided a path.
+    """Judge samples by comparing them with real ones, without a path's own critic.
 
     Give networks that were trained without the generator and without the scorer of `interpolate`, on other real samples
     if possible. A path can raise the score that it is guided by without looking more real; it cannot aim at the judge.
@@ -118,7 +118,7 @@ class RealismJudge:
         return {name: values.reshape(inner.shape[:2]) for name, values in self(inner.flatten(0, 1)).items()}
 
     def compare(self, path: SamplePath, baseline: SamplePath | None = None) -> PathComparison:
-        """Compare paths with those of a baseline between the same end points, pair by pair.
+        """Compare paths with those of a baseline between the same end points.
 
         Args:
             path: of at least two pairs; an interval needs many more, such as 100.

@@ -24,7 +24,7 @@ FEWEST, CHUNK = 20, 500
 
 
 class RealismScorer:
-    """Score samples by how typical their features are, and how sure a classifier is of their class.
+    """Score samples by how typical their features are and how sure a classifier is.
 
     A critic may give its highest scores to samples unlike any that it was trained on, and a search finds them. This
     score leaves a search nothing to find: it falls in all directions away from the reference, and has a largest value.

@@ -241,7 +241,7 @@ class Estimator(ABC):
         return torch.stack([_gradient_norm(y, reference).square() for y in (kappa, loss)])
 
     def for_sharded_model(self) -> Estimator:
-        """Return the estimator for a model that FSDP shards or DeepSpeed trains: this one or another.
+        """Return this or another estimator, for a model that FSDP or DeepSpeed shards.
 
         They free weights between their forward and backward passes, or take every derivative for the backward pass. So
         only derivatives that the loss's own backward pass takes are right.
