@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.save_state()
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return metrics
 

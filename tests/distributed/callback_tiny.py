@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_fam import FlatnessCallback, measure_relative_flatness
+from support.leaving import leave_together
 from support.tiny import classified, set_seeds, tiny_bert
 
 
@@ -84,7 +84,7 @@ def main(output: Path) -> None:
             "items": [c.last[0].num_items for c in (watching, stream, own)],
         }  # fmt: skip
         output.write_text(json.dumps(found))
-    Accelerator().end_training()  # both processes are done before one closes their connection
+    leave_together()
 
 
 if __name__ == "__main__":

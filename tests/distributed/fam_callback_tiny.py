@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from support.arrangements import CALLBACK_CASES, trained_with_callback
+from support.leaving import leave_together
 
 
 def main(folder: Path) -> None:
@@ -16,7 +17,7 @@ def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     found = {name: trained_with_callback(folder, name, batch=2) for name in CALLBACK_CASES}
     torch.save(found, folder / f"{accelerator.process_index}.pt")
-    accelerator.end_training()
+    leave_together()
 
 
 if __name__ == "__main__":

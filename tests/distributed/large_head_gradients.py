@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_fam import RelativeFlatness
+from support.leaving import leave_together
 
 CLASSES = 5_000
 
@@ -65,8 +66,7 @@ def main() -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         print("two processes agree with one")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_fam import measure_relative_flatness
+from support.leaving import leave_together
 from support.tiny import classified, tiny_bert
 
 
@@ -30,7 +31,7 @@ def main(output: Path) -> None:
     if accelerator.is_main_process:
         found = {name: json.loads(table.to_json(item_kappas=True)) for name, table in results.items()}
         output.write_text(json.dumps({"processes": accelerator.num_processes, **found}))
-    accelerator.end_training()  # both processes are done before one closes their connection
+    leave_together()
 
 
 if __name__ == "__main__":

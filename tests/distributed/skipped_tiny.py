@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from hf_fam import FAMTrainer, RelativeFlatness
+from support.leaving import leave_together
 from support.skipping import Skipping, examples
 from support.tiny import arguments
 
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
             "same": all(torch.equal(weights, other) for other in others),
         }
         (folder / "found.json").write_text(json.dumps(result))
-    Accelerator().end_training()  # both processes are done before one closes their connection
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMultipleChoice, Trainer
 
 from hf_fam import FAMCallback, FAMTrainer
 from hf_fam.flatness import chunks
+from support.leaving import leave_together
 from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_bert, tiny_llama
 
 
@@ -208,8 +209,7 @@ def main(folder: Path) -> None:
             found[(name, 20, batch, parts, *more)] = trained(folder, name, batch, parts, items=20, max_steps=7, **more)
     if PartialState().is_main_process:
         torch.save(found, folder / "found.pt")
-    # Else one process may find gloo's connections closed by the other and abort, after all is done.
-    Accelerator().end_training()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
 from support.arrangements import next_token_loss
+from support.leaving import leave_together
 from support.sharded_trainings import CASES, UNEQUAL, UNEQUAL_SETTINGS, as_gpus, save_for_all, trained, with_callback
 from support.tiny import arguments
 
@@ -115,8 +116,7 @@ def main(folder: Path, *names: str) -> None:
             found[3, name] = refusal(lambda name=name: train(name, 3))
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hf_fam import FAMTrainer
 from hf_fam.processes.decisions import NonFiniteFlatnessError
 from support.arrangements import IN_ORDER
+from support.leaving import leave_together
 from support.tiny import arguments, fam_trainer, tiny_bert, weights
 
 STEPS, SAVED, STOPS_AT = 6, 2, 3  # saved every second step; what stops comes in the fourth
@@ -157,7 +158,7 @@ def main(what: str, folder: Path) -> None:
     if what == "together":
         data, loss, given = spoiled("features, closed form")
         net_trainer(folder / "uncaught", data, loss, 4, **given).train()
-    accelerator.end_training()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_fam import RelativeFlatness
 from hf_fam.flatness.attach import attach
+from support.leaving import leave_together
 
 STRENGTH = 3.0
 DRAW = torch.Generator().manual_seed(1)
@@ -178,7 +179,7 @@ def main(output: Path) -> None:
     found["refusals"]["no strength"] = refusal("auto", "head", strength=None)
     if dist.get_rank() == 0:
         output.write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

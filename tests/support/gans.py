@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import SequentialSampler, TensorDataset
 
 from hf_fam.gan import WGANTrainer, WGANTrainingArguments
+from support.leaving import leave_together
 
 HOST = ("train_dataset", "eval_dataset", "data_collator", "callbacks", "features", "compute_metrics", "optimizers")
 PLAIN: dict[str, Any] = {
@@ -168,7 +169,7 @@ def main(folder: Path) -> None:
     found[NORMALIZED, 40, 4, 1] = trained(folder, NORMALIZED, 4, 1)
     if PartialState().is_main_process:
         torch.save(found, folder / "found.pt")
-    Accelerator().end_training()
+    leave_together()
 
 
 if __name__ == "__main__":

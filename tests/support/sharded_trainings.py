@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
@@ -27,6 +28,7 @@ from transformers.distributed import DistributedConfig
 
 from hf_fam import FAMCallback, FAMTrainer, RelativeFlatness, attach
 from support.arrangements import BLOCK, DOWN, bert, llama, next_token_loss
+from support.leaving import leave_together
 from support.tiny import arguments, classified, logged, plain_arguments, texts, tiny_llama
 
 FSDP: dict[str, Any] = {"fsdp": True}
@@ -127,7 +129,7 @@ UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 
 class Collectives(TorchDispatchMode):
     """Records every exchange between processes: its kind, and how many numbers this process gives.
 
-    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP.
+    torch's CommDebugMode counts the kinds alone, and in one step, for it fails at the second one of a model with FSDP.
     """
 
     def __init__(self) -> None:
@@ -149,9 +151,14 @@ class Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begin = len(self.collectives.numbers) if self.collectives else 0
+        if self.collectives and state.global_step == 2:
+            self.mode = CommDebugMode()
+            self.mode.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.collectives and state.global_step == 3:
+            self.mode.__exit__(None, None, None)
+            self.by_torch = {str(kind): count for kind, count in self.mode.get_comm_counts().items()}
             self.in_a_step = self.collectives.numbers[self.begin :]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
@@ -199,7 +206,10 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
     if sharded:
         settings |= fsdp_settings(case)
     collectives, items = Collectives(), settings.pop("items", 40)
-    callbacks = [watch := Watch(collectives), *settings.pop("callbacks", [])]
+    callbacks = [
+        watch := Watch(collectives if processes > 1 and (sharded or "deepspeed" in given) else None),
+        *settings.pop("callbacks", []),
+    ]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = FAMTrainer(
@@ -216,6 +226,7 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
         "estimator": getattr(trainer.relative_flatness, "estimator", None),
         "weights": watch.weights,
         "collectives": getattr(watch, "in_a_step", []),
+        "collectives by torch": getattr(watch, "by_torch", {}),
         "warnings": sorted({str(w.message) for w in caught if w.category is UserWarning}),
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_lambda", "fam_grad_ratio", "grad_norm")},
     }
@@ -331,8 +342,7 @@ def main(folder: Path, *names: str) -> None:
         found["loaded sharded"] = loaded_sharded(folder, processes)
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_fam import FAMTrainer, RelativeFlatness
+from support.leaving import leave_together
 from support.tiny import GradientRecorder, arguments, classified, tiny_bert
 
 HEAD = {"fam_lambda": 200.0, "fam_estimator": "closed_form"}
@@ -118,8 +119,7 @@ def main(folder: Path) -> None:
         found["reductions", estimator] = reductions(estimator, layer)
     accelerator = Accelerator(cpu=True)
     torch.save(found, folder / f"{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def finetune(run: Run) -> dict[str, float]:
         write_card(trainer, run)
         if trainer.is_world_process_zero():
             print(where_the_model_is(str(run.args.output_dir), run.task))
+    trainer.accelerator.wait_for_everyone()  # the main process may still write
     trainer.accelerator.end_training()
     return metrics
 
