@@ -129,7 +129,8 @@ UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 
 class Collectives(TorchDispatchMode):
     """Records every exchange between processes: its kind, and how many numbers this process gives.
 
-    torch's CommDebugMode counts the kinds alone, and in one step, for it fails at the second one of a model with FSDP.
+    torch's CommDebugMode counts the kinds alone. It fails at the second step of a model with FSDP, and with layers that
+    change the output of another in place.
     """
 
     def __init__(self) -> None:
@@ -146,19 +147,19 @@ class Collectives(TorchDispatchMode):
 class Watch(TrainerCallback):
     """Keeps what was exchanged in the third step, and the weights at the end, whole."""
 
-    def __init__(self, collectives: Collectives | None) -> None:
-        self.collectives = collectives
+    def __init__(self, collectives: Collectives | None, mode: CommDebugMode | None = None) -> None:
+        self.collectives, self.mode = collectives, mode
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begin = len(self.collectives.numbers) if self.collectives else 0
-        if self.collectives and state.global_step == 2:
-            self.mode = CommDebugMode()
+        if self.mode and state.global_step == 2:
             self.mode.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.collectives and state.global_step == 3:
+        if self.mode and state.global_step == 3:
             self.mode.__exit__(None, None, None)
             self.by_torch = {str(kind): count for kind, count in self.mode.get_comm_counts().items()}
+        if self.collectives and state.global_step == 3:
             self.in_a_step = self.collectives.numbers[self.begin :]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
@@ -206,10 +207,8 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
     if sharded:
         settings |= fsdp_settings(case)
     collectives, items = Collectives(), settings.pop("items", 40)
-    callbacks = [
-        watch := Watch(collectives if processes > 1 and (sharded or "deepspeed" in given) else None),
-        *settings.pop("callbacks", []),
-    ]
+    mode = CommDebugMode() if sharded and name in COUNTED and case.model is llama else None
+    callbacks = [watch := Watch(collectives, mode), *settings.pop("callbacks", [])]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = FAMTrainer(
