@@ -20,7 +20,6 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
@@ -129,8 +128,8 @@ UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 
 class Collectives(TorchDispatchMode):
     """Records every exchange between processes: its kind, and how many numbers this process gives.
 
-    torch's CommDebugMode counts the kinds alone. It fails at the second step of a model with FSDP, and with layers that
-    change the output of another in place.
+    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP. Its backward hooks on
+    modules also hide the loss, so that the features are perturbed.
     """
 
     def __init__(self) -> None:
@@ -147,18 +146,13 @@ class Collectives(TorchDispatchMode):
 class Watch(TrainerCallback):
     """Keeps what was exchanged in the third step, and the weights at the end, whole."""
 
-    def __init__(self, collectives: Collectives | None, mode: CommDebugMode | None = None) -> None:
-        self.collectives, self.mode = collectives, mode
+    def __init__(self, collectives: Collectives | None) -> None:
+        self.collectives = collectives
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begin = len(self.collectives.numbers) if self.collectives else 0
-        if self.mode and state.global_step == 2:
-            self.mode.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.mode and state.global_step == 3:
-            self.mode.__exit__(None, None, None)
-            self.by_torch = {str(kind): count for kind, count in self.mode.get_comm_counts().items()}
         if self.collectives and state.global_step == 3:
             self.in_a_step = self.collectives.numbers[self.begin :]
 
@@ -207,8 +201,7 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
     if sharded:
         settings |= fsdp_settings(case)
     collectives, items = Collectives(), settings.pop("items", 40)
-    mode = CommDebugMode() if sharded and name in COUNTED and case.model is llama else None
-    callbacks = [watch := Watch(collectives, mode), *settings.pop("callbacks", [])]
+    callbacks = [watch := Watch(collectives), *settings.pop("callbacks", [])]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = FAMTrainer(
@@ -225,7 +218,6 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
         "estimator": getattr(trainer.relative_flatness, "estimator", None),
         "weights": watch.weights,
         "collectives": getattr(watch, "in_a_step", []),
-        "collectives by torch": getattr(watch, "by_torch", {}),
         "warnings": sorted({str(w.message) for w in caught if w.category is UserWarning}),
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_lambda", "fam_grad_ratio", "grad_norm")},
     }
