@@ -21,8 +21,8 @@ class Difference:
         high: upper end of the interval.
 
     Examples:
-        >>> print(Difference(1.5, 0.5, 2.5))
-        +1.50 (+0.50 to +2.50)
+        >>> print(Difference(0.2, 0.15, 0.25))
+        +0.20 (+0.15 to +0.25)
     """
 
     mean: float
@@ -45,10 +45,10 @@ class PathComparison:
         pairs: number of pairs.
 
     Examples:
-        >>> gain, loss = Difference(1.5, 0.5, 2.5), Difference(-1.5, -2.5, -0.5)
-        >>> comparison = PathComparison({"typical": gain, "confidence": loss}, {}, pairs=100)
-        >>> comparison.better, comparison.worse
-        (('typical',), ('confidence',))
+        >>> gain, loss = Difference(0.2, 0.1, 0.3), Difference(-0.2, -0.3, -0.1)
+        >>> compared = PathComparison({"pixels": gain, "density": loss}, {"pixels": gain, "density": loss}, pairs=100)
+        >>> compared.better, compared.worse
+        (('pixels',), ('density',))
     """
 
     mean: dict[str, Difference]

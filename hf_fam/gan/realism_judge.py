@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs.kinds import require_function, require_instance
 from .decoding import in_evaluation_mode, matrix_of
 from .latent_path import Interpolation, SamplePath
 from .path_comparison import PathComparison, paired_difference
@@ -21,6 +22,7 @@ from .realism_scores import (
     neighbor_score,
     reconstruction,
 )
+from .sample_checks import check_function, check_samples
 
 # Half of the real samples is the reference, and half gives the unit of the scores.
 FEWEST_REAL = 4 * NEIGHBOR
@@ -58,6 +60,7 @@ class RealismJudge:
 
     Raises:
         ValueError: a shape does not fit, a value is not finite, or real samples all have the same score.
+        TypeError: features, classifier or autoencoder cannot be called.
 
     Examples:
         >>> real = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -78,7 +81,10 @@ class RealismJudge:
         generated: Tensor | None = None,
         autoencoder: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        _check_samples("real", real)
+        check_samples("real", real, FEWEST_REAL)
+        for name, function in (("features", features), ("classifier", classifier)):
+            check_function(name, function)
+        require_function("autoencoder", autoencoder, "a function of samples")
         self._functions = (features, classifier, autoencoder)
         self._shape = real.shape[1:]
         reference, held_out = real[0::2], real[1::2]
@@ -86,7 +92,7 @@ class RealismJudge:
         self._of_features: dict[str, Score] = {"features": neighbor_score(rows), "density": density_score(rows)}
         self._of_samples: dict[str, Score] = {"pixels": neighbor_score(reference.flatten(1).double())}
         if generated is not None:
-            _check_samples("generated", generated, self._shape)
+            check_samples("generated", generated, FEWEST_REAL, self._shape)
             self._of_features["discriminator"] = discriminator_score(rows, self._features(generated))
         raw = self._raw(held_out)
         self.names = tuple(raw)
@@ -104,7 +110,7 @@ class RealismJudge:
         Raises:
             ValueError: the samples have another shape than the real ones, or are not finite.
         """
-        _check_samples("samples", samples, self._shape, fewest=1)
+        check_samples("samples", samples, 1, self._shape)
         return {
             name: (values - self._units[name][0]) / self._units[name][1] for name, values in self._raw(samples).items()
         }
@@ -130,10 +136,12 @@ class RealismJudge:
         Raises:
             ValueError: there is no baseline, or the pairs differ.
         """
+        require_instance("path", path, SamplePath, "a result of interpolate")
         if baseline is None:
             if not isinstance(path, Interpolation):
                 raise ValueError("a path without `linear` has nothing to be compared with: give baseline=.")
             baseline = path.linear
+        require_instance("baseline", baseline, SamplePath, "a path, or None")
         if len(path.samples) != len(baseline.samples) or len(path.samples) < 2:
             raise ValueError(
                 f"paths of {len(path.samples)} pairs, a baseline of {len(baseline.samples)}: give the same pairs, at "
@@ -176,14 +184,3 @@ class RealismJudge:
 def _source_of(name: str) -> str:
     """Return what of the user's a score is computed from."""
     return {"pixels": "samples", "confidence": "classifier", "reconstruction": "autoencoder"}.get(name, "features")
-
-
-def _check_samples(name: str, samples: Any, shape: tuple[int, ...] | None = None, fewest: int = FEWEST_REAL) -> None:
-    if not isinstance(samples, Tensor) or samples.ndim < 2 or not samples.is_floating_point():
-        raise ValueError(f"{name}: give floating-point samples of shape (n, ...), not {type(samples).__name__}.")
-    if len(samples) < fewest:
-        raise ValueError(f"{name} has {len(samples)} samples: give at least {fewest}.")
-    if shape is not None and samples.shape[1:] != shape:
-        raise ValueError(f"{name} has samples of shape {tuple(samples.shape[1:])}, real samples have {tuple(shape)}.")
-    if not samples.isfinite().all():
-        raise ValueError(f"{name} has values that are not finite: give finite samples.")

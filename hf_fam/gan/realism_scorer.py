@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .decoding import in_evaluation_mode, matrix_of
 from .realism_scores import confidence, is_constant
+from .sample_checks import check_function, check_samples
 
 # A standard deviation. The realism of `interpolate` adds 10 to the range of the scores, so a unit must be of that size.
 UNIT = 10.0
@@ -43,6 +44,7 @@ class RealismScorer:
 
     Raises:
         ValueError: a shape does not fit, a value is not finite, or the features do not vary.
+        TypeError: features or classifier cannot be called.
 
     Examples:
         >>> reference = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
@@ -55,8 +57,9 @@ class RealismScorer:
     def __init__(
         self, reference: Tensor, *, features: Callable[[Tensor], Any], classifier: Callable[[Tensor], Any]
     ) -> None:
-        if len(reference) < FEWEST:
-            raise ValueError(f"reference has {len(reference)} samples: give at least {FEWEST}.")
+        check_samples("reference", reference, FEWEST)
+        for name, function in (("features", features), ("classifier", classifier)):
+            check_function(name, function)
         self._features, self._classifier = features, classifier
         with torch.no_grad(), in_evaluation_mode(features, classifier):
             parts = reference.split(CHUNK)

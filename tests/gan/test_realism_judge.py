@@ -207,10 +207,14 @@ def test_density_and_discriminator_in_degenerate_features() -> None:
     ("given", "said"),
     [
         ({"real": on_ring(19, 0)}, "real has 19 samples: give at least 20"),
-        ({"real": [1.0]}, "real: give floating-point samples"),
+        ({"real": [1.0]}, r"real=\[1.0\]: give floating-point samples"),
+        ({"real": torch.ones(40, 2).long()}, r"real is torch.int64 of shape \(40, 2\)"),
+        ({"features": None}, "features=None"),
+        ({"classifier": 3}, "classifier=3"),
+        ({"autoencoder": 3}, "autoencoder=3"),
         ({"real": torch.full((40, 2), torch.nan)}, "real has values that are not finite"),
         ({"real": torch.ones(40, 2)}, "all real samples have the same score"),
-        ({"generated": torch.zeros(40, 3)}, r"generated has samples of shape \(3,\), real samples have \(2,\)"),
+        ({"generated": torch.zeros(40, 3)}, r"generated has samples of shape \(3,\): give samples of shape \(2,\)"),
         ({"features": lambda x: x[:, 0]}, r"features returned shape \(300,\) for 300 samples: it must return"),
         ({"classifier": lambda x: None}, "classifier returned NoneType for 300 samples"),
         ({"classifier": lambda x: x / 0}, '"confidence" is not finite: check the values of the classifier'),
@@ -219,7 +223,7 @@ def test_density_and_discriminator_in_degenerate_features() -> None:
 )
 def test_what_is_refused(given: dict[str, Any], said: str) -> None:
     arguments = {"real": on_ring(600, 0), "features": plane, "classifier": quadrants, **given}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((TypeError, ValueError), match=said):
         RealismJudge(arguments.pop("real"), **arguments)
 
 
@@ -227,6 +231,8 @@ def test_refusals_of_samples_and_paths() -> None:
     judge = judge_of_the_ring()
     with pytest.raises(ValueError, match="samples has samples of shape"):
         judge(torch.zeros(3, 4))
+    with pytest.raises((TypeError, ValueError), match="path=3"):
+        judge.compare(3)
     path = LatentPath(torch.zeros(3, 4, 2), None, torch.zeros(3, 4, 2))
     with pytest.raises(ValueError, match="give baseline="):
         judge.compare(path)

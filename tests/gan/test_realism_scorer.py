@@ -108,6 +108,8 @@ def test_an_almost_perfect_classifier_does_not_outweigh_the_density() -> None:
     [
         ({"reference": torch.zeros(19, 2)}, "reference has 19 samples: give at least 20"),
         ({"reference": torch.zeros(30, 2)}, "features of the reference are all the same"),
+        ({"reference": None}, "reference=None: give floating-point samples"),
+        ({"features": None}, "features=None"),
         ({"features": lambda x: x.sum()}, r"features returned shape \(\) for 500 samples"),
         ({"features": lambda x: x / 0}, "features has values for the reference that are not finite"),
         ({"classifier": lambda x: x * torch.nan}, "classifier has values for the reference that are not finite"),
@@ -115,5 +117,5 @@ def test_an_almost_perfect_classifier_does_not_outweigh_the_density() -> None:
 )
 def test_what_is_refused(given: dict[str, Any], said: str) -> None:
     arguments = {"reference": clusters(900, 0)[0], "features": lambda x: x, "classifier": nearest, **given}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((TypeError, ValueError), match=said):
         RealismScorer(arguments.pop("reference"), **arguments)
