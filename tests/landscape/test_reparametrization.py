@@ -304,7 +304,15 @@ def vision_models() -> dict[str, tuple[nn.Module, list[tuple[str, tuple[str, ...
             ViTForImageClassification(ViTConfig(hidden_act="relu", **vit)),
             [(f"{layer}.mlp.fc1", (f"{layer}.mlp.fc2",)), ("vit.layernorm", ("classifier",))],
         ),
-        "mixer": (mixer, [("0.norm2", ("0.channels1",)), ("0.channels1", ("0.channels2",)), ("2", ("3",))]),
+        "mixer": (
+            mixer,
+            [
+                ("0.tokens1", ("0.tokens2",)),
+                ("0.norm2", ("0.channels1",)),
+                ("0.channels1", ("0.channels2",)),
+                ("2", ("3",)),
+            ],
+        ),
     }
 
 
