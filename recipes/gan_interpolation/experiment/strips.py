@@ -19,7 +19,7 @@ def strips(paths: Mapping[str, LatentPath], pairs: int) -> Tensor:
     for pair in range(pairs):
         for path in paths.values():
             images = path.samples[pair, :, 0]
-            chosen = torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().long()
+            chosen = torch.linspace(0, len(images) - 1, SHOWN).round().long()
             blocks.append(torch.cat(list(images[chosen]), 1))
         blocks.append(torch.ones(6, blocks[0].shape[1]))
     return (torch.cat(blocks[:-1]) + 1) / 2
