@@ -49,7 +49,7 @@ class RealismJudge:
 
     Args:
         real: real samples of shape (n, ...), n at least 20. Half of them, every second one, is compared with; the other
-            half gives the unit. Shuffle samples that are sorted.
+            half gives the unit. Both are kept in float64. Shuffle samples that are sorted.
         features: from samples to (n, m), such as the last hidden layer of a classifier.
         classifier: from samples to logits (n, classes), or to an object with ``logits``.
         generated: samples of the generator from random codes, at least 20, for the discriminator.
