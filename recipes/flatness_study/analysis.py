@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from scipy import stats
 
 from hf_fam.measure.plotting import new_figure, save
 
-MEASURES = {
+LAYER_MEASURES = {
     "kappa": "κ, features normalized",
     "kappa_max": "κ_max, features normalized",
     "layerwise": "layer-wise, features normalized",
@@ -28,10 +29,9 @@ MEASURES = {
     "trace": "Tr H",
     "lambda_max": "λ_max",
     "weight_norm": "‖W‖",
-    "fisher_rao": "Fisher-Rao norm",
-    "pac_bayes": "PAC-Bayes flatness, 1/σ²",
 }
-
+NETWORK_MEASURES = {"fisher_rao": "Fisher-Rao norm", "pac_bayes": "PAC-Bayes flatness, 1/σ²"}
+LAYERS = ("fc2", "fc3")
 
 _ACCURACY = (
     "Training accuracy minus test accuracy. Not part of the plan: added when the correlations above had been seen."
@@ -75,24 +75,63 @@ def accuracy_gap(run: dict[str, Any]) -> float:
     return run["train_accuracy"] - run["test_accuracy"]
 
 
+def measures(runs: list[dict[str, Any]], when: str) -> dict[str, np.ndarray]:
+    """Return the values of every measure, by its title."""
+    found = {}
+    for layer in (name for name in LAYERS if all(name in run[when] for run in runs)):
+        for name, title in LAYER_MEASURES.items():
+            found[f"{layer}: {title}"] = np.array([run[when][layer][name] for run in runs], dtype=float)
+    for name, title in NETWORK_MEASURES.items():
+        found[title] = np.array([run[when][name] for run in runs], dtype=float)
+    return found
+
+
 def table(runs: list[dict[str, Any]], when: str, resamples: int, gap_of: Gap = loss_gap) -> str:
-    """Correlations with the gap, with 95 % percentile intervals over networks."""
-    lines = ["| measure | Kendall | Pearson | Pearson of the logarithm |", "| --- | --- | --- | --- |"]
-    gap = np.array([gap_of(run) for run in runs])
-    for name, title in [*MEASURES.items(), ("train_loss", "training loss itself")]:
-        x = np.array([run[name] if name in run else run[when][name] for run in runs], dtype=float)
-        cells = [interval(x, gap, kendall, resamples), interval(x, gap, pearson, resamples)]
-        cells.append(interval(np.log10(x), gap, pearson, resamples) if (x > 0).all() else "not all positive")
+    """Return the correlations with the gap, with 95 % percentile intervals over networks."""
+    columns = (
+        "measure",
+        "Kendall",
+        "Pearson",
+        "Pearson of the logarithm",
+        "Kendall at equal loss",
+        "Pearson of the logarithm at equal loss",
+    )
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    gap, loss = np.array([gap_of(run) for run in runs]), np.array([run["train_loss"] for run in runs])
+    for title, x in {**measures(runs, when), "training loss itself": loss}.items():
+        cells = [interval(kendall, resamples, x, gap), interval(pearson, resamples, x, gap)]
+        given = () if x is loss else (loss,)
+        logarithm = np.log10(x) if (x > 0).all() else None
+        cells.append("not all positive" if logarithm is None else interval(pearson, resamples, logarithm, gap))
+        if given:
+            cells.append(interval(partial(kendall), resamples, x, gap, loss))
+            cells.append(
+                "not all positive" if logarithm is None else interval(partial(pearson), resamples, logarithm, gap, loss)
+            )
+        else:
+            cells += ["", ""]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def interval(x: np.ndarray, y: np.ndarray, correlation: Any, resamples: int) -> str:
-    """A correlation with its bootstrap interval."""
+def interval(correlation: Callable[..., float], resamples: int, *values: np.ndarray) -> str:
+    """Return a correlation with its bootstrap interval."""
     generator = np.random.default_rng(0)
-    drawn = [correlation(x[k], y[k]) for k in generator.integers(0, len(x), (resamples, len(x)))]
+    count = len(values[0])
+    drawn = [correlation(*(v[k] for v in values)) for k in generator.integers(0, count, (resamples, count))]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return f"{correlation(x, y):+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{correlation(*values):+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def partial(correlation: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
+    """Return the partial correlation of x and y, given z (for Kendall's tau: Kendall 1942)."""
+
+    def given(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
+        xy, xz, yz = correlation(x, y), correlation(x, z), correlation(y, z)
+        rest = (1 - xz**2) * (1 - yz**2)
+        return (xy - xz * yz) / math.sqrt(rest) if rest > 0 else math.nan
+
+    return given
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
@@ -108,30 +147,30 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_optimizer(runs: list[dict[str, Any]]) -> str:
-    """Kendall's tau within the networks of each optimizer: a correlation over all may be one between optimizers."""
-    names = sorted({run["optimizer"] for run in runs})
-    lines = [f"| measure (Kendall) | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
-    for name, title in MEASURES.items():
-        cells = []
-        for optimizer in names:
-            part = [run for run in runs if run["optimizer"] == optimizer]
-            tau = kendall(np.array([r["before"][name] for r in part]), np.array([r["gap"] for r in part]))
-            cells.append(f"{tau:+.2f} ({len(part)})")
+    """Return Kendall's tau within each optimizer: a correlation over all may be one between optimizers."""
+    parts = {name: [r for r in runs if r["optimizer"] == name] for name in sorted({r["optimizer"] for r in runs})}
+    lines = [f"| measure (Kendall) | {' | '.join(parts)} |", f"| --- |{' --- |' * len(parts)}"]
+    values = {name: (measures(part, "before"), np.array([r["gap"] for r in part])) for name, part in parts.items()}
+    for title in measures(runs, "before"):
+        cells = [f"{kendall(of[title], gap):+.2f} ({len(gap)})" for of, gap in values.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """The gap against every measure, before and after rescaling."""
-    figure = new_figure(15, 12)
-    for axes, (name, title) in zip(figure.subplots(4, 3).flat, MEASURES.items(), strict=False):
+    """Draw the gap against every measure, before and after rescaling."""
+    values = {when: measures(runs, when) for when in ("before", "after")}
+    titles = list(values["before"])
+    rows = math.ceil(len(titles) / 3)
+    figure = new_figure(15, 3 * rows)
+    for axes, title in zip(figure.subplots(rows, 3).flat, titles, strict=False):
         for when, marker in (("before", "o"), ("after", "x")):
-            axes.plot([r[when][name] for r in runs], [r["gap"] for r in runs], marker, markersize=4, label=when)
+            axes.plot(values[when][title], [r["gap"] for r in runs], marker, markersize=4, label=when)
         axes.set(xlabel=title, ylabel="test loss - training loss")
-        _scale(axes, [r[when][name] for r in runs for when in ("before", "after")])
+        _scale(axes, [x for when in values for x in values[when][title]])
         axes.grid(alpha=0.3)
     axes.figure.axes[0].legend(title="rescaling")
-    for unused in figure.axes[len(MEASURES) :]:
+    for unused in figure.axes[len(titles) :]:
         unused.remove()
     save(figure, path)
 
@@ -152,8 +191,9 @@ def _heading(runs: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:
     gaps, losses = [r["gap"] for r in used], [r["train_loss"] for r in used]
     return (
         f"{len(used)} of {len(runs)} networks reached the training loss of {used[0]['target']:g} and are compared: "
-        f"training loss {min(losses):.3f} to {max(losses):.3f}, gap {min(gaps):.3f} to {max(gaps):.3f}. Correlations "
-        "with the gap, with 95 % bootstrap intervals over networks."
+        f"training loss {min(losses):.4f} to {max(losses):.4f}, gap {min(gaps):.3f} to {max(gaps):.3f}. Correlations "
+        "with the gap, with 95 % bootstrap intervals over networks. At equal loss: partial correlations, given the "
+        "training loss."
     )
 
 

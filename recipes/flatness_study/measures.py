@@ -1,4 +1,4 @@
-"""What is measured of a trained network: measures of flatness of fc2, and of the whole."""
+"""What is measured of a trained network: flatness of the layers fc2 and fc3, and of the whole."""
 
 from __future__ import annotations
 
@@ -19,21 +19,36 @@ from hf_fam import measure_relative_flatness
 TOLERATED_DROP = 0.1
 
 
-def measured(model: LeNet5, data: Split) -> dict[str, float]:
-    """All measures, for one parametrization of the network.
+def measured(model: LeNet5, data: Split) -> dict[str, Any]:
+    """Return all measures for one parametrization of the network: of fc2, of fc3, and of the whole.
 
-    fc2 is measured on its cached features: the network below it does not matter to its Hessian.
+    The layers are measured on their cached features, because the network below a layer does not matter to its Hessian.
     """
     with torch.no_grad():
         features = torch.cat([model.features(x) for x in data.images.split(500)]).double()
-    tail = nn.Sequential(copy.deepcopy(model.fc2), nn.ReLU(), copy.deepcopy(model.head)).double()
-    items = TensorDataset(features, data.labels)
+        fc2, head = copy.deepcopy(model.fc2).double(), copy.deepcopy(model.head).double()
+        last_features = F.relu(fc2(features))
+    return {
+        "fc2": of_layer(nn.Sequential(fc2, nn.ReLU(), head), TensorDataset(features, data.labels)),
+        "fc3": of_layer(nn.Sequential(head), TensorDataset(last_features, data.labels)),
+        "fisher_rao": fisher_rao_norm(model, data),
+        "pac_bayes": pac_bayes_flatness(model, data),
+    }
+
+
+def of_layer(tail: nn.Sequential, items: TensorDataset) -> dict[str, float]:
+    """Return the measures of the first layer of a network.
+
+    Args:
+        tail: the layer and the network above it.
+        items: features that enter the layer, and labels.
+    """
     shared: dict[str, Any] = {"loss_fn": _loss, "batch_size": 500, "progress": False}
     (normal,) = measure_relative_flatness(
         tail, items, "0", ("trace", "layerwise", "max_eigenvalue"), normalize_features=True, **shared
     )
     (plain,) = measure_relative_flatness(
-        tail, items, "0", ("trace", "layerwise", "hessian_max_eigenvalue"), probes=84, **shared
+        tail, items, "0", ("trace", "layerwise", "hessian_max_eigenvalue"), probes=tail[0].out_features, **shared
     )
     values = {
         "kappa": normal.kappa,
@@ -44,8 +59,6 @@ def measured(model: LeNet5, data: Split) -> dict[str, float]:
         "trace": plain.hessian_trace,
         "lambda_max": plain.hessian_max_eigenvalue,
         "weight_norm": plain.weight_norm,
-        "fisher_rao": fisher_rao_norm(model, data),
-        "pac_bayes": pac_bayes_flatness(model, data),
     }
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 

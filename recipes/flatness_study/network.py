@@ -1,7 +1,8 @@
-"""LeNet-5 on CIFAR-10, trained until its training loss is below a target."""
+"""LeNet-5 on CIFAR-10, trained to a training loss that is the same for all networks."""
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# The loss of a network differs from the target by at most this.
+TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class LeNet5(nn.Module):
         return self.head(F.relu(self.fc2(self.features(x))))
 
     def features(self, x: Tensor) -> Tensor:
-        """What enters fc2, the layer that is measured."""
+        """Return the features that enter fc2."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return F.relu(self.fc1(torch.flatten(x, 1)))
@@ -83,10 +87,11 @@ def read_cifar10(folder: Path, train_items: int) -> tuple[Split, Split]:
 
 
 def train(setting: Setting, data: Split, target: float, most_epochs: int) -> tuple[LeNet5, dict[str, Any]]:
-    """Train until the loss over the whole training set is at most the target.
+    """Train until the loss over the whole training set is the target.
 
-    Once the running loss comes near it, the loss is looked at four times an epoch, so that all networks stop at much
-    the same one.
+    The loss is evaluated once an epoch when the running loss is near the target, and four times an epoch close to it.
+    When it is below the target, the network is the one on the straight line from the last evaluation whose loss is the
+    target.
     """
     torch.manual_seed(setting.seed)
     model = LeNet5()
@@ -94,24 +99,49 @@ def train(setting: Setting, data: Split, target: float, most_epochs: int) -> tup
     extra = {"momentum": 0.9} if setting.optimizer == "sgd" else {}
     optimizer = kind(model.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay, **extra)
     steps = math.ceil(len(data.labels) / setting.batch_size)
-    running = math.inf
-    for step in range(steps * most_epochs):
-        if step % steps == 0:
+    quarter = math.ceil(steps / 4)
+    running, last_loss, last_model = math.inf, math.inf, copy.deepcopy(model)
+    for step in range(1, steps * most_epochs + 1):
+        place = (step - 1) % steps
+        if place == 0:
             order = torch.randperm(len(data.labels))
-        chosen = order[step % steps * setting.batch_size :][: setting.batch_size]
+        chosen = order[place * setting.batch_size :][: setting.batch_size]
         loss = F.cross_entropy(model(data.images[chosen]), data.labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         share = 2 / (steps + 1)
         running = loss.item() if running == math.inf else (1 - share) * running + share * loss.item()
-        if not math.isfinite(running) or (step >= 30 * steps and running > 2.2):
+        if not math.isfinite(running) or (step > 30 * steps and running > 2.2):
             break  # diverged, or every unit is dead
-        if running < 2 * target and (step + 1) % max(1, steps // 4) == 0:
-            reached, _ = evaluate(model, data)
-            if reached <= target:
-                return model, {"converged": True, "epochs": (step + 1) / steps}
-    return model, {"converged": False, "epochs": (step + 1) / steps}
+        if step % (quarter if last_loss < 1.5 * target else steps):
+            continue
+        if running < 3 * target:
+            last_loss, _ = evaluate(model, data)
+            if last_loss <= target:
+                model, length = at_loss(target, last_model, model, data)
+                return model, {"converged": True, "epochs": step / steps, "interpolated": length}
+        last_model = copy.deepcopy(model)
+    return model, {"converged": False, "epochs": step / steps}
+
+
+@torch.no_grad()
+def at_loss(target: float, above: LeNet5, below: LeNet5, data: Split) -> tuple[LeNet5, float]:
+    """Return the network with the target loss on the line between two networks, by bisection.
+
+    The second value is its place, from 0 to 1.
+    """
+    low, high = 0.0, 1.0
+    model = copy.deepcopy(below)
+    for _ in range(30):
+        middle = (low + high) / 2
+        for p, a, b in zip(model.parameters(), above.parameters(), below.parameters(), strict=True):
+            p.copy_(torch.lerp(a, b, middle))
+        loss, _ = evaluate(model, data)
+        if abs(loss - target) <= TOLERANCE:
+            return model, middle
+        low, high = (middle, high) if loss > target else (low, middle)
+    raise RuntimeError(f"no network with the loss {target} between two networks")
 
 
 @torch.no_grad()

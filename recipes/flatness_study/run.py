@@ -50,7 +50,15 @@ def settings(smoke: bool = False) -> list[Setting]:
     for optimizer, rate, batch, decay, seed in itertools.product(*grid.values()):
         unit_rate, unit_decay = UNITS[optimizer]
         found.append(Setting(optimizer, rate * unit_rate, batch, decay * unit_decay, seed))
-    return sorted(found, key=lambda s: s.seed)  # an interrupted study has every setting once before any twice
+    # An interrupted study has every setting once before any twice, and slow settings last.
+    return sorted(found, key=lambda s: (is_slow(s), s.seed))
+
+
+def is_slow(setting: Setting) -> bool:
+    """Return True if the setting takes at least 270 epochs to a loss of 0.1, or never reached it."""
+    kind = (setting.optimizer, setting.learning_rate, setting.batch_size)
+    never = kind in {("sgd", 0.03, 32), ("adam", 3e-4, 512)} or (kind == ("sgd", 0.01, 32) and not setting.weight_decay)
+    return never or kind == ("sgd", 0.003, 512)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("out/flatness_study/runs.jsonl"))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--train-items", type=int, default=5_000)
-    parser.add_argument("--target", type=float, default=0.1, help="training loss at which to stop (default: 0.1)")
+    parser.add_argument("--target", type=float, default=0.07, help="training loss of all networks (default: 0.07)")
     parser.add_argument("--most-epochs", type=int, default=300)
     parser.add_argument("--smoke", action="store_true", help="two networks: does it run? The numbers mean nothing")
     options = parser.parse_args(arguments)
@@ -129,7 +137,7 @@ def _summary(record: dict[str, Any]) -> str:
     if not record["converged"]:
         return f"not converged, loss {record['train_loss']:.3g} after {record['epochs']:.0f} epochs"
     return (
-        f"gap {record['gap']:.3f}, kappa {record['before']['kappa']:.4g}, {record['epochs']:.0f} epochs, "
+        f"gap {record['gap']:.3f}, kappa of fc2 {record['before']['fc2']['kappa']:.4g}, {record['epochs']:.0f} epochs, "
         f"{record['seconds_training']:.0f} + {record['seconds_measuring']:.0f} s"
     )
 

@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "flatness_study"
@@ -46,39 +48,94 @@ def test_the_study_runs_resumes_and_is_analysed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     lines = output.read_text().splitlines()
     runs = [json.loads(line) for line in lines]
-    assert len(runs) == 2 and all(run["converged"] and run["train_loss"] <= 0.1 for run in runs)
+    assert len(runs) == 2 and all(run["converged"] and abs(run["train_loss"] - 0.07) <= 0.002 for run in runs)
     for run in runs:
         before, after = run["before"], run["after"]
-        for name in ("kappa", "kappa_max"):  # single precision weights
-            assert after[name] == pytest.approx(before[name], rel=1e-3), name
+        for layer in ("fc2", "fc3"):
+            for name in ("kappa", "kappa_max"):  # single precision weights
+                assert after[layer][name] == pytest.approx(before[layer][name], rel=1e-3), (layer, name)
         assert after["fisher_rao"] == pytest.approx(before["fisher_rao"], rel=0.2)
-        assert after["weight_norm"] > 1.5 * before["weight_norm"]
+        assert after["fc2"]["weight_norm"] > 1.5 * before["fc2"]["weight_norm"]
     output.write_text(lines[0] + "\n" + lines[1][:50])  # interrupted while writing
     again = command("run.py", *given)
     assert "1 networks are there, 1 to go" in again.stdout and "damaged line" in again.stderr
     second = next(json.loads(line) for line in output.read_text().splitlines()[1:])
-    assert second["before"]["kappa"] == runs[1]["before"]["kappa"]  # the same seed, the same network
+    assert second["before"] == runs[1]["before"]  # the same seed, the same network
+
+
+def analysed(runs: list[dict[str, Any]], folder: Path) -> str:
+    """The analysis of some networks, as text."""
+    path = folder / "runs.jsonl"
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    done = command("analysis.py", str(path), "--output", str(folder / "out"), "--resamples", "50")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "out" / "gap.png").stat().st_size > 10_000
+    return (folder / "out" / "correlations.md").read_text()
+
+
+def network(k: int, layers: tuple[str, ...], kappas: tuple[float, float], **values: Any) -> dict[str, Any]:
+    """A line of the study's file."""
+    generator = np.random.default_rng(k)
+    names = ("kappa_max", "layerwise", "kappa_plain", "layerwise_plain", "trace", "lambda_max", "weight_norm")
+
+    def measures(kappa: float) -> dict[str, Any]:
+        of_layer = {**{name: float(generator.uniform(1, 2)) for name in names}, "kappa": kappa}
+        return {**dict.fromkeys(layers, of_layer), "fisher_rao": 1.0 + k, "pac_bayes": float(generator.uniform(1, 2))}
+
+    return {
+        "optimizer": ("sgd", "adam")[k % 2], "converged": k != 11, "target": 0.1, "train_loss": 0.1, "gap": float(k),
+        "train_accuracy": 1.0, "test_accuracy": k / 100, "before": measures(kappas[0]), "after": measures(kappas[1]),
+        **values,
+    }  # fmt: skip
 
 
 def test_analysis(tmp_path: Path) -> None:
-    generator, runs = np.random.default_rng(0), []
-    names = ["kappa", "kappa_max", "layerwise", "kappa_plain", "layerwise_plain", "trace", "lambda_max", "weight_norm"]
-    names += ["fisher_rao", "pac_bayes"]
-    for k in range(12):
-        values = {name: float(generator.uniform(1, 2)) for name in names}
-        before, after = {**values, "kappa": 10.0**k}, {**values, "kappa": 10.0 ** (k * 7 % 12)}
-        runs.append(
-            {"optimizer": ("sgd", "adam")[k % 2], "converged": k != 11, "target": 0.1, "train_loss": 0.1,
-             "gap": float(k), "train_accuracy": 1.0, "test_accuracy": k / 100, "before": before, "after": after}
-        )  # fmt: skip
-    path = tmp_path / "runs.jsonl"
-    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
-    done = command("analysis.py", str(path), "--output", str(tmp_path / "out"), "--resamples", "50")
-    assert done.returncode == 0, done.stderr[-2000:]
-    text = (tmp_path / "out" / "correlations.md").read_text()
+    runs = [network(k, ("fc2", "fc3"), (10.0**k, 10.0 ** (k * 7 % 12))) for k in range(12)]
+    text = analysed(runs, tmp_path)
     assert "11 of 12 networks" in text
-    assert "| κ, features normalized | +1.00 [+1.00, +1.00] |" in text and text.count("κ, features normalized") == 4
-    assert "| κ, features normalized | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
-    assert (tmp_path / "out" / "gap.png").stat().st_size > 10_000
-    path.write_text(json.dumps(runs[-1]) + "\n")
-    assert "at least 3 are needed" in command("analysis.py", str(path), "--output", str(tmp_path)).stderr
+    for layer in ("fc2", "fc3"):
+        row = f"{layer}: κ, features normalized"
+        assert f"| {row} | +1.00 [+1.00, +1.00] |" in text and text.count(row) == 4
+        assert f"| {row} | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
+    (tmp_path / "runs.jsonl").write_text(json.dumps(runs[-1]) + "\n")
+    assert "at least 3 are needed" in command("analysis.py", str(tmp_path / "runs.jsonl")).stderr
+
+
+def test_partial_correlations_are_those_of_residuals(tmp_path: Path) -> None:
+    """A measure that goes with the gap through the training loss alone has none left."""
+    generator, runs = np.random.default_rng(3), []
+    for k in [k for k in range(60) if k != 11]:
+        loss = float(generator.uniform(0.05, 0.1))
+        kappa = 10 ** (100 * loss + generator.normal())
+        runs.append(network(k, ("fc2",), (kappa, kappa), train_loss=loss, gap=200 * loss + float(generator.normal())))
+    text = analysed(runs, tmp_path)
+    (row,) = [line for line in text.split("## After")[0].splitlines() if line.startswith("| fc2: κ, features")]
+    cells = [float(cell.split()[0]) for cell in row.split("|")[2:7]]
+    x, y, z = (
+        np.array(v)
+        for v in zip(*((np.log10(r["before"]["fc2"]["kappa"]), r["gap"], r["train_loss"]) for r in runs), strict=True)
+    )
+    left = [v - np.polyval(np.polyfit(z, v, 1), z) for v in (x, y)]
+    assert cells[4] == pytest.approx(np.corrcoef(*left)[0, 1], abs=0.006)
+    assert cells[2] > 0.6 and abs(cells[4]) < 0.3 and cells[0] > 2 * abs(cells[3])
+    assert "fc3" not in text
+
+
+def test_networks_on_a_line_have_the_target_loss() -> None:
+    sys.path.insert(0, str(FOLDER))
+    from network import TOLERANCE, LeNet5, Split, at_loss, evaluate
+
+    torch.manual_seed(0)
+    data = Split(torch.randn(60, 3, 32, 32), torch.arange(60) % 10)
+    above, below = LeNet5(), LeNet5()
+    optimizer = torch.optim.Adam(below.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(below(data.images), data.labels).backward()
+        optimizer.step()
+    high, low = evaluate(above, data)[0], evaluate(below, data)[0]
+    target = (high + low) / 2
+    model, place = at_loss(target, above, below, data)
+    assert low < target < high and 0 < place < 1
+    assert abs(evaluate(model, data)[0] - target) <= TOLERANCE
+    assert evaluate(below, data)[0] == low
