@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("out/flatness_study"), help="folder")
     parser.add_argument("--figure", type=Path, help="default: gap.png in that folder")
-    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args(arguments)
     runs = [json.loads(line) for line in options.runs.read_text(encoding="utf-8").splitlines()]
     used = [run for run in runs if run["converged"]]
