@@ -291,8 +291,8 @@ def _fitted_losses(
     predictor: Any, x: np.ndarray, y: np.ndarray, classes: bool
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Return the function that gives every item's loss under the predictor, fitted to some items."""
-    from sklearn.base import clone
-
+    with optional_packages(_NEEDS, "measure"):
+        from sklearn.base import clone
     fitted = clone(predictor).fit(x, y)
     if not classes:
         return lambda points, targets: (fitted.predict(points).reshape(len(points)) - targets) ** 2
