@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .objective import Objective
 from .solver import solve
+from .spectrum import Spectrum
 from .training_set import TrainingSet, chunks
 
 # Strong ones first, a factor of about 1.4 apart.
@@ -29,17 +30,24 @@ _HELD_OUT = 2000
 # The path ends at a loss of so many times the lowest, if that is below so many times the loss of a constant guess. The
 # loss may rise before it falls where the penalty outweighs it.
 _RISE, _LEARNED = 1.01, 0.95
-# The loss of samples that are held out needs no more.
-_TOLERANCE = 3e-3
+# How exact the fits of the folds are, in nats.
+_DECREASE = 1e-4
 
 
 def choose_delta(
-    data: TrainingSet, dimension: float, smoothing: float, center: bool, max_iter: int, verbose: int = 0
+    data: TrainingSet,
+    spectrum: Spectrum,
+    dimension: float,
+    smoothing: float,
+    center: bool,
+    max_iter: int,
+    verbose: int = 0,
 ) -> float:
     """Return the δ of ``DELTAS`` with the lowest cross-validated negative log-likelihood.
 
     Args:
         data: the training set.
+        spectrum: of its features.
         dimension: the effective dimension of its features.
         smoothing: ε.
         center: measure the features of a fold from their mean.
@@ -65,7 +73,7 @@ def choose_delta(
             objective = Objective(part, delta**2 / (2 * dimension), smoothing)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the final fit says so
-                starts[k] = solve(objective, starts[k], _TOLERANCE, max_iter, verbose=0).parameters
+                starts[k] = solve(objective, starts[k], spectrum, 0.0, max_iter, decrease=_DECREASE).parameters
             total += _loss(data, rows, *objective.weight_and_intercept(starts[k]))
         losses.append(total / float(sum(data.weights[rows].sum() for rows in folds)))
         if verbose:

@@ -24,6 +24,7 @@ from .inputs import (
 )
 from .objective import Objective
 from .solver import solve
+from .spectrum import Spectrum
 from .training_set import TrainingSet
 
 
@@ -127,13 +128,14 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         self.effective_dimension_ = effective_dimension(features, weights)
         refuse_out_of_range(self.effective_dimension_, features)
         data = TrainingSet.of(features, numbers, weights, len(classes), self.center)
-        self.delta_ = self._delta(data)
+        spectrum = Spectrum.of(data)
+        self.delta_ = self._delta(data, spectrum)
         self.strength_ = self.delta_**2 / (2 * self.effective_dimension_)
         objective = Objective(data, self.strength_, float(self.smoothing))
         start = np.zeros(len(classes) * (features.shape[1] + 1))
         if previous is not None:
             start = self._start_from(objective, classes, *previous)
-        solution = solve(objective, start, self.tol, self.max_iter, self.verbose)
+        solution = solve(objective, start, spectrum, self.tol, self.max_iter, self.verbose)
         weight, intercept = objective.weight_and_intercept(solution.parameters)
         if len(classes) == 2:
             weight, intercept = weight[1:] - weight[:1], intercept[1:] - intercept[:1]
@@ -216,11 +218,18 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
             layer.weight.copy_(weight)
             layer.bias.copy_(intercept)
 
-    def _delta(self, data: TrainingSet) -> float:
+    def _delta(self, data: TrainingSet, spectrum: Spectrum) -> float:
         if self.delta != "auto":
             return float(self.delta)
-        smoothing = float(self.smoothing)
-        return choose_delta(data, self.effective_dimension_, smoothing, self.center, self.max_iter, self.verbose)
+        return choose_delta(
+            data,
+            spectrum,
+            self.effective_dimension_,
+            float(self.smoothing),
+            self.center,
+            self.max_iter,
+            self.verbose,
+        )
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)

@@ -19,6 +19,7 @@ from tasks import Sample
 from hf_fam import FlatLogisticRegression
 from hf_fam.classifier.objective import Objective
 from hf_fam.classifier.solver import solve
+from hf_fam.classifier.spectrum import Spectrum
 from hf_fam.classifier.training_set import TrainingSet
 from hf_fam.measure.classification_metrics import accuracy, negative_log_likelihood
 
@@ -46,10 +47,10 @@ def flat_path(sample: Sample, strengths: Sequence[float], smoothing: float) -> I
     X, y = (torch.from_numpy(part) for part in sample.train)
     classes = int(y.max()) + 1
     data = TrainingSet.of(X, y, torch.full((len(y),), 1 / len(y), dtype=X.dtype), classes, center=True)
-    start = np.zeros(classes * (X.shape[1] + 1))
+    start, spectrum = np.zeros(classes * (X.shape[1] + 1)), Spectrum.of(data)
     for strength in strengths:
         objective = Objective(data, strength, smoothing)
-        start = solve(objective, start, tol=1e-4, max_iter=2000, verbose=0).parameters
+        start = solve(objective, start, spectrum, tol=1e-4, max_iter=2000).parameters
         weight, intercept = (part.numpy() for part in objective.weight_and_intercept(start))
         yield scores(sample.test[0] @ weight.T + intercept, sample.test[1])
 
@@ -95,7 +96,7 @@ def tuned(sample: Sample, candidates: Sequence[Any]) -> Scores:
 
 def rivals(sample: Sample) -> dict[str, list[Any]]:
     """Return eight candidates of each other linear classifier that has a closed form."""
-    shared = Spectrum.of(*sample.train)
+    shared = ClassSpectrum.of(*sample.train)
     return {
         "shrinkage LDA": [ShrinkageLDA(shared, share) for share in SHRINKAGES],
         "ridge": [RidgeClassifier(alpha=10.0**k) for k in range(-1, 7)],
@@ -103,7 +104,7 @@ def rivals(sample: Sample) -> dict[str, list[Any]]:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class ClassSpectrum:
     """What all shrinkages share: the means of the classes, and the covariance within classes by its eigenvectors."""
 
     priors: Logits
@@ -112,7 +113,7 @@ class Spectrum:
     directions: Logits
 
     @classmethod
-    def of(cls, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Spectrum:
+    def of(cls, features: NDArray[np.float64], labels: NDArray[np.int64]) -> ClassSpectrum:
         counts = np.bincount(labels)
         means = np.stack([features[labels == k].mean(0) for k in range(len(counts))])
         within = (features - means[labels]) / np.sqrt(len(labels))
@@ -123,7 +124,7 @@ class Spectrum:
 class ShrinkageLDA:
     """scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)``, from a spectrum that is shared."""
 
-    def __init__(self, spectrum: Spectrum, shrinkage: float) -> None:
+    def __init__(self, spectrum: ClassSpectrum, shrinkage: float) -> None:
         self._spectrum, self._shrinkage = spectrum, shrinkage
 
     def fit(self, features: NDArray[np.float64], labels: NDArray[np.int64]) -> ShrinkageLDA:

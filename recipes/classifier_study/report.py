@@ -202,11 +202,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
+    in_time = [pandas.read_csv(path) for path in options.results.glob("rivals_in_time.csv")]
     for name, write in {
         "choice": choice,
         "confirmation": confirmation,
         "promise": promise.tables,
-        "rivals": promise.rivals,
+        "rivals": lambda results: promise.rivals(pandas.concat([results, *in_time])),
         "cross_validated": promise.cross_validated,
         "extent": extent,
         "starts": starts,

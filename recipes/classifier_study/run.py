@@ -126,7 +126,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing new after so many minutes")
     parser.add_argument(
         "--only",
-        choices=["choice", "confirmation", "promise", "rivals", "cross_validated", "extent", "starts"],
+        choices=[
+            "choice",
+            "confirmation",
+            "promise",
+            "rivals",
+            "rivals_in_time",
+            "cross_validated",
+            "extent",
+            "starts",
+        ],
         help="this part only",
     )
     options = parser.parse_args(arguments)
@@ -142,6 +151,14 @@ def main(arguments: list[str] | None = None) -> None:
         "promise": lambda: run("promise", PROMISE, lambda t, s: draw(t, options.cache, s), promise, deadline, FRESH),
         "rivals": lambda: run(
             "rivals", others.TASKS, lambda t, s: draw(t, options.cache, s), others.compare, deadline, FRESH[:3]
+        ),
+        "rivals_in_time": lambda: run(
+            "rivals_in_time",
+            others.TASKS,
+            lambda t, s: draw(t, options.cache, s),
+            others.compare_in_time,
+            deadline,
+            FRESH[:3],
         ),
         "cross_validated": lambda: run(
             "cross_validated",

@@ -1,4 +1,4 @@
-"""Rivals that need more time: cross-validated C, robust losses, mixup, weight decay and CleanLearning."""
+"""Rivals that need more time: cross-validated C, robust losses, mixup, weight decay, CleanLearning, when to stop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from tasks import PROMISE, Sample
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_fam.methods.bi_tempered import BiTempered
 from hf_fam.methods.generalized_cross_entropy import GeneralizedCrossEntropy
@@ -29,22 +30,35 @@ Loss = Callable[[torch.nn.Linear, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Trained:
-    """A linear classifier, trained on all samples at once by AdamW from zero."""
+    """A linear classifier, trained on all samples at once by AdamW from zero.
 
-    def __init__(self, loss: Loss, weight_decay: float = 0.0) -> None:
-        self._loss, self._weight_decay = loss, weight_decay
+    Args:
+        new_loss: makes the loss of a training, which may keep a state.
+        weight_decay: of AdamW.
+        steps: how many.
+        average: decay of the exponential moving average of the weights, which it ends with; 0: the last weights.
+    """
+
+    def __init__(
+        self, new_loss: Callable[[], Loss], weight_decay: float = 0.0, steps: int = STEPS, average: float = 0.0
+    ) -> None:
+        self._new_loss, self._weight_decay, self._steps, self._average = new_loss, weight_decay, steps, average
 
     def fit(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Trained:
         torch.manual_seed(0)
         X, y = torch.from_numpy(features), torch.from_numpy(labels)
-        self._head = torch.nn.Linear(X.shape[1], int(y.max()) + 1)
-        for part in self._head.parameters():
+        head = torch.nn.Linear(X.shape[1], int(y.max()) + 1)
+        for part in head.parameters():
             torch.nn.init.zeros_(part)
-        optimizer = torch.optim.AdamW(self._head.parameters(), LEARNING_RATE, weight_decay=self._weight_decay)
-        for _ in range(STEPS):
+        averaged = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(self._average))
+        optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=self._weight_decay)
+        loss = self._new_loss()
+        for _ in range(self._steps):
             optimizer.zero_grad()
-            self._loss(self._head, X, y).backward()
+            loss(head, X, y).backward()
             optimizer.step()
+            averaged.update_parameters(head)
+        self._head = averaged
         return self
 
     def decision_function(self, features: NDArray[np.float32]) -> Logits:
@@ -68,7 +82,7 @@ def candidates() -> dict[str, list[Any]]:
     """Return eight candidates of each rival."""
     return {
         "CleanLearning": [Cleaned(LogisticRegression(C=C, max_iter=300), seed=0, cv_n_folds=3) for C in CS],
-        "weight decay": [Trained(_cross_entropy, decay) for decay in (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)],
+        "weight decay": [Trained(lambda: _cross_entropy, decay) for decay in (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)],
         "generalized cross-entropy": [
             Trained(_of(GeneralizedCrossEntropy(q))) for q in (0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.85, 0.95)
         ],
@@ -76,7 +90,22 @@ def candidates() -> dict[str, list[Any]]:
             Trained(_of(SymmetricCrossEntropy(beta))) for beta in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
         ],
         "bi-tempered": [Trained(_of(BiTempered(s))) for s in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)],
-        "mixup": [Trained(_mixup(alpha)) for alpha in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)],
+        "mixup": [Trained(lambda alpha=alpha: _mixup(alpha)) for alpha in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)],
+    }
+
+
+def candidates_in_time() -> dict[str, list[Any]]:
+    """Return eight candidates of each rival that looks at the course of a training."""
+    return {
+        "early-learning regularization": [
+            Trained(lambda strength=strength: EarlyLearning(strength)) for strength in (0.1, 0.3, 1, 2, 3, 5, 7, 10)
+        ],
+        "early stopping": [
+            Trained(lambda: _cross_entropy, steps=steps) for steps in (2, 5, 10, 20, 40, 70, 120, STEPS)
+        ],
+        "moving average": [
+            Trained(lambda: _cross_entropy, average=decay) for decay in (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
+        ],
     }
 
 
@@ -85,6 +114,13 @@ def compare(sample: Sample) -> Iterator[dict[str, Any]]:
     sample = _single(sample)
     yield _row("auto", untuned(sample)[0])
     for method, several in candidates().items():
+        yield _row(method, tuned(sample, several))
+
+
+def compare_in_time(sample: Sample) -> Iterator[dict[str, Any]]:
+    """Yield rows of the rivals that look at the course of a training."""
+    sample = _single(sample)
+    for method, several in candidates_in_time().items():
         yield _row(method, tuned(sample, several))
 
 
@@ -111,8 +147,31 @@ def _cross_entropy(head: torch.nn.Linear, features: torch.Tensor, labels: torch.
     return F.cross_entropy(head(features), labels)
 
 
-def _of(method: Any) -> Loss:
-    return lambda head, features, labels: method.loss(head(features), labels).mean()
+class EarlyLearning:
+    """Early-learning regularization (Liu et al., NeurIPS 2020, "Early-Learning Regularization Prevents Memorization").
+
+    Cross-entropy plus strength · mean log(1 − ⟨p, t⟩), t being the moving average of the sample's probabilities p.
+    """
+
+    _MEMORY = 0.7
+    _SMALLEST = 1e-4
+
+    def __init__(self, strength: float) -> None:
+        self._strength = strength
+        self._targets: torch.Tensor | None = None
+
+    def __call__(self, head: torch.nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = head(features)
+        p = logits.softmax(1).clamp(self._SMALLEST, 1 - self._SMALLEST)
+        now = (p / p.sum(1, keepdim=True)).detach()
+        previous = torch.zeros_like(now) if self._targets is None else self._targets
+        self._targets = self._MEMORY * previous + (1 - self._MEMORY) * now
+        agreement = (self._targets * p).sum(1)
+        return F.cross_entropy(logits, labels) + self._strength * (1 - agreement).log().mean()
+
+
+def _of(method: Any) -> Callable[[], Loss]:
+    return lambda: lambda head, features, labels: method.loss(head(features), labels).mean()
 
 
 def _mixup(alpha: float) -> Loss:

@@ -16,6 +16,7 @@ from tasks import CHOICE, EXTENT, Sample, draw, draw_synthetic
 from hf_fam.classifier.effective_dimension import effective_dimension
 from hf_fam.classifier.objective import Objective
 from hf_fam.classifier.solver import solve
+from hf_fam.classifier.spectrum import Spectrum
 from hf_fam.classifier.training_set import TrainingSet
 
 CASES = 100
@@ -64,8 +65,8 @@ def losses(sample: Sample, delta: float) -> list[float]:
     weights = torch.full((len(y),), 1 / len(y), dtype=X.dtype)
     data = TrainingSet.of(X, y, weights, classes, center=True)
     objective = Objective(data, delta**2 / (2 * effective_dimension(X, weights)), 0.1)
-    zero = np.zeros(classes * (X.shape[1] + 1))
+    zero, spectrum = np.zeros(classes * (X.shape[1] + 1)), Spectrum.of(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # plain training has no optimum on separable data
-        plain = solve(Objective(data, 0.0, 0.1), zero, tol=1e-5, max_iter=500, verbose=0).parameters
-    return [solve(objective, start, tol=1e-6, max_iter=20000, verbose=0).value for start in (zero, plain)]
+        plain = solve(Objective(data, 0.0, 0.1), zero, spectrum, tol=1e-5, max_iter=500).parameters
+    return [solve(objective, start, spectrum, tol=1e-6, max_iter=20000).value for start in (zero, plain)]

@@ -81,13 +81,13 @@ def test_methods_on_a_small_table(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("modules")
 @pytest.mark.parametrize("width", [5, 80])
 def test_shrinkage_lda_is_scikit_learns(width: int) -> None:
-    from methods import ShrinkageLDA, Spectrum
+    from methods import ClassSpectrum, ShrinkageLDA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     random = np.random.default_rng()
     X, y = random.normal(size=(40, width)), np.r_[np.arange(4), random.integers(4, size=36)]
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2).fit(X, y)
-    ours = ShrinkageLDA(Spectrum.of(X, y), 0.2).fit(X, y)
+    ours = ShrinkageLDA(ClassSpectrum.of(X, y), 0.2).fit(X, y)
     np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=1e-6, atol=1e-9)
 
 
