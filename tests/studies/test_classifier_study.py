@@ -21,7 +21,7 @@ pytest.importorskip("sklearn")
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(STUDY))
-    for name in ("report", "promise", "run", "tasks", "methods", "starts", "data_sets"):
+    for name in ("report", "promise", "run", "tasks", "methods", "slow_rivals", "starts", "data_sets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -89,6 +89,47 @@ def test_shrinkage_lda_is_scikit_learns(width: int) -> None:
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2).fit(X, y)
     ours = ShrinkageLDA(ClassSpectrum.of(X, y), 0.2).fit(X, y)
     np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("modules")
+def test_early_learning_is_its_formula() -> None:
+    """Of two steps, by hand: the targets of the second are 0.7 · 0.3 p₁ + 0.3 p₂."""
+    pytest.importorskip("cleanlab")
+    import torch
+    from slow_rivals import EarlyLearning
+
+    head, loss = torch.nn.Linear(3, 4).double(), EarlyLearning(2.0)
+    features, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    first = head(features).softmax(1).detach()
+    loss(head, features, labels)
+    with torch.no_grad():
+        head.weight += 0.1
+        head.weight[0] += 0.5
+    p = head(features).softmax(1)
+    targets = 0.7 * 0.3 * first + 0.3 * p.detach()
+    expected = torch.nn.functional.nll_loss(p.log(), labels) + 2 * torch.log(1 - (p * targets).sum(1)).mean()
+    found = loss(head, features, labels)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(value, head.weight, retain_graph=True)[0] for value in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("modules")
+def test_when_a_training_stops_and_what_is_averaged(tmp_path: Path) -> None:
+    pytest.importorskip("cleanlab")
+    from slow_rivals import Trained, _cross_entropy, compare_in_time
+    from tasks import Task, draw
+
+    sample = draw(Task("wine", 60, noise=0.2, standardized=True, validation=40), tmp_path, seed=0)
+    X, y = sample.train[0].astype(np.float32), sample.train[1]
+    first, second, mean = (
+        Trained(lambda: _cross_entropy, steps=steps, average=average).fit(X, y).decision_function(X)
+        for steps, average in ((1, 0), (2, 0), (2, 0.9))
+    )
+    np.testing.assert_allclose(mean, 0.9 * first + 0.1 * second, atol=1e-6)
+    rows = pandas.DataFrame(compare_in_time(sample)).set_index("method")
+    assert list(rows.index) == ["early-learning regularization", "early stopping", "moving average"]
+    assert (rows.accuracy > 60).all()
 
 
 def test_tables_are_written_again(tmp_path: Path) -> None:
