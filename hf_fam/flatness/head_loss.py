@@ -44,6 +44,7 @@ from .loss_derivatives import (
     weights_in_chunks,
 )
 from .loss_graph import is_cross_entropy
+from .smoothing import UndefinedSmoothing
 from .vocabulary import is_large
 
 
@@ -214,7 +215,7 @@ def _smoothed_elementwise(
     h, p = h.detach().to(wide(h.dtype)), logits.detach().to(wide(h.dtype)).sigmoid()
     tolerance = 10 * tolerance_of(loss, logits)
     if not _is_close(derivative.to(h.dtype), (1 - 2 * p) * h, tolerance):
-        raise ValueError(
+        raise UndefinedSmoothing(
             "smoothing (fam_smoothing) is defined for softmax and sigmoid cross-entropy and for squared errors, but "
             "the loss has another curvature: set it to 0."
         )

@@ -46,7 +46,8 @@ from .estimators import (
 )
 from .feature_mean import FeatureMean
 from .loss_rounding import warn_of_rounding
-from .smoothing import check_smoothing
+from .smoothing import DEFAULT_SMOOTHING, check_smoothing
+from .vocabulary import is_large
 
 # A layer that layerdrop may leave out is refused if the first batches do not call it at all.
 _FIRST_CALL_WITHIN = 20
@@ -94,7 +95,8 @@ class RelativeFlatness:
         smoothing: eps, at least 0 and below 1. kappa then weighs the classes by smoothed probabilities,
             ``(1 - eps) p + eps / C``. So a confident model does not count as flat (docs/smoothing.md). Available with
             ``"closed_form"``, ``"row_probes"`` and ``"gauss_newton"``, for softmax and sigmoid cross-entropy; a squared
-            error needs none. The papers' definition is 0.
+            error needs none. None is 0.1 when only a head of at most 4,096 classes is trained, as in the trainers, and
+            0 otherwise. The papers' definition is 0.
 
     Attributes:
         layer: the `FeatureLayer`.
@@ -135,9 +137,10 @@ class RelativeFlatness:
         *,
         gradient: str = FULL,
         center: bool | None = False,
-        smoothing: float = 0.0,
+        smoothing: float | None = 0.0,
     ) -> None:
-        check_smoothing("smoothing", smoothing)
+        if smoothing is not None:
+            check_smoothing("smoothing", smoothing)
         check_choice("estimator", estimator, estimator_names())
         check_choice("gradient", gradient, GRADIENTS)
         if probes is not None:
@@ -146,7 +149,8 @@ class RelativeFlatness:
             raise TypeError(f"generator={quote(generator)}: give a torch.Generator or None.")
         if center is not None and not isinstance(center, bool):
             raise TypeError(f"center={quote(center)}: give True, False or None.")
-        self._model, self._layer_argument, self._center_argument = model, layer, center
+        self._model, self._layer_argument = model, layer
+        self._center_argument, self._smoothing_argument = center, smoothing
         self.layer = FeatureLayer(model, layer)
         self._head_module = find_head(unwrap(model))[1]
         head = _head(model, self.layer, self._head_module)
@@ -158,11 +162,15 @@ class RelativeFlatness:
             head,
             probes,
             weights_only=gradient == WEIGHTS_ONLY,
-            smoothing=smoothing,
+            smoothing=smoothing or 0.0,
             is_head_by_default=layer in (AUTO, HEAD),
         )
         self._estimator_argument, self._model_class, self.is_sharded = estimator, type(unwrap(model)), False
-        self._use(make_estimator(estimator, choice))
+        method = make_estimator(estimator, choice)
+        if smoothing is None and self._smooths_by_default(method):
+            smoothed = dataclasses.replace(choice, smoothing=DEFAULT_SMOOTHING, must_smooth=False)
+            method = make_estimator(estimator, smoothed)
+        self._use(method)
         if is_sharded(unwrap(model)):
             self.adapt_to_sharding()
         if center is None:
@@ -224,10 +232,18 @@ class RelativeFlatness:
         True if only a head with a bias is trained. The bias absorbs the mean of the features, so the function does not
         change.
         """
-        head_is_trained_alone = (
-            self.at_head and has_bias(self.layer.module) and self.layer.is_trained_alone(self._model)
-        )
-        return head_is_trained_alone and self._initial_method.can_center_layer()
+        return self._head_is_trained_alone and has_bias(self.layer.module) and self._initial_method.can_center_layer()
+
+    def _smooths_by_default(self, method: Estimator) -> bool:
+        """Return True if ``smoothing=None`` smooths the model as it is now.
+
+        That is, if only a head is trained, of a size for which it was measured (recipes/smoothing/default.py).
+        """
+        return self._head_is_trained_alone and method.can_smooth and not is_large(self.layer.out_features)
+
+    @property
+    def _head_is_trained_alone(self) -> bool:
+        return self.at_head and self.layer.is_trained_alone(self._model)
 
     @property
     def is_outdated(self) -> bool:
@@ -241,7 +257,10 @@ class RelativeFlatness:
             or find_head(model)[1] is not self._head_module
         ):
             return True
-        return self._center_argument is None and self.centers_by_default != (self.mean is not None)
+        if self._center_argument is None and self.centers_by_default != (self.mean is not None):
+            return True
+        smooths = self._initial_method.choice.smoothing > 0
+        return self._smoothing_argument is None and self._smooths_by_default(self._initial_method) != smooths
 
     def adapt_to_sharding(self) -> None:
         """Use an estimator that works in a model that FSDP or DeepSpeed shards.

@@ -14,6 +14,13 @@ from torch import Tensor
 from ..calculus.derivatives import wide
 from ..inputs.text import quote
 
+# What the trainers use where only a softmax or sigmoid head is trained (recipes/smoothing/default.py).
+DEFAULT_SMOOTHING = 0.1
+
+
+class UndefinedSmoothing(ValueError):
+    """The loss has no smoothed curvature."""
+
 
 def check_smoothing(name: str, value: object) -> None:
     """Refuse a value of eps that is not a number of at least 0 and below 1.

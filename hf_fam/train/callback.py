@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ..flatness.attach import AttachedFlatness, attach, has_flatness_term
 from ..flatness.estimators import ClosedForm, default_lambda
+from ..flatness.smoothing import check_smoothing
 from ..inputs.text import quote
 from ..layer.finding import AUTO
 from ..processes.checkpoints import resume_hint
@@ -77,6 +78,7 @@ class FAMCallback(TrainerCallback):
             raise TypeError(f'fam_layer={quote(fam_layer)}: give "auto", a dotted module name or a module.')
         # The arguments would replace a module by its name.
         self.fam_layer = fam_layer
+        check_smoothing("fam_smoothing", fam_smoothing)
         arguments = FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps, fam_smoothing=fam_smoothing)
         self._fam = FlatTraining(arguments)
         self._attached: AttachedFlatness | None = None
@@ -107,7 +109,7 @@ class FAMCallback(TrainerCallback):
             if isinstance(layer, nn.Module) and all(module is not layer for module in model.modules()):
                 model = layer
             detach_interrupted(model, state)
-            self._attached = attach(model, 0.0, layer, smoothing=self._fam.arguments.fam_smoothing)
+            self._attached = attach(model, 0.0, layer, smoothing=self._fam.arguments.fam_smoothing or 0.0)
             self._fam.default_strength = default_lambda(ClosedForm.name, self._attached.layer.out_features)
             self._attached.strength = self._fam.strength
             _ATTACHED[self._attached] = weakref.ref(state)

@@ -63,7 +63,8 @@ class FAMArguments:
             centered when only a head with a bias is trained and the estimator supports it. The papers' definition is
             False. The mean is saved in ``trainer_state.json``.
         fam_smoothing: eps of the smoothed kappa, at least 0 and below 1; see `RelativeFlatness`. With 0.1, a confident
-            model does not count as flat. The papers' definition is 0.
+            model does not count as flat. Defaults to 0.1 when only a head of at most 4,096 classes is trained, and to
+            0 otherwise. The papers' definition is 0.
         fam_warmup_steps: number of steps over which lambda rises linearly. A number below 1 is a fraction of the
             training.
         fam_loss_scaling: what to do about models that accept ``num_items_in_batch`` but ignore it. The stock Trainer
@@ -109,9 +110,12 @@ class FAMArguments:
             "const": True,  # allows the bare flag, as for fields of type bool
         },
     )
-    fam_smoothing: float = field(
-        default=0.0,
-        metadata={"help": "Smooths the probabilities in kappa, at least 0 and below 1. 0 is the papers' definition."},
+    fam_smoothing: Optional[float] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "Smooths the probabilities in kappa, at least 0 and below 1. Defaults to 0.1 if only a head is "
+            "trained, else to 0, the papers' definition."
+        },
     )
     fam_warmup_steps: float = field(
         default=0.0,
@@ -171,7 +175,10 @@ class FAMArguments:
                     f'fam_probes={self.fam_probes!r}: fam_estimator="{self.fam_estimator}" has no probes, so leave '
                     "fam_probes at None."
                 )
-        self.fam_smoothing = require_number("fam_smoothing", self.fam_smoothing, 0, 1, open_high=True)
+        if self.fam_smoothing is not None:
+            self.fam_smoothing = require_number(
+                "fam_smoothing", self.fam_smoothing, 0, 1, open_high=True, more=", or None for the default"
+            )
         can_smooth = self.fam_estimator == AUTO or estimator_called(self.fam_estimator).can_smooth
         if self.fam_smoothing and not can_smooth:
             raise ValueError(

@@ -230,7 +230,7 @@ def test_smoothing_bounds_kappa_from_below() -> None:
     torch.testing.assert_close(softmax_flatness(phi, z, w, c, smoothing=EPS), floor)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), float("inf"), True, "0.1", None])
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), float("inf"), True, "0.1"])
 def test_values_out_of_range(value: object) -> None:
     for make in (
         lambda: RelativeFlatness(network()[0], smoothing=value),
@@ -246,3 +246,62 @@ def test_estimators_that_cannot_smooth(estimator: str) -> None:
         ValueError, match=rf'smoothing=0.1 \(fam_smoothing\) is not possible with estimator="{estimator}"'
     ):
         RelativeFlatness(network()[0], estimator=estimator, smoothing=EPS)
+
+
+def frozen_below(head: nn.Module, width: int = FEATURES) -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(width, head.in_features), nn.Tanh(), head).double()
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "classes", "is_frozen", "expected"),
+    [
+        ({}, CLASSES, True, EPS),
+        ({"estimator": "row_probes"}, CLASSES, True, EPS),
+        ({"smoothing": 0.0}, CLASSES, True, 0.0),
+        ({"smoothing": 0.3}, CLASSES, True, 0.3),
+        ({"estimator": "hessian"}, CLASSES, True, 0.0),
+        ({}, CLASSES, False, 0.0),
+        ({"layer": "0"}, CLASSES, False, 0.0),
+        ({}, 5000, True, 0.0),
+    ],
+)
+def test_default_of_a_head_that_is_trained_alone(
+    arguments: dict[str, object], classes: int, is_frozen: bool, expected: float
+) -> None:
+    model = frozen_below(nn.Linear(FEATURES, classes))
+    model.requires_grad_(True) if not is_frozen else None
+    flatness = RelativeFlatness(model, **{"smoothing": None, **arguments})
+    assert flatness.method.smoothing == expected and not flatness.is_outdated
+    if "smoothing" not in arguments and "layer" not in arguments and classes == CLASSES:
+        model[0].requires_grad_(is_frozen)  # the other way round
+        assert flatness.is_outdated == ("estimator" not in arguments or arguments["estimator"] == "row_probes")
+
+
+LOSSES: dict[str, tuple[Loss, bool]] = {
+    "softmax": (SOFTMAX["mean"], True),
+    "sigmoid": (SIGMOID["mean"], True),
+    "squared error": (lambda z: (z - TARGETS).square().mean(), False),
+    "Poisson": (lambda z: F.poisson_nll_loss(z, TARGETS), False),
+    "squared cross-entropy": (lambda z: F.cross_entropy(z, LABELS) ** 2, False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The closed form does not hold")
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_default_smooths_what_has_a_smoothed_curvature(name: str) -> None:
+    loss, is_smoothed = LOSSES[name]
+    model, x = frozen_below(nn.Linear(FEATURES, CLASSES)), torch.randn(ROWS, FEATURES).double()
+
+    def kappa(smoothing: float | None) -> Tensor:
+        flatness = RelativeFlatness(model, generator=torch.Generator().manual_seed(0), smoothing=smoothing)
+        for _ in range(3):
+            with flatness.capture():
+                value = loss(model(x))
+            result = flatness(value)
+        flatness.detach()
+        return result
+
+    torch.testing.assert_close(kappa(None), kappa(EPS if is_smoothed else 0.0))
+    assert (abs(kappa(EPS if is_smoothed else 0.0) - kappa(0.0)) > 1e-6) == is_smoothed

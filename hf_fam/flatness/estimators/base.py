@@ -56,6 +56,7 @@ class Choice:
         probes: number of random probes to average; None for the default.
         weights_only: let the gradient reach W alone.
         smoothing: eps of the smoothed kappa, at least 0 and below 1.
+        must_smooth: refuse a loss whose smoothed curvature is not defined, instead of using its own curvature.
         is_head_by_default: whether the user named no layer, so that the last one was taken for the head.
     """
 
@@ -65,6 +66,7 @@ class Choice:
     probes: int | None = None
     weights_only: bool = False
     smoothing: float = 0.0
+    must_smooth: bool = True
     is_head_by_default: bool = False
 
     @property

@@ -21,7 +21,7 @@ from ..head_loss import HeadLoss, NoClosedForm, checked_curvature, elementwise_f
 from ..log_probabilities import find_log_probabilities, weights_of
 from ..loss_derivatives import tolerance_of
 from ..row_signs import row_signs
-from ..smoothing import smoothed_sigmoid_curvature
+from ..smoothing import UndefinedSmoothing, smoothed_sigmoid_curvature
 from ..softmax_head import softmax_flatness, unit_flatness
 from ..vocabulary import is_large
 from .base import Choice, Estimator, Operations
@@ -96,10 +96,17 @@ class ClosedForm(Estimator):
         if batch.linear_map.groups > 1:
             raise NoClosedForm("the head is a grouped convolution")
         calls = batch.pre_activations
-        kappa, checks = self._kappa(batch, self._form_finder(batch, calls))
+        try:
+            form = self._form_finder(batch, calls)
+        except UndefinedSmoothing:
+            if self.choice.must_smooth:
+                raise
+            self.smoothing, self._form_finder = 0.0, FormFinder(0.0, self.layer.name)
+            form = self._form_finder(batch, calls)
+        kappa, checks = self._kappa(batch, form)
         if self._form_finder.is_off(checks):
-            form = self._form_finder.look(batch, calls)
-            return kappa if form is None else self._kappa(batch, form)[0]
+            other_form = self._form_finder.look(batch, calls)
+            return kappa if other_form is None else self._kappa(batch, other_form)[0]
         return kappa
 
     def read_checks(self) -> None:
