@@ -106,6 +106,7 @@ def is_refused(operation: Any, sample: Any) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_operation_of_torch_is_right_or_refused() -> None:
     pytest.importorskip("expecttest")  # which torch's list of operations needs
     from torch.testing._internal.common_methods_invocations import op_db
