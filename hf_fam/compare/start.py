@@ -86,8 +86,8 @@ class Start:
 
     def _time(self) -> str:
         where = f"on {self.device}" + (f", {self.jobs} runs at the same time" if self.jobs > 1 else "")
-        if self.seconds is None:
+        left = max(self.plan.size(self.plan.seeds) - self.finished, 0) * (self.seconds or 0.0) / self.jobs
+        if not left:
             return where
-        left = max(self.plan.size(self.plan.seeds) - self.finished, 0) * self.seconds / self.jobs
-        run = f"a run of {self.plan.methods[0]} training takes about {format_time(self.seconds)}"
+        run = f"a run of {self.plan.methods[0]} training takes about {format_time(self.seconds or 0.0)}"
         return f"{where}; {run}, and all of them about {format_time(left)}"

@@ -113,7 +113,7 @@ def test_from_a_file_to_a_report_and_the_final_model(
     assert cli.main(["compare", "text_classification", *given]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^found +12 finished runs in .*, which count and are not made again$", printed, re.M)
-    assert "run 1" not in printed
+    assert "run 1" not in printed and re.search(r"^time +on cpu$", printed, re.M)
 
 
 def test_images_on_a_frozen_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
