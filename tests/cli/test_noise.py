@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ pytest.importorskip("peft")
 pytest.importorskip("pytorch_optimizer")
 
 from hf_fam.cli.quiet import short_warnings
+from hf_fam.recipes.common.models import warn_of_random_backbone
 from support.launch import environment
 from support.tiny_recipes import encoder, image_folders, text_files, vision_model
 
@@ -56,3 +58,13 @@ def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with short_warnings():
         assert warnings.formatwarning("look here", UserWarning, "a.py", 3) == "Warning: look here\n"
     assert warnings.formatwarning is before
+
+
+def test_a_backbone_that_is_not_in_the_checkpoint_is_said() -> None:
+    """The report of transformers is hidden; a new head and pooler are no news."""
+    model = SimpleNamespace(base_model_prefix="bert")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_random_backbone(model, ["classifier.weight", "bert.pooler.dense.bias"], "'m'")
+    with pytest.warns(UserWarning, match=r"1 weights of the backbone of 'm' are not in its checkpoint .* bert.layer.0"):
+        warn_of_random_backbone(model, ["classifier.weight", "bert.layer.0"], "'m'")

@@ -12,6 +12,7 @@ import pytest
 from hf_fam.compare.figures import forest_plot
 from hf_fam.compare.metric import Metric
 from hf_fam.compare.outcome import MethodResult, Outcome
+from hf_fam.compare.result import ComparisonResult
 from hf_fam.compare.runs import Settings, edges
 from hf_fam.compare.sentence import conclusion, method_sentence
 from hf_fam.compare.table import format_difference, format_table
@@ -93,3 +94,9 @@ def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
     result = outcome()
     result.methods[1] = MethodResult("fam", [], result.methods[0].scores, None, 1.0, None, edges=["strength"])  # type: ignore[index]
     assert "The best strength of FAM is at the edge of its grid" in conclusion(result)
+
+
+def test_a_notebook_shows_the_table_and_the_sentences() -> None:
+    fields = {f.name: getattr(outcome(), f.name) for f in dataclasses.fields(Outcome)}
+    shown = ComparisonResult(**fields)._repr_html_()
+    assert shown.startswith('<div class="scroll"><table>') and "80.5 ± 0.7" in shown and "<p>FAM: undecided; " in shown
