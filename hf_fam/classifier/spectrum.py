@@ -1,7 +1,7 @@
 """The directions in which the features vary most: in these coordinates a solver needs fewer steps.
 
-At zero weights all classes are equally probable. The second derivatives of the objective by the weights of a class are
-then (S + 2 λ tr S · 1) / C, S being the covariance of the features. A few of its eigenvectors suffice, because the
+At zero weights all classes are equally probable. Let S be the covariance of the features. The second derivatives of the
+objective by the weights of a class are then (S + 2 λ tr S · 1) / C. A few eigenvectors of S suffice, because the
 penalty bounds the others from below.
 """
 

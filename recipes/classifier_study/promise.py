@@ -118,8 +118,8 @@ def cross_validated(results: pandas.DataFrame) -> str:
     accuracy, nll = (gain(results, "C by cross-validation", score) for score in ("accuracy", "nll"))
     return (
         f"Against logistic regression with C by five-fold cross-validation, also on training samples only: "
-        f"{interval(accuracy, 2)} points, NLL {interval(nll, 3)} ({results.task.nunique()} tasks, "
-        f"{len(accuracy)} seeds, 95 % intervals).\n"
+        f"{interval(accuracy, 2)} points, NLL {interval(nll, 3)}. {results.task.nunique()} tasks, "
+        f"{len(accuracy)} seeds, 95 % intervals.\n"
     )
 
 

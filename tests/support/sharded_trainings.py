@@ -128,8 +128,8 @@ UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 
 class Collectives(TorchDispatchMode):
     """Records every exchange between processes: its kind, and how many numbers this process gives.
 
-    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP. Its backward hooks on
-    modules also hide the loss, so that the features are perturbed.
+    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP. Its backward hooks
+    on modules also hide the loss, so that the features are perturbed.
     """
 
     def __init__(self) -> None:
