@@ -4,7 +4,8 @@ With ``D_kl = ||w_k - w_l||^2`` and probabilities p,
 
     Var_{k~p}(w_k) = 1/2 sum_kl p_k p_l D_kl
 
-is a sum of non-negative terms, so that it keeps the precision of the probabilities for confident rows. It takes two
+is a sum of non-negative terms, so that it keeps the precision of the probabilities for confident rows. With smoothing
+eps, ``q = (1 - eps) p + eps / C`` replaces p (docs/smoothing.md). It takes two
 products with C x C matrices and half as many kernels as `flatness.softmax_head`. On a GPU, launching kernels is most
 of the cost of a small head.
 """
@@ -36,7 +37,12 @@ def is_worth_distances(classes: int, rows: int, device: torch.device) -> bool:
 
 
 def flatness_from_distances(
-    features: Tensor, logits: Tensor, weight: Tensor, item_weights: Tensor, log_probabilities: Tensor
+    features: Tensor,
+    logits: Tensor,
+    weight: Tensor,
+    item_weights: Tensor,
+    log_probabilities: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return kappa of a head under softmax cross-entropy.
 
@@ -46,6 +52,7 @@ def flatness_from_distances(
         weight: W, shape ``(C, m)``.
         item_weights: c, shape ``(N,)``, constant.
         log_probabilities: log p, shape ``(N, C)``, constant, in float32 or wider.
+        smoothing: eps, at least 0 and below 1.
 
     Returns:
         A scalar in the units of the loss, differentiable to features, logits and weight.
@@ -58,7 +65,9 @@ def flatness_from_distances(
     """
     dtype = log_probabilities.dtype
     phi, z = features.reshape(-1, features.shape[-1]).to(dtype), logits.reshape(-1, logits.shape[-1])
-    result: Tensor = _FlatnessFromDistances.apply(phi, z, weight.to(dtype), item_weights.to(dtype), log_probabilities)
+    result: Tensor = _FlatnessFromDistances.apply(
+        phi, z, weight.to(dtype), item_weights.to(dtype), log_probabilities, smoothing
+    )
     return result
 
 
@@ -66,36 +75,40 @@ class _FlatnessFromDistances(torch.autograd.Function):
     """kappa and its gradients by hand, in few kernels."""
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, log_p: Tensor) -> Tensor:
+    def forward(ctx: Any, phi: Tensor, z: Tensor, w: Tensor, c: Tensor, log_p: Tensor, eps: float) -> Tensor:
         rows = w - w[:1]  # a common offset changes no distance, and would cost precision
         gram = rows @ rows.T
         squares = gram.diagonal()
         distances = torch.sub(squares.unsqueeze(1) + squares, gram, alpha=2)  # exactly 0 on the diagonal
         p = log_p.exp()
-        mean_distances = p @ distances
-        variances = _row_products(p, mean_distances)  # twice the variances
-        phi_squares = _row_products(phi, phi)
-        a = c * phi_squares
-        ctx.save_for_backward(phi, rows, c, phi_squares, p, mean_distances, variances)
-        ctx.dtype = z.dtype
+        q = torch.rsub(p, eps / p.shape[1], alpha=eps - 1) if eps else p  # (1 - eps) p + eps / C
+        mean_distances = q @ distances
+        variances = _row_products(q, mean_distances)  # twice the variances
+        a = c * _row_products(phi, phi)
+        ctx.save_for_backward(phi, rows, c, a, p, q, mean_distances, variances)
+        ctx.dtype, ctx.smoothing = z.dtype, eps
         return torch.addmv(a[:1], a.unsqueeze(0), variances, beta=0, alpha=0.5).squeeze(0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        phi, rows, c, phi_squares, p, mean_distances, variances = ctx.saved_tensors
+        phi, rows, c, a, p, q, mean_distances, variances = ctx.saved_tensors
         needs_phi, needs_z, needs_w, *_ = ctx.needs_input_grad
-        c = gradient * c
-        scaled_p = (c * phi_squares).unsqueeze(1) * p
+        a = (gradient * a).unsqueeze(1)
+        scaled_q = a * q
         grad_phi = grad_z = grad_w = None
         if needs_phi:
-            grad_phi = (c * variances).unsqueeze(1) * phi
-        if needs_z:
-            grad_z = ((mean_distances - variances.unsqueeze(1)) * scaled_p).to(ctx.dtype)
+            grad_phi = (gradient * c * variances).unsqueeze(1) * phi
+        if needs_z:  # dq_k / dz_l = (1 - eps) (p_k [k = l] - p_k p_l)
+            distances, means, scaled_p = mean_distances, variances, scaled_q
+            if ctx.smoothing:  # relative to the most probable class: its probability may round to 1
+                distances = distances - distances.gather(1, p.argmax(1, keepdim=True))
+                means, scaled_p = _row_products(p, distances), (1 - ctx.smoothing) * a * p
+            grad_z = ((distances - means.unsqueeze(1)) * scaled_p).to(ctx.dtype)
         if needs_w:  # 2 sum_l M_kl (w_k - w_l); the diagonal must not drown the rest
-            pairs = (scaled_p.T @ p).fill_diagonal_(0.0)
+            pairs = (scaled_q.T @ q).fill_diagonal_(0.0)
             grad_w = torch.addmm(pairs.sum(1, keepdim=True) * rows, pairs, rows, beta=2, alpha=-2)
-        return grad_phi, grad_z, grad_w, None, None
+        return grad_phi, grad_z, grad_w, None, None, None
 
 
 def _row_products(left: Tensor, right: Tensor) -> Tensor:

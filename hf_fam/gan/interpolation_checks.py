@@ -29,7 +29,8 @@ def check_arguments(
     """
     for name, value, choices in (("energy", energy, ENERGIES), ("curve", curve, CURVES)):
         if not isinstance(value, str) or value not in choices:
-            hint = ', or read `linear_in_sample` of the result of energy="linear"' if value == LINEAR_IN_SAMPLE else ""
+            is_path_of_result = isinstance(value, str) and value == LINEAR_IN_SAMPLE
+            hint = ', or read `linear_in_sample` of the result of energy="linear"' if is_path_of_result else ""
             raise ValueError(f"{name}={quote(value)}: give one of {', '.join(map(repr, choices))}{hint}.")
     for name, z in (("z0", z0), ("z1", z1)):
         if not isinstance(z, Tensor):

@@ -71,7 +71,7 @@ def items_needed_notes(records: Iterable[_MeasuredLayer], kappa: str = "kappa") 
         if count is not None:
             percent = 100 * record.standard_error / abs(record.kappa)
             notes.append(
-                f"{record.layer}: the differences between items dominate the standard error, {percent:.2g} % of "
+                f"{record.layer}: the differences between items dominate the standard error, {float(f'{percent:.2g}'):g} % of "
                 f"{kappa}. About {_rounded(count):,} items give {100 * RELATIVE_ERROR:g} %."
             )
     return notes

@@ -30,26 +30,27 @@ def case() -> list[Tensor]:
     return [*(torch.randn(*s, dtype=torch.float64) for s in ((N, M), (N, C), (C, M))), c]
 
 
-def by_pairs(phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
+def by_pairs(phi: Tensor, z: Tensor, w: Tensor, c: Tensor, smoothing: float = 0.0) -> Tensor:
     """Var = 1/2 sum_kl p_k p_l ||w_k - w_l||^2, differentiated by autograd."""
-    p = z.softmax(-1)
+    p = (1 - smoothing) * z.softmax(-1) + smoothing / z.shape[-1]
     squares = (w.unsqueeze(0) - w.unsqueeze(1)).square().sum(-1)
     return (c * phi.square().sum(-1)) @ torch.einsum("nk,nl,kl->n", p, p, squares) / 2
 
 
-def from_distances(phi: Tensor, z: Tensor, w: Tensor, c: Tensor) -> Tensor:
+def from_distances(phi: Tensor, z: Tensor, w: Tensor, c: Tensor, smoothing: float = 0.0) -> Tensor:
     log_p = z.detach().to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
-    return flatness_from_distances(phi, z, w, c, log_p)
+    return flatness_from_distances(phi, z, w, c, log_p, smoothing)
 
 
 def with_gradients(kappa: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [kappa.detach(), *torch.autograd.grad(3 * kappa, inputs)]
 
 
-def test_value_and_gradients() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_value_and_gradients(smoothing: float) -> None:
     *inputs, c = case()
     inputs = [t.requires_grad_() for t in inputs]
-    found, expected = (with_gradients(of(*inputs, c), inputs) for of in (from_distances, by_pairs))
+    found, expected = (with_gradients(of(*inputs, c, smoothing), inputs) for of in (from_distances, by_pairs))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -61,16 +62,17 @@ def test_only_what_is_trained_gets_a_gradient(wanted: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("margin", [0.0, 5.0, 10.0, 20.0, 40.0, 80.0])
-def test_confident_rows_are_exact_in_single_precision(margin: float) -> None:
+def test_confident_rows_are_exact_in_single_precision(margin: float, smoothing: float) -> None:
     """A lead of 20 leaves the other classes 1e-9 of the probability: below what float32 tells from 1."""
     phi, z, w, c = (t.float() for t in case())
     top = torch.randint(C, (N, 1))
     inputs = [phi, z.scatter(1, top, z.amax(1, keepdim=True) + margin), w]
     c = c.abs()
-    found = with_gradients(from_distances(*(t.requires_grad_() for t in inputs), c), inputs)
+    found = with_gradients(from_distances(*(t.requires_grad_() for t in inputs), c, smoothing), inputs)
     doubles = [t.detach().double().requires_grad_() for t in inputs]
-    expected = with_gradients(by_pairs(*doubles, c.double()), doubles)
+    expected = with_gradients(by_pairs(*doubles, c.double(), smoothing), doubles)
     assert found[0] > 0
     for mine, true in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.double() / true.norm(), true / true.norm(), rtol=0, atol=1e-5)
@@ -83,7 +85,7 @@ def test_a_common_offset_is_harmless() -> None:
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     found, expected = (
         with_gradients(from_distances(*inputs, c), inputs),
-        with_gradients(by_pairs(*doubles, c.double()), doubles),
+        with_gradients(by_pairs(*doubles, c.double(), smoothing), doubles),
     )
     for mine, true in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.double() / true.norm(), true / true.norm(), rtol=0, atol=1e-4)

@@ -135,6 +135,6 @@ def partly_bounded() -> nn.Module:
     ],
 )
 def test_layers_that_are_not_bounded(tmp_path: Path, critic: nn.Module, layer: str) -> None:
-    with pytest.raises(ValueError, match=f"does not bound the slope of the critic's layer '{layer}': give a penalty"):
+    with pytest.raises(ValueError, match=f"does not bound the slope of the critic's layer '{layer}'. Give a penalty"):
         wgan_trainer(tmp_path, critic=critic, penalty="none")
     assert wgan_arguments(tmp_path, penalty=None).penalty == "none"

@@ -46,6 +46,7 @@ CHECKED_BY_THE_COMMAND = {"recipes", "data", "cli"}
 # Modules that are imported inside such a block, and where a missing package is another kind of answer.
 EXPLAINED_ELSEWHERE = {
     *("methods/sam_trainer.py", "methods/bi_tempered.py", "measure/sources.py", "gan/sample_grid.py"),
+    "gan/point_picture.py",
     *("measure/plotting.py", "measure/page.py", "measure/predictions.py", "landscape/smallest_curvature.py"),
 }
 

@@ -280,7 +280,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 # None stands for a default.
 OPTIONAL = {
-    *(f"RelativeFlatness {name}" for name in ("probes", "generator", "center")),
+    *(f"RelativeFlatness {name}" for name in ("probes", "generator", "center", "smoothing")),
     *("FAMCallback fam_lambda", "design_minimum scale", "merge_duplicates layer", "find_critical_point reduction"),
     *(f"interpolate {name}" for name in ("scorer", "features", "score_range", "chunk_size")),
     *("escape_path to_ratio", "escape_path reduction", "escape_path loss", "split_certificate reduction"),
@@ -291,7 +291,7 @@ OPTIONAL = {
     *(f"compare {name}" for name in ("test_dataset", "scoring_dataset", "higher_is_better", "margin")),
     *(f"compare {name}" for name in ("budget", "output_dir", "on_progress")),
     *(f"WGANTrainingArguments {field.name}" for field in fields(WGANTrainingArguments) if field.default is None),
-    "WGANTrainingArguments n_critic_warmup",
+    *("WGANTrainingArguments n_critic_warmup", "WGANTrainingArguments penalty", "cross_validated_gap predictor"),
 }
 # Any text is a name of a layer or of a folder, which only the model or the disk can refuse.
 NAMES = {"FAMCallback fam_layer", "FlatnessCallback layers", "compare output_dir"}

@@ -49,8 +49,8 @@ def features() -> list[dict[str, Any]]:
 # The most kernels of the term, in a step in which nothing is looked at.
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[dict[str, Any]]], dict[str, Any], int]] = {
     "head": (bert, classified, {}, 29),
-    "frozen backbone": (frozen_bert, classified, {}, 30),
-    "stored features": (StoredFeatures, features, {}, 29),
+    "frozen backbone": (frozen_bert, classified, {}, 36),
+    "stored features": (StoredFeatures, features, {}, 35),
     "pooler": (bert, classified, {"fam_layer": "representation"}, 118),
     "perturbation": (bert, classified, {"fam_layer": "representation", "fam_estimator": "perturbation"}, 69),
 }

@@ -233,7 +233,7 @@ class Mixing(nn.Module):
         ("items", "only an elementwise activation"),
         ("pooled", "only an elementwise activation"),
         ("nothing", "does not read"),
-        ("gate", "depends on 'gate.weight', not only on 'fc1': choose layers without a gate"),
+        ("gate", "depends on 'gate.weight', not only on 'fc1'. Choose layers without a gate"),
         ("fewer", "only an elementwise activation"),
     ],
 )

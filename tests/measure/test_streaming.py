@@ -78,4 +78,4 @@ def test_table_frame_json_and_figure(tmp_path: Path) -> None:
     table.plot(tmp_path / "found.png")
     assert (tmp_path / "found.png").stat().st_size > 10_000
     lines = str(table).splitlines()
-    assert lines[0].startswith("9 items") and [line.split()[0] for line in lines[3:]] == ["0", "2", "4"]
+    assert lines[0].startswith("9 items") and [line.split()[0] for line in lines[3:6]] == ["0", "2", "4"]

@@ -160,10 +160,10 @@ class ClosedForm(Estimator):
             self._minus_one = minus_one = torch.full_like(loss, -1.0)
         c = weights_of(loss, log_p, minus_one).to(z.device)  # the loss may be on another device
         w, phi = batch.weight, batch.linear_map.feature_rows(phi)
-        if self.row_probes == 0 and smoothing == 0 and is_worth_distances(z.shape[-1], len(c), z.device):
+        if self.row_probes == 0 and is_worth_distances(z.shape[-1], len(c), z.device):
             if batch.weights_only:
                 phi, z = phi.detach(), z.detach()
-            return flatness_from_distances(phi, z, w, c, log_p.values.to(z.device))
+            return flatness_from_distances(phi, z, w, c, log_p.values.to(z.device), smoothing)
         signs = row_signs(self.row_probes, phi.shape[-1], phi.device, batch.seeds)
         return softmax_flatness(phi, z, w, c, weights_only=batch.weights_only, signs=signs, smoothing=smoothing)
 
