@@ -69,9 +69,9 @@ def items_needed_notes(records: Iterable[_MeasuredLayer], kappa: str = "kappa") 
     for record in records:
         count = items_needed(record)
         if count is not None:
-            percent = 100 * record.standard_error / abs(record.kappa)
+            percent = float(f"{100 * record.standard_error / abs(record.kappa):.2g}")
             notes.append(
-                f"{record.layer}: the differences between items dominate the standard error, {float(f'{percent:.2g}'):g} % of "
+                f"{record.layer}: the differences between items dominate the standard error, {percent:g} % of "
                 f"{kappa}. About {_rounded(count):,} items give {100 * RELATIVE_ERROR:g} %."
             )
     return notes
