@@ -63,9 +63,9 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
 
 
 def _without_part(text: str) -> str:
-    """Return text without the beginning of a word at its end, if that leaves most of it."""
-    whole = text.rpartition(" ")[0]
-    return whole if len(whole) > len(text) // 2 else text
+    """Return text without the beginning of a word at its end; that of a path stays, because it may name a file."""
+    whole, _, part = text.rpartition(" ")
+    return whole if whole and part.isalpha() else text
 
 
 def printable(text: str) -> str:

@@ -105,6 +105,7 @@ def test_an_encoding_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_many_classes_are_summed_up() -> None:
     assert describe_classes({f"c{k}": k + 1 for k in range(77)}) == "77 classes of 1 (c0) to 77 (c76) rows"
+    assert describe_classes({f"c{k}": 30 for k in range(77)}) == "77 classes of 30 rows"
 
 
 def test_durations() -> None:

@@ -60,6 +60,8 @@ def describe_classes(counts: Mapping[str, int]) -> str:
     if len(counts) <= _MOST_CLASSES:
         return ", ".join(f"{printable(name)} {count:,}" for name, count in counts.items())
     least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    if counts[least] == counts[most]:
+        return f"{len(counts)} classes of {counts[most]:,} rows"
     return (
         f"{len(counts)} classes of {counts[least]:,} ({printable(least)}) to {counts[most]:,} ({printable(most)}) rows"
     )
