@@ -212,7 +212,9 @@ def _smoothed_elementwise(
     derivative = torch.autograd.grad(h.sum(), logits, retain_graph=True)[0] if h.requires_grad else None
     if derivative is None or not derivative.any():
         return HeadLoss("elementwise")
-    h, p = h.detach().to(wide(h.dtype)), logits.detach().to(wide(h.dtype)).sigmoid()
+    h, z = h.detach().to(wide(h.dtype)), logits.detach().to(wide(h.dtype))
+    p = z.sigmoid()
+    slope = p * (-z).sigmoid()  # p (1 - p), precise where p rounds to 1
     tolerance = 10 * tolerance_of(loss, logits)
     if not _is_close(derivative.to(h.dtype), (1 - 2 * p) * h, tolerance):
         raise UndefinedSmoothing(
@@ -220,7 +222,7 @@ def _smoothed_elementwise(
             "the loss has another curvature: set it to 0."
         )
     c = sigmoid_weights(loss, logits, graph)
-    is_in_graph = c is not None and _is_close(c * p * (1 - p) * scale, h, tolerance)
+    is_in_graph = c is not None and _is_close(c * slope * scale, h, tolerance)
     return HeadLoss("sigmoid", "graph" if is_in_graph else "product", is_trained)
 
 
@@ -293,8 +295,8 @@ def item_weights(batch: Batch, logits: Tensor, form: HeadLoss, number: int = 0) 
         c, is_off = checked_weights(first, logits, tolerance, create_graph=create_graph)
     else:
         h, is_off = checked_curvature(first, logits, number, tolerance)
-        p = logits.to(wide(h.dtype)).sigmoid()
-        c = safe_ratio(h.to(p.dtype), p * (1 - p))
+        z = logits.to(wide(h.dtype))
+        c = safe_ratio(h.to(z.dtype), z.sigmoid() * (-z).sigmoid())  # p (1 - p), precise where p rounds to 1
     if form.item_weights == "graph":
         read = sigmoid_weights if form.kind == "sigmoid" else softmax_weights
         from_graph = read(loss, logits, batch.graph, create_graph=create_graph)
