@@ -188,7 +188,13 @@ def make_batches(model: str, count: int, quick: bool) -> list[dict[str, Tensor]]
 
 
 def make_steps(row: Contender, quick: bool) -> Steps:
-    fam = {"fam_layer": row.layer, "fam_estimator": row.method, "fam_lambda": 1e-4, "fam_center": row.center}
+    fam = {
+        "fam_layer": row.layer,
+        "fam_estimator": row.method,
+        "fam_lambda": 1e-4,
+        "fam_center": row.center,
+        "fam_smoothing": 0.0,
+    }
     return Steps(make_model(row, quick), None if row.method in ("plain", "sam") else fam, sam=row.method == "sam")
 
 
