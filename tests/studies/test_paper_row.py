@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from PIL import Image
 
 from support.launch import ROOT
