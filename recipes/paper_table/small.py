@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "small.jsonl")
     parser.add_argument("--output", type=Path, default=GENERATED / "paper_row.md")
     parser.add_argument("--epochs", type=float, default=EPOCHS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds to train now")
     options = parser.parse_args(arguments)
     file: Path = options.results
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         train_items, test_items = images(options.data)
         done = {(r["method"], r["seed"]) for r in records}
-        for seed in SEEDS:
+        for seed in options.seeds:
             for name in METHODS:
                 if (name, seed) not in done:
                     records.append(train(name, seed, train_items, test_items, options.epochs))

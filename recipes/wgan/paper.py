@@ -34,7 +34,7 @@ from recipes.wgan.sweep import level_set
 
 SIDES = ("one", "two")
 # Generator steps at each lambda.
-STEPS = {10.0: 300, 100.0: 100}
+STEPS = {10.0: 300, 100.0: 100, 1.0: 100, 0.1: 100}
 SETTINGS: dict[str, Any] = {
     "data": "swiss_roll",
     "width": 512,
