@@ -38,7 +38,7 @@ check: $(TEST) lint  ## style, types and the unit tests, in two minutes
 test: $(TEST) lint  ## style, types, and every test but the slow ones
 	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
 
-test-slow: $(SLOW)  ## the tests that train real models, which takes a while
+test-slow: $(SLOW) $(DOCS)  ## the tests that take minutes: real models, and every page of the site in Chromium
 	$(PYTEST) -m slow $(ARGS)
 
 test-minimum: $(MINIMUM)/.stamp  ## every test but the slow ones, with the oldest versions that hf_fam allows
