@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-# A node and which of its outputs: a compiled function, for one, is a single node with many.
+# A node and the index of its output: a compiled function is one node with many outputs.
 _Edge = tuple[Node, int]
 
 # Backward nodes of identities. DistributedDataParallel adds one to everything that a model returns, DeepSpeed ZeRO
@@ -42,7 +42,7 @@ class TailGraph:
     def __init__(self, loss: Tensor, outputs: Sequence[Tensor], marks: Sequence[Tensor] = ()) -> None:
         self._ends = _edges_of(outputs)
         ends = self._ends | _edges_of(marks)
-        # Below the only call of a layer nothing is wanted, and that is most of the model.
+        # Nothing below the only call of a layer is needed, and that is most of the model.
         floor = {node for node, _ in self._ends} if len(self._ends) == 1 else set()
         self.nodes: list[Node] = []
         leads_down: dict[Node, bool] = {}

@@ -61,7 +61,7 @@ def largest_eigenvalues(
     for k in range(min(iterations, n)):
         image = product(basis[k])
         alpha = (image * basis[k]).sum(-1)
-        # A matrix whose Krylov space is exhausted goes on with zero vectors; its first value keeps it in its range.
+        # If its Krylov space is exhausted, a matrix continues with zero vectors. Its first value stays in its range.
         diagonal.append(torch.where(exhausted, diagonal[0], alpha) if diagonal else alpha)
         for _ in range(2):  # once is not enough in floating point
             for q in basis:

@@ -20,15 +20,15 @@ from .solver import solve
 from .spectrum import Spectrum
 from .training_set import TrainingSet, chunks
 
-# Strong ones first, a factor of about 1.4 apart.
+# From strong to weak, a factor of about 1.4 apart.
 DELTAS = (1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.085, 0.06, 0.042, 0.03, 0.021, 0.015, 0.01)
-# If no sample can be held out because every class has one.
+# The choice if no sample can be held out, because every class has one.
 FALLBACK = 0.7
 _FOLDS = 5
 # Enough to tell strengths apart: with more samples, fewer folds are held out.
 _HELD_OUT = 2000
-# The path ends at a loss of so many times the lowest, if that is below so many times the loss of a constant guess. The
-# loss may rise before it falls where the penalty outweighs it.
+# The path ends when the loss is this many times the lowest one, and the lowest one is below this part of the loss of a
+# constant guess. While the penalty outweighs the loss, the loss may rise before it falls.
 _RISE, _LEARNED = 1.01, 0.95
 # How exact the fits of the folds are, in nats.
 _DECREASE = 1e-4

@@ -49,7 +49,7 @@ class FlatLogisticRegression(ClassifierMixin, BaseEstimator):
         tol: stop when no entry of the gradient is larger. The features count as scaled to unit mean square.
         max_iter: the most L-BFGS steps.
         warm_start: start from the previous fit, instead of zero.
-        verbose: print the objective every so many steps, and a summary; 0 prints nothing.
+        verbose: steps from one printed line to the next, with a summary at the end; 0 prints nothing.
 
     Attributes:
         coef_: weights of shape (C, m), or (1, m) for two classes. A tensor on the features' device if ``X`` was one.

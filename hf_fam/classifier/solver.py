@@ -50,7 +50,7 @@ def solve(
         spectrum: of the features, or of those of a similar training set.
         tol: the largest entry of the gradient at which it stops.
         max_iter: the most steps.
-        verbose: print the value and the gradient every so many steps, and at the end; 0 prints nothing.
+        verbose: steps from one printed line to the next, with a summary at the end; 0 prints nothing.
         decrease: it also stops where the objective is expected to fall by no more.
 
     Warns:

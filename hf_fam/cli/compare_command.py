@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ..compare import ComparisonResult
 
 DEFAULT_METHODS = ("plain", "fam")
-# With a frozen backbone, what most people use is a rival, too.
+# With a frozen backbone, logistic regression is a rival, because most people use it.
 FROZEN_METHODS = ("plain", "fam", "logistic_regression", "flat_logistic_regression")
-# Settings to try for each method. Runs on a frozen backbone are short, and their best learning rates further apart.
+# Settings to try for each method. On a frozen backbone, runs are short and the best learning rates lie further apart.
 GRID_SIZE, FROZEN_GRID_SIZE = 6, 10
 
 

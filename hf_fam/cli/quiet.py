@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-# What transformers remarks on new heads and on the order of checkpoints, by logger.
+# Messages of transformers about new heads and the order of checkpoints, by logger.
 _REMARKS = {"transformers.modeling_utils": "LOAD REPORT", "transformers.trainer_utils": "mtime may not be reliable"}
 
 
@@ -40,7 +40,7 @@ def quiet_libraries(*, shows_training: bool = False) -> None:
 @contextlib.contextmanager
 def short_warnings() -> Iterator[None]:
     """Show warnings as one line, and none of a package that no command needs."""
-    # It says at its import that another optional package is missing, whatever the model.
+    # At its import, bitsandbytes logs that another optional package is missing, even if no model needs it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     before = warnings.formatwarning
 

@@ -18,7 +18,7 @@ from .runs import FINAL, TUNING, Run, Settings, edges
 if TYPE_CHECKING:
     from .statistics import Comparison
 
-# More examples than so many times those that there are would be no advice.
+# The most examples that the advice asks for, as a multiple of those at hand.
 AFFORDABLE = 10
 
 

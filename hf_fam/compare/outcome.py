@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BETTER, SAME, WORSE, UNDECIDED = "better", "same", "worse", "undecided"
 
-# Of the standard error, from which on an undecided interval is shown: that of three splits.
+# An undecided interval is shown if its standard error has at least these degrees of freedom: those of three splits.
 LEAST_DEGREES_OF_FREEDOM = 2
 
 

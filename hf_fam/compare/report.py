@@ -10,7 +10,7 @@ from .outcome import Outcome
 from .sentence import conclusion, display_name
 from .table import digits, format_difference, format_score, format_settings, time_ratio
 
-# Scores that stand above the sentences, at most.
+# The largest number of scores above the sentences.
 _MOST_TILES = 6
 
 

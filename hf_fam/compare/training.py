@@ -89,7 +89,7 @@ def execute(task: Task, run: Run) -> Record:
     if settings.learning_rate is not None:
         trainer.args.learning_rate = settings.learning_rate
     trainer.args.logging_strategy, trainer.args.logging_steps = IntervalStrategy.STEPS, CURVE_STEP
-    set_seed(run.seed)  # what making the Trainer drew does not count
+    set_seed(run.seed)  # making the Trainer may have drawn random numbers
     type(task.methods[run.method])(settings.strength).apply(trainer)
     with tempfile.TemporaryDirectory() as folder:
         trainer.args.output_dir = folder
@@ -144,7 +144,7 @@ class StopAfter(TrainerCallback):
 
     Args:
         seconds: time after the first step.
-        steps: at least so many steps are made.
+        steps: the fewest steps to make.
     """
 
     def __init__(self, seconds: float, steps: int = 3) -> None:

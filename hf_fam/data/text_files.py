@@ -16,7 +16,7 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Bytes of which the encoding is guessed, and the share of bytes above 127 up to which the text is in Latin letters.
+# The encoding is guessed from this many bytes. With more than this share of bytes above 127, the letters are not Latin.
 _SAMPLE, _LATIN_SHARE = 1 << 16, 0.25
 
 

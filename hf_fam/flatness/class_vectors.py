@@ -27,7 +27,7 @@ def sketch(weight: Tensor, signs: Tensor | None, dtype: torch.dtype) -> Tensor:
     """
     if signs is None:
         return weight.to(dtype)
-    # Half precision is widened one chunk at a time.
+    # Half precision is converted one chunk at a time.
     sketches = [part.to(dtype) @ signs.to(dtype) for part in weight_chunks(weight)]
     return torch.cat(sketches) / math.sqrt(signs.shape[1])
 

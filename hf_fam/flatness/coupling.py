@@ -18,7 +18,7 @@ from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.saturation import first_derivatives
 from .batch import Batch
 
-# So many losses with different graphs are tested.
+# The largest number of losses with different graphs that are tested.
 _MAX_GRAPHS = 16
 
 

@@ -19,8 +19,8 @@ from ..layer.linear_map import LinearMap
 from .batch import Seeds
 from .coupling import Coupling
 
-# Blocks of the random matrix of coupled rows (docs/coupled-rows.md): one for so many outputs of the layer, which keeps
-# their cost far below that of the layer; at least and at most so many.
+# The random matrix of coupled rows has blocks (docs/coupled-rows.md), one for this many outputs of the layer. They then
+# cost far less than the layer.
 _OUTPUTS_OF_A_BLOCK = 16
 _FEWEST_BLOCKS, _MOST_BLOCKS = 16, 64
 

@@ -16,7 +16,7 @@ from .head_loss import HeadLoss, NoClosedForm, recognize_logits
 # The largest number of graphs whose forms are kept. A loss whose graph depends on the batch would add one each time.
 _MAX_GRAPHS = 64
 
-# So many changes without a new graph are followed. Then the loss has no form that holds until the next check is read.
+# After more changes than this without a new graph, the loss has no form that holds until the next check is read.
 _MAX_CHANGES = 2
 
 

@@ -90,8 +90,8 @@ def _contributions_of_call(batch: Batch, features: Tensor, z: Tensor, form: Head
     else:
         c = weights_from_product(first, z).to(dtype) / scale
     p = z.detach().to(dtype).softmax(-1)
-    # 1 - p of the most probable class, and the moments of w around its weight, from the other classes: these are small
-    # numbers in a confident row, and no difference of equal ones.
+    # 1 - p of the most probable class, and the moments of w around its weight, as sums over the other classes. They are
+    # small in a confident row, and no digits cancel.
     top = p.argmax(-1, keepdim=True)
     others = p.scatter(-1, top, 0.0)
     rest = others.sum(-1, keepdim=True)

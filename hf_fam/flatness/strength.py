@@ -7,7 +7,7 @@ import numbers
 
 from ..inputs.numbers import as_number, require_number, require_whole
 
-# Its square is a number, too.
+# The square of a larger number is infinite.
 LARGEST_DELTA = 1e150
 
 

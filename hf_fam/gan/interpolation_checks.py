@@ -12,7 +12,7 @@ from ..inputs.text import quote
 from .latent_curve import CURVES
 from .path_energy import ENERGIES, FEATURE, SCORED
 
-# A path of the result, and not an energy.
+# The name of a path in the result. It is no energy.
 LINEAR_IN_SAMPLE = "linear_in_sample"
 
 

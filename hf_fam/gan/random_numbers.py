@@ -49,7 +49,7 @@ class ItemRandomNumbers:
         count, *rest = shape
         if count != len(self._items):
             raise ValueError(f"shape={tuple(shape)} for {len(self._items)} items: give one row for each item.")
-        # A critic step draws few numbers, for which operations of numpy are faster than those of torch.
+        # A critic step draws few numbers. For those, numpy is faster than torch.
         call_key: Any = key((*self._numbers, self._calls), torch.device("cpu")).reshape(1).numpy()
         self._calls += 1
         positions: Any = np.arange(torch.Size(rest).numel())

@@ -24,7 +24,7 @@ from .realism_scores import (
 )
 from .sample_checks import check_function, check_samples
 
-# Half of the real samples is the reference, and half gives the unit of the scores.
+# Half of the real samples is the reference, and the other half gives the unit of the scores.
 FEWEST_REAL = 4 * NEIGHBOR
 # Samples that go through the user's functions at once.
 CHUNK = 500

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Which nearest real sample the distance is measured to: the very nearest may be an outlier.
+# The distance is to this nearest real sample, because the very nearest may be an outlier.
 NEIGHBOR = 5
-# Directions of the features that the density looks at.
+# Principal directions of the features that the density uses.
 COMPONENTS = 32
 BANDWIDTHS = tuple(2.0 ** (power / 2) for power in range(-6, 5))
-# Of the logistic regression's squared weights.
+# Penalty on the squared weights of the logistic regression.
 RIDGE = 1e-3
 # Rows that are compared with all real samples at once.
 ROWS = 512

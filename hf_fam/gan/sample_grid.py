@@ -81,7 +81,7 @@ def write_picture(
         high: value of white, for images.
         real: real points to draw beside generated ones.
         critic: from points (n, 2) and labels (n,) to their values (n,), for level sets.
-        num_classes: number of classes: images have a column for each, if there are so many, and points a panel.
+        num_classes: number of classes. Images have a column for each, if there are enough samples; points a panel.
 
     Returns:
         The file, and the grid of images or None.

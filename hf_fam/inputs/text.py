@@ -23,7 +23,7 @@ def quote(value: object, longest: int = LONGEST_VALUE) -> str:
     """
     try:
         text = repr(value)
-    except Exception:  # of other people's classes, and of whole numbers with more than 4,300 digits
+    except Exception:  # of classes of others, and of whole numbers with more than 4,300 digits
         text = f"<{type(value).__name__}>"
     return one_line(text, longest)
 

@@ -21,9 +21,9 @@ from .smallest_curvature import newton_step
 
 # The Newton steps at the end stop when the gradient no longer falls by this factor.
 PROGRESS = 2.0
-# Weights that have grown this many times during the search are on their way to infinity.
+# Weights that have grown by this factor during the search go to infinity.
 GROWTH = 1e4
-# A loss that is this part of the loss at the start is nearly zero, and the gradient relative to it is large.
+# Below this part of the first loss, the loss is nearly zero, and the gradient relative to it is large.
 FITTED = 1e-6
 
 
@@ -162,7 +162,7 @@ def _trust_region(model: nn.Module, objective: Objective, steps: int, is_dense: 
 
     value = objective.value(model)
     second = {"method": "trust-exact", "hess": hessian} if is_dense else {"method": "trust-ncg", "hessp": product}
-    # From here on, Newton steps converge quadratically, while the loss hardly shows a difference any more.
+    # From here on, Newton steps converge quadratically, but the loss hardly changes.
     goal = 1e-6 * abs(value) / max(float(start.norm()), 1.0)
     reached = start.cpu().numpy()
 

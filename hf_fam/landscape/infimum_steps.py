@@ -79,7 +79,7 @@ class Steps:
             bias[turned] = incoming[chosen][:, -1]
             parameters, targets = [*parameters, layer.bias], [*targets, bias]
         self._move(TURN, parameters, targets)
-        # Neurons that were only nearly dependent have stayed, so the rank is judged by rounding alone.
+        # Nearly dependent neurons have stayed, so only rounding decides the rank.
         reached = int(torch.linalg.matrix_rank(self.features))
         if reached < len(self.x):
             raise ValueError(
@@ -224,7 +224,7 @@ def _complement(values: Tensor, basis: Tensor, count: int) -> list[int]:
     """Choose columns that reach farthest out of the span of a basis and of each other."""
     chosen: list[int] = []
     norms = values.norm(dim=0)
-    # A neuron that is 0 but for rounding would have a direction, and no size.
+    # A neuron that is zero up to rounding would get a random direction.
     scaled = torch.where(norms > 1e-6 * norms.max(), values / norms.clamp_min(1e-300), 0.0)
     for _ in range(count):
         best = int((scaled - basis @ (basis.T @ scaled)).norm(dim=0).argmax())

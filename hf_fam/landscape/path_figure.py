@@ -44,7 +44,7 @@ def plot_path(points: Sequence[PathPoint], path: str | Path) -> None:
     fall = losses[0] - min(losses)
     figure.suptitle(f"The loss falls by {fall:.3g}, {fall / abs(losses[0] or 1.0):.2%} of itself, and never rises")
     for axes in (left, right):
-        # The axis shows the fall, however small a part of the loss it is.
+        # The axis shows the fall, even if it is a small part of the loss.
         axes.set_ylim(losses[0] - 1.08 * fall, losses[0] + 0.08 * fall)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Date": None} if str(path).endswith(".svg") else None)

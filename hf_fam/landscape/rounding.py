@@ -19,7 +19,7 @@ from .neuron_weights import is_rewritable
 from .objective import Objective
 
 UNIT = sys.float_info.epsilon
-# So many units of rounding, which are far above the rounding of the perturbed pass itself.
+# The size of a perturbation in units of rounding, far above the rounding of the perturbed pass itself.
 UNITS = 2**13
 DRAWS = 3
 # The true error of a sum is rarely more than this many times the response to random signs.

@@ -252,7 +252,7 @@ class Rows:
         )
         (jacobian,) = torch.autograd.grad((signs * values).sum(), n, create_graph=True, materialize_grads=True)
         slope = self._of_neuron(jacobian) * signs
-        # Signs tell rows apart: the activation must depend on its own row and column alone.
+        # Random signs show if an activation depends on another row or column than its own.
         others = jacobian.detach().clone()
         self._of_neuron(others).zero_()
         if bool(others.any()) or not torch.allclose(self._of_neuron(plain), slope, rtol=1e-9, atol=1e-12):

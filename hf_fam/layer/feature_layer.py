@@ -195,7 +195,7 @@ class FeatureLayer:
             return output
         rows = self.linear_map.rows(output)
         self._captures.append(Capture(features, rows, (version(features), version(rows))))
-        # The same view, so that z with its channels last lies between the layer and the loss.
+        # Return the captured view, so that the graph of the loss contains it.
         output = self.linear_map.outputs(rows)
         return output.clone() if self.copies else output
 

@@ -176,7 +176,7 @@ def find_representation(model: nn.Module) -> Named:
     head_name, head = find_head(model)
     layers = weighted_layers(model)
     position = [module for _, module in layers].index(head)
-    # A layer that is defined after the head is mostly a second head.
+    # A layer that is defined after the head is usually a second head.
     candidates = layers[:position] or layers[position + 1 :]
     if not candidates:
         raise ValueError(

@@ -17,7 +17,7 @@ from .classification_metrics import accuracy, expected_calibration_error
 from .data import Batches, select_arguments, to_device
 from .forward import frozen_for_evaluation
 
-# Of a normal distribution, for an interval of 95 %.
+# Quantile of the normal distribution for an interval of 95 %.
 _NORMAL_QUANTILE = 1.959964
 
 

@@ -12,7 +12,7 @@ from .results import FlatnessTable, LayerFlatness
 if TYPE_CHECKING:
     from .class_predictions import Predictions
 
-# The size of perturbation that the sentences speak of.
+# The size of perturbation in the sentences.
 _DELTA = 0.1
 _STANDARD_ERRORS = 1.96
 # A centered head has another kappa, for which nothing in a saved model says that it was trained.
@@ -109,7 +109,7 @@ def _sharpness(table: FlatnessTable) -> str:
 
 
 def _apart(one: float, other: float) -> tuple[str, str]:
-    """Return two numbers with so many digits that they differ, if eight are enough.
+    """Return two numbers with enough digits to differ, at most eight.
 
     Examples:
         >>> _apart(0.12510, 0.12514), _apart(0.5, 0.8)

@@ -103,7 +103,7 @@ class LayerMeasurement:
         if self.coupling is not Coupling.ROWS or self.linear_map.groups > 1:
             self.blocks = None
         elif kind.can_be_exact:
-            # As many products as outputs are exact, and the row blocks take that many in any case.
+            # With one product for each output the trace is exact. The row blocks take that many in any case.
             products = self.probes * (1 + self.with_trace)
             self.exact = self.blocks is not None or products >= self.linear_map.out_features
         if self.exact:

@@ -256,7 +256,7 @@ def _checked_items(features: Any, labels: Any, folds: int) -> tuple[np.ndarray, 
             rare = quote(names[counts.argmin()].item())
             raise ValueError(f"class {rare} has one item: give at least two of each class, or leave it out.")
         if counts.max() < folds:
-            raise ValueError(f"folds={folds}: no class has so many items, give at most {counts.max()}.")
+            raise ValueError(f"folds={folds}: no class has that many items, give at most {counts.max()}.")
     return x, y
 
 

@@ -74,7 +74,7 @@ class RunningMean:
             error = math.sqrt(max(0.0, xx - 2 * value * xw + value**2 * ww) * count / (count - 1)) / w
         probes = 0.0 if exact else math.sqrt(spread) / w if spread == spread else math.nan
         rest = error**2 - (0.0 if math.isnan(probes) else probes**2)
-        # A variance below zero is an estimate of one that the probes hide, not of zero.
+        # If the estimate is negative, the probes hide the variance, which is then unknown.
         return MeanEstimate(value, error, math.sqrt(rest) if rest >= 0 else math.nan, probes)
 
 

@@ -66,7 +66,7 @@ class Method(ABC):
         strength = require_number(
             self.field, self.strength, *self.limits, open_low=not self.can_be_zero, open_high=True
         )
-        object.__setattr__(self, "strength", strength)  # a number also if it was a text
+        object.__setattr__(self, "strength", strength)  # texts become numbers
 
     @property
     def value(self) -> float:
@@ -164,7 +164,7 @@ def method_called(name: str) -> type[Method]:
 
 
 def round_to(value: float, digits: int = 3) -> float:
-    """Return a number with so many significant digits.
+    """Return a number rounded to a number of significant digits.
 
     Examples:
         >>> round_to(0.0123456)

@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from ..inputs.packages import optional_packages
 from .base import Method, put_in_front, refuse_without_classes, register
 
-# Logits of classes that the training data does not have are so far below the others.
+# Distance from the other logits down to those of classes that the training data does not have.
 ABSENT = 30.0
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from .base import register
 from .item_loss import ItemLoss, probability_of_label
 
-# What the paper puts for log 0.
+# The value of log 0 in the paper.
 LOG_ZERO = -4.0
 
 

@@ -76,7 +76,7 @@ class FAMCallback(TrainerCallback):
     ) -> None:
         if not isinstance(fam_layer, (str, nn.Module)):
             raise TypeError(f'fam_layer={quote(fam_layer)}: give "auto", a dotted module name or a module.')
-        # The arguments would replace a module by its name.
+        # The arguments would store the name instead of the module.
         self.fam_layer = fam_layer
         check_smoothing("fam_smoothing", fam_smoothing)
         arguments = FAMArguments(fam_lambda=fam_lambda, fam_warmup_steps=fam_warmup_steps, fam_smoothing=fam_smoothing)

@@ -16,7 +16,7 @@ from ..processes.decisions import max_over_processes
 # Relative rounding error of a loss in half precision. A loss that uses num_items_in_batch is halved instead.
 _ROUNDING = 0.02
 
-# In this order the verdicts of several processes outweigh each other.
+# The largest verdict of all processes counts.
 _UNKNOWN, _IGNORES, _USES = range(3)
 
 

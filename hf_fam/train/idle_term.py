@@ -7,11 +7,11 @@ import warnings
 
 # The term does nothing while its gradient is below this fraction of the loss's. The log has the ratio of a step in ten.
 _IDLE_RATIO = 1e-4
-# Measured ratios before it is said during the training: a new head begins with a small kappa.
+# Measured ratios before the first warning, because a new head begins with a small kappa.
 _MEASURED = 3
 # The ratio that the remedy aims at.
 _USEFUL_RATIO = 1e-2
-# A number of steps is not taken for the end of the warm-up by rounding.
+# Tolerance for the end of the warm-up, whose number of steps is rounded.
 _ROUNDING = 1e-6
 
 

@@ -15,8 +15,7 @@ from .not_finite import explain_labels, explain_value
 
 LARGEST_RATIO = 1e30
 
-# So many micro-batches are kept before they are summed on the device. One by one, every micro-batch would launch a
-# dozen kernels.
+# Micro-batches to keep before they are summed on the device. Summing each one would launch a dozen kernels.
 _MAX_ENTRIES = 64
 
 

@@ -1,4 +1,4 @@
-"""Docstrings and messages are as plain as the pages: short sentences, the field's words, no sentence in brackets."""
+"""Docstrings, comments and messages are as plain as the pages: short sentences, the field's words, none in brackets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARTICLES = {"A", "An", "The", "This", "It"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(code_prose.PACKAGE)))
-def test_docstrings_and_messages_are_plain(path: Path) -> None:
+def test_docstrings_comments_and_messages_are_plain(path: Path) -> None:
     assert code_prose.faults(path) == []
 
 
@@ -50,6 +50,13 @@ def f(x):
         >>> f(1)  # {LONG}
     """
     raise ValueError(f"{{x}} is bad. {LONG}")
+
+
+# Short. {LONG}
+Y = 1  # so many more
+# {" ".join(LONG.split()[:20])}
+# {" ".join(LONG.split()[20:])}
+# type: ignore {LONG}
 '''
 
 
@@ -57,4 +64,4 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(MODULE, encoding="utf-8")
     found = [fault.partition(": ")[2] for fault in code_prose.faults(path)]
-    assert found == ["(Another one.)", LONG, "use so many", LONG, LONG]
+    assert found == ["(Another one.)", LONG, "so many", LONG, LONG, LONG, "so many", LONG]

@@ -146,7 +146,7 @@ X, Y = blobs(30)
         ({"samples": 0}, ValueError, "samples=0"),
         ({"seed": -1}, ValueError, "seed=-1"),
         ({"folds": 31}, ValueError, "folds=31.*30"),
-        ({"folds": 20}, ValueError, "folds=20: no class has so many items"),
+        ({"folds": 20}, ValueError, "folds=20: no class has that many items"),
         ({"features": X[:, 0]}, ValueError, r"features have the shape \(30,\)"),
         ({"features": X * np.nan}, ValueError, "features contain NaN"),
         ({"labels": Y[:5]}, ValueError, r"labels have the shape \(5,\).*30 items"),

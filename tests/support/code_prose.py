@@ -1,4 +1,4 @@
-"""The sentences of the package's code: docstrings, and strings that a user may read.
+"""The sentences of the package's code: docstrings, comments, and strings that a user may read.
 
 PYTHONPATH=.:tests python -m support.code_prose [FOLDER]    lists those that break a rule
 """
@@ -6,9 +6,11 @@ PYTHONPATH=.:tests python -m support.code_prose [FOLDER]    lists those that bre
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ STYLESHEET = PACKAGE / "measure" / "page.py"
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Examples", "Example", "Note", "Warns")
 # A string with fewer words is a key, a heading or a part of a sentence.
 FEWEST_WORDS = 4
+FOR_TOOLS = re.compile(r"# ?(?:noqa|fmt:|type:|ruff:)")
 
 
 def modules(folder: str = "") -> list[Path]:
@@ -67,6 +70,24 @@ def message_sentences(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, s) for s in sentences(part) if word_count(s) >= FEWEST_WORDS)
 
 
+def comment_sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """Every sentence of the comments of a file; lines of one comment belong together, notes to tools are left out."""
+    text = path.read_text(encoding="utf-8")
+    blocks: list[tuple[int, int, str]] = []  # first line, last line, words
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type != tokenize.COMMENT or FOR_TOOLS.match(token.string):
+            continue
+        line, words = token.start[0], token.string.lstrip("# ")
+        has_code = bool(token.line[: token.start[1]].strip())
+        if blocks and blocks[-1][1] == line - 1 and not has_code:
+            first, _, above = blocks.pop()
+            blocks.append((first, line, f"{above} {words}"))
+        else:
+            blocks.append((line, 0 if has_code else line, words))
+    for first, _, words in blocks:
+        yield from ((first, sentence) for sentence in sentences(words))
+
+
 def paragraphs(docstring: str) -> Iterator[str]:
     """The paragraphs of a docstring and its entries, without examples, tables and formulas."""
     docstring = re.sub(r"^ *```.*?^ *```$", "", docstring, flags=re.DOTALL | re.MULTILINE)
@@ -94,7 +115,7 @@ def sentences(text: str) -> Iterator[str]:
 def faults(path: Path) -> list[str]:
     """What breaks a rule, with its line: long sentences, banned phrases, sentences in brackets."""
     found = []
-    for line, sentence in (*docstring_sentences(path), *message_sentences(path)):
+    for line, sentence in (*docstring_sentences(path), *message_sentences(path), *comment_sentences(path)):
         if word_count(sentence) > LONGEST_SENTENCE:
             found.append(f"{line}: {sentence}")
         found += [f"{line}: {m.group()}" for p in BANNED for m in re.finditer(p, sentence, re.IGNORECASE)]

@@ -19,7 +19,7 @@ BANNED = {
     r"makes no difference that matters": "makes no practical difference",
     r"of each task's own": "for each task",
     r"\w+ (?:numbers|lines|columns) more\b": "adds ... numbers",
-    r"\b[Uu]se so many\b": "use at most N",
+    r"\bso many\b(?! that\b)": "at most N, this many",
     r"drawn by the seed": "chosen at random with the seed",
     r"where [^.,;]{1,30} is none\b": "if there is no ...",
     r"if it is not the model's": "defaults to the model's own",

@@ -11,7 +11,7 @@ import numpy as np
 
 DATA = "banking77_30_intents.csv"
 WRONG_LABELS = 0.2
-# Any number will do.
+# Of the split and of the noise.
 SEED = 2026
 
 

@@ -12,7 +12,7 @@ from .spending import DEFAULT_LOOKS, level_of_look
 from .verdict import PROBABILITY
 
 MOST_SEEDS = 200
-MOST_ITEMS = 100  # times those that there are
+MOST_ITEMS = 100  # times the number of items
 FEWEST_ITEMS = 30
 PRIOR_DEVIATION = 2.0  # of the true gain, in margins
 

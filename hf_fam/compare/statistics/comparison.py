@@ -16,7 +16,7 @@ from .scores import Differences, Scores, check_scores, paired_differences
 from .spending import DEFAULT_LOOKS
 from .verdict import Verdict, decide
 
-# Differences that vary by less, relative to the scores, vary by rounding.
+# Differences that vary less than this, relative to the scores, vary by rounding only.
 ROUNDING = 1e-10
 
 
@@ -138,7 +138,7 @@ def _looks_so_far(look: int, looks: Sequence[int], seeds: int) -> tuple[int, ...
         raise ValueError(f"looks={tuple(looks)}: give numbers of seeds, at least 1, each larger than the one before.")
     if not 0 <= look < len(looks):
         raise ValueError(f"look={look}: there are {len(looks)} looks, counted from 0.")
-    # A look that a budget ended before it had a new seed is the look before, again.
+    # A look without a new seed, because the budget ended, repeats the look before it.
     return (*(n for n in looks[:look] if n < seeds), seeds)
 
 

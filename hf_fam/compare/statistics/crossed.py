@@ -83,7 +83,7 @@ class CrossedDifferences:
         variance = (max(of_seeds - of_rest, 0.0) + max(of_items - of_rest, 0.0) + of_rest) / size
         by_seeds = of_seeds / size
         by_items = max(variance - by_seeds, 0.0)
-        # The variance of few seeds may be small by chance. In nine of ten cases it is above this part of its mean.
+        # The variance of few seeds may be small by chance. It is above this part of its mean in nine of ten cases.
         likely = chi_square_quantile(0.1, seeds - 1) / (seeds - 1)
         shared = likely * by_items / (seeds * by_seeds) if by_seeds else 0.0
         parts = ((by_seeds, seeds - 1.0), (by_items, items - 1.0))

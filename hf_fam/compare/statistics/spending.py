@@ -14,7 +14,7 @@ from .distributions import normal_probability, special, two_sided_level, two_sid
 
 DEFAULT_LOOKS = (3, 5, 8, 12, 18, 27, 40, 60, 90)
 
-# Half of alpha is spent by then.
+# The number of seeds at which half of alpha is spent.
 HALF_SPENT_SEEDS = 6
 LARGEST_Z = 40.0
 SMALLEST_POWER, LARGEST_POWER = -6, 2

@@ -92,7 +92,7 @@ def load_preprocessing(model_args: ModelArguments, auto_class: Any, model_class:
     try:
         return auto_class.from_pretrained(**options)
     except Exception as error:  # of many kinds, of broken files
-        # It says why, if nothing can be loaded.
+        # Loading the configuration gives a clear error if nothing can be loaded.
         config = load_config(model_args.model_name_or_path, model_args.hub_options())
         if not serves_config(model_class, config):
             raise ValueError(

@@ -11,7 +11,7 @@ from ...data.splits import TEST, TRAIN, VALIDATION
 from ...inputs.text import printable, quote
 from .arguments import DataArguments
 
-# Classes that are listed one by one.
+# With more classes, only their number is printed.
 _MOST_CLASSES = 8
 _VERBS = {TRAIN: "to train", VALIDATION: "to validate", TEST: "to predict"}
 

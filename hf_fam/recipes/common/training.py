@@ -27,7 +27,7 @@ from .run import Run
 from .stored import with_stored_features
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-# Files of a saved model that people have, too.
+# Files of a saved model that other folders may have, too.
 OVERWRITTEN_FILES = ("README.md", "config.json")
 
 
@@ -107,7 +107,7 @@ def finetune(run: Run) -> dict[str, float]:
         trainer.save_state()
         metrics |= log_and_save(trainer, "train", result.metrics)
     else:
-        # Training finds out whether the model honors num_items_in_batch; if it does not, its evaluation loss would be
+        # Training finds out whether the model uses num_items_in_batch. If it does not, its evaluation loss would be
         # multiplied by the number of processes (transformers issue 47688).
         trainer.model_accepts_loss_kwargs = False
     for name, split in run.splits.items():
