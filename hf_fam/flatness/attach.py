@@ -26,8 +26,8 @@ from ..layer.finding import AUTO, REPRESENTATION, unwrap
 from ..layer.fused_head import UnfusedHead
 from ..layer.sharding import refuse_older_fsdp
 from .batch import Seeds
-from .estimators.injected_head import InjectFlatness
 from .hard_labels import is_hard_label_gradient
+from .injected_term import InjectFlatness
 from .row_signs import random_row_signs, row_signs
 from .smoothing import check_smoothing
 from .strength import is_strength

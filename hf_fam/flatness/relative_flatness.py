@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..calculus.derivatives import SecondDerivativeError, gradients, refuse_once_differentiable, wide
-from ..calculus.recheck_schedule import RecheckSchedule
-from ..calculus.third_derivatives import refuse_wrong_third_derivatives
-from ..inputs.numbers import MOST_PROBES, require_whole
+from ..calculus.derivatives import SecondDerivativeError, wide
 from ..inputs.text import quote
-from ..layer.compilation import is_inside_compiled
-from ..layer.feature_layer import FeatureLayer
-from ..layer.finding import AUTO, HEAD, find_head, resolve_layer, unwrap
+from ..layer.finding import AUTO, unwrap
 from ..layer.forward_watch import ForwardWatch
-from ..layer.kinds import has_bias
-from ..layer.sharding import is_sharded, refuse_older_fsdp
+from ..layer.sharding import is_sharded
 from .batch import Batch, Seeds
-from .checks import (
-    check_captures,
-    check_reaches_loss,
-    explain_missing_derivative,
-    may_be_skipped,
-    refuse_compiled_loss,
-)
-from .estimators import (
-    FULL,
-    GRADIENTS,
-    WEIGHTS_ONLY,
-    Choice,
-    Estimator,
-    FeaturePerturbation,
-    HessianProbes,
-    NoClosedForm,
-    check_choice,
-    default_lambda,
-    estimator_names,
-    make_estimator,
-)
+from .checks import check_captures, explain_missing_derivative
+from .estimators import FULL, NoClosedForm, default_lambda
 from .feature_mean import FeatureMean
-from .loss_rounding import warn_of_rounding
-from .smoothing import DEFAULT_SMOOTHING, check_smoothing
-from .vocabulary import is_large
-
-# A layer that layerdrop may leave out is refused if the first batches do not call it at all.
-_FIRST_CALL_WITHIN = 20
+from .loss_checks import LossChecks
+from .resolved_arguments import ResolvedArguments
 
 
 class RelativeFlatness:
@@ -103,7 +73,6 @@ class RelativeFlatness:
         mean: running mean of the features, or None without ``center``.
         at_head: whether the layer computes the logits, as far as the model shows.
         method: the `Estimator` in use, with its traits. It is replaced if the loss has no closed form.
-        is_sharded: whether the estimator is one for a model that FSDP or DeepSpeed shards.
         watch: the hooks that capture the forward pass, and the captures.
         default_strength: default lambda of the estimator that was chosen first.
         ends_steps: whether every `capture` begins a new step of the running mean. If you set it to False, call
@@ -139,54 +108,20 @@ class RelativeFlatness:
         center: bool | None = False,
         smoothing: float | None = 0.0,
     ) -> None:
-        if smoothing is not None:
-            check_smoothing("smoothing", smoothing)
-        check_choice("estimator", estimator, estimator_names())
-        check_choice("gradient", gradient, GRADIENTS)
-        if probes is not None:
-            probes = require_whole("probes", probes, 1, MOST_PROBES, more=", or None for the default")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator={quote(generator)}: give a torch.Generator or None.")
-        if center is not None and not isinstance(center, bool):
-            raise TypeError(f"center={quote(center)}: give True, False or None.")
-        self._model, self._layer_argument = model, layer
-        self._center_argument, self._smoothing_argument = center, smoothing
-        self.layer = FeatureLayer(model, layer)
-        self._head_module = find_head(unwrap(model))[1]
-        head = _head(model, self.layer, self._head_module)
-        self.at_head = head is self.layer
-        self.layer.copies |= not self.at_head  # a copy of a hidden layer is cheap, a copy of many logits is not
-        choice = Choice(
-            model,
-            self.layer,
-            head,
-            probes,
-            weights_only=gradient == WEIGHTS_ONLY,
-            smoothing=smoothing or 0.0,
-            is_head_by_default=layer in (AUTO, HEAD),
-        )
-        self._estimator_argument, self._model_class, self.is_sharded = estimator, type(unwrap(model)), False
-        method = make_estimator(estimator, choice)
-        if smoothing is None and self._smooths_by_default(method):
-            smoothed = dataclasses.replace(choice, smoothing=DEFAULT_SMOOTHING, must_smooth=False)
-            method = make_estimator(estimator, smoothed)
-        self._use(method)
-        if is_sharded(unwrap(model)):
-            self.adapt_to_sharding()
-        if center is None:
-            center = self.centers_by_default
-        if center:
-            self.method.refuse_to_center()
-        self.mean = FeatureMean() if center else None
+        self._model = model
+        self._resolved = ResolvedArguments(model, layer, estimator, probes, gradient, center, smoothing)
+        self.layer, self.at_head = self._resolved.layer, self._resolved.at_head
+        self._use_resolved_estimator()
+        self.mean = FeatureMean() if self._resolved.centers else None
         self.ends_steps = True
-        self._recheck_schedule = RecheckSchedule()
-        self._has_reached_loss = self._has_been_called = False
-        self._skipped_at_first = 0
+        self._model_class = type(unwrap(model))
+        self._checks = LossChecks(model, self.layer, at_head=self.at_head)
         self._generator = generator
         self._seeds = Seeds()
         self._call_number = 0
         self._reference: Tensor | None = None
-        self._has_warned = self._has_warned_of_rounding = False
 
     def __repr__(self) -> str:
         """Return the layer with its d x m weight, and how its kappa is computed."""
@@ -199,9 +134,8 @@ class RelativeFlatness:
         """Return the state of a copy, pickled or not; the last forward pass stays with the original."""
         return {**vars(self), "_reference": None}
 
-    def _use(self, method: Estimator) -> None:
-        """Use an estimator from now on."""
-        self.method = self._initial_method = method
+    def _use_resolved_estimator(self) -> None:
+        method = self.method = self._resolved.method
         self.default_strength = default_lambda(method.name, self.layer.out_features, at_head=self.at_head)
         # Only third derivatives of a tail need exact normalizations.
         self.watch = ForwardWatch(
@@ -226,24 +160,18 @@ class RelativeFlatness:
         return self.method.probes
 
     @property
+    def is_sharded(self) -> bool:
+        """Return True if the estimator is one for a model that FSDP or DeepSpeed shards."""
+        return self._resolved.is_sharded
+
+    @property
     def centers_by_default(self) -> bool:
         """Return what ``center=None`` means for the model as it is now.
 
         True if only a head with a bias is trained. The bias absorbs the mean of the features, so the function does not
         change.
         """
-        return self._head_is_trained_alone and has_bias(self.layer.module) and self._initial_method.can_center_layer()
-
-    def _smooths_by_default(self, method: Estimator) -> bool:
-        """Return True if ``smoothing=None`` smooths the model as it is now.
-
-        That is, if only a head is trained, of a size for which it was measured (recipes/smoothing/default.py).
-        """
-        return self._head_is_trained_alone and method.can_smooth and not is_large(self.layer.out_features)
-
-    @property
-    def _head_is_trained_alone(self) -> bool:
-        return self.at_head and self.layer.is_trained_alone(self._model)
+        return self._resolved.centers_by_default
 
     @property
     def is_outdated(self) -> bool:
@@ -251,16 +179,7 @@ class RelativeFlatness:
 
         The model may have a new head or an adapter, or other parameters may be trainable now.
         """
-        model = unwrap(self._model)
-        if (
-            resolve_layer(model, self._layer_argument)[1] is not self.layer.module
-            or find_head(model)[1] is not self._head_module
-        ):
-            return True
-        if self._center_argument is None and self.centers_by_default != (self.mean is not None):
-            return True
-        smooths = self._initial_method.choice.smoothing > 0
-        return self._smoothing_argument is None and self._smooths_by_default(self._initial_method) != smooths
+        return self._resolved.is_outdated
 
     def adapt_to_sharding(self) -> None:
         """Use an estimator that works in a model that FSDP or DeepSpeed shards.
@@ -273,13 +192,10 @@ class RelativeFlatness:
         """
         if self.is_sharded:
             return
-        refuse_older_fsdp(unwrap(self._model))
-        is_automatic = self._estimator_argument == AUTO and not self.at_head
+        self._resolved.adapt_to_sharding(self.method)
         self.watch.detach()
         self.method.forget()
-        method = FeaturePerturbation(self.method.choice) if is_automatic else self.method
-        self._use(method.for_sharded_model())
-        self.is_sharded = True
+        self._use_resolved_estimator()
 
     def seed(self, *numbers: int, first_item: int = 0, items: int | None = None) -> None:
         """Set the seeds of the next probes, so that a resumed run repeats them.
@@ -335,27 +251,19 @@ class RelativeFlatness:
             SecondDerivativeError: an operation above the layer has no second derivative, for example an attention
                 kernel.
         """
-        if self._is_skipped(loss):
+        if self._checks.is_skipped(loss, self.watch.captures):
             self.watch.take()
             if self.mean is not None:
                 self.mean.add_no_rows(self.layer.in_features, loss)
             return loss.new_zeros((), dtype=wide(loss.dtype))
         batch = self._batch(loss)
-        is_check_due = self._recheck_schedule.is_due()
+        is_check_due = self._checks.is_due()
         kappa = self._estimate(batch, is_check_due)
         if self.mean is not None:
             kappa = kappa if self.mean.value is not None else kappa.detach()
             self.mean.add(batch.features)
-        # A batch without labels has a loss of 0 or NaN. Its kappa of 0 is no reason to warn.
-        value = loss.detach()
-        is_zero = is_check_due and kappa.requires_grad and kappa.detach() == 0 and value.isfinite() and value != 0
-        if is_zero and batch.graph.is_reached and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"The relative flatness of '{self.layer.name}' is exactly 0 here: the loss has no curvature (absolute "
-                "error, hinge), or the layer's weight is 0. The flatness term has no effect until this changes.",
-                stacklevel=2,
-            )
+        if is_check_due:
+            self._checks.warn_of_zero(kappa, batch)
         return kappa
 
     def gradient_squares(self, loss: Tensor, kappa: Tensor) -> Tensor | None:
@@ -397,7 +305,7 @@ class RelativeFlatness:
         try:
             method = self.method.for_batch(batch)
             if is_check_due and method.tail_derivatives > 0:
-                self._check_loss(batch, method)
+                self._checks.check(batch, method)
             with _without_autocast(batch.loss.device.type):
                 kappa = method(batch)
             return kappa.to(batch.loss.device)  # model parallelism: the layer may be on another device
@@ -407,41 +315,12 @@ class RelativeFlatness:
         except SecondDerivativeError as error:
             raise SecondDerivativeError(explain_missing_derivative(error, self.layer, self.estimator)) from error
 
-    def _check_loss(self, batch: Batch, method: Estimator) -> None:
-        """Refuse a loss whose graph gives missing or wrong derivatives."""
-        if self._has_reached_loss and not batch.graph.is_reached:
-            return  # a batch of another task, whose loss does not use this layer
-        check_reaches_loss(batch, self.layer, is_inside_compiled(self._model, self.layer.module))
-        self._has_reached_loss = True
-        refuse_compiled_loss(batch)
-        method.check_batch(batch)
-        if method.tail_derivatives > 1:
-            refuse_once_differentiable(gradients(batch.loss, batch.pre_activations))
-        if method.tail_derivatives > 2:
-            refuse_wrong_third_derivatives(batch.graph)
-        if method.tail_derivatives > 1 and not self._has_warned_of_rounding:
-            has_values = isinstance(method, HessianProbes) and not self.at_head
-            self._has_warned_of_rounding = warn_of_rounding(batch.loss, self.layer.name, has_values=has_values)
-
     def _check_sharding(self) -> None:
         model = unwrap(self._model)
         if type(model) is not self._model_class:  # fully_shard changes the model's class
             self._model_class = type(model)
             if is_sharded(model):
                 self.adapt_to_sharding()
-
-    def _is_skipped(self, loss: object) -> bool:
-        """Return True if the captured forward pass rightly left out the layer."""
-        captures = self.watch.captures
-        if captures or captures is None:
-            self._has_been_called |= bool(captures)
-            return False
-        if self.layer.called_without_gradients or not isinstance(loss, Tensor) or loss.dim() != 0:
-            return False
-        if self._has_been_called:
-            return True
-        self._skipped_at_first += 1
-        return self._skipped_at_first <= _FIRST_CALL_WITHIN and may_be_skipped(self._model, self.layer)
 
     def _batch(self, loss: Tensor) -> Batch:
         captures, heads = self.watch.take()
@@ -473,15 +352,3 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[obj
     if not torch.is_autocast_enabled(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
-
-
-def _head(model: nn.Module, layer: FeatureLayer, module: nn.Module) -> FeatureLayer | None:
-    """Return the layer that computes the logits, or None if its kind is unknown.
-
-    If the feature layer is the head, it is returned itself.
-    """
-    if module is layer.module:
-        return layer
-    with contextlib.suppress(TypeError):
-        return FeatureLayer(model, module)
-    return None

@@ -205,7 +205,7 @@ def test_overconfident_rows_in_single_precision(loss_of: Loss, scale: float) -> 
         flatness(loss_of(logits))
         with torch.no_grad():
             model[2].weight *= scale
-    flatness._recheck_schedule._calls = 70  # between two looks
+    flatness._checks._recheck_schedule._calls = 70  # between two looks
     with flatness.capture():
         logits = model(inputs.float())
     kappa = flatness(loss_of(logits))
