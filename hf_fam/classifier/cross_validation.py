@@ -27,8 +27,8 @@ FALLBACK = 0.7
 _FOLDS = 5
 # Enough to tell strengths apart: with more samples, fewer folds are held out.
 _HELD_OUT = 2000
-# The path ends when the loss is this many times the lowest one, and the lowest one is below this part of the loss of a
-# constant guess. While the penalty outweighs the loss, the loss may rise before it falls.
+# The path ends at this many times the lowest loss, once that loss is below this part of the one of a constant guess.
+# While the penalty outweighs the loss, the loss may rise before it falls.
 _RISE, _LEARNED = 1.01, 0.95
 # How exact the fits of the folds are, in nats.
 _DECREASE = 1e-4
