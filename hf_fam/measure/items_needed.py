@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Protocol
 
 from ..inputs.numbers import require_number
+from .measured_layer import MeasuredLayer
 
 # Tables and reports name the number of items for this relative standard error.
 RELATIVE_ERROR = 0.05
 
 
-class _MeasuredLayer(Protocol):
-    """The attributes of a measured layer that are needed, see `hf_fam.measure.LayerFlatness`."""
-
-    @property
-    def layer(self) -> str: ...
-    @property
-    def kappa(self) -> float: ...
-    @property
-    def num_items(self) -> int: ...
-    @property
-    def standard_error(self) -> float: ...
-    @property
-    def standard_error_items(self) -> float: ...
-    @property
-    def standard_error_probes(self) -> float: ...
-
-
-def items_needed(record: _MeasuredLayer, relative_error: float = RELATIVE_ERROR) -> int | None:
+def items_needed(record: MeasuredLayer, relative_error: float = RELATIVE_ERROR) -> int | None:
     """Return about how many items give kappa with a relative standard error.
 
     The variance falls with the number of items. None if the measured error is small enough, if random probes cause
@@ -58,7 +41,7 @@ def items_needed(record: _MeasuredLayer, relative_error: float = RELATIVE_ERROR)
     return math.ceil(record.num_items * (record.standard_error / wanted) ** 2 * (1 - 1e-12))
 
 
-def items_needed_notes(records: Iterable[_MeasuredLayer], kappa: str = "kappa") -> list[str]:
+def items_needed_notes(records: Iterable[MeasuredLayer], kappa: str = "kappa") -> list[str]:
     """Return a sentence for every layer whose error comes mostly from the differences between items.
 
     Args:

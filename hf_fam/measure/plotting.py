@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..inputs.packages import optional_packages
+from .measured_layer import MeasuredLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,23 +26,6 @@ PALETTE = {
 LINE_COLORS = tuple(PALETTE[c] for c in ("ink", "blue", "orange", "green", "pink", "yellow", "sky", "lemon"))
 # Inches; at this width text is legible on a phone.
 WIDTH = 4.8
-
-
-class _MeasuredLayer(Protocol):
-    """The attributes of a layer that are drawn, see `hf_fam.measure.LayerFlatness`."""
-
-    @property
-    def layer(self) -> str: ...
-    @property
-    def kappa(self) -> float: ...
-    @property
-    def standard_error(self) -> float: ...
-    @property
-    def kappa_max(self) -> float | None: ...
-    @property
-    def layerwise(self) -> float | None: ...
-    @property
-    def item_kappas(self) -> Sequence[float]: ...
 
 
 class _MeasuredRobustness(Protocol):
@@ -119,7 +103,7 @@ def plot_runs(
     save(figure, path)
 
 
-def layer_profile(records: Sequence[_MeasuredLayer], second: Sequence[_MeasuredLayer] = ()) -> Figure:
+def layer_profile(records: Sequence[MeasuredLayer], second: Sequence[MeasuredLayer] = ()) -> Figure:
     """Draw kappa of every layer with twice its standard error.
 
     kappa_max and the layer-wise version are drawn for layers where they are known, without a second model.
@@ -170,13 +154,13 @@ def _label_few(axes: Axes, smallest: float, largest: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_kappas(axes: Axes, rows: Sequence[tuple[float, _MeasuredLayer]], color: str, marker: str, label: str) -> None:
+def _draw_kappas(axes: Axes, rows: Sequence[tuple[float, MeasuredLayer]], color: str, marker: str, label: str) -> None:
     errors = [2 * r.standard_error if r.standard_error == r.standard_error else 0.0 for _, r in rows]
     kappas, places = [r.kappa for _, r in rows], [row for row, _ in rows]
     axes.errorbar(kappas, places, xerr=errors, fmt=marker, color=PALETTE[color], capsize=3, label=label)
 
 
-def item_histogram(record: _MeasuredLayer) -> Figure:
+def item_histogram(record: MeasuredLayer) -> Figure:
     """Draw the distribution of kappa over single items.
 
     Args:
