@@ -6,8 +6,8 @@ python recipes/wgan/paper_report.py                                        # fig
 Released are (github.com/lukovnikov/qelos, qelos/scripts/wgan/ganbook.ipynb): a Swiss roll, three hidden layers of 512
 with LeakyReLU, two normal latent variables, batches of 256, RMSprop at 5e-5, local points around real samples, 10
 critic steps before a generator step, and 100 before each of the first 25 and every 500th. It takes 2,000 generator
-steps and 20 seeds. Here it is one seed, with 300 generator steps at the released lambda of 10 and 100 at lambda = 100.
-A run of 300 takes four minutes of one core, a run of 100 two and a half.
+steps and 20 seeds. Here it is one seed, with 300 generator steps at the released lambda of 10 and 100 at each other
+lambda. A run of 300 takes four minutes of one core, a run of 100 two and a half.
 """
 
 from __future__ import annotations
