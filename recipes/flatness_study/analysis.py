@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from scipy import stats
 
 from hf_fam.measure.plotting import new_figure, save
 
@@ -38,6 +37,8 @@ _ACCURACY = (
 )
 
 Gap = Callable[[dict[str, Any]], float]
+# Of some values in every resample; the first argument says how often each network is in it, (resamples, networks).
+Correlation = Callable[..., np.ndarray]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,36 +115,56 @@ def table(runs: list[dict[str, Any]], when: str, resamples: int, gap_of: Gap = l
     return "\n".join(lines)
 
 
-def interval(correlation: Callable[..., float], resamples: int, *values: np.ndarray) -> str:
+def interval(correlation: Correlation, resamples: int, *values: np.ndarray) -> str:
     """Return a correlation with its bootstrap interval."""
-    generator = np.random.default_rng(0)
     count = len(values[0])
-    drawn = [correlation(*(v[k] for v in values)) for k in generator.integers(0, count, (resamples, count))]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return f"{correlation(*values):+.2f} [{low:+.2f}, {high:+.2f}]"
+    drawn = np.random.default_rng(0).integers(0, count, (resamples, count))
+    how_often = (drawn[:, :, None] == np.arange(count)).sum(1)
+    low, high = np.nanpercentile(correlation(how_often, *values), [2.5, 97.5])
+    return f"{correlation(once(values[0]), *values).item():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def partial(correlation: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
+def once(values: np.ndarray) -> np.ndarray:
+    """Every network once: the sample itself as a resample."""
+    return np.ones((1, len(values)), dtype=int)
+
+
+def partial(correlation: Correlation) -> Correlation:
     """Return the partial correlation of x and y, given z (for Kendall's tau: Kendall 1942)."""
 
-    def given(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
-        xy, xz, yz = correlation(x, y), correlation(x, z), correlation(y, z)
+    def given(how_often: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        xy, xz, yz = (correlation(how_often, *pair) for pair in ((x, y), (x, z), (y, z)))
         rest = (1 - xz**2) * (1 - yz**2)
-        return (xy - xz * yz) / math.sqrt(rest) if rest > 0 else math.nan
+        return (xy - xz * yz) / np.sqrt(np.where(rest > 0, rest, np.nan))
 
     return given
 
 
-def kendall(x: np.ndarray, y: np.ndarray) -> float:
-    """Kendall's tau-b; NaN for a constant."""
-    return float(stats.kendalltau(x, y).statistic)
+def kendall(how_often: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b in every resample; NaN for a constant.
+
+    Args:
+        how_often: how often each of n networks is in a resample, (resamples, n).
+        x: values, (n,).
+        y: values, (n,).
+    """
+    signs = [np.sign(values[:, None] - values) for values in (x, y)]
+
+    def pairs(matrix: np.ndarray) -> np.ndarray:
+        return ((how_often @ matrix) * how_often).sum(1)
+
+    untied = pairs(signs[0] ** 2) * pairs(signs[1] ** 2)
+    return pairs(signs[0] * signs[1]) / np.sqrt(np.where(untied > 0, untied, np.nan))
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r; NaN for a constant."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
+def pearson(how_often: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's r in every resample, as for Kendall's tau; NaN for a constant."""
+    share = how_often / how_often.sum(1, keepdims=True)
+    dx, dy = (values - share @ values[:, None] for values in (x, y))
+    covariance, *variances = ((share * product).sum(1) for product in (dx * dy, dx * dx, dy * dy))
+    for values, variance in zip((x, y), variances, strict=True):
+        variance[variance <= 1e-24 * (values**2).max()] = np.nan
+    return covariance / np.sqrt(variances[0] * variances[1])
 
 
 def by_optimizer(runs: list[dict[str, Any]]) -> str:
@@ -152,7 +173,7 @@ def by_optimizer(runs: list[dict[str, Any]]) -> str:
     lines = [f"| measure (Kendall) | {' | '.join(parts)} |", f"| --- |{' --- |' * len(parts)}"]
     values = {name: (measures(part, "before"), np.array([r["gap"] for r in part])) for name, part in parts.items()}
     for title in measures(runs, "before"):
-        cells = [f"{kendall(of[title], gap):+.2f} ({len(gap)})" for of, gap in values.values()]
+        cells = [f"{kendall(once(gap), of[title], gap).item():+.2f} ({len(gap)})" for of, gap in values.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

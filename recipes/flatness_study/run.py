@@ -3,7 +3,8 @@
     python recipes/flatness_study/run.py --data PATH/cifar10 --output out/flatness_study/runs.jsonl --jobs 2
     python recipes/flatness_study/analysis.py out/flatness_study/runs.jsonl --output out/flatness_study
 
-Interrupted, it goes on with what is missing. Networks that do not reach the loss are kept, too, and marked.
+Interrupted, it goes on with what is missing; with ``--minutes``, it begins no network after that time. Networks that do
+not reach the loss are kept, too, and marked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import multiprocessing
+import random
 import sys
 import time
 from pathlib import Path
@@ -50,7 +53,9 @@ def settings(smoke: bool = False) -> list[Setting]:
     for optimizer, rate, batch, decay, seed in itertools.product(*grid.values()):
         unit_rate, unit_decay = UNITS[optimizer]
         found.append(Setting(optimizer, rate * unit_rate, batch, decay * unit_decay, seed))
-    # An interrupted study has every setting once before any twice, and slow settings last.
+    # An interrupted study has every setting once before any twice, slow settings last, and else a random order: what is
+    # there is no selection by optimizer or learning rate.
+    random.Random(0).shuffle(found)
     return sorted(found, key=lambda s: (is_slow(s), s.seed))
 
 
@@ -69,19 +74,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train-items", type=int, default=5_000)
     parser.add_argument("--target", type=float, default=0.07, help="training loss of all networks (default: 0.07)")
     parser.add_argument("--most-epochs", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no network after so many minutes")
     parser.add_argument("--smoke", action="store_true", help="two networks: does it run? The numbers mean nothing")
     options = parser.parse_args(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     done = finished(options.output)
     missing = [s for s in settings(options.smoke) if s.key not in done]
     print(f"{len(done)} networks are there, {len(missing)} to go", flush=True)
-    work = [(s, options.target, options.most_epochs) for s in missing]
+    deadline = time.time() + 60 * options.minutes
+    work = [(s, options.target, options.most_epochs, deadline) for s in missing]
     context = multiprocessing.get_context("spawn")
     with (
         context.Pool(options.jobs, _begin, (options.data, options.train_items)) as pool,
         options.output.open("a", encoding="utf-8") as file,
     ):
-        for count, record in enumerate(pool.imap_unordered(one_network, work), 1):
+        records = (record for record in pool.imap_unordered(one_network, work) if record is not None)
+        for count, record in enumerate(records, 1):
             file.write(json.dumps(record) + "\n")
             file.flush()
             print(f"{count}/{len(work)} {record['key']}: {_summary(record)}", flush=True)
@@ -109,9 +117,11 @@ def _begin(folder: Path, train_items: int) -> None:
     _DATA = read_cifar10(folder, train_items)
 
 
-def one_network(work: tuple[Setting, float, int]) -> dict[str, Any]:
-    """Train, evaluate, measure, rescale, measure again."""
-    setting, target, most_epochs = work
+def one_network(work: tuple[Setting, float, int, float]) -> dict[str, Any] | None:
+    """Train, evaluate, measure, rescale, measure again; None after the deadline."""
+    setting, target, most_epochs, deadline = work
+    if time.time() > deadline:
+        return None
     assert _DATA is not None
     data, test = _DATA
     started = time.perf_counter()

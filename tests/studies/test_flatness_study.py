@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
+
+from support.recipe_scripts import recipe_scripts
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "flatness_study"
 
@@ -121,13 +124,55 @@ def test_partial_correlations_are_those_of_residuals(tmp_path: Path) -> None:
     assert "fc3" not in text
 
 
-def test_networks_on_a_line_have_the_target_loss() -> None:
-    sys.path.insert(0, str(FOLDER))
-    from network import TOLERANCE, LeNet5, Split, at_loss, evaluate
+def test_correlations_of_resamples_are_those_of_scipy() -> None:
+    """Each resample as a list of networks, also with ties and constants."""
+    generator = np.random.default_rng(0)
+    x, y, z = generator.integers(0, 6, (3, 15)) + np.array([[0.0], [0.5], [1e3]])
+    drawn = generator.integers(0, 15, (40, 15))
+    drawn[0] = 3
+    how_often = np.array([np.bincount(row, minlength=15) for row in drawn])
+    with recipe_scripts(FOLDER, "analysis") as scripts:
+        analysis = scripts["analysis"]
+        found = [analysis.kendall(how_often, x, y), analysis.pearson(how_often, x, z)]
+        given = analysis.partial(analysis.kendall)(how_often, x, y, z)
+    for k, row in enumerate(drawn):
+        if k == 0:
+            assert np.isnan([found[0][k], found[1][k], given[k]]).all()
+            continue
+        expected = [scipy.stats.kendalltau(*pair).statistic for pair in ((x[row], y[row]), (x[row], z[row]))]
+        third = scipy.stats.kendalltau(y[row], z[row]).statistic
+        assert found[0][k] == pytest.approx(expected[0], abs=1e-12)
+        assert found[1][k] == pytest.approx(np.corrcoef(x[row], z[row])[0, 1], abs=1e-9)
+        left = (expected[0] - expected[1] * third) / np.sqrt((1 - expected[1] ** 2) * (1 - third**2))
+        assert given[k] == pytest.approx(left, abs=1e-12)
 
+
+def test_an_unfinished_study_is_no_selection_by_setting() -> None:
+    """Every fast setting comes once, and of those that follow each optimizer, batch size and rate has a share."""
+    with recipe_scripts(FOLDER, "network", "measures", "run") as scripts:
+        planned = scripts["run"].settings()
+        slow = [scripts["run"].is_slow(setting) for setting in planned]
+    assert len({setting.key for setting in planned}) == len(planned) == 108
+    assert slow == sorted(slow) and slow.count(True) == 21
+    first = [setting for setting, is_slow in zip(planned, slow, strict=True) if not is_slow][:40]
+    assert [setting.seed for setting in first] == [0] * 29 + [1] * 11
+    for name, values in (("optimizer", 2), ("batch_size", 3), ("weight_decay", 3), ("learning_rate", 5)):
+        part = [getattr(setting, name) for setting in first[29:]]
+        assert len(set(part)) == values, name
+
+
+def test_no_network_is_begun_after_the_deadline() -> None:
+    with recipe_scripts(FOLDER, "network", "measures", "run") as scripts:
+        assert scripts["run"].one_network((scripts["network"].Setting("sgd", 0.01, 32, 0.0, 0), 0.07, 1, 0.0)) is None
+
+
+def test_networks_on_a_line_have_the_target_loss() -> None:
+    with recipe_scripts(FOLDER, "network") as scripts:
+        network = scripts["network"]
+    evaluate = network.evaluate
     torch.manual_seed(0)
-    data = Split(torch.randn(60, 3, 32, 32), torch.arange(60) % 10)
-    above, below = LeNet5(), LeNet5()
+    data = network.Split(torch.randn(60, 3, 32, 32), torch.arange(60) % 10)
+    above, below = network.LeNet5(), network.LeNet5()
     optimizer = torch.optim.Adam(below.parameters(), lr=3e-3)
     for _ in range(40):
         optimizer.zero_grad()
@@ -135,7 +180,7 @@ def test_networks_on_a_line_have_the_target_loss() -> None:
         optimizer.step()
     high, low = evaluate(above, data)[0], evaluate(below, data)[0]
     target = (high + low) / 2
-    model, place = at_loss(target, above, below, data)
+    model, place = network.at_loss(target, above, below, data)
     assert low < target < high and 0 < place < 1
-    assert abs(evaluate(model, data)[0] - target) <= TOLERANCE
+    assert abs(evaluate(model, data)[0] - target) <= network.TOLERANCE
     assert evaluate(below, data)[0] == low
