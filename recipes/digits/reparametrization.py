@@ -34,11 +34,11 @@ QUANTITIES = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out/reparametrization.png"))
     parser.add_argument("--items", type=int, default=500, help="how many digits to measure on (default: 500)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     data = digits()
     model = trained(data, nn.ReLU)

@@ -33,13 +33,13 @@ DELTAS = (0.1, 0.3, 1.0)
 SAMPLES = 20
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out/representativeness.md"))
     parser.add_argument("--released", type=Path, help="folder with the released interpolatingness.py")
     parser.add_argument("--items", type=int, default=300, help="how many digits to train on (default: 300)")
     parser.add_argument("--folds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     data = digits()
     # The file is sorted by writer, so its parts differ; a random order makes them samples of one distribution.
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
