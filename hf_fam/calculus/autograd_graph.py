@@ -10,9 +10,14 @@ from torch.autograd.graph import Node, get_gradient_edge
 # A node and the index of its output: a compiled function is one node with many outputs.
 _Edge = tuple[Node, int]
 
-# Backward nodes of identities. DistributedDataParallel adds one to everything that a model returns, DeepSpeed ZeRO
-# stage 3 to what every module takes and returns (deepspeed 0.19).
-_IDENTITIES = ("_DDPSinkBackward", "PreBackwardFunctionForModuleBackward", "PostBackwardFunctionModuleBackward")
+# Backward nodes of identities. DistributedDataParallel adds one to everything that a model returns. torch adds one to
+# what a module with a full backward hook takes and returns, DeepSpeed ZeRO stage 3 to every module (deepspeed 0.19).
+_IDENTITIES = (
+    "_DDPSinkBackward",
+    "BackwardHookFunctionBackward",
+    "PreBackwardFunctionForModuleBackward",
+    "PostBackwardFunctionModuleBackward",
+)
 
 # Backward nodes of sums.
 _SUMS = ("AddBackward", "SubBackward")
@@ -244,16 +249,24 @@ def is_product(node: Node) -> bool:
     return node.name().startswith(_PRODUCTS)
 
 
-def top_of(loss: Tensor) -> Node | None:
-    """Return the node that made a loss, below the identities of DistributedDataParallel and DeepSpeed."""
-    return _past_identities(loss.grad_fn, loss.output_nr)[0]
+def top_of(tensor: Tensor) -> Node | None:
+    """Return the node that made a tensor, below identities, see `inputs_of`; None for a leaf.
+
+    Examples:
+        >>> import torch
+        >>> layer = torch.nn.Tanh()
+        >>> _ = layer.register_full_backward_hook(lambda module, below, above: None)
+        >>> top_of(layer(torch.ones(2, requires_grad=True))).name()
+        'TanhBackward0'
+    """
+    return _past_identities(tensor.grad_fn, tensor.output_nr)[0]
 
 
 def inputs_of(node: Node) -> list[tuple[Node | None, int]]:
-    """Return the edges that lead down from a node, past the identities of DistributedDataParallel and DeepSpeed.
+    """Return the edges that lead down from a node, past identities.
 
-    That of DistributedDataParallel is one node for all outputs of a model. Followed as it stands, it would connect a
-    loss with outputs that it does not depend on.
+    DistributedDataParallel, DeepSpeed and full backward hooks add them. Such an identity is one node for all outputs of
+    a module. Followed as it stands, it would connect a loss with outputs that it does not depend on.
     """
     return [_past_identities(child, number) for child, number in node.next_functions]
 
@@ -266,7 +279,8 @@ def _past_identities(node: Node | None, output: int) -> tuple[Node | None, int]:
 
 def _edges_of(tensors: Sequence[Tensor]) -> set[_Edge]:
     edges = [get_gradient_edge(tensor) for tensor in tensors if tensor.requires_grad]
-    return {(edge.node, edge.output_nr) for edge in edges}
+    past = [_past_identities(edge.node, edge.output_nr) for edge in edges]
+    return {(node, output) for node, output in past if node is not None}
 
 
 def _edges_below(node: Node) -> list[_Edge]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..calculus.autograd_graph import TailGraph, inputs_of
+from ..calculus.autograd_graph import TailGraph, inputs_of, top_of
 from ..calculus.torch_internals import dimension, is_over_last_dimension, saved
 
 # Nodes that only select, reorder or convert entries, and nodes that are linear in their one input from the logits.
@@ -42,9 +42,9 @@ def is_cross_entropy(loss: Tensor, logits: Tensor, graph: TailGraph | None = Non
         >>> is_cross_entropy(cross_entropy(z, y) / 3, z), is_cross_entropy(cross_entropy(z, y, label_smoothing=0.1), z)
         (True, False)
     """
-    if logits.grad_fn is None:
+    previous = top_of(logits)
+    if previous is None:
         return False
-    previous: Node = logits.grad_fn
     expected = _RESHAPING
     has_softmax = has_labels = False
     graph = graph or TailGraph(loss, [logits])
