@@ -1,8 +1,13 @@
 """``python -m hf_fam`` is ``hf-fam``; ``accelerate launch -m hf_fam`` is hf-fam in several processes."""
 
-import sys
-
 from .cli.main import main
+from .processes.leaving import leave
+
+
+def run() -> None:
+    """Run the command, and end this process with its status."""
+    leave(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from cost.memory import peak_allocation, peak_resident
 
+from hf_fam.processes.leaving import leave
+
 HIDDEN = "model.layers.1.mlp.down_proj"
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {"fam_lambda": 0.0},
@@ -157,3 +159,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

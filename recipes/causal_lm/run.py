@@ -6,6 +6,7 @@ accelerate launch recipes/causal_lm/run.py recipes/causal_lm/fam.yaml --train_fi
 import sys
 
 from hf_fam.cli.main import main
+from hf_fam.processes.leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "causal_lm", *sys.argv[1:]]))
+    leave(main(["train", "causal_lm", *sys.argv[1:]]))

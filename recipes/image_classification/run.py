@@ -6,6 +6,7 @@ accelerate launch recipes/image_classification/run.py recipes/image_classificati
 import sys
 
 from hf_fam.cli.main import main
+from hf_fam.processes.leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "image_classification", *sys.argv[1:]]))
+    leave(main(["train", "image_classification", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ accelerate launch recipes/text_regression/run.py recipes/text_regression/fam.yam
 import sys
 
 from hf_fam.cli.main import main
+from hf_fam.processes.leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "text_regression", *sys.argv[1:]]))
+    leave(main(["train", "text_regression", *sys.argv[1:]]))

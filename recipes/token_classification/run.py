@@ -6,6 +6,7 @@ accelerate launch recipes/token_classification/run.py recipes/token_classificati
 import sys
 
 from hf_fam.cli.main import main
+from hf_fam.processes.leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "token_classification", *sys.argv[1:]]))
+    leave(main(["train", "token_classification", *sys.argv[1:]]))

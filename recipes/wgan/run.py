@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from hf_fam.gan import WGANTrainer, WGANTrainingArguments
+from hf_fam.processes.leaving import leave
 from hf_fam.recipes.common.parsing import parse
 from recipes.wgan.data import DATA, FASHION_MNIST, fashion_mnist, toy
 from recipes.wgan.networks import image_networks, plane_networks
@@ -82,3 +83,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 if __name__ == "__main__":
     main()
+    leave(0)

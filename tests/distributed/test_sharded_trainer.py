@@ -16,7 +16,17 @@ import pytest
 import torch
 
 from support.launch import ROOT, launch
-from support.sharded_trainings import CASES, COUNTED, EQUAL, FAULTS, MORE, UNEQUAL, UNEQUAL_SETTINGS, trained
+from support.sharded_trainings import (
+    CASES,
+    COUNTED,
+    DEBUGGED,
+    EQUAL,
+    FAULTS,
+    MORE,
+    UNEQUAL,
+    UNEQUAL_SETTINGS,
+    trained,
+)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -164,3 +174,13 @@ def test_a_step_exchanges_nothing_but_the_mean(found: Any, name: str) -> None:
     mean = {("c10d::allreduce_", 17): 1} if name == "centered" else {}
     assert with_term - plain == {("c10d::allreduce_", 1): 1, **mean}
     assert not plain - with_term
+
+
+@pytest.mark.parametrize("name", DEBUGGED)
+def test_torch_counts_the_same(found: Any, name: str) -> None:
+    """torch's CommDebugMode, whose backward hooks on all modules leave the training as it is."""
+    result, undisturbed = found["debugged", name], found[name, True]
+    assert result["estimator"] == undisturbed["estimator"] and difference(result, undisturbed) < TOLERANCE
+    with_term, plain = Counter(result["with term"]), Counter(result["plain"])
+    assert sum(plain.values()) == sum(Counter(found["plain", name]["collectives"]).values()) >= 4
+    assert with_term - plain == {"c10d.allreduce_": 1} and not plain - with_term

@@ -21,7 +21,7 @@ pytest.importorskip("pytorch_optimizer")
 
 from hf_fam.recipes import TASKS, default_configuration
 from hf_fam.recipes.common.yaml_files import read_yaml
-from support.launch import ROOT, launch
+from support.launch import LATE_THREADS, ROOT, launch
 from support.tiny_recipes import MAKERS, RECIPES, made, typed
 
 FSDP2 = "recipes/causal_lm"
@@ -171,7 +171,8 @@ def check_two_processes(
     run(recipe, method, {**flags, "output_dir": one, "per_device_train_batch_size": 8}, monkeypatch)
     script = RECIPES / recipe / "run.py"
     given = {**flags, "output_dir": two, "per_device_train_batch_size": 4, **more}
-    launch(script, *typed(recipe, method, given))
+    printed = launch(script, *typed(recipe, method, given), more_path=LATE_THREADS)
+    assert "a thread frees its tensor" in printed, "the processes end while a thread of gloo still runs"
     states = [json.loads((path / "trainer_state.json").read_text()) for path in (one, two)]
     assert [state["train_batch_size"] for state in states] == [8, given["per_device_train_batch_size"]]
     assert distance(one, two) < 1e-4

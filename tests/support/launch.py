@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 AS_GPUS = ROOT / "tests" / "support" / "cpus_as_gpus"
+LATE_THREADS = ROOT / "tests" / "support" / "late_threads"
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
 
 
@@ -48,6 +49,7 @@ def launch(
     fails: bool = False,
     as_gpus: bool = False,
     processes: int | None = None,
+    more_path: Path | None = None,
 ) -> str:
     """Run a script to its end and return all that it printed; whether it fails has to be as expected.
 
@@ -58,6 +60,7 @@ def launch(
         fails: whether it has to fail.
         as_gpus: make accelerate take the processes for GPUs, see cpus_as_gpus/sitecustomize.py.
         processes: their number, instead of that in the configuration.
+        more_path: folder whose sitecustomize.py Python imports first.
     """
     asked = command(script, *arguments, config=config)
     if processes is not None:
@@ -65,7 +68,9 @@ def launch(
         asked[place:place] = ["--num_processes", str(processes)]
     env = environment()
     if as_gpus:
-        env |= {"CPUS_AS_GPUS": "1", "PYTHONPATH": os.pathsep.join([str(AS_GPUS), env["PYTHONPATH"]])}
+        env["CPUS_AS_GPUS"], more_path = "1", AS_GPUS
+    if more_path is not None:
+        env["PYTHONPATH"] = os.pathsep.join([str(more_path), env["PYTHONPATH"]])
     done = subprocess.run(asked, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     said = done.stdout[-20_000:]  # what a process that failed first said comes early
     assert (done.returncode != 0) == fails, f"exit code {done.returncode} of {' '.join(asked)}\n{said}"

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
@@ -120,6 +121,8 @@ FAULTS = ("raising", "killed")
 TENSOR_LOOPS = ("tensor, attach", "tensor, RelativeFlatness")
 REFUSED = (*TENSOR_LOOPS, "tensor", "version 1", "hessian", "gauss_newton", "dense")
 COUNTED = ("wrapped with the last norm", "centered", "perturbed")
+# torch's CommDebugMode fails in BERT, which adds in place to what its backward hooks returned.
+DEBUGGED = ("wrapped with the last norm", "perturbed")
 # The last batch of an epoch has four items, and an accumulation ends early.
 UNEQUAL = "wrapped with the last norm"
 UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 7}
@@ -128,8 +131,7 @@ UNEQUAL_SETTINGS = {"items": 20, "gradient_accumulation_steps": 2, "max_steps": 
 class Collectives(TorchDispatchMode):
     """Records every exchange between processes: its kind, and how many numbers this process gives.
 
-    torch's CommDebugMode counts the kinds alone, and fails at the second step of a model with FSDP. Its backward hooks
-    on modules also hide the loss, so that the features are perturbed.
+    torch's CommDebugMode counts the kinds alone.
     """
 
     def __init__(self) -> None:
@@ -141,6 +143,23 @@ class Collectives(TorchDispatchMode):
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
             self.numbers.append((function.name(), min(tensor.numel() for tensor in tensors) if tensors else 0))
         return function(*args, **(kwargs or {}))
+
+
+class CommunicationDebugger(TrainerCallback):
+    """Keeps torch's own count of what was exchanged in the third step, by kind.
+
+    CommDebugMode registers backward hooks on all modules. With FSDP it fails if it stays on for two steps.
+    """
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.mode = CommDebugMode()
+            self.mode.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            self.mode.__exit__(None, None, None)
+            self.counts = {str(kind): count for kind, count in self.mode.get_comm_counts().items()}
 
 
 class Watch(TrainerCallback):
@@ -221,6 +240,14 @@ def trained(folder: Path, name: str, processes: int, *, sharded: bool, **given: 
         "warnings": sorted({str(w.message) for w in caught if w.category is UserWarning}),
         **{key: logged(trainer, key) for key in ("loss", "fam_kappa", "fam_lambda", "fam_grad_ratio", "grad_norm")},
     }
+
+
+def debugged(folder: Path, name: str, processes: int) -> dict[str, Any]:
+    """With torch's CommDebugMode in one step; its counts with the term and without."""
+    with_term, plain = CommunicationDebugger(), CommunicationDebugger()
+    trained(folder, name, processes, sharded=True, callbacks=[plain], fam_lambda=0.0)
+    result = trained(folder, name, processes, sharded=True, callbacks=[with_term])
+    return {**result, "with term": with_term.counts, "plain": plain.counts}
 
 
 def with_callback(folder: Path, processes: int, dtype: torch.dtype, **given: Any) -> dict[str, Any]:
@@ -326,6 +353,8 @@ def main(folder: Path, *names: str) -> None:
     if MORE in names:
         for case in COUNTED:
             found["plain", case] = trained(folder, case, processes, sharded=True, fam_lambda=0.0)
+        for case in DEBUGGED:
+            found["debugged", case] = debugged(folder, case, processes)
         for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
             found["resumed", kind] = resumed(folder / kind, processes, kind)
         given = fsdp_settings(CASES["wrapped with the last norm"])

@@ -1,0 +1,38 @@
+"""A complete training ends with status 0, whatever torch's threads still do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from support.launch import LATE_THREADS, ROOT, launch
+
+PROGRAM = """
+import atexit, sys, threading, time
+from hf_fam.processes.leaving import leave
+atexit.register(print, "an exit handler")
+threading.Thread(target=lambda: (time.sleep(0.3), print("a thread"))).start()
+print("to stderr", file=sys.stderr)
+leave(3)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_threads_and_exit_handlers_run(processes: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(processes)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()) == (3, ["a thread", "an exit handler"])
+    assert done.stderr == "to stderr\n"
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@pytest.mark.parametrize("how", ["leave", "exit"])
+def test_a_thread_of_gloo_at_the_end(how: str) -> None:
+    """It aborts a process that ends as Python does."""
+    printed = launch(ROOT / "tests" / "support" / "ending.py", how, more_path=LATE_THREADS, fails=how == "exit")
+    assert printed.count("a thread frees its tensor") == 1
+    assert ("SIGABRT" in printed) == (how == "exit")
