@@ -13,10 +13,10 @@ from typing import NoReturn
 def leave(status: int) -> NoReturn:
     """End this process with an exit status, as the last call of a program.
 
-    One of several processes ends without Python's own end, in which threads of torch's process groups still run: with
-    gloo and DistributedDataParallel, ``destroy_process_group`` does not end them (torch 2.13). A thread that needs
-    Python then aborts the process, though its training is complete. Non-daemon threads and exit handlers run before,
-    as in a child of ``multiprocessing``.
+    One of several processes ends without Python's own end, in which threads of torch's process groups still run. A thread
+    that needs Python then aborts the process, though its training is complete. ``destroy_process_group`` does not end
+    the threads of gloo under DistributedDataParallel (torch 2.13). Non-daemon threads and exit handlers run before, as
+    in a child of ``multiprocessing``.
 
     Args:
         status: the exit status.
