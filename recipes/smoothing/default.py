@@ -74,7 +74,11 @@ def score(task: Task, seed: int, epochs: int, smoothing: float | None, data: Pat
     """Return accuracy in percent and NLL on the test set; smoothing None is plain training."""
     fam: dict[str, Any] = {} if smoothing is None else {"smoothing": smoothing}
     settings = REGIMES["head"].Settings(tokens="mean", epochs=epochs, fam=fam)
-    trainers = Trainers(task, "head", settings, data, cache)
+    return score_of(Trainers(task, "head", settings, data, cache), seed, smoothing)
+
+
+def score_of(trainers: Trainers, seed: int, smoothing: float | None) -> tuple[float, float]:
+    """Return accuracy in percent and NLL on the test set; smoothing None is plain training."""
     trainer = trainers(seed)
     trainer.args.disable_tqdm = True
     method_called("plain" if smoothing is None else "fam")(None).resolve(trainer).apply(trainer)
@@ -86,26 +90,27 @@ def score(task: Task, seed: int, epochs: int, smoothing: float | None, data: Pat
     return accuracy, float(-log_p[np.arange(len(labels)), labels].mean())
 
 
-def report(runs: pandas.DataFrame) -> str:
-    """Return the table, and what the rule says."""
-    lines = ["| epochs | task | accuracy: plain | fam | smoothed | smoothed - fam | NLL: plain | fam | smoothed |"]
+def report(runs: pandas.DataFrame, column: str = "epochs") -> str:
+    """Return the table, and what the rule says of each value of a column."""
+    lines = [f"| {column} | task | accuracy: plain | fam | smoothed | smoothed - fam | NLL: plain | fam | smoothed |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     _, fam, smoothed = VARIANTS
     verdicts = []
-    for epochs, part in runs.groupby("epochs"):
+    for value, part in runs.groupby(column):
         wide = part.pivot_table(index=["task", "seed"], columns="method", values=["accuracy", "nll"])
         gain = wide["accuracy"][smoothed] - wide["accuracy"][fam]
         means = wide.groupby("task").mean()
         for task, row in means.iterrows():
             accuracies = " | ".join(f"{row['accuracy', name]:.1f}" for name in VARIANTS)
             nll = " | ".join(f"{row['nll', name]:.3f}" for name in VARIANTS)
-            lines.append(f"| {epochs} | {task} | {accuracies} | {interval(gain[task], '+.1f')} | {nll} |")
+            lines.append(f"| {value} | {task} | {accuracies} | {interval(gain[task], '+.1f')} | {nll} |")
         of_seeds = gain.groupby("seed").mean()
         nll_of_seeds = (wide["nll"][smoothed] - wide["nll"][fam]).groupby("seed").mean()
         worst = gain.groupby("task").mean().min()
         is_kept = limits(nll_of_seeds)[1] < 0 and limits(of_seeds)[0] >= -0.25 and worst > -0.5
+        name = f"{value} epochs" if column == "epochs" else value
         verdicts.append(
-            f"{epochs} epochs: accuracy {interval(of_seeds, '+.2f')} points, NLL {interval(nll_of_seeds, '+.3f')}, "
+            f"{name}: accuracy {interval(of_seeds, '+.2f')} points, NLL {interval(nll_of_seeds, '+.3f')}, "
             f"worst task {worst:+.1f} points. The rule {'holds' if is_kept else 'does not hold'}."
         )
     seeds = runs["seed"].nunique()
