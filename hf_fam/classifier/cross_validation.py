@@ -96,8 +96,10 @@ def held_out(data: TrainingSet) -> list[Tensor]:
     first, second = order[:-1], order[1:]
     is_copy = (classes[first] == classes[second]) & np.isclose(norms[first], norms[second], rtol=1e-6, atol=0)
     near = np.flatnonzero(is_copy)
-    rows = [torch.from_numpy(part[near]).to(data.features.device) for part in (first, second)]
-    is_copy[near] = (data.features[rows[0]] == data.features[rows[1]]).all(1).cpu().numpy()
+    pairs = torch.from_numpy(np.stack([first[near], second[near]], 1)).to(data.features.device)
+    for part in chunks(pairs, 2 * data.features.shape[1]):
+        one, other = (data.features[rows] for rows in pairs[part].unbind(1))
+        is_copy[near[part]] = (one == other).all(1).cpu().numpy()
     distinct = np.concatenate([[0], np.cumsum(~is_copy)])
     sizes = np.bincount(classes[order][np.concatenate([[True], ~is_copy])], minlength=data.n_classes)
     usable = sizes[classes[order]] > 1

@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
 from hf_fam import FlatLogisticRegression
+from hf_fam.classifier.cross_validation import held_out
 from hf_fam.classifier.objective import Objective
 from hf_fam.classifier.training_set import TrainingSet
 
@@ -220,6 +221,9 @@ def test_memory_beyond_the_features_is_small(size: int) -> None:
     objective(start)
     assert peak_bytes(lambda: objective(start)) < 16 * 2**20 < max(features.nbytes, 17 * 2**20)
     assert peak_bytes(lambda: TrainingSet.of(features, labels, data.weights, classes, True)) < 4 * 2**20
+    # Of one length, so that any two samples could be copies.
+    data = TrainingSet.of(torch.sign(features), labels, data.weights, classes, False)
+    assert peak_bytes(lambda: held_out(data)) < 4 * 2**20
 
 
 def peak_bytes(program: Any) -> int:
