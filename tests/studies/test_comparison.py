@@ -192,6 +192,25 @@ def test_label_noise_replaces_that_share_by_other_classes() -> None:
     assert few.classes == 2 and set(few.train.labels) == set(few.test.labels) == {0, 1}
 
 
+def test_labels_by_people_are_for_training_alone() -> None:
+    right = np.random.default_rng(0).integers(4, size=200)
+    people = np.where(np.arange(200) % 3 == 0, (right + 1) % 4, right)
+    pool = tasks.Examples([(str(k),) for k in range(200)], right, people)
+    parts = tasks.split(tasks.Task("rte", train=100, validation=50), pool, tasks.Examples(pool.inputs, right), 3)
+    numbers = [np.array([int(text) for (text,) in part.inputs]) for part in (parts.train, parts.validation, parts.test)]
+    assert np.array_equal(parts.train.labels, people[numbers[0]])
+    assert np.array_equal(parts.validation.labels, right[numbers[1]]) and np.array_equal(parts.test.labels, right)
+
+
+def test_human_labels_belong_to_their_inputs() -> None:
+    data = Path("/work/shared/data")
+    if not (data / "noisy_labels").is_dir():
+        pytest.skip("the data sets with labels by people are not here")
+    for name, share in (("cifar10n_worse", 0.405), ("cifar10n_random1", 0.175), ("noisy_ag_news", 0.196)):
+        pool, test = tasks.READERS[name](data)
+        assert (pool.people != pool.labels).mean() == pytest.approx(share, abs=0.01) and test.people is None
+
+
 @pytest.mark.parametrize("tokens", ["mean", "first"])
 def test_features_of_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: str) -> None:
     """Padding does not count, each text is read once, and features come in the order of the texts."""

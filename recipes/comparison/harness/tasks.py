@@ -3,14 +3,15 @@
 Training: of the official training split, in an order drawn from the seed, the first ``shots`` of each class, or the
 first ``train``. Validation, on which everything is chosen: the next ``validation`` in that order. Test, which is only
 reported: the official test split where it has labels, else the official development split; if ``test`` is given, the
-first so many in an order that is the same for every seed.
+first so many in an order that is the same for every seed. Labels by people, which may be wrong, are for training alone:
+validation and test have the right ones.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from hf_fam.recipes.common.fashion_mnist import TEST, TRAIN, read_images, read_labels
 
 # Tasks whose inputs are images; those of the others are texts.
-IMAGES = ("fashion_mnist", "cifar10")
+IMAGES = ("fashion_mnist", "cifar10", "cifar10n_worse", "cifar10n_random1")
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs, a list of tuples of sentences or an array of images, and integer labels."""
+    """Inputs and integer labels.
+
+    Attributes:
+        inputs: a list of tuples of sentences, or an array of images.
+        labels: the right ones.
+        people: labels that people gave, to train with; None: the right ones.
+    """
 
     inputs: Any
     labels: NDArray[np.int64]
+    people: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         chosen = self.inputs[indices] if isinstance(self.inputs, np.ndarray) else [self.inputs[i] for i in indices]
-        return Examples(chosen, self.labels[indices])
+        return Examples(chosen, self.labels[indices], None if self.people is None else self.people[indices])
 
 
 @dataclass(frozen=True)
@@ -122,10 +130,10 @@ def split(task: Task, pool: Examples, test: Examples, seed: int) -> Split:
 
 
 def with_noise(examples: Examples, share: float, classes: int, seed: int) -> Examples:
-    """Replace a share of the labels by one of the other classes."""
+    """Take the labels by people, if there are any, and replace a share by one of the other classes."""
     random = np.random.default_rng((seed, 1))
     wrong = random.permutation(len(examples))[: round(share * len(examples))]
-    labels = examples.labels.copy()
+    labels = (examples.labels if examples.people is None else examples.people).copy()
     labels[wrong] = (labels[wrong] + random.integers(1, classes, len(wrong))) % classes
     return Examples(examples.inputs, labels)
 
@@ -163,6 +171,34 @@ def _cifar10(data: Path) -> tuple[Examples, Examples]:
     return examples("train-15k"), examples("test")
 
 
+def _cifar10n(kind: str) -> Any:
+    """Return a reader of CIFAR-10 with labels by people (Wei et al. 2022)."""
+
+    def read(data: Path) -> tuple[Examples, Examples]:
+        import pandas
+
+        pool, test = _cifar10(data)
+        frame = pandas.read_parquet(data / "noisy_labels" / "cifar10n-15k.parquet")
+        if not np.array_equal(frame["clean"], pool.labels):
+            raise ValueError("cifar10n-15k.parquet: its right labels are not those of cifar10/train-15k.parquet.")
+        return replace(pool, people=frame[kind].to_numpy(np.int64)), test
+
+    return read
+
+
+def _noisy_ag_news(data: Path) -> tuple[Examples, Examples]:
+    """AG News with labels by people (NoisyAG-News)."""
+    import pandas
+
+    train, test = (
+        pandas.read_parquet(data / "noisy_labels" / f"noisy-ag-news-{name}.parquet") for name in ("train", "test")
+    )
+    texts, labels = ([(text,) for text in frame["text"]] for frame in (train, test)), train["label"]
+    pool, held_out = texts
+    people = train["noisy_label"].to_numpy(np.int64)
+    return Examples(pool, labels.to_numpy(np.int64), people), Examples(held_out, test["label"].to_numpy(np.int64))
+
+
 READERS = {
     "banking77": _texts("banking77", ("text",), "test"),
     "cola": _texts("glue/cola", ("sentence",), "dev"),
@@ -171,4 +207,7 @@ READERS = {
     "rte": _texts("glue/rte", ("sentence1", "sentence2"), "dev"),
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
+    "cifar10n_worse": _cifar10n("worse"),
+    "cifar10n_random1": _cifar10n("random1"),
+    "noisy_ag_news": _noisy_ag_news,
 }
