@@ -8,6 +8,7 @@ from .outcome import BETTER, SAME, WORSE, MethodResult, Outcome
 # Names that are not those of the flags with spaces.
 NAMES = {
     "plain": "plain training", "fam": "FAM", "sam": "SAM", "ema": "EMA", "neftune": "NEFTune",
+    "momentum_sam": "momentum SAM",
     "bi_tempered": "bi-tempered loss", "generalized_cross_entropy": "generalized cross-entropy",
     "symmetric_cross_entropy": "symmetric cross-entropy",
 }  # fmt: skip

@@ -21,6 +21,7 @@ pytest.importorskip("sklearn")
 from hf_fam import FAMTrainer
 from hf_fam.frozen.stored_features import FeatureDataset, collate_features
 from hf_fam.methods import METHODS, method_called
+from hf_fam.methods.activation_penalty import _Penalized
 from hf_fam.methods.base import Plain
 from hf_fam.methods.item_loss import MeanLoss
 from hf_fam.methods.logistic_regression import linear_layer
@@ -251,6 +252,109 @@ def test_mixup_is_cross_entropy_of_mixed_items_and_labels(kind: type[Linear], tm
     assert largest_difference(weights(by_hand), weights(trainer.model)) < 1e-6
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_momentum_sam_is_that_of_the_paper(optim: str, accumulation: int, tmp_path: Path) -> None:
+    """Four steps against the paper's loop in float64, which keeps the displaced weights and moves them back."""
+    torch.manual_seed(0)
+    model, rho, rate = Linear(), 0.4, 0.05
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+    data = [{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]
+    by_hand = copy.deepcopy(model).double()
+    args = plain_arguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=8 // accumulation, optim=optim, learning_rate=rate,
+        gradient_accumulation_steps=accumulation, lr_scheduler_type="constant", max_grad_norm=0.0, weight_decay=0.1,
+        optim_args="momentum=0.9" if optim == "sgd" else None, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=args, train_dataset=data)
+    method_called("momentum_sam")(rho).apply(trainer)
+    trainer.train()
+    parameters = [*by_hand.parameters()]  # displaced
+    first, second, factor = ([torch.zeros_like(p) for p in parameters] for _ in range(3))
+    for step in range(4):
+        rows = slice(8 * step, 8 * step + 8)
+        loss = F.cross_entropy(by_hand.classifier(x[rows].double()), y[rows])
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for k, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
+                p += factor[k]
+                decay = 0.1 if p.ndim > 1 else 0.0  # the Trainer leaves biases alone
+                if optim == "sgd":
+                    first[k] = 0.9 * first[k] + g + decay * p
+                    p -= rate * first[k]
+                else:
+                    first[k] = 0.9 * first[k] + 0.1 * g
+                    second[k] = 0.999 * second[k] + 0.001 * g**2
+                    corrected = second[k] / (1 - 0.999 ** (step + 1))
+                    p *= 1 - rate * decay
+                    p -= rate / (1 - 0.9 ** (step + 1)) * first[k] / (corrected.sqrt() + 1e-8)
+            norm = torch.cat([v.flatten() for v in first]).norm()
+            factor = [rho * v / norm for v in first]
+            for p, f in zip(parameters, factor, strict=True):
+                p -= f
+    with torch.no_grad():
+        for p, f in zip(parameters, factor, strict=True):
+            p += f
+    assert largest_difference(weights(by_hand.float()), weights(trainer.model)) < 2e-6
+
+
+def test_momentum_sam_needs_momentum(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, optim="sgd")
+    method_called("momentum_sam")().apply(trainer)
+    with pytest.raises(ValueError, match="optim='sgd' with method='momentum_sam': momentum SAM needs"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_activation_penalty_is_of_features_and_weights(accumulation: int, tmp_path: Path) -> None:
+    """One step of SGD against the gradient in float64, with a trained layer below the head."""
+
+    class Deep(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+            return super().forward(self.below(x), labels)
+
+    torch.manual_seed(0)
+    model, strength = Deep(), 0.3
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    data = [{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]
+    by_hand = copy.deepcopy(model).double()
+    args = plain_arguments(
+        tmp_path, max_steps=1, per_device_train_batch_size=8 // accumulation, optim="sgd", learning_rate=0.5,
+        gradient_accumulation_steps=accumulation, lr_scheduler_type="constant", max_grad_norm=0.0,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=args, train_dataset=data)
+    method_called("activation_penalty")(strength).apply(trainer)
+    trainer.train()
+    phi = by_hand.below(x.double())
+    penalty = phi.pow(2).sum(1).mean() + by_hand.classifier.weight.pow(2).sum()
+    (F.cross_entropy(by_hand.classifier(phi), y) + strength * penalty).backward()
+    with torch.no_grad():
+        for p in by_hand.parameters():
+            p -= 0.5 * p.grad
+    assert largest_difference(weights(by_hand.float()), weights(trainer.model)) < 1e-6
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_the_activation_penalty_counts_labeled_tokens(is_shifted: bool) -> None:
+    features, labels = torch.randn(2, 6, 4), torch.randint(0, 3, (2, 6))
+    labels[0, 2:] = -100
+    head = nn.Linear(4, 3)
+    penalized = _Penalized(0.5, head, is_shifted)
+    logits = head(features)
+    penalized.keep(head, (features,))
+    found = penalized.loss({"logits": logits}, labels)
+    kept, targets = (features[:, :-1], labels[:, 1:]) if is_shifted else (features, labels)
+    is_labeled = targets != -100
+    expected = F.cross_entropy(head(kept[is_labeled]), targets[is_labeled])
+    expected = expected + 0.5 * (kept[is_labeled].pow(2).sum(1).mean() + head.weight.pow(2).sum())
+    torch.testing.assert_close(found, expected)
+
+
 def test_noise_has_the_stated_size() -> None:
     features = torch.randn(2000, 16) * 5
     noisy: Any = METHODS["feature_noise"](0.3)
@@ -338,7 +442,7 @@ def test_strength_0_of_fam_is_plain_training(tmp_path: Path) -> None:
 
 def test_what_a_method_cannot_do_is_refused(tmp_path: Path) -> None:
     regression = tiny_bert(num_labels=1)
-    for name in (*LOSSES, "mixup"):
+    for name in (*LOSSES, "mixup", "activation_penalty"):
         with pytest.raises(ValueError, match="one of several classes"):
             method_called(name)().apply(trainer_of(tmp_path, regression))
     with pytest.raises(ValueError, match="load_best_model_at_end would replace the average"):
@@ -363,7 +467,7 @@ class OwnLoss(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "mixup"])
+@pytest.mark.parametrize("name", [*LOSSES, "mixup", "activation_penalty"])
 def test_a_trainer_that_goes_past_a_method_is_told(name: str, tmp_path: Path) -> None:
     trainer = OwnLoss(model=tiny_bert(), args=plain_arguments(tmp_path), train_dataset=classified())
     method_called(name)().apply(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,10 +203,9 @@ def test_labels_by_people_are_for_training_alone() -> None:
     assert np.array_equal(parts.validation.labels, right[numbers[1]]) and np.array_equal(parts.test.labels, right)
 
 
-def test_human_labels_belong_to_their_inputs() -> None:
-    data = Path("/work/shared/data")
-    if not (data / "noisy_labels").is_dir():
-        pytest.skip("the data sets with labels by people are not here")
+@pytest.mark.skipif("HF_FAM_DATA" not in os.environ, reason="set HF_FAM_DATA to the folder of the real data sets")
+def test_labels_by_people_belong_to_their_inputs() -> None:
+    data = Path(os.environ["HF_FAM_DATA"])
     for name, share in (("cifar10n_worse", 0.405), ("cifar10n_random1", 0.175), ("noisy_ag_news", 0.196)):
         pool, test = tasks.READERS[name](data)
         assert (pool.people != pool.labels).mean() == pytest.approx(share, abs=0.01) and test.people is None
