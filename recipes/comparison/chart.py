@@ -2,7 +2,8 @@
 
     python recipes/comparison/chart.py
 
-Writes ``docs/img/does-it-help.png`` and ``docs/generated/does_it_help.md``. The regimes are in ``chart.yaml``.
+Writes ``docs/img/does-it-help.png``, ``docs/generated/does_it_help.md`` and ``docs/generated/linear_heads.md``. The
+regimes are in ``chart.yaml``.
 """
 
 from __future__ import annotations
@@ -10,28 +11,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 import yaml
+from harness.results import RESULT
 from scipy import stats
+
+from hf_fam.compare.sentence import display_name
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PLAIN, FAM = "plain", "fam"
-LABELS = {
-    "plain": "plain training",
-    "fam": "FAM",
-    "gaussian_noise": "Gaussian noise",
-    "weight_decay": "weight decay",
-    "label_smoothing": "label smoothing",
-    "dropout": "dropout",
-    "sam": "SAM",
-    "neftune": "NEFTune",
-}
+# Names of methods of the first protocol that are not those of `hf_fam.methods`.
+LABELS = {"gaussian_noise": "Gaussian noise", "feature_noise": "Gaussian noise"}
+# Kinds of labels in chart.yaml, as the tables name them.
+KINDS = {"wrong": "20 % noise", "right": "clean"}
 # Points of accuracy that a panel shows.
 SPAN = 16
 # Okabe and Ito's colors, which color-blind readers can tell apart.
@@ -45,10 +43,16 @@ class Score:
     Attributes:
         method: name of the method.
         accuracies: percent, by seed.
+        nll: mean negative log-likelihood.
     """
 
     method: str
     accuracies: pandas.Series
+    nll: float | None = None
+
+    @property
+    def name(self) -> str:
+        return LABELS.get(self.method, display_name(self.method))
 
     @property
     def mean(self) -> float:
@@ -79,13 +83,22 @@ def interval(values: pandas.Series) -> float:
     return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count))
 
 
+def compared(plan: str, name: str) -> list[Score]:
+    """Return what `hf_fam.compare` measured of every method in a comparison of a plan, plain training first."""
+    result = json.loads((HERE / "results" / plan / name / RESULT).read_text(encoding="utf-8"))
+    return [Score(m["method"], pandas.Series(m["scores"]), m["nll"]) for m in result["methods"]]
+
+
 def read(regime: dict[str, Any], labels: str) -> Row:
     """Return the scores of a regime.
 
     Args:
-        regime: an entry of ``chart.yaml``.
-        labels: ``"right"`` or ``"wrong"``.
+        regime: an entry of ``chart.yaml``, of `hf_fam.compare` or of the first protocol.
+        labels: one of its kinds of labels.
     """
+    if "plan" in regime:
+        plain, fam, *rivals = compared(regime["plan"], regime["comparisons"][labels])
+        return Row(regime["name"], regime["data"], [plain, fam, *strongest(plain, rivals)])
     table = pandas.read_parquet(HERE / "results" / f"{regime['results']}.parquet")
     settings = table.settings.map(json.loads)
     configuration = table.configuration.map(json.loads)
@@ -113,27 +126,72 @@ def read(regime: dict[str, Any], labels: str) -> Row:
     if plain is None or fam is None:
         raise ValueError(f"{regime['name']}: no runs of plain training or of FAM for {case['task']}.")
     rivals = [rival for rival in map(score, regime["rivals"]) if rival is not None]
-    strongest = [max(rivals, key=lambda rival: float(rival.minus(plain).mean()))] if rivals else []
-    return Row(regime["name"], regime["data"], [plain, fam, *strongest])
+    return Row(regime["name"], regime["data"], [plain, fam, *strongest(plain, rivals)])
 
 
-def markdown(rows: dict[str, list[Row]]) -> str:
-    """Return the table of all regimes."""
+def strongest(plain: Score, rivals: list[Score]) -> list[Score]:
+    """Return the rival with the highest test accuracy, alone in a list; no rival if there is none."""
+    return [max(rivals, key=lambda rival: float(rival.minus(plain).mean()))] if rivals else []
+
+
+def limits(values: pandas.Series) -> str:
+    """Return the 95 % interval of a mean."""
+    half = interval(values)
+    return f"{values.mean() - half:+.1f} to {values.mean() + half:+.1f}"
+
+
+def markdown(rows: Iterable[tuple[str, Row]]) -> str:
+    """Return the table of all regimes.
+
+    Args:
+        rows: with the kind of labels.
+    """
     lines = [
         "| what is trained | data | labels | plain | FAM | FAM minus plain | strongest rival |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
-    for pair in zip(*rows.values(), strict=True):
-        for labels, row in zip(("20 % noise", "clean"), pair, strict=True):
-            plain, fam, *rest = row.scores
-            difference = fam.minus(plain)
-            half = interval(difference)
-            gain = f"{difference.mean():+.1f} ({difference.mean() - half:+.1f} to {difference.mean() + half:+.1f})"
-            rival = f"{rest[0].mean:.1f} ({LABELS[rest[0].method]})" if rest else "none ran"
-            lines.append(
-                f"| {row.name} | {row.data} | {labels} | {plain.mean:.1f} | {fam.mean:.1f} | {gain} | {rival} |"
-            )
+    for labels, row in rows:
+        plain, fam, *rest = row.scores
+        difference = fam.minus(plain)
+        gain = f"{difference.mean():+.1f} ({limits(difference)})"
+        rival = f"{rest[0].mean:.1f} ({rest[0].name})" if rest else "none ran"
+        kind = KINDS.get(labels, labels)
+        lines.append(f"| {row.name} | {row.data} | {kind} | {plain.mean:.1f} | {fam.mean:.1f} | {gain} | {rival} |")
     return "\n".join(lines) + "\n"
+
+
+def linear_heads(regimes: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table of all methods for each plan of `hf_fam.compare`, those without tuning last."""
+    for plan in dict.fromkeys(regime["plan"] for regime in regimes if "plan" in regime):
+        mine = [regime for regime in regimes if regime.get("plan") == plan]
+        tasks = [
+            (f"{regime['data'].split(',')[0]}, {KINDS.get(kind, kind)}", name)
+            for regime in mine
+            for kind, name in regime["comparisons"].items()
+        ]
+        columns = []
+        for _, name in tasks:
+            scores = {score.name: score for score in compared(plan, name)}
+            for untuned in (regime["untuned"] for regime in mine if "untuned" in regime):
+                if (HERE / "results" / untuned / name / RESULT).is_file():
+                    fixed = [score for score in compared(untuned, name) if score.method != PLAIN]
+                    scores |= {f"{score.name}, not tuned": score for score in fixed}
+            columns.append(scores)
+        yield f"| {mine[0]['name']} | " + " | ".join(title for title, _ in tasks) + " |"
+        yield "| --- |" + " --- |" * len(tasks)
+        seeds = (str(len(scores[display_name(FAM)].accuracies)) for scores in columns)
+        yield "| seeds | " + " | ".join(seeds) + " |"
+        for method in dict.fromkeys(method for scores in columns for method in scores):
+            cells = [cell(scores[method], scores[display_name(FAM)]) if method in scores else "" for scores in columns]
+            yield f"| {method} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def cell(score: Score, fam: Score) -> str:
+    """Return accuracy, the interval of FAM minus the method, the NLL, and the number of seeds if it is another one."""
+    difference = "" if score is fam else f" ({limits(fam.minus(score))})"
+    seeds = "" if len(score.accuracies) == len(fam.accuracies) else f", {len(score.accuracies)} seeds"
+    return f"{score.mean:.1f}{difference}, {score.nll:.2f}{seeds}"
 
 
 def draw(rows: dict[str, list[Row]], path: Path) -> None:
@@ -169,7 +227,7 @@ def draw_row(panel: Any, row: Row) -> None:
         panel.errorbar(
             score.mean, height, xerr=score.half_width, fmt=marker, color=COLORS[kind], markersize=6, elinewidth=2
         )
-        text = f"{score.mean:.1f}  {LABELS[score.method]}"
+        text = f"{score.mean:.1f}  {score.name}"
         panel.text(right + 0.4, height, text, color=COLORS[kind], va="center", fontsize=9)
     panel.set_xlim(low - 0.5, low - 0.5 + SPAN)
     panel.set_ylim(-0.6, 2.6)
@@ -188,18 +246,22 @@ def matplotlib_ticks(values: Iterable[int]) -> Any:
     return FixedLocator([*values])
 
 
+def kinds_of(regime: dict[str, Any]) -> list[str]:
+    """Return the kinds of labels of a regime."""
+    return list(regime["comparisons"] if "plan" in regime else KINDS)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the documentation")
     options = parser.parse_args(arguments)
     regimes = yaml.safe_load((HERE / "chart.yaml").read_text(encoding="utf-8"))
-    rows = {labels: [read(regime, labels) for regime in regimes] for labels in ("wrong", "right")}
-    (options.docs / "generated").mkdir(parents=True, exist_ok=True)
-    (options.docs / "generated" / "does_it_help.md").write_text(markdown(rows), encoding="utf-8")
-    drawn = {
-        labels: [row for row, regime in zip(entries, regimes, strict=True) if regime["drawn"]]
-        for labels, entries in rows.items()
-    }
+    rows = [(regime, kind, read(regime, kind)) for regime in regimes for kind in kinds_of(regime)]
+    folder = options.docs / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "does_it_help.md").write_text(markdown((kind, row) for _, kind, row in rows), encoding="utf-8")
+    (folder / "linear_heads.md").write_text("\n".join(linear_heads(regimes)), encoding="utf-8")
+    drawn = {labels: [row for regime, kind, row in rows if kind == labels and regime["drawn"]] for labels in KINDS}
     draw(drawn, options.docs / "img" / "does-it-help.png")
 
 
