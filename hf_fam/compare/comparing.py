@@ -10,6 +10,7 @@ from typing import Any
 from ..inputs.kinds import require_function, require_instance
 from ..inputs.numbers import require_number, require_whole
 from ..inputs.paths import require_writable_folder
+from ..inputs.rows import select
 from ..inputs.text import quote
 from ..measure.data import is_data
 from ..methods import METHODS, Method, method_called
@@ -25,7 +26,7 @@ from .result import ComparisonResult
 from .runs import FINAL, Run, grid
 from .splits import Splits, class_labels
 from .start import Start
-from .training import MakeTrainer, Task, fresh_trainer, measure_run, resolve, select
+from .training import MakeTrainer, Task, fresh_trainer, measure_run, resolve
 from .workers import Workers
 
 BASELINE = "plain"

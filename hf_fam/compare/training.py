@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..inputs.kinds import require_instance
+from ..inputs.rows import select
 from ..methods import Method
 from .journal import Record, pack
 from .metric import Metric, likelihood
@@ -128,15 +128,6 @@ def execute(task: Task, run: Run) -> Record:
 def resolve(dataset: Any) -> Any:
     """Return a data set, or what a function returns."""
     return dataset() if callable(dataset) and not hasattr(dataset, "__getitem__") else dataset
-
-
-def select(dataset: Any, rows: Sequence[int] | Any) -> Any:
-    """Return some rows of a data set, in this order."""
-    if hasattr(dataset, "select"):
-        return dataset.select(rows)
-    if isinstance(dataset, list):
-        return [dataset[k] for k in rows]
-    return Subset(dataset, [int(k) for k in rows])
 
 
 class StopAfter(TrainerCallback):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -182,7 +182,6 @@ def test_the_trainers_own_methods(name: str, field: str, tmp_path: Path) -> None
 
 def test_the_moving_average_is_that_of_torch(tmp_path: Path) -> None:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-    from transformers import TrainerCallback
 
     class Averaging(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -196,6 +195,47 @@ def test_the_moving_average_is_that_of_torch(tmp_path: Path) -> None:
     alone.add_callback(callback)
     alone.train()
     assert_same_weights(callback.average.module, trained("ema", tmp_path, 0.7).model)
+
+
+class OwnLoop(TrainerCallback):
+    """The loss of some rows and the weights after every epoch, by hand."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.losses: list[float] = []
+        self.states: list[dict[str, Tensor]] = []
+        self._tokens = torch.tensor([row["input_ids"] for row in rows])
+        self._labels = torch.tensor([row["labels"] for row in rows])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        with torch.no_grad():
+            logits = copy.deepcopy(model).eval()(input_ids=self._tokens).logits.double()
+        self.losses.append(float(F.cross_entropy(logits, self._labels)))
+        self.states.append(copy.deepcopy(model.state_dict()))
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    """Against a training on the other rows that looks at the held-out ones itself."""
+    data = classified()
+    order = np.random.default_rng(7).permutation(len(data))
+    held_out, rest = [data[k] for k in order[:10]], [data[k] for k in sorted(order[10:])]
+    settings = {"seed": 7, "max_steps": -1, "num_train_epochs": 6, "learning_rate": 0.03}
+    alone = Trainer(tiny_bert(dropout=0.0), plain_arguments(tmp_path, **settings), train_dataset=rest)
+    by_hand = OwnLoop(held_out)
+    alone.add_callback(by_hand)
+    alone.train()
+    stopped = trained("early_stopping", tmp_path, 10 / 24, **settings)
+    best = int(np.argmin(by_hand.losses))
+    assert best < 5 and len(stopped.train_dataset) == 14  # the last epoch is another one
+    for name, tensor in stopped.model.state_dict().items():
+        torch.testing.assert_close(tensor, by_hand.states[best][name], rtol=0, atol=0)
+
+
+def test_early_stopping_needs_rows_to_hold_out(tmp_path: Path) -> None:
+    for data, number in ((classified(2), "2 rows"), (iter([]), "no known number of rows")):
+        trainer = trainer_of(tmp_path)
+        trainer.train_dataset = data
+        with pytest.raises(ValueError, match=f"early_stopping_share=0.2 cannot hold out .* {number}"):
+            method_called("early_stopping")().apply(trainer)
 
 
 class Linear(nn.Module):
@@ -445,7 +485,7 @@ def test_what_a_method_cannot_do_is_refused(tmp_path: Path) -> None:
     for name in (*LOSSES, "mixup", "activation_penalty"):
         with pytest.raises(ValueError, match="one of several classes"):
             method_called(name)().apply(trainer_of(tmp_path, regression))
-    with pytest.raises(ValueError, match="load_best_model_at_end would replace the average"):
+    with pytest.raises(ValueError, match="load_best_model_at_end would replace the weights"):
         best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
         args = plain_arguments(tmp_path, **best)
         method_called("ema")().apply(Trainer(model=tiny_bert(), args=args, eval_dataset=classified()))
