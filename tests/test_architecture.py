@@ -121,7 +121,7 @@ def own_names(tree: ast.Module) -> set[str]:
 
 
 def test_private_attributes_are_read_where_they_belong() -> None:
-    """torch's in calculus/torch_internals.py, of transformers, accelerate and TRL in _compat.py, Python's in leaving.py."""
+    """torch's in calculus/torch_internals.py, those of other libraries in _compat.py, Python's in leaving.py."""
     wrong = []
     for path in files():
         if path.name in ("torch_internals.py", "_compat.py", "leaving.py") or path.suffix == ".pyi":

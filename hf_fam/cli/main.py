@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from .._version import __version__
 from ..inputs.packages import MissingPackageError
 from ..inputs.text import LONGEST_MESSAGE, one_line
+from ..processes.leaving import is_lost_connection
 from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
 from .demo import command as demo_command
@@ -20,6 +22,9 @@ from .quiet import short_warnings
 
 # Status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
+
+# Wait of a process that has lost another one. Its launcher notices the other one first, tells of it, and ends this one.
+SECONDS_FOR_THE_LAUNCHER = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return refuse(options.command, "stopped.", status=INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
+        if is_lost_connection(error):
+            time.sleep(SECONDS_FOR_THE_LAUNCHER)
+            return refuse(options.command, "another process of this training has ended: see its message.")
         if not is_out_of_memory(error):
             raise
         return refuse(options.command, out_of_memory(options.command, str(error)))

@@ -7,7 +7,30 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import NoReturn
+
+
+def run_and_leave(program: Callable[[], int]) -> NoReturn:
+    """Run a program, and end this process with the exit status that it returns, see `leave`.
+
+    One of several processes that raises an error ends at once, too. In Python's own end it would wait for the others.
+
+    Args:
+        program: returns the exit status.
+    """
+    if not _is_one_of_several():
+        sys.exit(program())
+    try:
+        status = program()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:
@@ -21,7 +44,7 @@ def leave(status: int) -> NoReturn:
     Args:
         status: the exit status.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not _is_one_of_several():
         sys.exit(status)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -29,3 +52,20 @@ def leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return True for an error of gloo that says that another process has ended.
+
+    Examples:
+        >>> is_lost_connection(RuntimeError("[gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+        True
+        >>> is_lost_connection(RuntimeError("size mismatch"))
+        False
+    """
+    words = ("closed by peer", "reset by peer", "Broken pipe")
+    return "gloo/transport" in str(error) and any(word in str(error) for word in words)
+
+
+def _is_one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"

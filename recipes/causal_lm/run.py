@@ -6,7 +6,7 @@ accelerate launch recipes/causal_lm/run.py recipes/causal_lm/fam.yaml --train_fi
 import sys
 
 from hf_fam.cli.main import main
-from hf_fam.processes.leaving import leave
+from hf_fam.processes.leaving import run_and_leave
 
 if __name__ == "__main__":
-    leave(main(["train", "causal_lm", *sys.argv[1:]]))
+    run_and_leave(lambda: main(["train", "causal_lm", *sys.argv[1:]]))

@@ -6,7 +6,7 @@ accelerate launch recipes/text_classification/run.py recipes/text_classification
 import sys
 
 from hf_fam.cli.main import main
-from hf_fam.processes.leaving import leave
+from hf_fam.processes.leaving import run_and_leave
 
 if __name__ == "__main__":
-    leave(main(["train", "text_classification", *sys.argv[1:]]))
+    run_and_leave(lambda: main(["train", "text_classification", *sys.argv[1:]]))

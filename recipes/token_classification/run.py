@@ -6,7 +6,7 @@ accelerate launch recipes/token_classification/run.py recipes/token_classificati
 import sys
 
 from hf_fam.cli.main import main
-from hf_fam.processes.leaving import leave
+from hf_fam.processes.leaving import run_and_leave
 
 if __name__ == "__main__":
-    leave(main(["train", "token_classification", *sys.argv[1:]]))
+    run_and_leave(lambda: main(["train", "token_classification", *sys.argv[1:]]))

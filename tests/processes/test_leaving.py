@@ -21,12 +21,35 @@ leave(3)
 """
 
 
+def ended(program: str, processes: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(processes)}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_threads_and_exit_handlers_run(processes: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(processes)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60)
+    done = ended(PROGRAM, processes)
     assert (done.returncode, done.stdout.splitlines()) == (3, ["a thread", "an exit handler"])
     assert done.stderr == "to stderr\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("program", "status", "last_line"),
+    [
+        ("return 0", 0, ""),
+        ("return 130", 130, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit('a message')", 1, "a message"),
+        ("raise RuntimeError('a fault')", 1, "RuntimeError: a fault"),
+    ],
+)
+def test_status_of_a_program(program: str, status: int, last_line: str, processes: int) -> None:
+    start = "import sys\nfrom hf_fam.processes.leaving import run_and_leave\ndef main():\n"
+    done = ended(f"{start}    {program}\nrun_and_leave(main)", processes)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.rpartition("\n")[0].rpartition("\n")[2] == last_line
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
