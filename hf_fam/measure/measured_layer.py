@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+# LayerFlatness describes the attributes.
+# ruff: noqa: D102
+
 
 class MeasuredLayer(Protocol):
     """A measured layer, such as `hf_fam.measure.LayerFlatness`."""
