@@ -30,8 +30,9 @@ _HELD_OUT = 2000
 # The path ends at this many times the lowest loss, once that loss is below this part of the one of a constant guess.
 # While the penalty outweighs the loss, the loss may rise before it falls.
 _RISE, _LEARNED = 1.01, 0.95
-# How exact the fits of the folds are, in nats.
-_DECREASE = 1e-4
+# How exact the fits of the folds are, in nats. Few features cost next to nothing and have no directions to guide the
+# solver, whose estimate is rough there.
+_DECREASE, _DECREASE_OF_FEW = 1e-4, 1e-6
 
 
 def choose_delta(
@@ -62,6 +63,7 @@ def choose_delta(
     if not folds:
         return FALLBACK
     parts = [(_without(data, rows, center), rows) for rows in folds]
+    decrease = _DECREASE if spectrum.directions.shape[1] else _DECREASE_OF_FEW
     starts = [np.zeros(data.n_classes * (data.features.shape[1] + 1)) for _ in parts]
     frequencies = torch.zeros(data.n_classes, dtype=torch.float64)
     frequencies.index_add_(0, data.classes.cpu(), data.weights.cpu().double())
@@ -73,7 +75,7 @@ def choose_delta(
             objective = Objective(part, delta**2 / (2 * dimension), smoothing)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the final fit says so
-                starts[k] = solve(objective, starts[k], spectrum, 0.0, max_iter, decrease=_DECREASE).parameters
+                starts[k] = solve(objective, starts[k], spectrum, 0.0, max_iter, decrease=decrease).parameters
             total += _loss(data, rows, *objective.weight_and_intercept(starts[k]))
         losses.append(total / float(sum(data.weights[rows].sum() for rows in folds)))
         if verbose:

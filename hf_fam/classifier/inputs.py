@@ -15,8 +15,12 @@ from torch import Tensor
 
 from ..inputs.kinds import require_flag
 from ..inputs.numbers import require_number, require_whole
-from ..inputs.text import quote
+from ..inputs.text import one_line, quote
 from .training_set import chunks
+
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# The largest δ whose square is far from overflow.
+_LARGEST_DELTA = 1e6
 
 
 def checked_features(estimator: Any, X: Any, reset: bool) -> Tensor:
@@ -45,17 +49,30 @@ def checked_features(estimator: Any, X: Any, reset: bool) -> Tensor:
             "for one feature, X.reshape(1, -1) for one sample."
         )
     if isinstance(X, Tensor):
-        if not X.is_floating_point():
+        if X.dtype not in _PRECISIONS:
             raise ValueError(f"X is a tensor of {X.dtype}, but features must be floating point: give X.float().")
         if 0 in X.shape:
             raise ValueError(f"X has the shape {tuple(X.shape)}: give at least one sample with one feature.")
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         features = X.detach().float() if X.dtype in (torch.float16, torch.bfloat16) else X.detach()
     else:
-        array = validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False)
-        features = _shared(array)
+        features = _shared(_checked_array(estimator, X, reset))
     _refuse_infinite(features)
     return features
+
+
+def _checked_array(estimator: Any, X: Any, reset: bool) -> NDArray[Any]:
+    """Return what scikit-learn makes of features; its messages are put on one line."""
+    if X is None:
+        raise ValueError("X is None: give features of shape (samples, features).")
+    if getattr(getattr(X, "dtype", None), "kind", None) == "c":
+        raise ValueError("Complex data not supported: give real features, for example X.real.")
+    try:
+        return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False)
+    except TypeError as error:
+        raise TypeError(f"X is not valid: {one_line(str(error))}") from error
+    except Exception as error:  # of the library of a table, too
+        raise ValueError(f"X is not valid: {one_line(str(error))}") from error
 
 
 def _shared(array: NDArray[Any]) -> Tensor:
@@ -92,17 +109,25 @@ def checked_labels(estimator: Any, y: Any, samples: int) -> tuple[NDArray[Any], 
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     if isinstance(y, Tensor):
-        y = y.detach().cpu().numpy()
+        y = y.detach().cpu()
+        y = (y.double() if y.is_floating_point() else y).numpy()
     labels = column_or_1d(y, warn=True)
     if len(labels) != samples:
         raise ValueError(f"X has {samples} samples and y {len(labels)} labels: give one label for each sample.")
     if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
         raise ValueError("y has NaN or infinite values: remove these samples.")
+    if labels.dtype.kind == "O" and any(map(_is_missing, labels)):
+        raise ValueError("y has missing labels: remove these samples.")
     check_classification_targets(labels)
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs samples of at least two.")
     return classes, numbers
+
+
+def _is_missing(label: Any) -> bool:
+    """Return True for None, NaN and the NA of pandas, which has no truth value."""
+    return label is None or type(label).__name__ == "NAType" or (isinstance(label, float) and np.isnan(label))
 
 
 def checked_weights(sample_weight: Any, features: Tensor, numbers: Tensor, classes: NDArray[Any]) -> Tensor:
@@ -120,9 +145,7 @@ def checked_weights(sample_weight: Any, features: Tensor, numbers: Tensor, class
     size = len(features)
     if sample_weight is None:
         return features.new_full((size,), 1 / size)
-    if isinstance(sample_weight, Tensor):
-        sample_weight = sample_weight.detach().cpu().double().numpy()
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = _as_numbers(sample_weight)
     if weights.ndim == 0:
         weights = np.full(size, float(weights))
     if weights.shape != (size,):
@@ -131,13 +154,28 @@ def checked_weights(sample_weight: Any, features: Tensor, numbers: Tensor, class
         raise ValueError("sample_weight has negative, infinite or NaN entries: give weights of at least 0.")
     if not weights.any():
         raise ValueError("sample_weight is zero for all samples: give at least two classes weights above 0.")
-    of_class = np.bincount(numbers.cpu().numpy(), weights, minlength=len(classes))
+    weights = weights / weights.max()  # so that the sum does not overflow
+    shares = torch.from_numpy(weights / weights.sum()).to(features)
+    of_class = np.bincount(numbers.cpu().numpy(), shares.cpu().numpy(), minlength=len(classes))
     if not of_class.all():
         missing = classes.tolist()[int(np.flatnonzero(of_class == 0)[0])]
         raise ValueError(
             f"all samples of class {missing!r} have zero weight: remove these samples, or give one a weight above 0."
         )
-    return torch.from_numpy(weights / weights.sum()).to(features)
+    return shares
+
+
+def _as_numbers(sample_weight: Any) -> NDArray[np.float64]:
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu()
+        sample_weight = (sample_weight.float() if sample_weight.is_floating_point() else sample_weight).numpy()
+    try:
+        weights = np.asarray(sample_weight)
+        if weights.dtype.kind != "c":
+            return weights.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"sample_weight={quote(sample_weight)} is not an array of real numbers: give one for each sample.")
 
 
 def refuse_constant(features: Tensor) -> None:
@@ -150,17 +188,19 @@ def refuse_constant(features: Tensor) -> None:
         raise ValueError("all samples have the same features, so there is nothing to learn from: check X.")
 
 
-def refuse_out_of_range(dimension: float, features: Tensor) -> None:
+def refuse_out_of_range(dimension: float, scale: float, features: Tensor) -> None:
     """Refuse features whose squares overflow or underflow.
 
     Args:
         dimension: the effective dimension, which is not a number then.
+        scale: the root mean square of a feature.
         features: give the precision.
 
     Raises:
         ValueError: they do.
     """
-    if not np.isfinite(dimension):
+    precision = torch.finfo(features.dtype)
+    if not (np.isfinite(dimension) and scale**2 > precision.tiny / precision.eps):
         raise ValueError(
             f"the squares of the features, or of their differences from the mean, are out of the range of "
             f"{str(features.dtype).removeprefix('torch.')}: rescale X."
@@ -178,7 +218,7 @@ def checked_settings(settings: dict[str, Any]) -> None:
         TypeError: the same, of a setting that is no truth value.
     """
     if not isinstance(settings["delta"], str) or settings["delta"] != "auto":
-        _require_number("delta", settings["delta"], 0, more=', or "auto"')
+        _require_number("delta", settings["delta"], 0, _LARGEST_DELTA, more=', or "auto"')
     _require_number("smoothing", settings["smoothing"], 0, 1)
     _require_number("tol", settings["tol"], 0, open_low=True)
     for name, least in (("max_iter", 1), ("verbose", 0)):

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from scipy import sparse
@@ -21,6 +22,7 @@ HOLE[7, 2] = np.nan
 ENDLESS = X.copy()
 ENDLESS[7, 2] = -np.inf
 LOST = np.where(Y == 1, 0.0, 1.0)
+TABLE = pandas.DataFrame(X, columns=list("abcd"))
 
 CASES: dict[str, tuple[Any, Any, Any, str]] = {
     "one class": (X, np.zeros(30), None, "y has one class"),
@@ -45,6 +47,26 @@ CASES: dict[str, tuple[Any, Any, Any, str]] = {
     "no samples": (torch.ones(0, 4), Y[:0], None, r"X has the shape \(0, 4\)"),
     "no features": (torch.ones(30, 0), Y, None, r"X has the shape \(30, 0\)"),
     "tiny features": (1e-200 * X, Y, None, "out of the range of float64"),
+    "squares that underflow": (1e-160 * X, Y, None, "out of the range of float64"),
+    "single squares that underflow": ((1e-20 * X).astype(np.float32), Y, None, "out of the range of float32"),
+    "complex features": (X + 0j, Y, None, "Complex data not supported: give real"),
+    "no features at all": (None, Y, None, "X is None"),
+    "words in a table": (TABLE.assign(a="word"), Y, None, "X is not valid: could not convert .* 'word'"),
+    "two columns of one name": (TABLE.set_axis(list("aabc"), axis=1), Y, None, "X is not valid: .*unique column"),
+    "rows of several lengths": ([[1, 2], [3]], [0, 1], None, "X is not valid"),
+    "8 bits": (torch.ones(30, 4).to(torch.float8_e4m3fn), Y, None, r"give X.float\(\)"),
+    "words as weights": (X, Y, ["a"] * 30, "sample_weight=.* is not an array of real numbers"),
+    "complex weights": (X, Y, 1j * np.ones(30), "sample_weight=.* is not an array of real numbers"),
+    "a dictionary as weights": (X, Y, {0: 1.0}, "sample_weight=.* is not an array of real numbers"),
+    "a class whose weights vanish": (
+        X.astype(np.float32),
+        Y,
+        np.where(Y == 1, 1e-60, 1),
+        "all samples of class 1 have",
+    ),
+    "missing labels": (X, ["a", "b", None] * 10, None, "y has missing labels"),
+    "labels with NaN": (X, pandas.Series(["a", "b", None] * 10), None, "y has missing labels"),
+    "labels with NA": (X, pandas.Series(["a", "b", pandas.NA] * 10, dtype=object), None, "y has missing labels"),
     "huge features": ((1e30 * X).astype(np.float32), Y, None, "out of the range of float32"),
 }
 
@@ -60,9 +82,9 @@ def test_bad_data(case: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"delta": -1}, {"delta": "best"}, {"delta": np.nan}, {"delta": np.inf}, {"delta": None}, {"delta": True},
-        {"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": "auto"}, {"smoothing": np.nan}, {"tol": 0},
-        {"tol": "small"}, {"max_iter": 0}, {"max_iter": 1.5}, {"verbose": -1},
+        {"delta": -1}, {"delta": "best"}, {"delta": np.nan}, {"delta": np.inf}, {"delta": 1e300}, {"delta": None},
+        {"delta": True}, {"smoothing": -0.1}, {"smoothing": 1.1}, {"smoothing": "auto"}, {"smoothing": np.nan},
+        {"tol": 0}, {"tol": "small"}, {"max_iter": 0}, {"max_iter": 1.5}, {"verbose": -1},
     ],
 )  # fmt: skip
 def test_bad_settings(settings: dict[str, Any]) -> None:
@@ -102,6 +124,18 @@ def test_views_of_every_kind_are_taken() -> None:
     wide = np.repeat(X, 2, 1)
     for view in (np.asfortranarray(X), frozen, wide[:, ::2], X[::-1].copy()[::-1], X.tolist(), X.astype(">f8")):
         np.testing.assert_allclose(FlatLogisticRegression().fit(view, Y).coef_, expected, atol=1e-9)
+
+
+def test_numbers_of_every_kind_are_taken() -> None:
+    expected = FlatLogisticRegression().fit(X, Y).coef_
+    for features in (X.astype(np.longdouble), X.astype(object), TABLE, TABLE.astype("Float64")):
+        np.testing.assert_allclose(FlatLogisticRegression().fit(features, Y).coef_, expected, atol=1e-9)
+    weights = (torch.ones(30, dtype=torch.bfloat16), np.full(30, 1.7e308), np.ones(30, dtype=bool), [2] * 30)
+    labels = (torch.from_numpy(Y).bfloat16(), pandas.Series(Y).astype("category"), Y + 2**60)
+    for y in labels:
+        np.testing.assert_allclose(FlatLogisticRegression().fit(X, y).coef_, expected, atol=1e-9)
+    for sample_weight in weights:
+        np.testing.assert_allclose(FlatLogisticRegression().fit(X, Y, sample_weight).coef_, expected, atol=1e-9)
 
 
 def test_labels_are_strings_or_numbers() -> None:
