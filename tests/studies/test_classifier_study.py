@@ -159,3 +159,4 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert "| 60 × 8 × 3 |" in (tmp_path / "cost.md").read_text(encoding="utf-8")
+    assert "| δ by cross-validation |" in (tmp_path / "million.md").read_text(encoding="utf-8")
