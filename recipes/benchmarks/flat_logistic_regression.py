@@ -1,11 +1,11 @@
 """What FlatLogisticRegression costs beside scikit-learn's LogisticRegression, in time and in memory.
 
-    OMP_NUM_THREADS=2 python recipes/benchmarks/flat_logistic_regression.py   # writes docs/generated/classifier
+    OMP_NUM_THREADS=2 python recipes/benchmarks/flat_logistic_regression.py   # writes docs/generated/classifier/cost.md
 
-All fit the same synthetic features in single precision with the same tolerance. ``cost.md``: a fit with a fixed delta
-and one of C = 1 take turns, as many steps as each needs. After that, ``delta="auto"`` and tuning, which is one fit for
-each of eight C. These stop at scikit-learn's default of 100 steps, so that their time is a lower bound; the table says
-how many did. ``million.md``: 1,000,000 samples of 768 features, 3 GB, with the memory beside them.
+All fit the same synthetic features in single precision with the same tolerance. A fit with a fixed delta and one of
+C = 1 take turns, as many steps as each needs. After that, ``delta="auto"`` and tuning, which is one fit for each of
+eight C. These stop at scikit-learn's default of 100 steps, so that their time is a lower bound; the table says how many
+did. At the end 1,000,000 samples of 768 features, 3 GB, and the memory beside them; ``--million`` prints that alone.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def timed(name: str, program: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     program()
     seconds = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{name}: {seconds[0]:.2f} s ({seconds[1]:.2f})", flush=True)
+    print(f"{name}: {seconds[0]:.2f} s ({seconds[1]:.2f})", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -175,28 +175,23 @@ def threads() -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "generated" / "classifier")
-    parser.add_argument("--only", choices=["cost", "million"], help="this table only")
+    parser.add_argument("--million", action="store_true", help="only print the table of the million samples")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", ConvergenceWarning)  # of the C that are cut off
+    if options.million:
+        print("\n".join(million(TINY if options.smoke else MILLION)))
+        return
     options.output.mkdir(parents=True, exist_ok=True)
-    if options.only != "million":
-        found = {}
-        for size in (TINY,) if options.smoke else SIZES:
-            found[size] = measure(size)
-            write(options.output / "cost.md", tables(found))
-    if options.only is None:  # in a process of its own, whose memory has held nothing else
-        more = ["--smoke"] if options.smoke else []
-        command = [sys.executable, __file__, "--only", "million", "--output", str(options.output), *more]
-        subprocess.run(command, check=True)
-    if options.only == "million":
-        write(options.output / "million.md", million(TINY if options.smoke else MILLION))
-
-
-def write(path: Path, lines: Iterator[str]) -> None:
-    text = "\n".join(lines) + "\n"
-    print(f"load {os.getloadavg()[0]:.1f}\n\n{text}", flush=True)
-    path.write_text(text, encoding="utf-8")
+    path, found = options.output / "cost.md", {}
+    for size in (TINY,) if options.smoke else SIZES:
+        found[size] = measure(size)
+        path.write_text("\n".join(tables(found)) + "\n", encoding="utf-8")
+    command = [sys.executable, __file__, "--million", *(["--smoke"] if options.smoke else [])]
+    # In a process of its own, whose memory has held nothing else.
+    large = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
+    path.write_text("\n".join(tables(found)) + "\n\n" + large, encoding="utf-8")
+    print(f"load {os.getloadavg()[0]:.1f}\n\n{path.read_text(encoding='utf-8')}")
 
 
 if __name__ == "__main__":

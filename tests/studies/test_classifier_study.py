@@ -158,5 +158,5 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert "| 60 × 8 × 3 |" in (tmp_path / "cost.md").read_text(encoding="utf-8")
-    assert "| δ by cross-validation |" in (tmp_path / "million.md").read_text(encoding="utf-8")
+    text = (tmp_path / "cost.md").read_text(encoding="utf-8")
+    assert text.count("| 60 × 8 × 3 |") == 2 and "memory beside the features" in text
