@@ -44,11 +44,13 @@ class Score:
         method: name of the method.
         accuracies: percent, by seed.
         nll: mean negative log-likelihood.
+        strength: of the method.
     """
 
     method: str
     accuracies: pandas.Series
     nll: float | None = None
+    strength: float | None = None
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ def interval(values: pandas.Series) -> float:
 def compared(plan: str, name: str) -> list[Score]:
     """Return what `hf_fam.compare` measured of every method in a comparison of a plan, plain training first."""
     result = json.loads((HERE / "results" / plan / name / RESULT).read_text(encoding="utf-8"))
-    return [Score(m["method"], pandas.Series(m["scores"]), m["nll"]) for m in result["methods"]]
+    return [Score(m["method"], pandas.Series(m["scores"]), m["nll"], m["strength"]) for m in result["methods"]]
 
 
 def read(regime: dict[str, Any], labels: str) -> Row:
@@ -175,7 +177,7 @@ def linear_heads(regimes: list[dict[str, Any]]) -> Iterator[str]:
             for untuned in (regime["untuned"] for regime in mine if "untuned" in regime):
                 if (HERE / "results" / untuned / name / RESULT).is_file():
                     fixed = [score for score in compared(untuned, name) if score.method != PLAIN]
-                    scores |= {f"{score.name}, not tuned": score for score in fixed}
+                    scores |= {f"{score.name} {score.strength:g}, not tuned": score for score in fixed}
             columns.append(scores)
         yield f"| {mine[0]['name']} | " + " | ".join(title for title, _ in tasks) + " |"
         yield "| --- |" + " --- |" * len(tasks)
