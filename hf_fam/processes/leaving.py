@@ -36,10 +36,10 @@ def run_and_leave(program: Callable[[], int]) -> NoReturn:
 def leave(status: int) -> NoReturn:
     """End this process with an exit status, as the last call of a program.
 
-    One of several processes ends without Python's own end, in which threads of torch's process groups still run. A thread
-    that needs Python then aborts the process, though its training is complete. ``destroy_process_group`` does not end
-    the threads of gloo under DistributedDataParallel (torch 2.13). Non-daemon threads and exit handlers run before, as
-    in a child of ``multiprocessing``.
+    One of several processes ends without Python's own end, in which threads of torch's process groups still run. A
+    thread that needs Python then aborts the process, though its training is complete. ``destroy_process_group`` does
+    not end the threads of gloo under DistributedDataParallel (torch 2.13). Non-daemon threads and exit handlers run
+    before, as in a child of ``multiprocessing``.
 
     Args:
         status: the exit status.
