@@ -38,8 +38,8 @@ def leave(status: int) -> NoReturn:
 
     One of several processes ends without Python's own end, in which threads of torch's process groups still run. A
     thread that needs Python then aborts the process, though its training is complete. ``destroy_process_group`` does
-    not end the threads of gloo under DistributedDataParallel (torch 2.13). Non-daemon threads and exit handlers run
-    before, as in a child of ``multiprocessing``.
+    not end the threads of gloo under DistributedDataParallel and FSDP2 (torch 2.13). Non-daemon threads and exit
+    handlers run before, as in a child of ``multiprocessing``.
 
     Args:
         status: the exit status.
