@@ -65,6 +65,8 @@ def _checked_array(estimator: Any, X: Any, reset: bool) -> NDArray[Any]:
     """Return what scikit-learn makes of features; its messages are put on one line."""
     if X is None:
         raise ValueError("X is None: give features of shape (samples, features).")
+    if isinstance(X, list | tuple) and X and isinstance(X[0], str):
+        raise ValueError("X has texts: give their embeddings, of shape (samples, features).")
     if getattr(getattr(X, "dtype", None), "kind", None) == "c":
         raise ValueError("Complex data not supported: give real features, for example X.real.")
     try:
@@ -104,7 +106,7 @@ def checked_labels(estimator: Any, y: Any, samples: int) -> tuple[NDArray[Any], 
         samples: n.
 
     Raises:
-        ValueError: there are no labels, fewer than two classes, or not n labels.
+        ValueError: there are no labels, fewer than two classes, labels of several types, or not n labels.
     """
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
@@ -118,8 +120,12 @@ def checked_labels(estimator: Any, y: Any, samples: int) -> tuple[NDArray[Any], 
         raise ValueError("y has NaN or infinite values: remove these samples.")
     if labels.dtype.kind == "O" and any(map(_is_missing, labels)):
         raise ValueError("y has missing labels: remove these samples.")
-    check_classification_targets(labels)
-    classes, numbers = np.unique(labels, return_inverse=True)
+    try:
+        check_classification_targets(labels)
+        classes, numbers = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        kinds = " and ".join(sorted({type(label).__name__ for label in labels}))
+        raise ValueError(f"y mixes labels of the types {kinds}: give labels of one type.") from error
     if len(classes) < 2:
         raise ValueError(f"y has one class, {classes.tolist()[0]!r}: a classifier needs samples of at least two.")
     return classes, numbers
