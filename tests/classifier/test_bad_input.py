@@ -65,7 +65,12 @@ CASES: dict[str, tuple[Any, Any, Any, str]] = {
         "all samples of class 1 have",
     ),
     "texts": (["a text"] * 30, [0, 1, 1] * 10, None, "X has texts: give their embeddings"),
-    "labels of two types": (X, ["a", 1, 2] * 10, None, "y mixes labels of the types int and str: give labels of one"),
+    "labels of two types": (
+        X,
+        np.array(["a", 1, 2] * 10, dtype=object),
+        None,
+        "y mixes labels of the types int and str: give labels of one",
+    ),
     "missing labels": (X, ["a", "b", None] * 10, None, "y has missing labels"),
     "labels with NaN": (X, pandas.Series(["a", "b", None] * 10), None, "y has missing labels"),
     "labels with NA": (X, pandas.Series(["a", "b", pandas.NA] * 10, dtype=object), None, "y has missing labels"),
