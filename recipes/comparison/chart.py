@@ -98,9 +98,20 @@ def read(regime: dict[str, Any], labels: str) -> Row:
         regime: an entry of ``chart.yaml``, of `hf_fam.compare` or of the first protocol.
         labels: one of its kinds of labels.
     """
-    if "plan" in regime:
-        plain, fam, *rivals = compared(regime["plan"], regime["comparisons"][labels])
-        return Row(regime["name"], regime["data"], [plain, fam, *strongest(plain, rivals)])
+    has_plan = "plan" in regime
+    scores = compared(regime["plan"], regime["comparisons"][labels]) if has_plan else stored(regime, labels)
+    plain, fam, *rivals = scores
+    strongest = [max(rivals, key=lambda rival: float(rival.minus(plain).mean()))] if rivals else []
+    return Row(regime["name"], regime["data"], [plain, fam, *strongest])
+
+
+def stored(regime: dict[str, Any], labels: str) -> list[Score]:
+    """Return the scores of plain training, FAM and the rivals that ran, from the first protocol.
+
+    Args:
+        regime: an entry of ``chart.yaml``.
+        labels: one of its kinds of labels.
+    """
     table = pandas.read_parquet(HERE / "results" / f"{regime['results']}.parquet")
     settings = table.settings.map(json.loads)
     configuration = table.configuration.map(json.loads)
@@ -128,12 +139,7 @@ def read(regime: dict[str, Any], labels: str) -> Row:
     if plain is None or fam is None:
         raise ValueError(f"{regime['name']}: no runs of plain training or of FAM for {case['task']}.")
     rivals = [rival for rival in map(score, regime["rivals"]) if rival is not None]
-    return Row(regime["name"], regime["data"], [plain, fam, *strongest(plain, rivals)])
-
-
-def strongest(plain: Score, rivals: list[Score]) -> list[Score]:
-    """Return the rival with the highest test accuracy, alone in a list; no rival if there is none."""
-    return [max(rivals, key=lambda rival: float(rival.minus(plain).mean()))] if rivals else []
+    return [plain, fam, *rivals]
 
 
 def limits(values: pandas.Series) -> str:
