@@ -104,17 +104,18 @@ def report(runs: pandas.DataFrame, column: str = "epochs") -> str:
             accuracies = " | ".join(f"{row['accuracy', name]:.1f}" for name in VARIANTS)
             nll = " | ".join(f"{row['nll', name]:.3f}" for name in VARIANTS)
             lines.append(f"| {value} | {task} | {accuracies} | {interval(gain[task], '+.1f')} | {nll} |")
+        seeds = part["seed"].nunique()
         of_seeds = gain.groupby("seed").mean()
         nll_of_seeds = (wide["nll"][smoothed] - wide["nll"][fam]).groupby("seed").mean()
         worst = gain.groupby("task").mean().min()
         is_kept = limits(nll_of_seeds)[1] < 0 and limits(of_seeds)[0] >= -0.25 and worst > -0.5
-        name = f"{value} epochs" if column == "epochs" else value
+        name = f"{value} epochs" if column == "epochs" else f"{value}, {seeds} seeds"
         verdicts.append(
             f"{name}: accuracy {interval(of_seeds, '+.2f')} points, NLL {interval(nll_of_seeds, '+.3f')}, "
             f"worst task {worst:+.1f} points. The rule {'holds' if is_kept else 'does not hold'}."
         )
-    seeds = runs["seed"].nunique()
-    note = f"FAM with `fam_smoothing=0.1` minus FAM without, {seeds} seeds, 95 % intervals; nothing is tuned."
+    seeds = f"{runs['seed'].nunique()} seeds, " if column == "epochs" else ""
+    note = f"FAM with `fam_smoothing=0.1` minus FAM without, {seeds}95 % intervals; nothing is tuned."
     return "\n".join([*lines, "", note, "", *(f"- {verdict}" for verdict in verdicts), ""])
 
 

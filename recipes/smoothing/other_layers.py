@@ -12,7 +12,8 @@ accuracy (lower limit), and loses half a point or more on no task. Otherwise the
 
 Strengths and estimators are the defaults. Learning rates are those that the first protocol of ``recipes/comparison``
 found for plain training.
-Finished runs are kept in ``other_layers.csv``, and the same command carries on. Seeds are complete one after another.
+Finished runs are kept in ``other_layers.csv``, and the same command carries on: the small network first, then seed by
+seed. The table has the seeds that are complete.
 """
 
 from __future__ import annotations
@@ -86,36 +87,38 @@ def main() -> None:
     if options.data is not None:
         carry_out(file, options.data, options.cache, time.monotonic() + 60 * options.minutes)
     runs = pandas.read_csv(file)
-    complete = runs.groupby("seed")["method"].size() == sum(1 for _ in runs_of(SEEDS[0]))
-    runs = runs[runs["seed"].map(complete)]
+    needed = runs["regime"].map({name: len(setup.tasks) * len(VARIANTS) for name, setup in SETUPS.items()})
+    runs = runs[runs.groupby(["regime", "seed"])["method"].transform("size") == needed]
     (options.output / "other_layers.md").write_text(report(runs, "regime"), encoding="utf-8")
 
 
-def runs_of(seed: int) -> Iterator[tuple[str, Task, int, str]]:
-    """Yield regime, task, seed and method of each run."""
-    for name, setup in SETUPS.items():
-        for task in setup.tasks:
-            for method in VARIANTS:
-                yield name, task, seed, method
+def all_runs() -> Iterator[tuple[str, Task, int, str]]:
+    """Yield regime, task, seed and method of each run: the cheapest regime first, then seed by seed."""
+    first, *others = SETUPS
+    for names in ([first], others):
+        for seed in SEEDS:
+            for name in names:
+                for task in SETUPS[name].tasks:
+                    for method in VARIANTS:
+                        yield name, task, seed, method
 
 
 def carry_out(file: Path, data: Path, cache: Path, deadline: float) -> None:
     """Make the runs that are missing until a deadline, and append each when it ends."""
     transformers.logging.set_verbosity_error()
     done = {tuple(row) for row in pandas.read_csv(file)[KEYS].itertuples(index=False)} if file.exists() else set()
-    for seed in SEEDS:
-        for name, task, _, method in runs_of(seed):
-            run = (name, task.key, seed, method)
-            if run in done:
-                continue
-            if time.monotonic() > deadline:
-                return
-            setup, smoothing = SETUPS[name], VARIANTS[method]
-            fam = {} if smoothing is None else {**setup.fam, "smoothing": smoothing}
-            settings = REGIMES[setup.regime].Settings(**setup.settings, fam=fam)
-            scores = score_of(Trainers(task, setup.regime, settings, data, cache), seed, smoothing)
-            row = pandas.DataFrame([[*run, *scores]], columns=pandas.Index([*KEYS, "accuracy", "nll"]))
-            row.to_csv(file, mode="a", header=not file.exists(), index=False)
+    for name, task, seed, method in all_runs():
+        run = (name, task.key, seed, method)
+        if run in done:
+            continue
+        if time.monotonic() > deadline:
+            return
+        setup, smoothing = SETUPS[name], VARIANTS[method]
+        fam = {} if smoothing is None else {**setup.fam, "smoothing": smoothing}
+        settings = REGIMES[setup.regime].Settings(**setup.settings, fam=fam)
+        scores = score_of(Trainers(task, setup.regime, settings, data, cache), seed, smoothing)
+        row = pandas.DataFrame([[*run, *scores]], columns=pandas.Index([*KEYS, "accuracy", "nll"]))
+        row.to_csv(file, mode="a", header=not file.exists(), index=False)
 
 
 if __name__ == "__main__":
