@@ -64,15 +64,20 @@ def smoothed_sigmoid_logits(z: Tensor) -> Tensor:
     return ((1 - EPS) * z.sigmoid() + EPS / 2).logit()
 
 
-def true_kappa(loss_of: Loss, phi: Tensor, layer: nn.Linear, smoothed: Loss) -> Tensor:
-    """``sum <w_k, w_l> <phi_i, phi_j> d2L/dz_ik dz_jl``, with the full Hessian at the smoothed logits."""
+def true_kappa(loss_of: Loss, phi: Tensor, layer: nn.Linear, smoothed: Loss, mean: Tensor | float = 0.0) -> Tensor:
+    """``sum <w_k, w_l> <phi_i, phi_j> d2L/dz_ik dz_jl``, with the full Hessian at the smoothed logits.
+
+    phi is measured from a mean.
+    """
     z = smoothed(F.linear(phi, layer.weight, layer.bias))
     (first,) = torch.autograd.grad(loss_of(z), z, create_graph=True)
     kappa = torch.zeros((), dtype=phi.dtype)
     for i in range(ROWS):
         for k in range(CLASSES):
             (row,) = torch.autograd.grad(first[i, k], z, create_graph=True)
-            kappa = kappa + ((phi @ phi[i]).unsqueeze(1) * row * (layer.weight @ layer.weight[k])).sum()
+            kappa = (
+                kappa + (((phi - mean) @ (phi[i] - mean)).unsqueeze(1) * row * (layer.weight @ layer.weight[k])).sum()
+            )
     return kappa
 
 
@@ -107,6 +112,28 @@ def test_softmax(name: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", SIGMOID)
 def test_sigmoid(name: str) -> None:
     assert check(SIGMOID[name], smoothed_sigmoid_logits).estimator == "closed_form"
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_centered(name: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_fam.flatness.vocabulary.LARGE_VOCABULARY", CLASSES - large)
+    loss_of, smoothed = {
+        "softmax": (SOFTMAX["class weights"], smoothed_logits),
+        "sigmoid": (SIGMOID["weights"], smoothed_sigmoid_logits),
+    }[name]
+    model, inputs = network()
+    flatness = RelativeFlatness(model, "2", "closed_form", smoothing=EPS, center=True)
+    with flatness.capture():  # the first batch shows the mean
+        flatness(loss_of(model(inputs + 1)))
+    mean = model[:2](inputs + 1).mean(0).detach()
+    with flatness.capture():
+        logits = model(inputs)
+    kappa = flatness(loss_of(logits))
+    expected = true_kappa(loss_of, model[:2](inputs), model[2], smoothed, mean)
+    torch.testing.assert_close(kappa, expected, rtol=1e-8, atol=1e-12)
+    found, true = (torch.autograd.grad(y, [*model.parameters()]) for y in (kappa, expected))
+    torch.testing.assert_close(found, true, rtol=1e-7, atol=1e-11)
 
 
 def test_a_squared_error_needs_none() -> None:
