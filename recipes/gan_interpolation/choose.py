@@ -2,6 +2,8 @@
 
     python recipes/gan_interpolation/choose.py --data_dir fashion_mnist --seed 0 \
         --output recipes/gan_interpolation/results --strips docs/img/gan_interpolation_choice.png
+    python recipes/gan_interpolation/choose.py --data_dir fashion_mnist --seed 0 --decoder convolutional \
+        --output recipes/gan_interpolation/results --strips docs/img/gan_interpolation_strong.png
     python recipes/gan_interpolation/choice_report.py
 
 The first 28,000 training images train the autoencoder and the scorers. The next 2,000 are the ends of the paths. The
@@ -14,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiment.convolutional import train_convolutional_vae
 from experiment.data import fashion_mnist
 from experiment.scorers import Scorer, on_lines, scorers
 from experiment.strips import draw
@@ -25,10 +29,11 @@ from experiment.training import train_judge
 from experiment.vae import LATENT, Autoencoder, train_autoencoder, train_vae
 from torch import Tensor
 
-from hf_fam.gan import Interpolation, PathComparison, RealismJudge, SamplePath, interpolate
+from hf_fam.gan import Interpolation, PathComparison, RealismJudge, SamplePath, frechet_distance, interpolate
 
 ENERGIES = (("disc", 0.0), ("critic", 0.2), ("critic", 1.0), ("conformal", 4.0))
 SEARCH: dict[str, Any] = {"points": 10, "degree": 4, "learning_rate": 0.03}
+DECODERS = {"perceptron": train_vae, "convolutional": train_convolutional_vae}
 # The rest is the default of `interpolate`.
 DEFAULT: dict[str, Any] = {"energy": "critic"}
 
@@ -42,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     judge_images = images[share[1] :]
     network = train_judge(judge_images, labels[share[1] :], options.judge_epochs, seed)
     rebuild = train_autoencoder(judge_images, options.epochs, 2000 + seed)
-    vae = train_vae(images[: share[0]], options.epochs, seed)
+    vae = DECODERS[options.decoder](images[: share[0]], options.epochs, seed)
     codes = vae.codes(images[: share[0]])
     with torch.no_grad():
         reference = torch.cat([vae.decoder(part) for part in codes.split(1000)])
@@ -51,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     judge = RealismJudge(
         test_images, features=network.features, classifier=network, generated=generated, autoencoder=rebuild
     )
-    print("networks: trained", flush=True)
+    quality = strength(vae, network.features, images[share[0] : share[1]], test_images, generated)
+    print(f"networks are trained: {quality}", flush=True)
     guides = scorers(
         images[: share[0]], labels[: share[0]], reference, generated, lines, options.steps, options.epochs // 2, seed
     )
@@ -63,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     content: dict[str, Any] = {
         "seed": seed,
         "versions": {"torch": torch.__version__},
+        "generator": quality,
         "known": known_samples(vae, judge, images[share[0] : share[1]], ends, generated, random),
         "chosen": {},
         "methods": {},
@@ -87,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name}: {energy}, h = {h:g}\n{compared}", flush=True)
     pictures["RealismScorer"] = found
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"choice-seed-{seed}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.output / f"choice-{options.decoder}-seed-{seed}.json").write_text(json.dumps(content, indent=1) + "\n")
     if options.strips:
         draw(pictures, options.strips)
 
@@ -105,6 +112,29 @@ class Walk:
         search = {} if as_default else {**SEARCH, "steps": self.steps, "calibration": self.calibration}
         found = interpolate(self.vae.decoder, starts, goals, scorer=scorer, **search, **setting)
         return found, self.judge.compare(found)
+
+
+@torch.no_grad()
+def strength(
+    vae: Autoencoder, features: Callable[[Tensor], Tensor], images: Tensor, test_images: Tensor, generated: Tensor
+) -> dict[str, float]:
+    """How good the generator is: smaller is better. Distances are between features, from test images."""
+
+    def rows(samples: Tensor) -> Tensor:
+        return torch.cat([features(part) for part in samples.split(500)])
+
+    codes = vae.codes(images)
+    middles = (codes[0 : len(codes) // 2] + codes[len(codes) // 2 :]) / 2
+    made = torch.cat([vae.decoder(part) for part in codes.split(500)])
+    real = rows(test_images)
+    distances = {
+        "reconstructions": frechet_distance(real, rows(made)),
+        "random codes": frechet_distance(real, rows(generated)),
+        "middles of straight lines": frechet_distance(real, rows(vae.decoder(middles))),
+        "real images": frechet_distance(real, rows(images)),
+    }
+    error = float((made - images).square().mean().sqrt())
+    return {"error of reconstructions": round(error, 4)} | {name: round(value, 2) for name, value in distances.items()}
 
 
 def known_samples(
@@ -140,6 +170,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("out/gan_interpolation"))
     parser.add_argument("--strips", type=Path, help="draw the paths between the first pairs into this file")
+    parser.add_argument("--decoder", choices=DECODERS, default="perceptron")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=100, help="that are compared (default: %(default)s)")
     parser.add_argument("--pairs_to_choose", type=int, default=30)

@@ -9,18 +9,18 @@ LATENT = 32
 
 
 class Generator(nn.Sequential):
-    """From codes (n, LATENT) to images (n, 1, 28, 28)."""
+    """From codes (n, latent) to images (n, 1, 28, 28)."""
 
-    def __init__(self) -> None:
+    def __init__(self, latent: int = LATENT, channels: int = 48) -> None:
         super().__init__(
-            nn.Linear(LATENT, 48 * 7 * 7, bias=False),
-            nn.Unflatten(1, (48, 7, 7)),
-            nn.BatchNorm2d(48),
+            nn.Linear(latent, channels * 7 * 7, bias=False),
+            nn.Unflatten(1, (channels, 7, 7)),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.ConvTranspose2d(48, 24, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(24),
+            nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels // 2),
             nn.ReLU(),
-            nn.ConvTranspose2d(24, 1, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(channels // 2, 1, 4, stride=2, padding=1),
             nn.Tanh(),
         )
 

@@ -19,10 +19,21 @@ def strips(paths: Mapping[str, LatentPath], pairs: int) -> Tensor:
     for pair in range(pairs):
         for path in paths.values():
             images = path.samples[pair, :, 0]
-            chosen = torch.linspace(0, len(images) - 1, SHOWN).round().long()
-            blocks.append(torch.cat(list(images[chosen]), 1))
+            blocks.append(torch.cat(list(images[shown(len(images))]), 1))
         blocks.append(torch.ones(6, blocks[0].shape[1]))
     return (torch.cat(blocks[:-1]) + 1) / 2
+
+
+def shown(points: int) -> list[int]:
+    """Return the points of a path that are drawn: all, or twelve at a distance that is as even as points allow.
+
+    Examples:
+        >>> shown(10)
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        >>> shown(24)
+        [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23]
+    """
+    return torch.linspace(0, points - 1, min(points, SHOWN)).round().int().tolist()
 
 
 def draw(paths: Mapping[str, LatentPath], file: Path, pairs: int = 3) -> None:
