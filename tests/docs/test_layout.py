@@ -1,4 +1,4 @@
-"""On a wide screen and on a phone no page of the site scrolls sideways, no code is cut off, and no table is clipped."""
+"""On a wide screen and on a phone no page scrolls sideways, no table is clipped, no picture is missing."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ MADE_UP = {
         f"<div style='overflow: hidden'><table class='own'><tr>{'<td>word</td>' * 60}</tr></table></div>",
         "a table",
     ),
+    "picture": ("<img src='../img/none.png' alt='none'>", "a picture is missing: ../img/none.png"),
     "letters": (
         "<table><tr><td></td><td style='display: block; width: 2em'>"
         "<code style='word-break: break-all'>unbroken</code></td></tr></table>",

@@ -62,6 +62,15 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in prose.anchors(str(target.relative_to(ROOT))), address
 
 
+@pytest.mark.parametrize("file", SPELLED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_that_are_named_exist(file: Path) -> None:
+    assert prose.missing_files(file.read_text(encoding="utf-8")) == []
+
+
+def test_sources_of_numbers_exist() -> None:
+    assert [place for places in style.SOURCES.values() for place in places if not (ROOT / place).exists()] == []
+
+
 def test_the_checks_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rule, on a page that breaks it once."""
     long = "This sentence has " + "very " * 25 + "many words."
@@ -73,4 +82,6 @@ def test_the_checks_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.M
     assert style.untraced("page.md") == ["12.3456"]
     assert prose.links("page.md") == [(True, "a", "b.png")]
     assert prose.length("page.md") == 43
+    (tmp_path / "docs").mkdir()
+    assert prose.missing_files("See docs, docs/page.md, recipes/TASK/run.py and a/docs/b.md.") == ["docs/page.md"]
     assert any(re.search(pattern, "the centre of a coloured, regularised Optimiser") for pattern in style.BRITISH)

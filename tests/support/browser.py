@@ -1,4 +1,4 @@
-"""Pages of a built site in headless Chromium: what a reader would have to scroll sideways for.
+"""Pages of a built site in headless Chromium: sideways scrolling, clipped tables, broken names, missing pictures.
 
 python tests/support/browser.py SITE    lists it for every page
 """
@@ -45,6 +45,8 @@ function faults(view, width) {
     const cells = [...table.querySelectorAll("th, td")];
     if (clipped(table, view) || cells.some(scrolls)) found.push("a table is clipped: " + text(table));
   }
+  for (const picture of page.images)
+    if (!picture.naturalWidth) found.push("a picture is missing: " + picture.getAttribute("src"));
   for (const name of page.querySelectorAll("td code")) {
     const parts = name.textContent.split(/[\\s\\-/]+/);
     if (name.getClientRects().length > parts.length) found.push("a name is broken: " + text(name));

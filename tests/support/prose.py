@@ -84,6 +84,12 @@ def sentences(page: str) -> list[str]:
     return [sentence for block in blocks(page) for sentence in split(block)]
 
 
+def missing_files(text: str) -> list[str]:
+    """The files of the repository that a text names and that do not exist; a word in capitals stands for any name."""
+    named = re.findall(r"(?<![\w/.-])(?:docs|hf_fam|recipes|tests)/[\w./-]*\w", text)
+    return [name for name in named if not (ROOT / name).exists() and not re.search(r"/[A-Z]+/", name)]
+
+
 def split(text: str) -> list[str]:
     """The sentences of a text; each ends with a full stop, a question mark or an exclamation mark."""
     return [s for s in re.split(r"(?<=[.!?])(?<! al\.)(?<! cf\.)\s+", text) if s]

@@ -49,7 +49,7 @@ SOURCES = {
     "docs/flat-logistic-regression.md": [STUDY],
     "docs/critics.md": ["recipes/paper_table"],
     "docs/release.md": ["pyproject.toml", "constraints.txt"],
-    "docs/precision-and-compilation.md": ["tests/test_precision.py"],
+    "docs/precision-and-compilation.md": ["tests/flatness/test_precision.py"],
 }
 # Numbers that no command makes, and where they come from.
 CONSTANTS = {
