@@ -1,4 +1,4 @@
-"""A complete training ends with status 0, whatever torch's threads still do."""
+"""How a program ends that may be one of several processes; with torch in tests/distributed/test_ending.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from support.launch import LATE_THREADS, ROOT, launch
+from support.launch import ROOT
 
 PROGRAM = """
 import atexit, sys, threading, time
@@ -50,12 +49,3 @@ def test_status_of_a_program(program: str, status: int, last_line: str, processe
     done = ended(f"{start}    {program}\nrun_and_leave(main)", processes)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.rpartition("\n")[0].rpartition("\n")[2] == last_line
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-@pytest.mark.parametrize("how", ["leave", "exit"])
-def test_a_thread_of_gloo_at_the_end(how: str) -> None:
-    """It aborts a process that ends as Python does."""
-    printed = launch(ROOT / "tests" / "support" / "ending.py", how, more_path=LATE_THREADS, fails=how == "exit")
-    assert printed.count("a thread frees its tensor") == 1
-    assert ("SIGABRT" in printed) == (how == "exit")

@@ -1,4 +1,4 @@
-"""A training that is over at once, and how its processes end; launched by tests/processes/test_leaving.py."""
+"""A training that is over at once, and how its processes end; launched by tests/distributed/test_ending.py."""
 
 from __future__ import annotations
 
