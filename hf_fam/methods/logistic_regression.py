@@ -96,7 +96,8 @@ class FittedHeadTrainer(Trainer):
         start = time.perf_counter()
         is_labeled = data.labels >= 0
         features, labels = data.features[is_labeled].double().numpy(), data.labels[is_labeled].numpy()
-        weight, bias = linear_layer(self._fit(features, labels), self._head.out_features)
+        self.classifier = self._fit(features, labels)
+        weight, bias = linear_layer(self.classifier, self._head.out_features)
         with torch.no_grad():
             self._head.weight.copy_(torch.from_numpy(weight))
             if self._head.bias is not None:

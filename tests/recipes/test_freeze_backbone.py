@@ -38,6 +38,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def with_pooler(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Flags with a model whose head is one linear layer on a trained pooler, and folders of their own."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return {**given, "output_dir": folder / "out", "cache_dir": folder / "cache", "model_name_or_path": folder / "model"}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_only_the_head_is_trained_and_the_whole_model_is_saved(
     task: str, flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,11 +72,7 @@ def test_only_the_head_is_trained_and_the_whole_model_is_saved(
 def test_the_saved_model_predicts_as_its_evaluation_said(
     flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    given = {**flags["text_classification"], "output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache"}
-    given["model_name_or_path"] = tmp_path / "model"
+    given = with_pooler(flags["text_classification"], tmp_path)
     found = run("text_classification", "flat_logistic_regression", given, monkeypatch)
     classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
     with open(given["validation_file"], encoding="utf-8") as file:
@@ -78,6 +82,38 @@ def test_the_saved_model_predicts_as_its_evaluation_said(
     predicted = [row["label"] for row in classify(pairs)]
     hits = sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(rows)
     assert hits == pytest.approx(found["eval_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("flat_logistic_regression", ["FlatLogisticRegression of hf_fam", "smoothing ε: 0.1", "chosen by cross-valid"]),
+        ("logistic_regression", ["LogisticRegression of scikit-learn", "C: 1"]),
+    ],
+)
+def test_the_card_of_a_fitted_head_describes_the_fit(
+    method: str, lines: list[str], flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = with_pooler(flags["text_classification"], tmp_path)
+    run("text_classification", method, given, monkeypatch)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    with open(given["train_file"], encoding="utf-8") as file:
+        samples = len([*csv.DictReader(file)])
+    features = load_file(tmp_path / "out" / "model.safetensors")["classifier.weight"].shape[1]
+    lines = [*lines, f"method: {method}\n", f"training samples: {samples}\n", f"features: {features}, of the frozen"]
+    assert [line for line in lines if line not in card] == []
+    assert f"--method={method}" in card, "the command that repeats the fit"
+    steps = ("learning_rate", "ADAM", "epochs", "batch_size", "lr_scheduler", "hyperparameters")
+    assert [word for word in steps if word in card.partition("## The command")[0]] == []
+
+
+def test_the_card_names_a_method_that_is_not_fam(
+    flags: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**flags["text_classification"], "output_dir": tmp_path / "out", "cache_dir": tmp_path / "cache"}
+    run("text_classification", "sam", {**given, "sam_rho": 0.2}, monkeypatch)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "- method: sam, sam_rho 0.2\n" in card and "- learning_rate: " in card
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from ...inputs.text import first_line, quote
+from ...methods.logistic_regression import FittedHeadTrainer
 from ...train.trainer import FAMTrainer
 from ...train.training_args import CORRECTED, FAMTrainingArguments
 from .arguments import FAM, MethodArguments, make_method
+from .card import describe_procedure
 from .checkpoints import RenamedWeightsMixin
 from .schedule import MilestonesMixin
 
 
 class RecipeTrainer(RenamedWeightsMixin, MilestonesMixin, FAMTrainer):
-    """Flatness-aware or plain training, with what the recipes add to the Trainer."""
+    """Flatness-aware or plain training, with what the recipes add to the Trainer.
+
+    Attributes:
+        procedure: lines of the model card about the method, by name.
+    """
+
+    procedure: Mapping[str, str] | None = None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card, with what the Trainer's list does not say about the method."""
+        super().create_model_card(*args, **kwargs)
+        if self.procedure and self.is_world_process_zero():
+            path = Path(str(self.args.output_dir), "README.md")
+            describe_procedure(path, self.procedure, isinstance(self, FittedHeadTrainer))
 
 
 def make_trainer(method: MethodArguments, args: FAMTrainingArguments, **kwargs: Any) -> Trainer:

@@ -18,7 +18,7 @@ from ...processes.checkpoints import newest_whole_checkpoint
 from ...train.training_args import FAMTrainingArguments
 from .announcing import print_summary
 from .arguments import ModelArguments
-from .command import repeat_command
+from .card import procedure, write_card
 from .interruption import train_until_stopped
 from .launching import refuse_lost_processes
 from .methods import make_trainer
@@ -121,6 +121,7 @@ def finetune(run: Run) -> dict[str, float]:
             if run.to_text is not None and trainer.is_world_process_zero():
                 write_predictions(Path(str(run.args.output_dir), f"{prefix}_results.txt"), predicted, run.to_text)
     if run.args.do_train:
+        trainer.procedure = procedure(run, trainer)  # type: ignore[attr-defined]  # of RecipeTrainer
         write_card(trainer, run)
         if trainer.is_world_process_zero():
             print(where_the_model_is(str(run.args.output_dir), run.task))
@@ -190,19 +191,3 @@ def log_and_save(trainer: Trainer, name: str, metrics: dict[str, float]) -> dict
     trainer.log_metrics(name, metrics)
     trainer.save_metrics(name, metrics)
     return metrics
-
-
-def write_card(trainer: Trainer, run: Run) -> None:
-    """Write the model card; with push_to_hub it is pushed together with the model."""
-    model_name = run.model_args.model_name_or_path
-    fields: dict[str, Any] = {"tasks": run.task, "dataset": run.data_args.title, "dataset_tags": []}
-    fields["command"] = repeat_command(trainer.args)
-    if run.data_args.dataset_name:
-        fields["dataset_tags"] = run.data_args.dataset_name
-        fields["dataset_args"] = run.data_args.dataset_config_name or "default"
-    if not Path(model_name).is_dir():
-        fields["finetuned_from"] = model_name
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**fields)
-    else:
-        trainer.create_model_card(**fields)
