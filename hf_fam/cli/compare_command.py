@@ -87,6 +87,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
     quiet_libraries()
     from ..compare import compare
     from ..compare.processes import Processes
+    from ..compare.sentence import display_name
     from ..compare.workers import leave_imports_alone
     from ..methods import method_called
     from ..recipes.common.announcing import data_and_model, print_lines
@@ -130,7 +131,8 @@ def run(task: str, arguments: Sequence[str]) -> None:
         return
     print(result)
     if result.seeds:
-        print(f"To train the final model: {final_command(task, recipe_arguments, result)}")
+        by = display_name(result.best.name)
+        print(f"To train the final model by {by}: {final_command(task, recipe_arguments, result)}")
     if options.json is not None:
         result.save_json(options.json)
     if options.report is not None:
@@ -170,7 +172,7 @@ def final_command(task: str, arguments: Sequence[str], result: ComparisonResult)
     best = result.best
     field = METHODS[best.name].field
     words = drop_flags(list(arguments), (*UNPUBLISHED, "method", "learning_rate", *([field] if field else [])))
-    words += ["--method", best.name]
+    words += ["--method", best.name, "--output_dir", Path("out", task, best.name).as_posix()]
     if best.settings.learning_rate is not None:
         words += ["--learning_rate", f"{best.settings.learning_rate:g}"]
     if field and best.settings.strength is not None:

@@ -18,9 +18,6 @@ from .runs import FINAL, TUNING, Run, Settings, edges
 if TYPE_CHECKING:
     from .statistics import Comparison
 
-# The most examples that the advice asks for, as a multiple of those at hand.
-AFFORDABLE = 10
-
 
 class Gathered:
     """Finished runs of a comparison.
@@ -127,8 +124,7 @@ class Gathered:
                 test_to_train_ratio=ratio,
                 examples=examples,
             )
-            items = examples or np.size(self._scores(self._methods[0], 1, None))
-            comparisons = {name: readable(c, self._metric, items) for name, c in comparisons.items()}
+            comparisons = {name: readable(c, self._metric) for name, c in comparisons.items()}
         methods = []
         for method in self._methods:
             final = [self._final(method, seed) for seed in range(seeds)]
@@ -179,18 +175,15 @@ class Gathered:
         return np.array([r["score"] for r in records])
 
 
-def readable(comparison: Comparison, metric: Metric, items: int) -> Comparison:
-    """Return a comparison with an interval of differences that are possible, and advice that can be followed.
+def readable(comparison: Comparison, metric: Metric) -> Comparison:
+    """Return a comparison with an interval of differences that are possible.
 
     Args:
         comparison: of a method with the baseline.
         metric: what is measured.
-        items: number of test items, or of labeled examples with repeated splits.
     """
     most = metric.largest_difference
-    shown = dataclasses.replace(comparison, low=max(comparison.low, -most), high=min(comparison.high, most))
-    is_affordable = shown.more_items is None or shown.more_items <= AFFORDABLE * items
-    return shown if is_affordable else dataclasses.replace(shown, more_seeds=None, more_items=None)
+    return dataclasses.replace(comparison, low=max(comparison.low, -most), high=min(comparison.high, most))
 
 
 def _mean(values: Sequence[float]) -> float | None:

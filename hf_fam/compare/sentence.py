@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
 from .budget import format_time
-from .outcome import BETTER, SAME, WORSE, MethodResult, Outcome
+from .outcome import BETTER, SAME, UNDECIDED, WORSE, MethodResult, Outcome
 
 # Names that are not those of the flags with spaces.
 NAMES = {
@@ -32,7 +37,12 @@ def conclusion(result: Outcome) -> str:
         sentences = [f"Undecided: fewer than two seeds are complete, and an interval needs at least two{missing}."]
     if result.seeds >= 2 and result.best is result.baseline:
         base = display_name(result.baseline.name)
-        sentences.append(f"Nothing was shown to be better than {base}, so a final model is best trained by that.")
+        undecided = [display_name(m.name) for m in result.methods[1:] if m.verdict == UNDECIDED]
+        advice = ", so a final model is best trained by that."
+        if undecided:
+            verb, subject = ("is", "it") if len(undecided) == 1 else ("are", "each")
+            advice = f". {_listed(undecided)} {verb} undecided, so {subject} may be better or worse."
+        sentences.append(f"Nothing was shown to be better than {base}{advice}")
     counts = f"{result.seeds} {_plural(result.seeds, 'seed' if result.has_test else 'split')}, {result.runs} runs, "
     lines = [*sentences, f"{counts}{format_time(result.seconds)}."]
     if result.is_budget_used:
@@ -72,8 +82,33 @@ def method_sentence(result: Outcome, method: MethodResult) -> str:
         kind = "test example" if result.has_test else "labeled example"
         needs.append(f"{c.more_items:,} more {_plural(c.more_items, kind)}")
     if not needs:
-        return f"{name}: undecided; the difference is too small, or varies too much between runs, to be decided here."
+        return f"{name}: undecided; {_what_limits(result, method, c.high - c.low)}"
     return f"{name}: undecided; about {' and '.join(needs)} may decide it."
+
+
+def _what_limits(result: Outcome, method: MethodResult, width: float) -> str:
+    """Return why an interval is too wide: for want of test examples, or because runs vary.
+
+    Args:
+        result: the outcome.
+        method: a method that is undecided.
+        width: of its interval.
+    """
+    between_seeds = float(np.std(method.scores - result.baseline.scores)) / math.sqrt(result.seeds)
+    if result.has_test and 8 * between_seeds < width:  # a quarter of half the width
+        times = float(f"{(width / 2 / result.margin) ** 2:.2g}")
+        if times > 1:
+            return (
+                "the test examples are too few, and more seeds do not help. About "
+                f"{times:,.0f} times as many would narrow the interval to ± {result.margin:g}{result.metric.unit}."
+            )
+    return f"even 200 more {'seeds' if result.has_test else 'splits'} would probably not decide it."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as the beginning of a sentence has them."""
+    text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return text[0].upper() + text[1:]
 
 
 def _plural(count: int, noun: str) -> str:

@@ -43,7 +43,12 @@ def with_pooler(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    return {**given, "output_dir": folder / "out", "cache_dir": folder / "cache", "model_name_or_path": folder / "model"}
+    return {
+        **given,
+        "output_dir": folder / "out",
+        "cache_dir": folder / "cache",
+        "model_name_or_path": folder / "model",
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,12 @@ def test_runs_to_its_end_and_resumes(
     assert distance(whole, halves) == 0
     assert scores(whole) == scores(halves)
     assert card_of(whole) == card_of(halves)  # kappa at the start is that of the first half
-    with pytest.raises(ValueError, match="contains a trained model"):
+    resume = r"contains a trained model: .*, or go on from its last checkpoint with --resume_from_checkpoint last\.$"
+    with pytest.raises(ValueError, match=resume):
+        run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
+    for folder in whole.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"contains a trained model: choose another folder, or delete this one\.$"):
         run(recipe, "fam", {**given, "output_dir": whole}, monkeypatch)
 
 

@@ -49,16 +49,18 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
     checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     if args.do_train and args.resume_from_checkpoint is None and os.path.isdir(folder):
         if checkpoint or any(weights for pattern in WEIGHT_FILES for weights in Path(folder).glob(pattern)):
-            raise ValueError(
-                f"{shown} contains a trained model: choose another folder, or go on from its last checkpoint with "
-                "--resume_from_checkpoint last."
-            )
+            remedy = "choose another folder, or delete this one."
+            if checkpoint:
+                remedy = "choose another folder, or go on from its last checkpoint with --resume_from_checkpoint last."
+            raise ValueError(f"{shown} contains a trained model: {remedy}")
         file = next((name for name in OVERWRITTEN_FILES if os.path.exists(os.path.join(folder, name))), None)
         if file is not None:
-            raise ValueError(f"{shown} contains {file}, which the model's would overwrite: choose another folder.")
+            raise ValueError(
+                f"{shown} contains {file}, which the model's would overwrite: choose another folder, or delete it."
+            )
     if args.resume_from_checkpoint in ("last", "True", "true"):
         if checkpoint is None:
-            raise ValueError(f"resume_from_checkpoint: {shown} contains no checkpoint.")
+            raise ValueError(f"resume_from_checkpoint: {shown} contains no checkpoint: leave out the flag.")
         args.resume_from_checkpoint = newest_whole_checkpoint(folder)
     elif args.resume_from_checkpoint is not None and not os.path.isdir(args.resume_from_checkpoint):
         given = quote(args.resume_from_checkpoint, LONGEST_PATH)
