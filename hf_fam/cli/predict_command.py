@@ -13,7 +13,7 @@ from typing import IO
 
 from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file
-from ..inputs.text import quote
+from ..inputs.text import printable, quote
 from .argument_types import whole
 from .device import choose_device
 from .quiet import quiet_libraries
@@ -78,10 +78,18 @@ def run(options: argparse.Namespace) -> None:
             trust_remote_code=options.trust_remote_code,
         ),
     )
+    is_replaced = options.output is not None and options.output.exists()
     with _opened(options.output) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(predictor.header)
         writer.writerows(predictor.rows())
+    where = "" if options.output is None else f" written to {printable(str(options.output))}"
+    rows = f"{predictor.predicted:,} {'row' if predictor.predicted == 1 else 'rows'}"
+    column = ", ".join(quote(name) for name in predictor.columns)
+    replaced = ", which replaces the file that was there" if is_replaced else ""
+    print(f"Predictions of {rows}, column {column}{where}{replaced}.", file=sys.stderr)
+    if predictor.right is not None:
+        print(f"Accuracy on the labels of the file: {predictor.right / predictor.predicted:.1%}.", file=sys.stderr)
     if predictor.cut:
         texts = "1 text was" if predictor.cut == 1 else f"{predictor.cut:,} texts were"
         print(f"Note: {texts} cut after {predictor.length} tokens; --max_length changes it.", file=sys.stderr)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..inputs.text import quote
+from ..inputs.text import listed, quote
 from .checks import IGNORED
 from .columns import is_text
 from .errors import DataError
@@ -76,14 +76,13 @@ def number_of_label(label2id: Mapping[Any, int], data: Any, column: str) -> Any:
     unknown = [label for label, text in texts.items() if text not in numbers]
     if unknown and (is_text(feature) or len(unknown) < len(texts)):
         label = quote(texts[unknown[0]] if names else unknown[0])
-        remedy = ""
+        remedy = ": correct it, or leave out its rows."
         if all(_NUMBERED.fullmatch(name) for name in numbers):
             remedy = (
-                f" The model has no names for its classes: use the labels 0 to {len(numbers) - 1}, or write the names "
+                f". The model has no names for its classes: use the labels 0 to {len(numbers) - 1}, or write the names "
                 "into id2label and label2id of its config.json."
             )
         raise DataError(
-            f"label {label} in column {quote(column)} is not one of the model's classes "
-            f"({quote([*numbers], 120).strip('[]')}).{remedy}"
+            f"label {label} in column {quote(column)} is not one of the model's classes ({listed(numbers)}){remedy}"
         )
     return int if unknown else lambda label: numbers[texts[label]] if label in texts else label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 300
 # Characters of a value, or of a library's message, inside a message.
@@ -26,6 +26,27 @@ def quote(value: object, longest: int = LONGEST_VALUE) -> str:
     except Exception:  # of classes of others, and of whole numbers with more than 4,300 digits
         text = f"<{type(value).__name__}>"
     return one_line(text, longest)
+
+
+def listed(names: Iterable[object], longest: int = 120) -> str:
+    """Return names in quotes, as many whole ones as fit, and the number of the others.
+
+    Args:
+        names: the names.
+        longest: number of characters. The first name is always there.
+
+    Examples:
+        >>> listed(["neg", "pos"]), listed(["neg", "neutral", "pos"], longest=10), listed([])
+        ("'neg', 'pos'", "'neg' and 2 more", 'none')
+    """
+    texts = [quote(name) for name in names]
+    kept = texts[:1]
+    for text in texts[1:]:
+        if len(", ".join([*kept, text])) > longest:
+            break
+        kept.append(text)
+    others = len(texts) - len(kept)
+    return (", ".join(kept) or "none") + (f" and {others:,} more" if others else "")
 
 
 def first_line(error: BaseException) -> str:

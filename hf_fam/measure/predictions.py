@@ -12,14 +12,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..data.checks import require_texts, require_values, without_missing
-from ..data.columns import image_columns, is_text, same_column
+from ..data.checks import require_classes, require_texts, require_values, without_missing
+from ..data.columns import image_columns, is_text, label_columns, same_column
 from ..data.errors import DataError, named_source
 from ..data.images import as_images, image_files, is_image, require_images
+from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
 from ..data.splits import TEST, TRAIN
 from ..data.text_files import read_lines
-from ..inputs.text import LONGEST_PATH, quote
+from ..inputs.text import LONGEST_PATH, listed, quote
 from .saved_model import ModelFiles, load_saved_model
 from .sources import length_of_texts, text_columns
 
@@ -74,6 +75,9 @@ class Predictor:
         header: names of the columns of the rows.
         cut: number of texts so far that were cut.
         length: tokens after which a text is cut; None for images.
+        columns: the columns of the inputs.
+        predicted: number of inputs so far; lists of words count once.
+        right: how many of them are of the class that the data has for them; None if the data has no labels of the model.
 
     Raises:
         ValueError: the model or the inputs cannot be used; the message says why.
@@ -96,6 +100,9 @@ class Predictor:
         self._is_number = config.num_labels == 1 or config.problem_type == "regression"
         self._is_multiple = config.problem_type == "multi_label_classification"
         self._names = [str(config.id2label[k]) for k in range(config.num_labels)]
+        self.columns, self.predicted = tuple(self._columns), 0
+        self._labels = self._labels_of_model()
+        self.right = None if self._labels is None else 0
         inputs = ["row", "input"] if self._kind == _WORDS else ["input", "second_input"][: len(self._columns)]
         if self._is_number:
             self.header = [*inputs, *(["prediction"] if config.num_labels == 1 else self._names)]
@@ -108,13 +115,30 @@ class Predictor:
         for start in range(0, len(self._data), size):
             items = [self._data[k] for k in range(start, min(start + size, len(self._data)))]
             batch, places = self._prepare(items)
+            self.predicted += len(items)
             with torch.inference_mode():
                 logits = self._model(**batch.to(self._options.device)).logits.float().cpu()
             if self._kind == _WORDS:
                 yield from self._word_rows(start, items, logits, places)
                 continue
+            if self._labels is not None and self.right is not None:
+                self.right += int((logits.argmax(-1) == torch.tensor(self._labels[start : start + size])).sum())
             for item, row in zip(items, logits, strict=True):
                 yield [*map(self._shown, (item[c] for c in self._columns)), *self._output(row)]
+
+    def _labels_of_model(self) -> list[int] | None:
+        """Return the class of each input, if a column of labels has classes of the model and nothing else."""
+        data = self._data.table if self._kind == _IMAGES else self._data
+        column = next((name for name in label_columns(data.features) if name not in self._columns), None)
+        if column is None or self._kind == _WORDS or self._is_number or self._is_multiple:
+            return None
+        try:
+            require_classes(data, column)
+            number = number_of_label(self._model.config.label2id or {}, data, column)
+        except DataError:  # another column than that of the training
+            return None
+        labels = [int(number(value)) for value in data[column]]
+        return labels if labels and all(0 <= label < len(self._names) for label in labels) else None
 
     def _word_rows(
         self, start: int, items: Sequence[Any], logits: Tensor, places: Sequence[dict[int, int]]
@@ -185,9 +209,7 @@ class Predictor:
         else:
             column = same_column(options.image_column, data.column_names)
         if column is None:
-            raise DataError(
-                f"no column of images among {quote(data.column_names, 120).strip('[]')}: give --image_column."
-            )
+            raise DataError(f"no column of images among {listed(data.column_names)}: give --image_column.")
         if options.drop_missing:
             data, _ = without_missing(data, [column])
         require_values(data, column)
@@ -228,14 +250,14 @@ class _NamedImages:
     """Images with the names of their files, or the numbers of their rows, read one at a time."""
 
     def __init__(self, data: Any, column: str) -> None:
-        self._data, self._column = data, column
+        self.table, self._column = data, column
         self._paths = [image.get("path") for image in data.data.column(column).to_pylist()] if len(data) else []
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self.table)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        image = self._data[row][self._column].convert("RGB")
+        image = self.table[row][self._column].convert("RGB")
         return {self._column: (self._paths[row] or f"row {row + 1}", image)}
 
 

@@ -24,7 +24,7 @@ from ..data.images import as_images, require_images
 from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
 from ..data.text_length import longest_text, usual_length
-from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, one_line, quote
+from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, listed, one_line, quote
 from .saved_model import ModelFiles, load_saved_model
 
 _WHOLE_TYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
@@ -116,7 +116,7 @@ def load_source(
             inputs = text_columns(data, text_column)
         else:
             raise SourceError(
-                f"a {name} takes '{main_input}', which the data does not have. {_list_columns(data)}. "
+                f"a {name} takes '{main_input}', which the data does not have: {_list_columns(data)}. "
                 "Prepare the data with that column, or call hf_fam.measure_relative_flatness in Python."
             )
         if main_input == "input_ids" and not is_prepared and is_language_model(network):
@@ -273,7 +273,7 @@ def _choose_column(data: Any, column: str | None, option: str, guesses: Sequence
     for guess in guesses:
         if guess in data.column_names:
             return guess
-    raise DataError(f"which column to use cannot be guessed: give {option}. {_list_columns(data)}.")
+    raise DataError(f"which column to use cannot be guessed: give {option}; {_list_columns(data)}.")
 
 
 def _label_to_number(model: Any, data: Any, column: str, is_prepared: bool = False) -> Callable[[Any], Any]:
@@ -296,4 +296,4 @@ def _label_to_number(model: Any, data: Any, column: str, is_prepared: bool = Fal
 
 
 def _list_columns(data: Any) -> str:
-    return f"The columns are {quote(data.column_names, 120).strip('[]')}"
+    return f"the columns are {listed(data.column_names)}"

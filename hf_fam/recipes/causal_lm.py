@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from ..data.checks import IGNORED, require_texts, require_values
 from ..data.errors import DataError, named_source
 from ..data.splits import TRAIN
-from ..inputs.text import first_line, quote
+from ..inputs.text import first_line, listed, quote
 from ..measure.classification_metrics import calibration_error
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments
@@ -178,7 +178,7 @@ def check_texts(split: Dataset, text_column: str, name: str) -> None:
     texts = ("prompt", "completion") if {"prompt", "completion"} <= {*columns} else (text_column,)
     if not {*texts} <= {*columns}:
         raise DataError(
-            f"columns {quote(columns, 100).strip('[]')}: give 'messages', 'prompt' and 'completion', or text_column.",
+            f"columns {listed(columns)}: give 'messages', 'prompt' and 'completion', or text_column.",
             name,
         )
     for column in texts:

@@ -20,11 +20,18 @@ from ..data.columns import image_columns
 from ..data.errors import DataError, named_source
 from ..data.images import as_images, read_image_folder, require_images
 from ..data.splits import TEST, TRAIN, VALIDATION
-from ..inputs.text import quote
+from ..inputs.text import listed, quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments
 from .common.augmentation import augment, parse_augmentation
-from .common.classes import class_names, class_number, classes_of_rows, drop_unknown_labels, in_order_of_model
+from .common.classes import (
+    class_names,
+    class_number,
+    classes_of_rows,
+    drop_unknown_labels,
+    in_order_of_model,
+    refuse_unknown_classes,
+)
 from .common.data import (
     check_labels,
     drop_missing,
@@ -161,6 +168,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         splits = drop_missing(splits, data, [image], label)
         splits = readable_images(splits, image, is_own=data.dataset_name is None)
         check_labels(splits, label, require_classes)
+        refuse_unknown_classes(splits, label, but=[TEST])  # whose folders may be no classes
         splits = select_samples(splits, data, args.seed, label)
         names = in_order_of_model(class_names(splits, label), model_args)
         drop_unknown_labels(splits, label, names)
@@ -259,7 +267,7 @@ def image_column(splits: DatasetDict, name: str | None) -> str:
     """
     guesses = [name] if name else image_columns(splits[TRAIN].features)
     if not guesses:
-        present = quote(splits[TRAIN].column_names, 120).strip("[]")
+        present = listed(splits[TRAIN].column_names)
         raise DataError(f"no column of images among {present}: name it with image_column.", TRAIN)
     return require_column(splits, guesses[0], "image_column")
 

@@ -15,10 +15,17 @@ from ..data.columns import other_text_columns, usual_text_columns
 from ..data.errors import DataError, named_source
 from ..data.splits import TEST, TRAIN, VALIDATION
 from ..inputs.numbers import require_number
-from ..inputs.text import quote
+from ..inputs.text import listed, quote
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments
-from .common.classes import class_names, class_number, classes_of_rows, has_labels, in_order_of_model
+from .common.classes import (
+    class_names,
+    class_number,
+    classes_of_rows,
+    has_labels,
+    in_order_of_model,
+    refuse_unknown_classes,
+)
 from .common.data import (
     check_labels,
     check_splits,
@@ -145,6 +152,8 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
         feature = splits[TRAIN].features[label]
         is_regression = data.do_regression or data.task_name == "stsb" or getattr(feature, "dtype", "") in FLOATS
         check_labels(splits, label, require_numbers if is_regression else require_classes)
+        if not is_regression:
+            refuse_unknown_classes(splits, label)
         splits = select_samples(splits, data, args.seed, None if is_regression else label)
         names = ["score"] if is_regression else in_order_of_model(class_names(splits, label), model_args)
         guesses = [name for name in ("text_column", "label_column") if not getattr(data, name)]
@@ -226,5 +235,5 @@ def text_columns(splits: DatasetDict, data: TextArguments, label: str | None = N
     others = [name for name in other_text_columns(splits[TRAIN].features) if name != label]
     if usual or len(others) == 1:
         return usual or (others[0],)
-    present = quote(columns, 120).strip("[]")
+    present = listed(columns)
     raise DataError(f"no column of texts among {present}: name it with text_column.", TRAIN)

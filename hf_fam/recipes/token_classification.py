@@ -17,7 +17,7 @@ from ..data.errors import named_source
 from ..data.splits import TEST, TRAIN
 from ..train.training_args import FAMTrainingArguments
 from .common.arguments import DataArguments, MethodArguments, ModelArguments
-from .common.classes import in_order_of_model, refuse_unknown_classes, require_two_classes
+from .common.classes import in_order_of_model, no_such_class, refuse_unknown_classes, require_two_classes
 from .common.data import (
     check_splits,
     drop_missing,
@@ -84,6 +84,7 @@ def make_run(argv: Sequence[str] | None = None, methods: Sequence[str] = ()) -> 
             require_column_of_split(splits, TEST, label, "label_column")
         splits = drop_missing(splits, data, [words], label)
         check_splits(splits, require_tags, words, label)
+        refuse_unknown_classes(splits, label)
         splits = select_samples(splits, data, args.seed)
         declared = word_classes(splits, label)
         names = in_order_of_model(declared, model_args)
@@ -158,7 +159,9 @@ def word_classes(splits: DatasetDict, label: str) -> list[str]:
     present = {name: sorted({str(v).strip() for row in split[label] for v in row}) for name, split in splits.items()}
     names = require_two_classes(present[TRAIN], label)
     for split, classes in present.items():
-        refuse_unknown_classes(classes, names, label, split)
+        unknown = [name for name in classes if name not in names]
+        if unknown:  # of rows that were left out of the training data
+            raise no_such_class(unknown[0], names, label, split)
     return names
 
 

@@ -215,7 +215,7 @@ def test_the_label_column_of_prepared_data(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"label_column": "nope"}, "no column 'nope': The columns are 'input_ids', 'labels'"),
+        ({"label_column": "nope"}, "no column 'nope': the columns are 'input_ids', 'labels'"),
         ({"text_column": "text"}, "--text_column text does not apply here: the data is prepared.*'input_ids'"),
         ({"image_column": "image"}, "--image_column image does not apply here"),
         ({"max_length": 4}, "--max_length 4 does not apply here"),

@@ -62,6 +62,23 @@ def logits_of(model: Any, *texts: str) -> torch.Tensor:
         return model.double()(**tiny_tokenizer()(*texts, return_tensors="pt")).logits[0]
 
 
+def test_what_was_read_and_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model")
+    right = [NAMES[int(logits_of(model, text).argmax())] for text in TEXTS]
+    labels = [*right[:5], *("yes" if name != "yes" else "1" for name in right[5:])]
+    file, output = table(tmp_path / "new.csv", {"Message": TEXTS, "label": labels}), tmp_path / "out.csv"
+    words = ["predict", str(tmp_path / "model"), str(file), "--output", str(output)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().err
+    assert f"Predictions of 7 rows, column 'Message' written to {output}.\n" in said
+    assert "Accuracy on the labels of the file: 71.4%.\n" in said
+    assert cli.main(words) == 0
+    assert f"written to {output}, which replaces the file that was there.\n" in capsys.readouterr().err
+    # Labels of another model are no labels.
+    table(tmp_path / "new.csv", {"Message": TEXTS, "label": [*labels[:6], "something else"]})
+    assert cli.main(words) == 0 and "Accuracy" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int) -> None:
     model = saved(tmp_path / "model")

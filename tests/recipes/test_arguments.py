@@ -140,7 +140,7 @@ def test_labels_of_minus_one() -> None:
     assert [class_number(["-1", "0", "1"], None, value) for value in (-1, 0, 1)] == [0, 1, 2]
     assert [class_number(["no", "yes"], None, value) for value in (-1, None)] == [-100, -100]
     assert class_number(["0", "1"], None, 1.0) == 1
-    with pytest.raises(ValueError, match="does not occur"):
+    with pytest.raises(ValueError, match="has the class 'maybe', which the training data lacks"):
         class_number(["no", "yes"], None, "maybe")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -12,7 +12,7 @@ from ...data.checks import IGNORED
 from ...data.errors import DataError
 from ...data.labels import as_the_model_has_them
 from ...data.splits import TEST, TRAIN, VALIDATION
-from ...inputs.text import quote
+from ...inputs.text import listed, quote
 from ...measure.model_config import load_config
 from .arguments import ModelArguments
 
@@ -48,7 +48,9 @@ def class_names(splits: DatasetDict, column: str) -> list[str]:
     if isinstance(feature, ClassLabel):
         return require_two_classes(feature.names, column)
     names = require_two_classes(present_classes(splits[TRAIN], column), column)
-    refuse_unknown_classes(present_classes(splits[VALIDATION], column), names, column, VALIDATION)
+    unknown = [name for name in present_classes(splits[VALIDATION], column) if name not in names]
+    if unknown:  # of rows that were left out of the training data
+        raise no_such_class(unknown[0], names, column, VALIDATION)
     return names
 
 
@@ -79,17 +81,55 @@ def require_two_classes(names: list[str], column: str) -> list[str]:
     return list(names)
 
 
-def refuse_unknown_classes(present: list[str], names: list[str], column: str, split: str) -> None:
-    """Refuse a split with classes that the training data does not have.
+def refuse_unknown_classes(splits: DatasetDict, column: str, but: Sequence[str] = ()) -> None:
+    """Refuse rows of a class that the training data does not have. Call it on all rows, as they were read.
+
+    Args:
+        splits: the data.
+        column: column of the labels, or of lists of labels. Declared classes pass.
+        but: beginnings of the names of splits that may have other classes.
 
     Raises:
-        DataError: names the classes.
+        DataError: names the first row and its class.
     """
-    unknown = [name for name in present if name not in names]
-    if unknown:
-        raise DataError(
-            f"column {quote(column)}: the {split} data has classes without training data: {quote(unknown)}.", split
-        )
+    feature = splits[TRAIN].features[column]
+    if isinstance(feature, ClassLabel) or isinstance(getattr(feature, "feature", None), ClassLabel):
+        return
+    known = {_class_name(value) for row in splits[TRAIN][column] for value in _values(row)}
+    for split, rows in splits.items():
+        if split == TRAIN or split.startswith(tuple(but)) or column not in rows.column_names:
+            continue
+        for number, row in enumerate(rows[column], start=1):
+            unknown = next((v for v in _values(row) if v not in NO_LABEL and _class_name(v) not in known), None)
+            if unknown is not None:
+                raise no_such_class(unknown, sorted(known), column, split, f"row {number} of ")
+
+
+def no_such_class(value: Any, names: Sequence[str], column: str, split: str, row: str = "") -> DataError:
+    """Return the error about a label that the training data does not have.
+
+    Args:
+        value: the label.
+        names: the classes of the training data.
+        column: column of the labels.
+        split: the split with the label.
+        row: the row, in front of the split.
+    """
+    return DataError(
+        f"column {quote(column)}: {row}the {split} data has the class {quote(_class_name(value))}, which the training "
+        f"data lacks: correct it, or add rows of this class to the training data, which has {listed(names, 80)}.",
+        split,
+    )
+
+
+def _values(row: Any) -> Sequence[Any]:
+    """Return the labels of a row, which may be a list of them."""
+    return row if isinstance(row, list) else [row]
+
+
+def _class_name(value: Any) -> str:
+    """Return a label as the name of a class; whole numbers are floats in a column with empty places."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def drop_unknown_labels(splits: DatasetDict, column: str, names: list[str]) -> None:
@@ -129,12 +169,10 @@ def class_number(names: list[str], feature: Any, value: Any) -> int:
     Raises:
         DataError: the label is no class.
     """
-    if isinstance(value, float) and value.is_integer():  # whole numbers in a column with empty places
-        value = int(value)
     if isinstance(feature, ClassLabel) and value not in NO_LABEL:
-        value = feature.int2str(value)
-    if value is not None and str(value).strip() in names:
-        return names.index(str(value).strip())
+        value = feature.int2str(int(value))
+    if value is not None and _class_name(value) in names:
+        return names.index(_class_name(value))
     if value in NO_LABEL:
         return IGNORED
-    raise DataError(f"label {quote(value)} does not occur in the training data, which has {quote(names, 100)}.", TEST)
+    raise no_such_class(value, names, "label", TEST)

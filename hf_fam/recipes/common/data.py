@@ -14,7 +14,7 @@ from ...data.errors import DataError
 from ...data.folders import read_folder
 from ...data.splits import TEST, TRAIN, VALIDATION
 from ...data.tables import read_table
-from ...inputs.text import first_line, quote
+from ...inputs.text import first_line, listed, quote
 from .arguments import DataArguments, ModelArguments
 
 
@@ -102,7 +102,7 @@ def require_column_of_split(splits: DatasetDict, split: str, name: str, argument
         DataError: the split has no such column.
     """
     if name not in splits[split].column_names:
-        present = quote(splits[split].column_names, 120).strip("[]")
+        present = listed(splits[split].column_names)
         raise DataError(f"{argument}={quote(name)}: the {split} data has no such column but {present}.", split)
 
 
@@ -118,7 +118,7 @@ def label_column(splits: DatasetDict, name: str | None) -> str:
     """
     guesses = [name] if name else label_columns(splits[TRAIN].features)
     if not guesses:
-        present = quote(splits[TRAIN].column_names, 120).strip("[]")
+        present = listed(splits[TRAIN].column_names)
         raise DataError(f"no column of labels among {present}: name it with label_column.", TRAIN)
     return require_column(splits, guesses[0], "label_column")
 
