@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..inputs.numbers import LARGEST_SEED, MOST_PROBES
 from ..inputs.packages import require_packages
@@ -16,6 +16,9 @@ from ..inputs.text import LONGEST_VALUE, one_line, printable, quote
 from .argument_types import whole
 from .device import choose_device
 from .quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from ..measure.findings import MeasuredModel
 
 # Limits of the robustness curve, which takes many forward passes.
 _ROBUSTNESS_ITEMS = 64
@@ -108,15 +111,20 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     second = None if options.compare_with is None else _load(options, options.compare_with)
     table = _measure(options, source, device)
     second_table = None if second is None else _measure(options, second, device)
+    models = [_with_predictions(options, options.model, source, table)]
+    if second_table is not None:
+        models.append(_with_predictions(options, options.compare_with, second, second_table))
     for note in source.notes:
         print(f"Note: {one_line(note)}")
     print(printable(str(table)))
+    _print_quality(models[0])
     if second_table is not None:
         print(f"\n{printable(options.compare_with)}:\n{printable(str(second_table))}")
+        _print_quality(models[1])
     if options.json is not None:
         _write_json(options, table, second_table)
     if options.report is not None:
-        _report(options, arguments, device, (source, table), (second, second_table))
+        _report(options, arguments, device, source, models)
         print(f"\nreport: {options.report}")
 
 
@@ -183,25 +191,34 @@ def _check_files(options: argparse.Namespace) -> None:
         raise ValueError("--report and --json name the same file: give two.")
 
 
+def _with_predictions(options: argparse.Namespace, name: str, source: Any, table: Any) -> MeasuredModel:
+    from ..measure.class_predictions import predict_classes
+    from ..measure.findings import MeasuredModel
+
+    predictions = predict_classes(source.model, source.items, source.collate_fn, options.batch_size)
+    return MeasuredModel(name, table, predictions)
+
+
+def _print_quality(model: MeasuredModel) -> None:
+    """Print accuracy and worst class of a classifier; the table has the mean loss of other models."""
+    from ..measure.findings import quality
+
+    if model.predictions is not None:
+        print(printable(quality(model)))
+
+
 def _report(
-    options: argparse.Namespace, arguments: list[str], device: str, measured: tuple[Any, Any], second: tuple[Any, Any]
+    options: argparse.Namespace, arguments: list[str], device: str, source: Any, models: list[MeasuredModel]
 ) -> None:
     import torch
     import transformers
 
     from .._version import __version__
-    from ..measure.class_predictions import predict_classes
-    from ..measure.findings import MeasuredModel
     from ..measure.report import html_report
     from ..measure.robustness import feature_robustness
     from ..measure.row_probes import ROW_PROBES
 
-    source, table = measured
-    models = [
-        MeasuredModel(name, layers, predict_classes(of.model, of.items, of.collate_fn, options.batch_size))
-        for name, (of, layers) in ((options.model, measured), (options.compare_with, second))
-        if layers is not None
-    ]
+    table = models[0].table
     curve = None
     if not options.no_robustness:
         hidden = [r for r in table if r.estimator in ROW_PROBES]

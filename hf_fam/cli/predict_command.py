@@ -89,7 +89,9 @@ def run(options: argparse.Namespace) -> None:
     replaced = ", which replaces the file that was there" if is_replaced else ""
     print(f"Predictions of {rows}, column {column}{where}{replaced}.", file=sys.stderr)
     if predictor.right is not None:
-        print(f"Accuracy on the labels of the file: {predictor.right / predictor.predicted:.1%}.", file=sys.stderr)
+        print(
+            f"Accuracy on the labels of the file: {100 * predictor.right / predictor.predicted:.1f} %.", file=sys.stderr
+        )
     if predictor.cut:
         texts = "1 text was" if predictor.cut == 1 else f"{predictor.cut:,} texts were"
         print(f"Note: {texts} cut after {predictor.length} tokens; --max_length changes it.", file=sys.stderr)

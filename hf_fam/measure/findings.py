@@ -77,10 +77,11 @@ def tiles(model: MeasuredModel) -> list[tuple[str, str]]:
 def findings(model: MeasuredModel, second: MeasuredModel | None = None) -> list[str]:
     """Return what the measurement says, a sentence or two for each subject."""
     comparison = _comparison(model, second) if second is not None else []
-    return [_quality(model), _sharpness(model.table), *items_needed_notes(model.table, "κ"), *comparison]
+    return [quality(model), _sharpness(model.table), *items_needed_notes(model.table, "κ"), *comparison]
 
 
-def _quality(model: MeasuredModel) -> str:
+def quality(model: MeasuredModel) -> str:
+    """Return the accuracy, the mean loss and the worst class in a sentence."""
     items = f"{model.table[0].num_items:,} items"
     if model.predictions is None:
         return f"The mean loss on {items} is {model.loss:.3g}."

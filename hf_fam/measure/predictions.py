@@ -77,7 +77,7 @@ class Predictor:
         length: tokens after which a text is cut; None for images.
         columns: the columns of the inputs.
         predicted: number of inputs so far; lists of words count once.
-        right: how many of them are of the class that the data has for them; None if the data has no labels of the model.
+        right: how many of them are of the class that the data names; None if it has no labels of the model.
 
     Raises:
         ValueError: the model or the inputs cannot be used; the message says why.
@@ -132,9 +132,10 @@ class Predictor:
         column = next((name for name in label_columns(data.features) if name not in self._columns), None)
         if column is None or self._kind == _WORDS or self._is_number or self._is_multiple:
             return None
+        config: Any = self._model.config
         try:
             require_classes(data, column)
-            number = number_of_label(self._model.config.label2id or {}, data, column)
+            number = number_of_label(config.label2id or {}, data, column)
         except DataError:  # another column than that of the training
             return None
         labels = [int(number(value)) for value in data[column]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections import OrderedDict
 from html.parser import HTMLParser
@@ -83,7 +84,10 @@ def test_a_report_from_a_table(model: Path, tmp_path: Path, capsys: pytest.Captu
     data, page, numbers = reviews(tmp_path), tmp_path / "report.html", tmp_path / "out.json"
     command = ["measure", str(model), "--dataset", str(data), "--report", str(page), "--json", str(numbers)]
     assert cli.main([*command, "--batch_size", "8"]) == 0
-    assert "bert.pooler.dense" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bert.pooler.dense" in printed
+    accuracy = re.search(r"^The model is right on [\d.]+ % of 24 items, with a mean loss of [\d.]+\.", printed, re.M)
+    assert accuracy and accuracy[0] in page.read_text(encoding="utf-8")
     layers = json.loads(numbers.read_text())["layers"]
     assert [r["num_items"] for r in layers] == [24, 24] and len(layers[0]["item_kappas"]) == 24
     seen = Page(page.read_text(encoding="utf-8"))

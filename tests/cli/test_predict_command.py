@@ -71,7 +71,7 @@ def test_what_was_read_and_written_is_said(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(words) == 0
     said = capsys.readouterr().err
     assert f"Predictions of 7 rows, column 'Message' written to {output}.\n" in said
-    assert "Accuracy on the labels of the file: 71.4%.\n" in said
+    assert "Accuracy on the labels of the file: 71.4 %.\n" in said
     assert cli.main(words) == 0
     assert f"written to {output}, which replaces the file that was there.\n" in capsys.readouterr().err
     # Labels of another model are no labels.

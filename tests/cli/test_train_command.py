@@ -57,6 +57,28 @@ def test_what_a_recipe_refuses_is_one_sentence(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "hf-fam train: train_file='nowhere.csv': there is no such file.\n"
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_data_without_a_flag(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("pytorch_optimizer")
+    assert cli.main([command, "text_classification", "q.csv"]) == 1
+    assert capsys.readouterr().err.endswith("'q.csv' is no YAML file: did you mean --train_file q.csv?\n")
+
+
+def test_without_data_it_says_which_flag_takes_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("pytorch_optimizer")
+    monkeypatch.chdir(tmp_path)
+    for task in ("text_classification", "image_classification"):
+        assert cli.main(["train", task, "--cache_dir", str(tmp_path / "cache"), "--output_dir", "out"]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(
+            "hf-fam train: --train_file (--train_dir for images) takes data of your own; dataset_name="
+        )
+
+
 def test_a_configuration_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("datasets")
     pytest.importorskip("pytorch_optimizer")

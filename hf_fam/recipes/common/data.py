@@ -58,13 +58,17 @@ def read_from_hub(data: DataArguments, model_args: ModelArguments) -> DatasetDic
     """Return the splits of a data set on the Hub.
 
     Raises:
-        DataError: the data cannot be read, or has no such split.
+        ValueError: the data cannot be read.
+        DataError: it has no such split.
     """
     options = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     try:
         splits: DatasetDict = load_dataset(data.dataset_name, data.dataset_config_name, **options)
     except Exception as error:  # of many kinds, from an unreachable Hub to a broken archive
-        raise DataError(f"the data cannot be read: {first_line(error.__cause__ or error)}") from error
+        raise ValueError(
+            "--train_file (--train_dir for images) takes data of your own; "
+            f"{data.source_of(None)} cannot be read: {first_line(error.__cause__ or error)}"
+        ) from error
     for split, name in data.hub_split_names().items():
         if name not in splits:
             raise DataError(f"validation_split_name: the data has no split {quote(name)} but {', '.join(splits)}.")

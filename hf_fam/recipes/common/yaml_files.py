@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ...data.tables import READERS
 from ...inputs.numbers import as_number
 from ...inputs.text import LONGEST_PATH, LONGEST_REASON, one_line, quote
 from .. import default_configuration
@@ -26,7 +27,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     name = quote(str(path), LONGEST_PATH)
     if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
-        raise ValueError(f"{name} is no YAML file: the first argument is one, or a flag (--model_name_or_path ...).")
+        flag = _flag_of_data(path)
+        meant = "the first argument is one, or a flag (--model_name_or_path ...)."
+        if flag is not None:
+            meant = f"did you mean {flag} {one_line(str(path), LONGEST_PATH)}?"
+        raise ValueError(f"{name} is no YAML file: {meant}")
     try:
         settings = yaml.load(path.read_bytes(), _UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date, or a number of many digits
@@ -41,6 +46,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name}, {DEFAULTS}: {error}") from error
     return {**defaults, **settings}
+
+
+def _flag_of_data(path: Path) -> str | None:
+    """Return the flag for a file or folder of data, None for what is neither."""
+    if path.is_dir():
+        return "--data_dir" if any(file.suffix.lower() in READERS for file in path.iterdir()) else "--train_dir"
+    return "--train_file" if path.suffix.lower() in READERS else None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
