@@ -10,6 +10,7 @@ accuracy (lower limit), and loses half a point or more on no task. Otherwise the
 - LoRA: rank 8 in MiniLM-L6, κ of the pooler.
 - fine-tuning: all of EfficientNet-Lite0 on images, κ of the head.
 
+One seed of each regime, in a larger size and no part of the results, had run before to see the time it takes.
 Strengths and estimators are the defaults. Learning rates are those that the first protocol of ``recipes/comparison``
 found for plain training.
 Finished runs are kept in ``other_layers.csv``, and the same command carries on: the small network first, then seed by
