@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from ..inputs.flags import same_flag
 from ..inputs.numbers import LARGEST_WHOLE
-from ..inputs.text import LONGEST_VALUE, did_you_mean, one_line
+from ..inputs.text import LONGEST_VALUE, did_you_mean, one_line, quote
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -58,6 +58,15 @@ class OneLineParser(argparse.ArgumentParser):
         option = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
         shown = f"unrecognized arguments: {one_line(' '.join(words), LONGEST_VALUE)}"
         return shown if option is None else shown + did_you_mean(option, [*self.spellings.values()])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice, such as a misspelled command or task, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            known = [*map(str, action.choices)]
+            near = did_you_mean(str(value), known)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {quote(value)}{near} (choose from {', '.join(known)})"
+            )
 
     def error(self, message: str) -> NoReturn:
         """Print the message and end the program with status 2."""

@@ -49,6 +49,16 @@ def listed(names: Iterable[object], longest: int = 120) -> str:
     return (", ".join(kept) or "none") + (f" and {others:,} more" if others else "")
 
 
+def with_article(name: str) -> str:
+    """Return a name after ``a`` or ``an``.
+
+    Examples:
+        >>> with_article("Linear"), with_article("Embedding")
+        ('a Linear', 'an Embedding')
+    """
+    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, printable and shortened.
 

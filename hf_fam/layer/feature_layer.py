@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..calculus.recheck_schedule import RecheckSchedule
 from ..calculus.torch_internals import forward_hooks, is_in_backward_pass, own_parameters, version
+from ..inputs.text import with_article
 from .adapters import base_layer, has_active_dropout
 from .compilation import forget_compiled_code
 from .finding import AUTO, resolve_layer, unwrap
@@ -239,7 +240,7 @@ class FeatureLayer:
             return
         if (actual - expected).abs().max() > 0.02 * expected.abs().max():
             raise TypeError(
-                f"layer '{self.name}' is a {type(layer).__name__}, whose forward pass is not W phi + b "
+                f"layer '{self.name}' is {with_article(type(layer).__name__)}, whose forward pass is not W phi + b "
                 "with its weight and bias. Relative flatness is not defined for it: choose another layer. The layer's "
                 "own forward method or a forward hook changes the output."
             )

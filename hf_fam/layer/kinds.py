@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..calculus.torch_internals import Convolution
+from ..inputs.text import with_article
 from .adapters import base_layer, is_adapted, merged_weight, refuse_other_adapters
 from .linear_map import ConvolutionMap, LinearMap, RowMap
 from .quantized import dequantized_weight, is_quantized
@@ -96,7 +97,7 @@ def _plain_map(module: nn.Module) -> LinearMap:
         return RowMap(layer.nf, layer.nx, lambda: _read_weight(module), lambda stored: stored.t())
     if isinstance(module, nn.Linear):
         return RowMap(layer.out_features, layer.in_features, lambda: _read_weight(module))
-    raise TypeError(f"is a {type(module).__name__}, which is no kind of layer that hf_fam supports")
+    raise TypeError(f"is {with_article(type(module).__name__)}, which is no kind of layer that hf_fam supports")
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.checks import IGNORED
 from ..inputs.numbers import require_whole
+from ..inputs.text import with_article
 
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
@@ -116,7 +117,9 @@ def _loader(data: Any, batch_size: int, collate_fn: Callable[[list[Any]], Any] |
         return data
     if not is_data(data):
         hint = "; choose a split" if isinstance(data, Mapping) else ""
-        raise TypeError(f"data is a {type(data).__name__}: give a Dataset, a list of items or a DataLoader{hint}.")
+        raise TypeError(
+            f"data is {with_article(type(data).__name__)}: give a Dataset, a list of items or a DataLoader{hint}."
+        )
     batch_size = require_whole("batch_size", batch_size)
     if hasattr(data, "__len__"):
         if len(data) == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..inputs.text import with_article
 from ..layer.feature_layer import Capture, FeatureLayer
 from ..layer.finding import unwrap
 from ..layer.model_state import preserve_state
@@ -134,8 +135,8 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     """
     if not hasattr(batch, "keys"):
         raise ValueError(
-            f"the batch is a {type(batch).__name__}, but only dictionaries can be passed to a model automatically: "
-            "give loss_fn=lambda model, batch: ..."
+            f"the batch is {with_article(type(batch).__name__)}, but only dictionaries can be passed to a model "
+            "automatically: give loss_fn=lambda model, batch: ..."
         )
     arguments = select_arguments(model, batch)
     columns = ", ".join(map(repr, batch.keys())) or "nothing"

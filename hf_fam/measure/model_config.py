@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from transformers.models.auto import modeling_auto
 
 from .._compat import serves_config
-from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, first_line, one_line, quote
+from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, first_line, one_line, quote, with_article
 
 # The values of --task, and the class that builds a model for each.
 TASKS = {
@@ -54,9 +54,11 @@ def load_config(source: str, changes: dict[str, Any]) -> Any:
         return transformers.AutoConfig.from_pretrained(source, **{"trust_remote_code": False, **changes})
     except Exception as error:  # of many kinds: configurations are written by others
         reason = {
-            LocalEntryNotFoundError: "is no folder here and not in the cache, and the Hub cannot be reached.",
-            RepositoryNotFoundError: "is no folder here and no model on the Hub (if private: run `hf auth login`).",
-            HFValidationError: "is no folder here and not the name of a model on the Hub.",
+            LocalEntryNotFoundError: "is no folder here and not in the cache, and the Hub cannot be reached: "
+            "check the path.",
+            RepositoryNotFoundError: "is no folder here and no model on the Hub: check the name, or run "
+            "`hf auth login` if it is private.",
+            HFValidationError: "is no folder here and not the name of a model on the Hub: check the path.",
         }.get(type(error.__cause__), f"has no configuration that can be read: {first_line(error)}")
         if "trust_remote_code" in str(error):
             reason = "contains code of its own: read it, and add --trust_remote_code to run it."
@@ -100,7 +102,7 @@ def model_class_name(source: str, config: Any, task: str | None, *, remedy: str 
             f"{shown} is a {one_line(str(name), LONGEST_VALUE)}, which transformers does not contain: {remedy}"
         )
     if name in _backbones():
-        raise ModelConfigError(f"{shown} is a {name}, which has no head: {remedy}")
+        raise ModelConfigError(f"{shown} is {with_article(name)}, which has no head: {remedy}")
     return name
 
 

@@ -20,7 +20,7 @@ from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
 from ..data.splits import TEST, TRAIN
 from ..data.text_files import read_lines
-from ..inputs.text import LONGEST_PATH, listed, quote
+from ..inputs.text import LONGEST_PATH, listed, quote, with_article
 from .saved_model import ModelFiles, load_saved_model
 from .sources import length_of_texts, text_columns
 
@@ -267,7 +267,7 @@ def _kind(model: nn.Module) -> str:
     found = next((kind for kind in (_TEXTS, _WORDS, _IMAGES) if kind in name), None)
     if found is None:
         raise PredictionError(
-            f"this is a {name}: predictions are for classification of texts, words and images; use "
+            f"this is {with_article(name)}: predictions are for classification of texts, words and images; use "
             "transformers.pipeline for others."
         )
     return found

@@ -24,7 +24,7 @@ from ..data.images import as_images, require_images
 from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
 from ..data.text_length import longest_text, usual_length
-from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, listed, one_line, quote
+from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, did_you_mean, listed, one_line, quote
 from .saved_model import ModelFiles, load_saved_model
 
 _WHOLE_TYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
@@ -268,7 +268,10 @@ def _choose_column(data: Any, column: str | None, option: str, guesses: Sequence
     if column:
         name = same_column(column, data.column_names)
         if name is None:
-            raise DataError(f"{option}: the data has no column {quote(column)}: {_list_columns(data)}.")
+            near = did_you_mean(column, data.column_names)
+            raise DataError(
+                f"{option}: the data has no column {quote(column)}{near or ':'} {_list_columns(data, near)}."
+            )
         return name
     for guess in guesses:
         if guess in data.column_names:
@@ -295,5 +298,5 @@ def _label_to_number(model: Any, data: Any, column: str, is_prepared: bool = Fal
     return number_of_label(model.config.label2id or {}, data, column)
 
 
-def _list_columns(data: Any) -> str:
-    return f"the columns are {listed(data.column_names)}"
+def _list_columns(data: Any, is_sentence: object = False) -> str:
+    return f"{'T' if is_sentence else 't'}he columns are {listed(data.column_names)}"

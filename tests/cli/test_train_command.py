@@ -41,6 +41,21 @@ def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'speech' (choose from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "text_clasification"], "did you mean text_classification?"),
+        (["compare", "image_clasification"], "did you mean image_classification?"),
+    ],
+)
+def test_the_nearest_command_or_task_is_named(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert meant in said and said.count("\n") == 1
+
+
 def test_missing_packages_are_named_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

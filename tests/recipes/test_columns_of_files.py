@@ -44,6 +44,8 @@ def test_columns_of_texts_that_have_to_be_named() -> None:
         texts(both, text_column="title,body,label")
     with pytest.raises(ValueError, match="text_column='head': the train data has no such column but 'title'"):
         texts(both, text_column="head")
+    with pytest.raises(ValueError, match="no such column but 'title', 'body', 'label'; did you mean title\\?$"):
+        texts(both, text_column="titel")
 
 
 def test_columns_of_labels_and_images() -> None:

@@ -14,7 +14,7 @@ from ...data.errors import DataError
 from ...data.folders import read_folder
 from ...data.splits import TEST, TRAIN, VALIDATION
 from ...data.tables import read_table
-from ...inputs.text import first_line, listed, quote
+from ...inputs.text import did_you_mean, first_line, listed, quote
 from .arguments import DataArguments, ModelArguments
 
 
@@ -107,7 +107,8 @@ def require_column_of_split(splits: DatasetDict, split: str, name: str, argument
     """
     if name not in splits[split].column_names:
         present = listed(splits[split].column_names)
-        raise DataError(f"{argument}={quote(name)}: the {split} data has no such column but {present}.", split)
+        near = did_you_mean(name, splits[split].column_names) or "."
+        raise DataError(f"{argument}={quote(name)}: the {split} data has no such column but {present}{near}", split)
 
 
 def label_column(splits: DatasetDict, name: str | None) -> str:

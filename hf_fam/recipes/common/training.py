@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
         )
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # which torch would warn of
+        if args.fp16:  # accelerate leaves it out without a word
+            warnings.warn(
+                "fp16 has no effect on a CPU, which trains in float32: leave it out, or give --bf16.", stacklevel=2
+            )
     set_seed(args.seed)
 
 
