@@ -117,7 +117,7 @@ def no_such_class(value: Any, names: Sequence[str], column: str, split: str, row
     """
     return DataError(
         f"column {quote(column)}: {row}the {split} data has the class {quote(_class_name(value))}, which the training "
-        f"data lacks: correct it, or add rows of this class to the training data, which has {listed(names, 80)}.",
+        f"data lacks. Correct it, or add rows of this class to the training data, which has {listed(names, 80)}.",
         split,
     )
 
