@@ -2,7 +2,7 @@
 
     python recipes/comparison/chart.py
 
-Writes ``docs/img/does-it-help.png``, ``docs/generated/does_it_help.md`` and ``docs/generated/linear_heads.md``. The
+Writes ``docs/img/does-it-help.png``, ``docs/generated/does_it_help.md`` and ``docs/generated/comparisons.md``. The
 regimes are in ``chart.yaml``.
 """
 
@@ -168,7 +168,7 @@ def markdown(rows: Iterable[tuple[str, Row]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def linear_heads(regimes: list[dict[str, Any]]) -> Iterator[str]:
+def method_tables(regimes: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table of all methods for each plan of `hf_fam.compare`, those without tuning last."""
     for plan in dict.fromkeys(regime["plan"] for regime in regimes if "plan" in regime):
         mine = [regime for regime in regimes if regime.get("plan") == plan]
@@ -267,8 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [(regime, kind, read(regime, kind)) for regime in regimes for kind in kinds_of(regime)]
     folder = options.docs / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "does_it_help.md").write_text(markdown((kind, row) for _, kind, row in rows), encoding="utf-8")
-    (folder / "linear_heads.md").write_text("\n".join(linear_heads(regimes)), encoding="utf-8")
+    listed = markdown((kind, row) for regime, kind, row in rows if regime.get("in_table", True))
+    (folder / "does_it_help.md").write_text(listed, encoding="utf-8")
+    (folder / "comparisons.md").write_text("\n".join(method_tables(regimes)), encoding="utf-8")
     drawn = {labels: [row for regime, kind, row in rows if kind == labels and regime["drawn"]] for labels in KINDS}
     draw(drawn, options.docs / "img" / "does-it-help.png")
 

@@ -25,7 +25,7 @@ def test_the_table_is_current(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, str(ROOT / "recipes/comparison/chart.py"), "--docs", str(tmp_path)], check=True, timeout=120
     )
-    for name in ("does_it_help.md", "linear_heads.md"):
+    for name in ("does_it_help.md", "comparisons.md"):
         made = (tmp_path / "generated" / name).read_text(encoding="utf-8")
         assert made == (ROOT / "docs/generated" / name).read_text(encoding="utf-8")
     assert (tmp_path / "img" / "does-it-help.png").stat().st_size > 20_000
