@@ -159,7 +159,7 @@ def method_called(name: str) -> type[Method]:
     if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(name[:LONGEST_VALUE], METHODS, n=2) if isinstance(name, str) else []
         hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
-        raise ValueError(f"method={quote(name)}: {hint} one of {', '.join(sorted(METHODS))}.")
+        raise ValueError(f"method={quote(name, 20)}: {hint} one of {', '.join(sorted(METHODS))}.")
     return METHODS[name]
 
 

@@ -116,5 +116,6 @@ def test_one_large_feature_does_not_hide_the_others(size: int) -> None:
 
 
 def test_delta_falls_with_the_number_of_samples() -> None:
-    few, many = (FlatLogisticRegression().fit(*noisy(size, 30)).delta_ for size in (60, 5000))
+    """On average over three draws, because the grid of delta is coarse."""
+    few, many = (sum(FlatLogisticRegression().fit(*noisy(size, 30)).delta_ for _ in range(3)) for size in (60, 5000))
     assert many < few

@@ -227,7 +227,7 @@ def test_every_module_is_a_task_with_a_launcher_and_configurations() -> None:
             "README.md",
             "run.py",
             *(f"{method}.yaml" for method in METHODS),
-            *(["fsdp2.yaml", "banking77.py"] if task == "causal_lm" else []),
+            *(["fsdp2.yaml", "banking77.py", "report.py"] if task == "causal_lm" else []),
             *(["cifar10n.py"] if task == "image_classification" else []),
         }
 
