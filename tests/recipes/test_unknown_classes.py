@@ -30,7 +30,7 @@ def test_row_label_and_remedy_are_named(split: str) -> None:
     said = str(caught.value)
     assert caught.value.split == split, "which names the file"
     assert f"column 'intent': row 4 of the {split} data has the class 'some_new_intent'" in said
-    assert "correct it, or add rows of this class to the training data" in said
+    assert "Correct it, or add rows of this class to the training data" in said
     shown = re.findall(r"'([^']*)'", said.partition("which has ")[2])
     assert shown == NAMES[: len(shown)], "names are whole"
     assert said.endswith(f" and {len(NAMES) - len(shown)} more.") and len(shown) > 1
