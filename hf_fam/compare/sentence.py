@@ -9,6 +9,7 @@ import numpy as np
 
 from .budget import format_time
 from .outcome import BETTER, SAME, UNDECIDED, WORSE, MethodResult, Outcome
+from .statistics.advice import MOST_SEEDS
 
 # Names that are not those of the flags with spaces.
 NAMES = {
@@ -102,7 +103,7 @@ def _what_limits(result: Outcome, method: MethodResult, width: float) -> str:
                 "the test examples are too few, and more seeds do not help. About "
                 f"{times:,.0f} times as many would narrow the interval to ± {result.margin:g}{result.metric.unit}."
             )
-    return f"even 200 more {'seeds' if result.has_test else 'splits'} would probably not decide it."
+    return f"even {MOST_SEEDS} more {'seeds' if result.has_test else 'splits'} would probably not decide it."
 
 
 def _listed(names: Sequence[str]) -> str:
