@@ -193,7 +193,6 @@ def make_steps(row: Contender, quick: bool) -> Steps:
         "fam_estimator": row.method,
         "fam_lambda": 1e-4,
         "fam_center": row.center,
-        "fam_smoothing": 0.0,
     }
     return Steps(make_model(row, quick), None if row.method in ("plain", "sam") else fam, sam=row.method == "sam")
 
