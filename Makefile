@@ -44,7 +44,7 @@ test-slow: $(SLOW) $(DOCS)  ## the tests that take minutes: real models, and eve
 test-minimum: $(MINIMUM)/.stamp  ## every test but the slow ones, with the oldest versions that hf_fam allows
 	$(OFFLINE) OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
-test-deepspeed: $(TEST) $(VENV)/.stamp-deepspeed  ## DeepSpeed ZeRO in CPU processes, in about ten minutes
+test-deepspeed: $(TEST) $(VENV)/.stamp-deepspeed  ## DeepSpeed ZeRO in CPU processes, in about two minutes
 	PYTHONPATH=$(CURDIR)/$(DEEPSPEED) $(PYTEST) tests/distributed/test_deepspeed.py $(ARGS)
 
 lint: $(TEST)  ## style, format and types
