@@ -80,6 +80,13 @@ def test_the_results_of_the_study_are_complete() -> None:
     assert len(read_results(FOLDER / "results")) == 14_387
 
 
+@has_results
+def test_the_page_has_every_plan() -> None:
+    """Without the slow tables of the first protocol."""
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert all(table in page for table in report.comparison_tables(FOLDER / "results"))
+
+
 @pytest.mark.slow
 @has_results
 def test_page_and_tables_are_made_from_the_records(tmp_path: Path) -> None:
