@@ -31,6 +31,7 @@ LAYER_MEASURES = {
 }
 NETWORK_MEASURES = {"fisher_rao": "Fisher-Rao norm", "pac_bayes": "PAC-Bayes flatness, 1/σ²"}
 LAYERS = ("fc2", "fc3")
+SETTING = ("optimizer", "learning_rate", "batch_size", "weight_decay")
 
 _ACCURACY = (
     "Training accuracy minus test accuracy. Not part of the plan: added when the correlations above had been seen."
@@ -38,7 +39,7 @@ _ACCURACY = (
 
 Gap = Callable[[dict[str, Any]], float]
 # Of some values in every resample; the first argument says how often each network is in it, (resamples, networks).
-Correlation = Callable[..., np.ndarray]
+Correlation = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,7 +80,7 @@ def accuracy_gap(run: dict[str, Any]) -> float:
 def measures(runs: list[dict[str, Any]], when: str) -> dict[str, np.ndarray]:
     """Return the values of every measure, by its title."""
     found = {}
-    for layer in (name for name in LAYERS if all(name in run[when] for run in runs)):
+    for layer in LAYERS:
         for name, title in LAYER_MEASURES.items():
             found[f"{layer}: {title}"] = np.array([run[when][layer][name] for run in runs], dtype=float)
     for name, title in NETWORK_MEASURES.items():
@@ -88,56 +89,38 @@ def measures(runs: list[dict[str, Any]], when: str) -> dict[str, np.ndarray]:
 
 
 def table(runs: list[dict[str, Any]], when: str, resamples: int, gap_of: Gap = loss_gap) -> str:
-    """Return the correlations with the gap, with 95 % percentile intervals over networks."""
-    columns = (
-        "measure",
-        "Kendall",
-        "Pearson",
-        "Pearson of the logarithm",
-        "Kendall at equal loss",
-        "Pearson of the logarithm at equal loss",
-    )
+    """Return the correlations with the gap, with 95 % percentile intervals over settings."""
+    columns = ("measure", "Kendall", "Pearson", "Pearson of the logarithm")
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    gap, loss = np.array([gap_of(run) for run in runs]), np.array([run["train_loss"] for run in runs])
-    for title, x in {**measures(runs, when), "training loss itself": loss}.items():
-        cells = [interval(kendall, resamples, x, gap), interval(pearson, resamples, x, gap)]
-        given = () if x is loss else (loss,)
-        logarithm = np.log10(x) if (x > 0).all() else None
-        cells.append("not all positive" if logarithm is None else interval(pearson, resamples, logarithm, gap))
-        if given:
-            cells.append(interval(partial(kendall), resamples, x, gap, loss))
-            cells.append(
-                "not all positive" if logarithm is None else interval(partial(pearson), resamples, logarithm, gap, loss)
-            )
-        else:
-            cells += ["", ""]
+    gap, resampled = np.array([gap_of(run) for run in runs]), resample(runs, resamples)
+    for title, x in measures(runs, when).items():
+        cells = [interval(kendall, resampled, x, gap), interval(pearson, resampled, x, gap)]
+        cells.append(interval(pearson, resampled, np.log10(x), gap) if (x > 0).all() else "not all positive")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def interval(correlation: Correlation, resamples: int, *values: np.ndarray) -> str:
-    """Return a correlation with its bootstrap interval."""
-    count = len(values[0])
+def resample(runs: list[dict[str, Any]], resamples: int) -> np.ndarray:
+    """Return how often each network is in a resample, shape (resamples, networks).
+
+    Settings are drawn, with the networks of all their seeds, for those are not independent.
+    """
+    settings = [tuple(run[name] for name in SETTING) for run in runs]
+    number = np.array([sorted(set(settings)).index(setting) for setting in settings])
+    count = number.max() + 1
     drawn = np.random.default_rng(0).integers(0, count, (resamples, count))
-    how_often = (drawn[:, :, None] == np.arange(count)).sum(1)
-    low, high = np.nanpercentile(correlation(how_often, *values), [2.5, 97.5])
-    return f"{correlation(once(values[0]), *values).item():+.2f} [{low:+.2f}, {high:+.2f}]"
+    return (drawn[:, :, None] == np.arange(count)).sum(1)[:, number]
+
+
+def interval(correlation: Correlation, how_often: np.ndarray, x: np.ndarray, y: np.ndarray) -> str:
+    """Return a correlation with its bootstrap interval."""
+    low, high = np.nanpercentile(correlation(how_often, x, y), [2.5, 97.5])
+    return f"{correlation(once(x), x, y).item():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def once(values: np.ndarray) -> np.ndarray:
     """Every network once: the sample itself as a resample."""
     return np.ones((1, len(values)), dtype=int)
-
-
-def partial(correlation: Correlation) -> Correlation:
-    """Return the partial correlation of x and y, given z (for Kendall's tau: Kendall 1942)."""
-
-    def given(how_often: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        xy, xz, yz = (correlation(how_often, *pair) for pair in ((x, y), (x, z), (y, z)))
-        rest = (1 - xz**2) * (1 - yz**2)
-        return (xy - xz * yz) / np.sqrt(np.where(rest > 0, rest, np.nan))
-
-    return given
 
 
 def kendall(how_often: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -213,8 +196,7 @@ def _heading(runs: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:
     return (
         f"{len(used)} of {len(runs)} networks reached the training loss of {used[0]['target']:g} and are compared: "
         f"training loss {min(losses):.4f} to {max(losses):.4f}, gap {min(gaps):.3f} to {max(gaps):.3f}. Correlations "
-        "with the gap, with 95 % bootstrap intervals over networks. At equal loss: partial correlations, given the "
-        "training loss."
+        "with the gap, with 95 % bootstrap intervals over settings."
     )
 
 

@@ -76,24 +76,28 @@ def analysed(runs: list[dict[str, Any]], folder: Path) -> str:
     return (folder / "out" / "correlations.md").read_text()
 
 
-def network(k: int, layers: tuple[str, ...], kappas: tuple[float, float], **values: Any) -> dict[str, Any]:
+def network(k: int, kappas: tuple[float, float]) -> dict[str, Any]:
     """A line of the study's file."""
     generator = np.random.default_rng(k)
     names = ("kappa_max", "layerwise", "kappa_plain", "layerwise_plain", "trace", "lambda_max", "weight_norm")
 
     def measures(kappa: float) -> dict[str, Any]:
         of_layer = {**{name: float(generator.uniform(1, 2)) for name in names}, "kappa": kappa}
-        return {**dict.fromkeys(layers, of_layer), "fisher_rao": 1.0 + k, "pac_bayes": float(generator.uniform(1, 2))}
+        return {
+            **dict.fromkeys(("fc2", "fc3"), of_layer),
+            "fisher_rao": 1.0 + k,
+            "pac_bayes": float(generator.uniform(1, 2)),
+        }
 
     return {
-        "optimizer": ("sgd", "adam")[k % 2], "converged": k != 11, "target": 0.1, "train_loss": 0.1, "gap": float(k),
+        "optimizer": ("sgd", "adam")[k % 2], "learning_rate": k, "batch_size": 32, "weight_decay": 0.0,
+        "converged": k != 11, "target": 0.1, "train_loss": 0.1, "gap": float(k),
         "train_accuracy": 1.0, "test_accuracy": k / 100, "before": measures(kappas[0]), "after": measures(kappas[1]),
-        **values,
     }  # fmt: skip
 
 
 def test_analysis(tmp_path: Path) -> None:
-    runs = [network(k, ("fc2", "fc3"), (10.0**k, 10.0 ** (k * 7 % 12))) for k in range(12)]
+    runs = [network(k, (10.0**k, 10.0 ** (k * 7 % 12))) for k in range(12)]
     text = analysed(runs, tmp_path)
     assert "11 of 12 networks" in text
     for layer in ("fc2", "fc3"):
@@ -102,26 +106,6 @@ def test_analysis(tmp_path: Path) -> None:
         assert f"| {row} | -1.00 [-1.00, -1.00] |" in text.split("The gap in accuracy instead")[1]
     (tmp_path / "runs.jsonl").write_text(json.dumps(runs[-1]) + "\n")
     assert "at least 3 are needed" in command("analysis.py", str(tmp_path / "runs.jsonl")).stderr
-
-
-def test_partial_correlations_are_those_of_residuals(tmp_path: Path) -> None:
-    """A measure that goes with the gap through the training loss alone has none left."""
-    generator, runs = np.random.default_rng(3), []
-    for k in [k for k in range(60) if k != 11]:
-        loss = float(generator.uniform(0.05, 0.1))
-        kappa = 10 ** (100 * loss + generator.normal())
-        runs.append(network(k, ("fc2",), (kappa, kappa), train_loss=loss, gap=200 * loss + float(generator.normal())))
-    text = analysed(runs, tmp_path)
-    (row,) = [line for line in text.split("## After")[0].splitlines() if line.startswith("| fc2: κ, features")]
-    cells = [float(cell.split()[0]) for cell in row.split("|")[2:7]]
-    x, y, z = (
-        np.array(v)
-        for v in zip(*((np.log10(r["before"]["fc2"]["kappa"]), r["gap"], r["train_loss"]) for r in runs), strict=True)
-    )
-    left = [v - np.polyval(np.polyfit(z, v, 1), z) for v in (x, y)]
-    assert cells[4] == pytest.approx(np.corrcoef(*left)[0, 1], abs=0.006)
-    assert cells[2] > 0.6 and abs(cells[4]) < 0.3 and cells[0] > 2 * abs(cells[3])
-    assert "fc3" not in text
 
 
 def test_correlations_of_resamples_are_those_of_scipy() -> None:
@@ -134,17 +118,20 @@ def test_correlations_of_resamples_are_those_of_scipy() -> None:
     with recipe_scripts(FOLDER, "analysis") as scripts:
         analysis = scripts["analysis"]
         found = [analysis.kendall(how_often, x, y), analysis.pearson(how_often, x, z)]
-        given = analysis.partial(analysis.kendall)(how_often, x, y, z)
     for k, row in enumerate(drawn):
         if k == 0:
-            assert np.isnan([found[0][k], found[1][k], given[k]]).all()
+            assert np.isnan([found[0][k], found[1][k]]).all()
             continue
-        expected = [scipy.stats.kendalltau(*pair).statistic for pair in ((x[row], y[row]), (x[row], z[row]))]
-        third = scipy.stats.kendalltau(y[row], z[row]).statistic
-        assert found[0][k] == pytest.approx(expected[0], abs=1e-12)
+        assert found[0][k] == pytest.approx(scipy.stats.kendalltau(x[row], y[row]).statistic, abs=1e-12)
         assert found[1][k] == pytest.approx(np.corrcoef(x[row], z[row])[0, 1], abs=1e-9)
-        left = (expected[0] - expected[1] * third) / np.sqrt((1 - expected[1] ** 2) * (1 - third**2))
-        assert given[k] == pytest.approx(left, abs=1e-12)
+
+
+def test_a_setting_is_drawn_with_all_its_seeds() -> None:
+    with recipe_scripts(FOLDER, "analysis") as scripts:
+        runs = [{**network(k // 3, (1.0, 1.0)), "seed": k % 3} for k in range(12)]
+        how_often = scripts["analysis"].resample(runs, 200)
+    assert how_often.shape == (200, 12) and (how_often.sum(1) == 12).all()
+    assert (how_often.reshape(200, 4, 3) == how_often[:, ::3, None]).all() and len(np.unique(how_often, axis=0)) > 20
 
 
 def test_an_unfinished_study_is_no_selection_by_setting() -> None:
