@@ -21,17 +21,25 @@ from torch.utils.data import TensorDataset
 from hf_fam import measure_relative_flatness
 from hf_fam.landscape.reparametrization import rescale_randomly
 from hf_fam.measure import LayerFlatness
-from hf_fam.measure.plotting import new_figure, save
+from hf_fam.measure.plotting import PALETTE, new_figure, save
 
 LAYER = "second"
 SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 QUANTITIES = {
-    "kappa": "κ, features normalized",
-    "kappa_max": "κ_max, features normalized",
+    "kappa": "κ",
+    "kappa_max": "κ_max",
     "hessian_trace": "Tr H",
     "hessian_max_eigenvalue": "λ_max of H",
     "weight_norm": "‖W‖",
 }
+# Of each quantity: its line, the width of the line, its color, and where its name stands, in points from the end.
+STYLES = (
+    ("o-", 2.5, "blue", (8, 7)),
+    ("s--", 2.5, "sky", (8, -8)),
+    ("^--", 1.2, "green", (8, -4)),
+    ("v--", 1.2, "orange", (8, 4)),
+    ("x--", 1.2, "pink", (8, 0)),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,17 +87,23 @@ def rescaled(original: nn.Sequential, data: TensorDataset, spread: float, items:
 
 
 def draw(rows: list[dict[str, float]], path: Path) -> None:
-    figure = new_figure(6.4, 4.0)
-    axes = figure.subplots()
-    styles = (("o-", 2.5), ("s-", 2.5), ("^--", 1.2), ("v--", 1.2), ("x--", 1.2))
-    for (name, title), (style, width) in zip(QUANTITIES.items(), styles, strict=True):
-        values = [abs(row[name] / rows[0][name]) for row in rows]
-        axes.plot([row["spread"] for row in rows], values, style, linewidth=width, label=title)
-    axes.set(yscale="log", xlabel="factors of single neurons between 10⁻ˣ and 10ˣ; the function is the same")
-    axes.set(ylabel="relative to the trained network")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)
+    """Draw the measures relative to the trained network, each with its name at the end of its line."""
+    from matplotlib import rc_context
+
+    with rc_context({"font.size": 12}):
+        figure = new_figure(7.2, 4.2)
+        axes = figure.subplots()
+        spreads = [row["spread"] for row in rows]
+        for (name, title), (style, width, color, place) in zip(QUANTITIES.items(), STYLES, strict=True):
+            values = [abs(row[name] / rows[0][name]) for row in rows]
+            axes.plot(spreads, values, style, linewidth=width, color=PALETTE[color])
+            label = {"color": PALETTE[color], "weight": "bold", "textcoords": "offset points"}
+            axes.annotate(title, (spreads[-1], values[-1]), place, va="center", **label)
+        axes.set(yscale="log", ylim=(0.3, None), xlabel="factors of single neurons between 10⁻ˣ and 10ˣ")
+        axes.set(ylabel="relative to the trained network")
+        axes.set_title("The function stays, and so does κ; the other measures change", fontsize=13)
+        axes.spines[["top", "right"]].set_visible(False)
+        save(figure, path)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,11 @@ def blocks(file: Path, *languages: str) -> list[tuple[int, str]]:
 def namespace(path: Path, code: str) -> dict[str, Any]:
     train, test = classified(24), classified(12)
     others: dict[str, Any] = {}
-    if "trl" in code:
+    if "trl" in code or "sentence_transformers" in code:
         datasets = pytest.importorskip("datasets")
-        pytest.importorskip("trl")
+        pytest.importorskip("sentence_transformers")
+        if "trl" in code:
+            pytest.importorskip("trl")
         others = {
             "language_model": tiny_llama(pad_token_id=0),
             "tokenizer": tiny_tokenizer(),
