@@ -48,6 +48,16 @@ def test_reparametrization(scripts: dict[str, ModuleType], tmp_path: Path) -> No
     assert output.stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_the_numbers_of_the_page_are_those_of_the_present_code(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    output = tmp_path / "picture.png"
+    scripts["reparametrization"].main(["--output", str(output)])
+    stored = FOLDER.parents[1] / "docs" / "img" / "reparametrization.json"
+    expected, actual = (json.loads(path.read_text()) for path in (stored, output.with_suffix(".json")))
+    for before, now in zip(expected, actual, strict=True):
+        assert now == pytest.approx(before, rel=1e-3, abs=1e-10)
+
+
 def test_representativeness(scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three kinds of features with three deltas; the released estimate is that of a loop over its kernels."""
     monkeypatch.setattr(scripts["representativeness"], "SAMPLES", 2)
