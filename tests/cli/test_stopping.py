@@ -147,6 +147,7 @@ def test_accelerate_launch_that_starts_one_process_of_two(words: list[str], tmp_
     assert result.returncode != 0 and not (tmp_path / "out").exists()
     said = next(line for line in result.stderr.splitlines() if line.startswith("hf-fam train:"))
     assert "was asked for 2 processes and started one" in said and "torchrun --nproc_per_node 2" in said
+    assert "hf_fam train" not in said  # the refusal is that of `hf-fam compare`, too
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")

@@ -29,7 +29,7 @@ def refuse_lost_processes(command: Sequence[str] | None = None, environment: Map
         Traceback (most recent call last):
             ...
         ValueError: accelerate launch was asked for 2 processes and started one, as it does on CPUs: use `torchrun
-        --nproc_per_node 2 -m hf_fam train ... --use_cpu`, or --num_processes 1.
+        --nproc_per_node 2` and --use_cpu, or --num_processes 1.
     """
     words = parent_command() if command is None else [*command]
     variables = os.environ if environment is None else environment
@@ -39,7 +39,7 @@ def refuse_lost_processes(command: Sequence[str] | None = None, environment: Map
     if count > 1:
         raise ValueError(
             f"accelerate launch was asked for {count} processes and started one, as it does on CPUs: use `torchrun "
-            f"--nproc_per_node {count} -m hf_fam train ... --use_cpu`, or --num_processes 1."
+            f"--nproc_per_node {count}` and --use_cpu, or --num_processes 1."
         )
 
 
