@@ -35,7 +35,7 @@ def test_it_runs(path: Path) -> None:
     notebook = execute(path)
     shown = json.dumps([cell.get("outputs") for cell in notebook.cells])
     expected = {
-        "noisy-labels": ["<th>Kappa</th>", "<th>Term</th>", "plain ", "FAM "],
+        "noisy-labels": ["<th>Kappa</th>", "<th>Term</th>", "plain      FAM"],
         "measure-a-model": ["<table>", "rise of the loss"],
     }
     assert all(word in shown for word in expected[path.stem])
