@@ -40,6 +40,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.spellings |= {same_flag(name): name for name in names if str(name).startswith("--")}
         return super().add_argument(*names, **options)
 
+    @property
+    def flags(self) -> list[str]:
+        """Names of the options, without their dashes."""
+        return [name[2:] for name in self.spellings.values()]
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments in the spelling of the parser."""
         words = [self.as_spelled(word) for word in (sys.argv[1:] if args is None else args)]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file, require_writable_folder
 from ..recipes import TASKS, task_called, with_defaults
+from ..recipes.flag_names import flag_names
 from .argument_types import OneLineParser
 from .quiet import quiet_libraries
-from .train_command import REQUIRED_PACKAGES
+from .train_command import check_arguments
 
 if TYPE_CHECKING:
     from ..compare import ComparisonResult
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def make_parser(task: str) -> argparse.ArgumentParser:
+def make_parser(task: str) -> OneLineParser:
     """Return the parser of the comparison's own flags."""
     parser = OneLineParser(
         prog=f"hf-fam compare {task}",
@@ -81,8 +82,9 @@ def run(task: str, arguments: Sequence[str]) -> None:
     Raises:
         ValueError: something cannot be compared; the message is a sentence.
     """
-    options, recipe_arguments = make_parser(task).parse_known_args(list(arguments))
-    require_packages("this command", "recipes", *REQUIRED_PACKAGES)
+    parser = make_parser(task)
+    options, recipe_arguments = parser.parse_known_args(list(arguments))
+    check_arguments(recipe_arguments, [*parser.flags, *flag_names(task)])
     check_files(options)
     quiet_libraries()
     from ..compare import compare

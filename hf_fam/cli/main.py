@@ -12,13 +12,18 @@ import time
 from collections.abc import Sequence
 
 from .._version import __version__
+from ..inputs.flags import UsageError, same_flag
 from ..inputs.packages import MissingPackageError
 from ..inputs.text import LONGEST_MESSAGE, one_line
 from ..processes.leaving import is_lost_connection
+from ..recipes import TASKS
+from ..recipes.flag_names import flag_names
 from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
+from .as_typed import as_typed
 from .demo import command as demo_command
 from .quiet import short_warnings
+from .word_order import what_to_type
 
 # Status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
@@ -34,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: arguments without the program's name; None: those of the command line.
 
     Returns:
-        The exit status, 1 after an error that was explained on stderr, 130 after Ctrl-C.
+        The exit status: 2 for flags that do not exist or cannot be parsed, 1 for another error that was explained on
+        stderr, 130 after Ctrl-C.
 
     Raises:
         SystemExit: the arguments cannot be parsed, or ``--help`` or ``--version`` was given.
@@ -48,17 +54,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 0
+    meant = what_to_type(words)
+    if meant is not None:
+        parser.error(meant)
     options = parser.parse_args(words)
     options.arguments = words
+
+    def in_words_of_a_shell(error: object) -> str:
+        return as_typed(str(error), typed_names(options))
+
     try:
-        with short_warnings():
+        with short_warnings(in_words_of_a_shell):
             options.run(options)
     except (MissingPackageError, ValueError) as error:
-        return refuse(options.command, str(error))
+        return refuse(options.command, in_words_of_a_shell(error), 2 if isinstance(error, UsageError) else 1)
     except FloatingPointError as error:  # of a training that diverged
         if isinstance(error, SystemExit):  # of a process that is not to print
             raise
-        return refuse(options.command, str(error), longest=1000)
+        return refuse(options.command, in_words_of_a_shell(error), longest=1000)
     except BrokenPipeError:  # of `hf-fam predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -72,6 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return refuse(options.command, out_of_memory(options.command, str(error)))
     return 0
+
+
+def typed_names(options: argparse.Namespace) -> list[str]:
+    """Return the names of the flags of a command; beside a YAML file, which has names without dashes, the typed ones.
+
+    Args:
+        options: the parsed command line.
+    """
+    typed = [same_flag(word.partition("=")[0])[2:] for word in options.arguments if word.startswith("--")]
+    if options.command not in ("train", "compare"):
+        return [*options.flags, *typed]
+    given = getattr(options, f"{options.command}_arguments")
+    if given and not given[0].startswith("-"):
+        return typed
+    own = compare_command.make_parser(options.task).flags
+    return [*typed, *own, *(name for task in TASKS for name in flag_names(task))]
 
 
 def refuse(command: str, reason: str, status: int = 1, longest: int = LONGEST_MESSAGE) -> int:
@@ -120,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Fine-tune a model by one of the recipes, on data of your own or from the Hub.",
     )
     train_command.add_arguments(train)
-    train.set_defaults(run=lambda options: train_command.run(options.task, options.recipe_arguments))
+    train.set_defaults(run=lambda options: train_command.run(options.task, options.train_arguments))
 
     compare = commands.add_parser(
         "compare",
@@ -162,4 +191,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     demo_command.add_arguments(demo)
     demo.set_defaults(run=demo_command.run)
+    for command in (train, compare, predict, layers, measure, demo):
+        command.set_defaults(flags=command.flags)
     return parser

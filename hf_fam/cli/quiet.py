@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,14 +38,18 @@ def quiet_libraries(*, shows_training: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def short_warnings() -> Iterator[None]:
-    """Show warnings as one line, and none of a package that no command needs."""
+def short_warnings(in_words_of_a_shell: Callable[[object], str] = str) -> Iterator[None]:
+    """Show warnings as one line, and none of a package that no command needs.
+
+    Args:
+        in_words_of_a_shell: returns the text of a warning as it is shown.
+    """
     # At its import, bitsandbytes logs that another optional package is missing, even if no model needs it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     before = warnings.formatwarning
 
     def one_line(message: Any, *rest: Any, **more: Any) -> str:
-        return f"Warning: {message}\n"
+        return f"Warning: {in_words_of_a_shell(message)}\n"
 
     warnings.formatwarning = one_line
     try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..inputs.packages import require_packages
+from ..inputs.text import LONGEST_PATH, quote
 from ..recipes import TASKS, default_configuration, task_called, with_defaults
+from ..recipes.flag_names import flag_names, refuse_unknown_flags
 from .quiet import quiet_libraries
 from .train_help import page
 
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command; those of a recipe are parsed by the recipe."""
     parser.add_argument("task", metavar="TASK", type=task_called, choices=TASKS, help=f"one of {', '.join(TASKS)}")
     parser.add_argument(
-        "recipe_arguments",
+        "train_arguments",
         nargs=argparse.REMAINDER,
         metavar="...",
         help="a YAML file of your own, which replaces the default settings of the task, and flags, which override it; "
@@ -42,11 +45,12 @@ def run(task: str, arguments: Sequence[str]) -> None:
     if wants(arguments, "-h", "--help"):
         print(page(task))
         return
-    require_packages("this command", "recipes", *REQUIRED_PACKAGES)
-    recipe = importlib.import_module(f"..recipes.{task}", __package__)
     if wants(arguments, "--help_all"):
-        print(recipe_help(task, recipe.ARGUMENT_TYPES))
+        require_packages("this command", "recipes", *REQUIRED_PACKAGES)
+        print(recipe_help(task, importlib.import_module(f"..recipes.{task}", __package__).ARGUMENT_TYPES))
         return
+    check_arguments(arguments, flag_names(task))
+    recipe = importlib.import_module(f"..recipes.{task}", __package__)
     quiet_libraries(shows_training=True)
     recipe.main(with_defaults(task, arguments))
 
@@ -54,6 +58,25 @@ def run(task: str, arguments: Sequence[str]) -> None:
 def wants(arguments: Sequence[str], *options: str) -> bool:
     """Return True if one of some options without a value is among the arguments."""
     return any(word.replace("-", "_") in {option.replace("-", "_") for option in options} for word in arguments)
+
+
+def check_arguments(arguments: Sequence[str], names: Collection[str]) -> None:
+    """Refuse unknown flags and missing packages before the seconds that the imports of a recipe take.
+
+    Args:
+        arguments: arguments of the recipe, which may begin with a YAML file.
+        names: names of all flags.
+
+    Raises:
+        MissingPackageError: packages are missing.
+        ValueError: names a flag or an entry of the YAML file that does not exist, or says why the file cannot be read.
+    """
+    refuse_unknown_flags(arguments, names)
+    require_packages("this command", "recipes", *REQUIRED_PACKAGES)
+    if arguments and not arguments[0].startswith("-"):
+        from ..recipes.common.yaml_files import as_flags, read_yaml
+
+        refuse_unknown_flags(as_flags(read_yaml(Path(arguments[0]))), names, f"{quote(arguments[0], LONGEST_PATH)}: ")
 
 
 def recipe_help(task: str, argument_types: Sequence[Any]) -> str:

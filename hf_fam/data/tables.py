@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from ..inputs.text import first_line, quote
 from .csv_files import read_csv
+from .endings import TABLES
 from .errors import DataError
 from .json_files import read_json
 
@@ -98,11 +99,6 @@ def _refuse_equal_names(table: Any) -> None:
 
 
 # Endings of tables, with the function that reads them.
-READERS: dict[str, Callable[[Path, str | None], pa.Table]] = {
-    ".parquet": _read_parquet,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".json": read_json,
-    ".jsonl": read_json,
-    ".arrow": _read_arrow,
-}
+READERS: dict[str, Callable[[Path, str | None], pa.Table]] = dict(
+    zip(TABLES, (_read_parquet, read_csv, read_csv, read_json, read_json, _read_arrow), strict=True)
+)

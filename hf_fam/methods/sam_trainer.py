@@ -54,7 +54,8 @@ class SAMTrainer(Trainer):
         """
         base = super().create_optimizer(*args, **kwargs)
         if type(base) not in GROUP_SETTINGS:
-            raise ValueError(f"optim={self.args.optim!r} with method='sam': SAM is made around AdamW or sgd.")
+            name = getattr(self.args.optim, "value", self.args.optim)
+            raise ValueError(f"optim={name!r} with method='sam': SAM is made around AdamW or sgd.")
         groups = [{name: group[name] for name in GROUP_SETTINGS[type(base)]} for group in base.param_groups]
         self._sam = self.optimizer = _SecondStep(groups, type(base), self._rho, lr=self.args.learning_rate)
         return self.optimizer

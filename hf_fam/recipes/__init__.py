@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..inputs.text import quote
 
+# The folder of the YAML files with the default settings of each task.
+CONFIGURATIONS = Path(__file__).with_name("configurations")
 TASKS = ("causal_lm", "image_classification", "text_classification", "text_regression", "token_classification")
 
 
@@ -38,7 +40,7 @@ def default_configuration(task: str) -> Path:
     """
     if not isinstance(task, str) or task_called(task) not in TASKS:
         raise ValueError(f"there is no task {quote(task)}: choose one of {', '.join(TASKS)}.")
-    return Path(__file__).with_name("configurations") / f"{task_called(task)}.yaml"
+    return CONFIGURATIONS / f"{task_called(task)}.yaml"
 
 
 # Default settings for a head on a frozen backbone, which trains in seconds.

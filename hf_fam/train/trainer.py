@@ -20,7 +20,8 @@ from .card_writing import base_model_name, write_card
 from .flat_training import FlatTraining, FlatTrainingCallback, whole_model
 from .not_finite import refuse_to_save
 from .notebook import add_flatness_columns
-from .training_args import FAMArguments, refuse_removed_fields
+from .removed_fields import refuse_removed_fields
+from .training_args import FAMArguments
 
 if TYPE_CHECKING:  # the class that the mixin is combined with
 

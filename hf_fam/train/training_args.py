@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -14,31 +13,10 @@ from ..inputs.numbers import MOST_PROBES, require_number, require_whole
 from ..inputs.secrets import hide_token
 from ..inputs.text import quote
 from ..layer.finding import AUTO
+from .removed_fields import refuse_removed_fields
 
 STOCK, CORRECTED = "stock", "corrected"
 LOSS_SCALINGS = (AUTO, STOCK, CORRECTED)
-
-# Removed fields, and what to do instead.
-_REMOVED = {
-    "fam_max_grad_ratio": "lower fam_lambda, or let it rise with fam_warmup_steps",
-    "fam_every_n_steps": "remove it, the term acts in every step",
-    "fam_token_fraction": 'remove it, fam_estimator="row_probes" is cheap for large vocabularies',
-    "fam_gradient": 'remove it, or use RelativeFlatness(gradient="weights_only") for comparisons',
-}
-
-
-def refuse_removed_fields(names: Iterable[str]) -> None:
-    """Refuse arguments that earlier versions of hf_fam had.
-
-    Args:
-        names: names of the arguments.
-
-    Raises:
-        ValueError: an argument was removed; the message says what to do.
-    """
-    for name in names:
-        if name in _REMOVED:
-            raise ValueError(f"{name} is not an argument of hf_fam: {_REMOVED[name]}.")
 
 
 @dataclass

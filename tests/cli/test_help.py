@@ -48,6 +48,20 @@ def test_help_is_light(words: tuple[str, ...]) -> None:
     assert result.stdout.startswith("usage: hf-fam")
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["train", "text_classification", "--trian_file", "x"], "--train_file"),
+     (["train", "causal_lm", "--lora_rr=3"], "--lora_r"), (["train", "image_classification", "--sam_roh", "1"],
+     "--sam_rho"), (["compare", "text_classification", "--train_file", "q.csv", "--sedes", "3"], "--seeds"),
+     (["train", "text_classification", "--fam_every_n_steps", "3"], "remove it")],
+)  # fmt: skip
+def test_a_misspelled_flag_is_answered_before_heavy_imports(words: list[str], near: str) -> None:
+    program = f"import sys\nfrom hf_fam.cli.main import main\nprint(main({words!r}), {HEAVY!r} & {{*sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert len(result.stderr.splitlines()) == 1 and near in result.stderr, result.stderr
+    assert result.stdout == f"{2 if near.startswith('--') else 1} set()\n"
+
+
 def test_a_heavy_import_would_be_found() -> None:
     assert "not for a help" in helped("layers", "nowhere").stderr
 

@@ -103,7 +103,7 @@ def check_optimizer(args: FAMTrainingArguments, model: Any) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, model)
     except Exception as error:  # of the optimizers' own kinds
-        given = f"optim={quote(str(args.optim))}" + (
+        given = f"optim={quote(getattr(args.optim, 'value', args.optim))}" + (
             f", optim_args={quote(args.optim_args)}" if args.optim_args else ""
         )
         raise ValueError(f"{given}: {first_line(error)}") from error

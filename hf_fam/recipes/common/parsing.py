@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ...inputs.flags import same_flag, spell_flag
-from ...inputs.text import LONGEST_PATH, did_you_mean, one_line, quote
+from ...inputs.flags import UsageError, same_flag, spell_flag
+from ...inputs.text import LONGEST_PATH, one_line, quote
 from ...methods import METHODS
-from ...train.training_args import FAMArguments, refuse_removed_fields
+from ...train.removed_fields import refuse_removed_fields
+from ...train.training_args import FAMArguments
+from .. import CONFIGURATIONS
+from ..flag_names import unknown_argument
 from .arguments import FAM, TRAINER_FIELDS, DataArguments, MethodArguments
 from .training_arguments import check_training_arguments
 from .yaml_files import as_flags, read_yaml
@@ -50,16 +54,13 @@ def parse(
     refuse_removed_fields(given)
     try:
         *parsed, remaining = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
-    except ArgumentError:
+    except UsageError:
         raise
     except Exception as error:  # of many kinds, where transformers reads files and mappings that arguments name
         mappings = [name for name in FILES_OR_MAPPINGS if name in given]
         raise ValueError(f"{''.join(f'{name}: ' for name in mappings)}{one_line(str(error))}") from error
     if remaining:
-        near = did_you_mean(remaining[0].partition("=")[0], [f"--{name}" for name in parser.fields])
-        raise ValueError(
-            f"{quote(remaining[0])} is no argument of this task{near or '.'} `hf-fam train TASK --help_all` lists all."
-        )
+        raise UsageError(unknown_argument(remaining[0], parser.fields))
     for arguments in parsed:
         check_training_arguments(arguments)
         if isinstance(arguments, DataArguments):
@@ -67,10 +68,6 @@ def parse(
     refuse_unused_fields(parsed, methods)
     refuse_nothing_to_do(parsed, words)
     return tuple(parsed)
-
-
-class ArgumentError(ValueError):
-    """A flag that cannot be parsed; the message names it."""
 
 
 class _Parser(HfArgumentParser):
@@ -89,7 +86,7 @@ class _Parser(HfArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
-        raise ArgumentError(one_line(message))
+        raise UsageError(one_line(re.sub(r"^argument (--\w+)\S*:", r"\1:", message)))
 
 
 def all_flags(argument_types: Sequence[Any], configuration: Path, prog: str) -> str:
@@ -146,10 +143,13 @@ def refuse_nothing_to_do(parsed: Sequence[Any], words: Sequence[str]) -> None:
     """
     args = next((a for a in parsed if isinstance(a, TrainingArguments)), None)
     if args is not None and not (args.do_train or args.do_eval or args.do_predict):
-        file = f"{quote(words[0], LONGEST_PATH)}: " if words and not words[0].startswith("-") else ""
+        nothing = "none of do_train, do_eval and do_predict is set, so there is nothing to do"
+        file = Path(words[0]) if words and not words[0].startswith("-") else None
+        if file is None or file.parent == CONFIGURATIONS:
+            raise ValueError(f"{nothing}: give do_train, do_eval or do_predict.")
         raise ValueError(
-            f"{file}none of do_train, do_eval and do_predict is set, so there is nothing to do: add `do_train: true`, "
-            "or `defaults: TASK` for the default settings of a task."
+            f"{quote(words[0], LONGEST_PATH)}: {nothing}: add `do_train: true`, or `defaults: TASK` for the default "
+            "settings of a task."
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from ...data.tables import READERS
 from ...inputs.numbers import as_number
 from ...inputs.text import LONGEST_PATH, LONGEST_REASON, one_line, quote
 from .. import default_configuration
+from ..flag_of_path import flag_of_path
 
 # The key of a YAML file that names the task whose default settings the file starts from.
 DEFAULTS = "defaults"
@@ -26,8 +26,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, broken or not a mapping, or there is no such task.
     """
     name = quote(str(path), LONGEST_PATH)
-    if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
-        flag = _flag_of_data(path)
+    is_yaml = path.suffix in (".yaml", ".yml")
+    if is_yaml and not os.path.exists(path):
+        raise ValueError(f"{name}: there is no such file.")
+    if not is_yaml or not os.path.isfile(path):
+        flag = flag_of_path(str(path))
         meant = "the first argument is one, or a flag (--model_name_or_path ...)."
         if flag is not None:
             meant = f"did you mean {flag} {one_line(str(path), LONGEST_PATH)}?"
@@ -46,13 +49,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name}, {DEFAULTS}: {error}") from error
     return {**defaults, **settings}
-
-
-def _flag_of_data(path: Path) -> str | None:
-    """Return the flag for a file or folder of data, None for what is neither."""
-    if path.is_dir():
-        return "--data_dir" if any(file.suffix.lower() in READERS for file in path.iterdir()) else "--train_dir"
-    return "--train_file" if path.suffix.lower() in READERS else None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from hf_fam.cli import main as cli
 from hf_fam.processes.decisions import NonFiniteFlatnessError
 
 LONGEST = 300
+# An argument as Python has it, outside quotes; a shell has flags and no None.
+QUOTED = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|`[^`]*`|\(.*""")
+PYTHON = re.compile(r"(?<![\w.-])[a-z]+(?:_[a-z]+)*=|\bNone\b")
 
 
 class TrainingBegan(BaseException):
@@ -57,7 +61,11 @@ def of_command(arguments: Sequence[str], names: Sequence[str], watched: Path | N
         return Outcome("traceback", f"{type(raised).__name__}: {raised}"[:500])
     if status == 0:
         return Outcome("accepted", "status 0")
-    return judge(error.getvalue(), names, contents(watched) - before, status)
+    verdict = judge(error.getvalue(), names, contents(watched) - before, status)
+    has_file = any(word.endswith(".yaml") for word in arguments)  # which has names without dashes
+    if verdict.kind == "refused" and not has_file and PYTHON.search(QUOTED.sub("", verdict.said)):
+        return Outcome("untidy", f"names of Python: {verdict.said}")
+    return verdict
 
 
 def judge(printed: str, names: Sequence[str], written: set[str], status: int) -> Outcome:
