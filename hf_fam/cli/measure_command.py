@@ -114,7 +114,10 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     models = [_with_predictions(options, options.model, source, table)]
     if second_table is not None:
         models.append(_with_predictions(options, options.compare_with, second, second_table))
-    for note in source.notes:
+    notes = [*source.notes]
+    if second is not None:
+        notes += [f"{printable(options.compare_with)}: {note}" for note in second.notes if note not in source.notes]
+    for note in notes:
         print(f"Note: {one_line(note)}")
     print(printable(str(table)))
     _print_quality(models[0])
@@ -124,7 +127,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.json is not None:
         _write_json(options, table, second_table)
     if options.report is not None:
-        _report(options, arguments, device, source, models)
+        _report(options, arguments, device, source, models, notes)
         print(f"\nreport: {options.report}")
 
 
@@ -208,7 +211,12 @@ def _print_quality(model: MeasuredModel) -> None:
 
 
 def _report(
-    options: argparse.Namespace, arguments: list[str], device: str, source: Any, models: list[MeasuredModel]
+    options: argparse.Namespace,
+    arguments: list[str],
+    device: str,
+    source: Any,
+    models: list[MeasuredModel],
+    notes: list[str],
 ) -> None:
     import torch
     import transformers
@@ -253,7 +261,7 @@ def _report(
         data=data,
         settings=settings,
         command=shlex.join(["hf-fam", *arguments]),
-        notes=source.notes,
+        notes=notes,
     )
     options.report.write_text(page, encoding="utf-8")
 

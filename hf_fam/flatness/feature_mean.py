@@ -13,6 +13,8 @@ from ..calculus.derivatives import wide
 
 # Later batches count for a twentieth each, so that the mean soon follows a backbone that is trained.
 MEMORY = 0.05
+# The key of ``stateful_callbacks`` in trainer_state.json for the mean and the smoothing of a training.
+STATE_KEY = "FAM"
 
 
 class FeatureMean:

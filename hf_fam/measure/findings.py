@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # The size of perturbation in the sentences.
 _DELTA = 0.1
 _STANDARD_ERRORS = 1.96
-# A centered head has another kappa, for which nothing in a saved model says that it was trained.
+# A centered head has another kappa. Nothing in a saved model says that its head was fitted by FlatLogisticRegression.
 _UNCENTERED = (
     "These κ take the features as they are. A head that was trained with centered features, such as that of "
     "FlatLogisticRegression, can be flat around their mean and have a large κ here."

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import nn
 
+from ..flatness.feature_mean import STATE_KEY
 from ..inputs.text import LONGEST_PATH, first_line, quote
 from .model_config import load_config, model_class_name
 
@@ -63,3 +66,23 @@ def load_saved_model(source: str, trust_remote_code: bool) -> tuple[nn.Module, l
     if missing:
         return model, [f"Not in the checkpoint, and so random: {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}."]
     return model, []
+
+
+def notes_about_training(source: str) -> list[str]:
+    """Return remarks about a model whose training log has another kappa than that of its measurement.
+
+    Args:
+        source: the folder of the model, which may have a trainer_state.json.
+    """
+    try:
+        state = json.loads(Path(source, "trainer_state.json").read_text(encoding="utf-8"))
+        trained = state["stateful_callbacks"][STATE_KEY]
+        smoothing = f"smoothing {float(trained['smoothing']):g}" if "smoothing" in trained else None
+        settings = [*(["centered features"] if "mean" in trained else []), *filter(None, [smoothing])]
+        layer = quote(str(trained["layer"]))
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or not of FAM
+        return []
+    return [
+        f"FAM trained layer {layer} with {' and '.join(settings)}, and fam_kappa of its log is measured so. The kappa "
+        "here is measured without and can be much larger."
+    ]

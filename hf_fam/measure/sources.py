@@ -25,7 +25,7 @@ from ..data.labels import number_of_label
 from ..data.sources import choose_split, read_source
 from ..data.text_length import longest_text, usual_length
 from ..inputs.text import LONGEST_PATH, LONGEST_VALUE, did_you_mean, listed, one_line, quote
-from .saved_model import ModelFiles, load_saved_model
+from .saved_model import ModelFiles, load_saved_model, notes_about_training
 
 _WHOLE_TYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
@@ -95,6 +95,7 @@ def load_source(
     if max_length is not None and max_length < 1:
         raise SourceError(f"--max_length {max_length}: give a whole number of at least 1, or leave it out.")
     network, notes = load_saved_model(model, trust_remote_code)
+    notes = [*notes, *notes_about_training(model)]
     files = ModelFiles(model, trust_remote_code)
     with named_source(lambda split: f"data {quote(dataset, LONGEST_PATH)}", SourceError):
         data, split = choose_split(read_source(dataset, config, encoding), split)

@@ -22,7 +22,7 @@ from ..processes.decisions import stop_together, sum_over_processes
 from .first_batch import copy_of_inputs, correct_loss_scaling
 from .idle_term import IdleTermWatch
 from .log import FlatnessLog
-from .mean_state import load_mean, save_mean
+from .mean_state import load_mean, save_flatness
 from .model_card import FlatnessSummary, first_logged, last_logged
 from .not_finite import sum_of_labels
 from .overconfidence import OverconfidenceWatch
@@ -263,9 +263,11 @@ class FlatTraining:
             self._idle_term.observe(layer, means["fam_grad_ratio"], means["fam_lambda"], self.strength)
         return means
 
-    def end_training(self) -> None:
-        """Say that the term did nothing, if a short training has not said so."""
+    def end_training(self, trainer: Any) -> None:
+        """Say that the term did nothing, if a short training has not said so, and save the mean of the features."""
         self._idle_term.end()
+        if self.flatness is not None and self.strength != 0:
+            save_flatness(trainer.state, self.flatness)
 
     def before_checkpoint(self, trainer: Any) -> None:
         """Refuse a checkpoint after a loss or kappa that is not finite, and save the mean of the features."""
@@ -273,8 +275,7 @@ class FlatTraining:
         if flatness is None or self.strength == 0:
             return
         stop_together(self._problem(trainer), trainer.accelerator)
-        if flatness.mean is not None:
-            save_mean(trainer.state, flatness.mean, flatness.layer)
+        save_flatness(trainer.state, flatness)
 
     def _problem(self, trainer: Any) -> str | None:
         """Return what is wrong since the last check, and how to go on."""
@@ -318,7 +319,7 @@ class FlatTrainingCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End a training."""
-        self._training.end_training()
+        self._training.end_training(self._trainer)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the step of the features' mean."""

@@ -1,26 +1,28 @@
-"""The running mean of the features in the Trainer's state, and so in every checkpoint."""
+"""The running mean of the features, and the smoothing, in the Trainer's state, and so in every checkpoint."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
-from ..flatness.feature_mean import FeatureMean
+from ..flatness.feature_mean import STATE_KEY, FeatureMean
+from ..flatness.relative_flatness import RelativeFlatness
 from ..layer.feature_layer import FeatureLayer
 
-# The key in ``TrainerState.stateful_callbacks``.
-_KEY = "FAM"
 
-
-def save_mean(state: Any, mean: FeatureMean, layer: FeatureLayer) -> None:
-    """Store the mean in the Trainer's state.
+def save_flatness(state: Any, flatness: RelativeFlatness) -> None:
+    """Store the running mean and the smoothing in the Trainer's state, if there are any.
 
     Args:
         state: the ``TrainerState``.
-        mean: running mean of the features.
-        layer: the layer that reads the features.
+        flatness: the flatness of the training.
     """
-    state.stateful_callbacks[_KEY] = {"mean": {**mean.state(), "layer": layer.name}}
+    mean, layer, smoothing = flatness.mean, flatness.layer, flatness.method.smoothing
+    entry: dict[str, Any] = {"smoothing": smoothing} if smoothing else {}
+    if mean is not None:
+        entry["mean"] = {**mean.state(), "layer": layer.name}
+    if entry:
+        state.stateful_callbacks[STATE_KEY] = {**entry, "layer": layer.name}
 
 
 def load_mean(state: Any, mean: FeatureMean, layer: FeatureLayer) -> None:
@@ -37,7 +39,7 @@ def load_mean(state: Any, mean: FeatureMean, layer: FeatureLayer) -> None:
     mean.load(None, layer.weight)
     if state.global_step == 0:
         return
-    saved = state.stateful_callbacks.get(_KEY)
+    saved = state.stateful_callbacks.get(STATE_KEY)
     saved = saved.get("mean") if isinstance(saved, dict) else saved
     if saved is None:
         _warn("no running mean of the features (trainer_state.json, stateful_callbacks, FAM)")

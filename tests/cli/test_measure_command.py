@@ -34,7 +34,7 @@ from hf_fam.measure.report import html_report
 from hf_fam.measure.robustness import feature_robustness
 from hf_fam.measure.sources import SourceError, load_source
 from support.measured import cross_entropy, mlp, points
-from support.tiny import tiny_bert
+from support.tiny import fam_trainer, tiny_bert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "very"]
 NASTY = "<script>alert(1)</script>"
@@ -114,6 +114,50 @@ def test_hostile_names_are_escaped() -> None:
     )
     seen = Page(page)
     assert "script" not in seen.tags and NASTY not in page and page.count("&lt;script&gt;") >= 9
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"fam_center": True, "fam_smoothing": 0.1}, "with centered features and smoothing 0.1, and fam_kappa"),
+     ({"fam_center": True, "fam_smoothing": 0.0}, "with centered features, and fam_kappa"),
+     ({"fam_center": False, "fam_smoothing": 0.1}, "with smoothing 0.1, and fam_kappa"),
+     ({"fam_center": False, "fam_smoothing": 0.0}, None), ({"fam_center": True, "fam_lambda": 0.0}, None)],
+)  # fmt: skip
+def test_it_says_that_the_log_has_another_kappa(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: dict[str, Any], said: str | None
+) -> None:
+    """A head that was trained with centered features or smoothing, without a checkpoint on the way."""
+    other = tmp_path / "trained"
+    shutil.copytree(model, other)
+    settings = {"fam_layer": "head", "fam_lambda": 0.1, "max_steps": 2, "save_strategy": "no", **given}
+    data = [{"input_ids": [5, 7], "labels": 2}] * 8
+    trainer = fam_trainer(other, BertForSequenceClassification.from_pretrained(model), train_dataset=data, **settings)
+    trainer.train()
+    trainer.save_model(str(other))
+    trainer.save_state()
+    command = ["--dataset", str(reviews(tmp_path)), "--layers", "head", "--measures", "trace"]
+    assert cli.main(["measure", str(other), *command]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
+    assert notes == [] if said is None else len(notes) == 1 and f"layer 'classifier' {said}" in notes[0]
+    page = tmp_path / "page.html"
+    more = ["--compare_with", str(other), "--report", str(page), "--no_robustness"]
+    assert cli.main(["measure", str(model), *command, *more]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
+    assert notes == [] if said is None else len(notes) == 1 and notes[0].startswith(f"Note: {other}: FAM trained")
+    assert ("FAM trained layer" in page.read_text(encoding="utf-8")) == (said is not None)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"stateful_callbacks": {"FAM": 3}}',
+                                     '{"stateful_callbacks": {"FAM": {"smoothing": {}, "layer": 1}}}'])  # fmt: skip
+def test_a_damaged_state_is_no_obstacle(
+    model: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "trained"
+    shutil.copytree(model, other)
+    (other / "trainer_state.json").write_text(content)
+    command = ["--dataset", str(reviews(tmp_path)), "--layers", "head", "--measures", "trace"]
+    assert cli.main(["measure", str(other), *command]) == 0
+    assert "Note: " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--compare_with", "--compare-with"])
