@@ -6,6 +6,7 @@ Only the subcommands import torch and transformers, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..inputs.flags import UsageError, same_flag
 from ..inputs.packages import MissingPackageError
-from ..inputs.text import LONGEST_MESSAGE, one_line
+from ..inputs.text import LONGEST_MESSAGE, LONGEST_PATH, first_line, one_line, quote
 from ..processes.leaving import is_lost_connection
 from ..recipes import TASKS
 from ..recipes.flag_names import flag_names
@@ -50,6 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- for the rest of the program
+    try:
+        try:
+            return run(words)
+        finally:
+            sys.stdout.flush()  # an error of Python's own flush at the end would have no sentence
+    except BrokenPipeError:  # of `hf-fam predict ... | head`
+        discard_output()
+        return 1
+    except OSError as error:  # such as a full disk
+        discard_output()
+        path = "" if error.filename is None else f"{quote(error.filename, LONGEST_PATH)}: "
+        return refuse(words[0] if words else "--help", f"{path}{error.strerror or first_line(error)}.")
+
+
+def discard_output() -> None:
+    """Discard what was printed and not written yet, and what is printed from now on."""
+    with contextlib.suppress(OSError, ValueError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(words: list[str]) -> int:
+    """Run the command, with errors that are explained on stderr.
+
+    Args:
+        words: arguments without the program's name.
+    """
     parser = make_parser()
     if not words:
         parser.print_help()
@@ -72,9 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit):  # of a process that is not to print
             raise
         return refuse(options.command, in_words_of_a_shell(error), longest=1000)
-    except BrokenPipeError:  # of `hf-fam predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return refuse(options.command, "stopped.", status=INTERRUPTED)
     except (MemoryError, RuntimeError) as error:

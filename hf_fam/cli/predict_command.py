@@ -102,6 +102,7 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
     """Open the file to write; it has its name when it is whole."""
     if path is None:
         yield sys.stdout
+        sys.stdout.flush()  # before it is said how many there are
         return
     part = path.with_name(f"{path.name}.part")
     try:
