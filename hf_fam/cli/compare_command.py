@@ -81,11 +81,13 @@ def run(task: str, arguments: Sequence[str]) -> None:
 
     Raises:
         ValueError: something cannot be compared; the message is a sentence.
+        KeyboardInterrupt: Ctrl-C was pressed; the message says how to go on.
     """
     parser = make_parser(task)
     options, recipe_arguments = parser.parse_known_args(list(arguments))
     check_arguments(recipe_arguments, [*parser.flags, *flag_names(task)])
-    check_files(options)
+    folder = options.output_dir or Path("out", "compare", task)
+    check_files(options, folder)
     quiet_libraries()
     from ..compare import compare
     from ..compare.processes import Processes
@@ -105,7 +107,6 @@ def run(task: str, arguments: Sequence[str]) -> None:
     metric = options.metric or trainers.default_metric
     default_size = FROZEN_GRID_SIZE if frozen else GRID_SIZE
     grid_size = default_size if options.grid_size is None else options.grid_size
-    folder = options.output_dir or Path("out", "compare", task)
     table = LiveTable(sys.stdout)
     leave_imports_alone()
     try:
@@ -127,7 +128,7 @@ def run(task: str, arguments: Sequence[str]) -> None:
         )
     except KeyboardInterrupt:
         table.close()
-        raise SystemExit(f"Stopped. Finished runs are in {folder}; the same command carries on.") from None
+        raise KeyboardInterrupt(f"stopped. Finished runs are in {folder}; the same command carries on.") from None
     table.close()
     if not Processes(options.jobs).is_main:
         return
@@ -143,8 +144,12 @@ def run(task: str, arguments: Sequence[str]) -> None:
         print(f"Report: {options.report}")
 
 
-def check_files(options: argparse.Namespace) -> None:
+def check_files(options: argparse.Namespace, folder: Path) -> None:
     """Refuse files that cannot be written, before the first run.
+
+    Args:
+        options: the parsed arguments.
+        folder: the folder in which finished runs are kept.
 
     Raises:
         ValueError: a file cannot be written.
@@ -154,8 +159,7 @@ def check_files(options: argparse.Namespace) -> None:
         path = getattr(options, name)
         if path is not None:
             require_writable_file(f"--{name}", str(path))
-    if options.output_dir is not None:
-        require_writable_folder("output_dir", str(options.output_dir))
+    require_writable_folder("output_dir", str(folder))
     if options.report is not None:
         require_packages("--report", "compare", "matplotlib")
 

@@ -102,8 +102,8 @@ def run(words: list[str]) -> int:
         if isinstance(error, SystemExit):  # of a process that is not to print
             raise
         return refuse(options.command, in_words_of_a_shell(error), longest=1000)
-    except KeyboardInterrupt:
-        return refuse(options.command, "stopped.", status=INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return refuse(options.command, str(error) or "stopped.", status=INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
         if is_lost_connection(error):
             time.sleep(SECONDS_FOR_THE_LAUNCHER)

@@ -7,6 +7,8 @@ import os
 import shlex
 from pathlib import Path
 
+from ...inputs.paths import require_writable_folder
+
 METHODS = ("plain", "fam", "weight_decay", "bi_tempered", "logistic_regression", "flat_logistic_regression")
 QUICK = ("--seeds", "2", "--grid_size", "1", "--tuning_repeats", "1", "--num_train_epochs", "2")
 QUICK_INTENTS = 5
@@ -41,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from .data import write_files
     from .model import encoder_folder
 
+    require_writable_folder("--output_dir", str(options.output_dir))
     model = encoder_folder(options.model)
     train, test = write_files(options.output_dir, QUICK_INTENTS if options.quick else None)
     arguments = [

@@ -13,6 +13,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...data.splits import TEST, TRAIN, VALIDATION
+from ...frozen.stored_features import feature_folder
 from ...inputs.paths import no_new_folder_if_refused, require_writable_folder
 from ...inputs.text import LONGEST_PATH, quote
 from ...processes.checkpoints import newest_whole_checkpoint
@@ -45,8 +46,9 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
     folder = str(args.output_dir)
     shown = f"output_dir={quote(folder, LONGEST_PATH)}"
     require_writable_folder("output_dir", folder)
-    if model_args.cache_dir is not None:
-        require_writable_folder("cache_dir", model_args.cache_dir)
+    cache = feature_folder(model_args.cache_dir) if model_args.freeze_backbone else model_args.cache_dir
+    if cache is not None:
+        require_writable_folder("cache_dir", str(cache))
     checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
     if args.do_train and args.resume_from_checkpoint is None and os.path.isdir(folder):
         if checkpoint or any(weights for pattern in WEIGHT_FILES for weights in Path(folder).glob(pattern)):
