@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 
 # What stands in quotes is a value. An apostrophe inside a word begins none.
 _QUOTED = re.compile(r"""((?<!\w)'[^']*'|"[^"]*"|`[^`]*`)""")
 # A name that is no part of a path, of an attribute or of a flag, and is not called.
 _NAME = re.compile(r"(?<![\w./\\-])[a-z]\w*(?![\w/\\(-]|\.\w)")
 # What follows are values, of which some are called like flags.
-_CHOICES = re.compile(r"(\bchoose (?:one of|from|none|some of)\b.*)", re.DOTALL)
+_CHOICES = re.compile(r"(\b[Cc]hoose (?:one of|from|none|some of)\b.*)", re.DOTALL)
 # What a shell has in place of None.
 _NONE = (
     (re.compile(r", or None\b"), ", or leave it out"),
@@ -19,12 +19,12 @@ _NONE = (
 )
 
 
-def as_typed(message: str, flags: Collection[str]) -> str:
+def as_typed(message: str, flags: Sequence[str]) -> str:
     """Return a message with the arguments that it names as they are typed in a shell.
 
     Args:
         message: the message.
-        flags: names of the command's flags, without their dashes.
+        flags: names of the command's flags, without their dashes. The first of two that fit is taken.
 
     Examples:
         >>> flags = ["fam_lambda", "fam_layer", "fam_center"]
@@ -40,7 +40,8 @@ def as_typed(message: str, flags: Collection[str]) -> str:
         name, after = match[0], match.string[match.end() :][:1]
         # The package's own functions call an argument "layer" that the command calls fam_layer or layers.
         names = (name, f"fam_{name}", f"{name}s") if after == "=" else (name,) if "_" in name or after == ":" else ()
-        return next((f"--{name}" for name in names if name in flags), match[0])
+        known = [name for name in names if name in flags]
+        return f"--{min(known, key=flags.index)}" if known else match[0]
 
     for pattern, replacement in _NONE:
         message = pattern.sub(replacement, message)

@@ -24,6 +24,13 @@ def require_writable_folder(argument: str, folder: str) -> None:
     Raises:
         ValueError: names the argument and the folder.
     """
+    path = os.path.abspath(folder) if "\0" not in folder else folder
+    while not os.path.lexists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    if os.path.isfile(path):
+        raise ValueError(
+            f"{argument}={quote(folder, LONGEST_PATH)}: {quote(path, LONGEST_PATH)} is a file: give another folder."
+        )
     for attempt in range(ATTEMPTS):
         try:
             _write_and_remove(os.path.abspath(folder) if "\0" not in folder else folder)

@@ -35,6 +35,13 @@ def test_names(message: str, typed: str) -> None:
     assert as_typed(message, FLAGS) == typed
 
 
+def test_of_two_flags_the_first_is_meant() -> None:
+    """In compare, both exist: --methods is the command's own, --method that of a training."""
+    said = "method='fma': did you mean fam? Choose one of fam, weight_decay."
+    assert as_typed(said, ["methods", "method", "weight_decay"]) == f"--{said}".replace("method", "methods")
+    assert as_typed(said, ["method", "methods", "weight_decay"]) == f"--{said}"
+
+
 def test_an_argument_of_the_package_that_a_command_calls_otherwise() -> None:
     assert as_typed("layer='x' is unknown", ["layers"]) == "--layers='x' is unknown"
 
@@ -55,6 +62,13 @@ def test_a_command_names_its_flag(data: Path, capsys: pytest.CaptureFixture[str]
     assert "hf-fam train: --fam_lambda=-1.0: give a number" in said and "None" not in said
     assert cli.main(["compare", "text_classification", *usual, "--max_train_samples", "0"]) == 1
     assert "hf-fam compare: --max_train_samples=0: give" in capsys.readouterr().err
+
+
+def test_an_empty_output_dir_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a shell's variable that is not set gives it."""
+    usual = ["--train_file", "q.csv", "--model_name_or_path", "nowhere"]
+    assert cli.main(["train", "text_classification", *usual, "--output_dir", ""]) == 1
+    assert "hf-fam train: --output_dir='': give the name of a folder." in capsys.readouterr().err
 
 
 def test_names_of_a_yaml_file_stay(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(words: list[str], tmp_path: Path) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("change", ["schedule", "model"])
+def test_a_checkpoint_of_another_training(
+    words: list[str], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    first = ["--lr_milestones", ".5"] if change == "schedule" else []
+    assert cli.main([*words, *steps, *first]) == 0
+    other = [] if change == "schedule" else ["--model_name_or_path", encoder(tmp_path / "other", hidden_size=32)]
+    capsys.readouterr()
+    status = cli.main([*words, *steps, *other, "--max_steps", "4", "--resume_from_checkpoint", "last"])
+    said = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert status == 1 and said.startswith("hf-fam train: --resume_from_checkpoint='"), said
+    assert said.endswith("give the flags of the training that saved it, or another --output_dir.")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole group")
 def test_ctrl_c_before_the_training(words: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-m", "hf_fam", *words], cwd=tmp_path, env=ENVIRONMENT, text=True,

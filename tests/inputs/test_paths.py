@@ -40,5 +40,8 @@ def test_nothing_is_left_and_what_cannot_be_written_is_refused(tmp_path: Path) -
     assert not [*tmp_path.iterdir()]
     file = tmp_path / "file"
     file.touch()
+    for folder in (file, file / "b"):
+        with pytest.raises(ValueError, match=r"output_dir='.*': '.*file' is a file: give another folder\."):
+            require_writable_folder("output_dir", str(folder))
     with pytest.raises(ValueError, match=r"output_dir='.*': no file can be written there"):
-        require_writable_folder("output_dir", str(file / "b"))
+        require_writable_folder("output_dir", str(tmp_path / ("x" * 300)))

@@ -35,11 +35,12 @@ SHORT = {
 ROWS = {"train": 32, "validation": 12, "test": 7}
 
 
-def encoder(folder: Path) -> str:
+def encoder(folder: Path, **sizes: int) -> str:
     """A BERT without dropout, so that one and two processes can do the same."""
     torch.manual_seed(0)
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    BertForMaskedLM(BertConfig(vocab_size=50, max_position_embeddings=32, **SIZES, **rates)).save_pretrained(folder)
+    config = BertConfig(vocab_size=50, max_position_embeddings=32, **{**SIZES, **sizes}, **rates)
+    BertForMaskedLM(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 
-from ...inputs.text import one_line
+from ...inputs.text import LONGEST_PATH, first_line, one_line, quote
 from ...processes.checkpoints import newest_whole_checkpoint
 from .command import COMMAND_SCRIPTS, drop_flags
 
@@ -27,14 +28,16 @@ class StopAtStep(TrainerCallback):
 
     Attributes:
         is_asked: whether Ctrl-C was pressed.
+        has_begun: whether the training began, after a checkpoint was loaded.
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self.is_asked = self.has_begun = False
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over Ctrl-C, unless somebody else did."""
+        self.has_begun = True
         is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
         if is_main and args.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._ask)
@@ -65,6 +68,7 @@ def train_until_stopped(trainer: Trainer, train: Callable[[], Any]) -> Any:
 
     Raises:
         SystemExit: Ctrl-C was pressed; the step and the way to go on are printed, and the status is 130.
+        ValueError: the checkpoint to resume from is of another training.
     """
     callback = StopAtStep()
     trainer.add_callback(callback)
@@ -73,6 +77,16 @@ def train_until_stopped(trainer: Trainer, train: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         callback.is_asked = True
         result = None
+    except Exception as error:  # of many kinds, of torch
+        checkpoint = trainer.args.resume_from_checkpoint
+        is_of_torch = not isinstance(error, (ValueError, MemoryError, torch.OutOfMemoryError))
+        is_of_torch |= "loaded state dict" in str(error)
+        if checkpoint is None or callback.has_begun or not is_of_torch:
+            raise
+        raise ValueError(
+            f"resume_from_checkpoint={quote(checkpoint, LONGEST_PATH)}: the checkpoint does not fit this training "
+            f"({first_line(error)}): give the flags of the training that saved it, or another output_dir."
+        ) from error
     finally:
         callback.restore()
     is_over = result is not None and trainer.state.global_step >= trainer.state.max_steps

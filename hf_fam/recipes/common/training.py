@@ -45,6 +45,8 @@ def prepare_run(args: FAMTrainingArguments, model_args: ModelArguments) -> None:
     refuse_lost_processes()
     folder = str(args.output_dir)
     shown = f"output_dir={quote(folder, LONGEST_PATH)}"
+    if not folder:
+        raise ValueError("output_dir='': give the name of a folder.")
     require_writable_folder("output_dir", folder)
     cache = feature_folder(model_args.cache_dir) if model_args.freeze_backbone else model_args.cache_dir
     if cache is not None:
