@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..inputs.flags import UsageError, same_flag
+from ..inputs.flags import same_flag
 from ..inputs.packages import MissingPackageError
 from ..inputs.text import LONGEST_MESSAGE, LONGEST_PATH, first_line, one_line, quote
 from ..processes.leaving import is_lost_connection
 from ..recipes import TASKS
-from ..recipes.flag_names import flag_names
+from ..recipes.flag_names import UsageError, flag_names
 from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
 from .as_typed import as_typed

@@ -8,10 +8,6 @@ import re
 _COLUMN = re.compile(r"_column_names?$")
 
 
-class UsageError(ValueError):
-    """A flag that does not exist or cannot be parsed; the message names it."""
-
-
 def same_flag(name: str) -> str:
     """Return the spelling that stands for all spellings of a flag.
 

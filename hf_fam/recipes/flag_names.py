@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..inputs.flags import UsageError, same_flag
+from ..inputs.flags import same_flag
 from ..inputs.text import did_you_mean, quote
 from ..train.removed_fields import refuse_removed_fields
 
@@ -16,6 +16,10 @@ _RECIPES = Path(__file__).parent
 _PACKAGE = _RECIPES.parent
 # The recipe whose arguments a task has, if it is another one.
 _SAME_ARGUMENTS = {"text_regression": "text_classification"}
+
+
+class UsageError(ValueError):
+    """A flag that does not exist or cannot be parsed; the message names it."""
 
 
 def flag_names(task: str) -> list[str]:
@@ -52,8 +56,8 @@ def refuse_unknown_flags(words: Sequence[str], names: Collection[str], where: st
         >>> refuse_unknown_flags(["--trian_file", "x.csv"], ["train_file", "test_file"])
         Traceback (most recent call last):
             ...
-        hf_fam.inputs.flags.UsageError: '--trian_file' is no argument of this task; did you mean --train_file? `hf-fam
-        train TASK --help_all` lists all.
+        hf_fam.recipes.flag_names.UsageError: '--trian_file' is no argument of this task; did you mean --train_file?
+        `hf-fam train TASK --help_all` lists all.
     """
     known = {f"--{name}" for name in map(same_flag, names)}
     for word in words:

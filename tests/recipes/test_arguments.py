@@ -81,9 +81,9 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         parse(KINDS, [written(tmp_path, "lerning_rate: 1.0\n"), "--output_dir", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", ["missing.yaml", "some.json"])
-def test_no_yaml_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="no YAML file"):
+@pytest.mark.parametrize(("name", "reason"), [("missing.yaml", "there is no such file"), ("some.json", "no YAML file")])
+def test_no_yaml_file(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         parse(KINDS, [str(tmp_path / name)])
 
 

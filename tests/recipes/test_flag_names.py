@@ -6,9 +6,8 @@ import importlib
 
 import pytest
 
-from hf_fam.inputs.flags import UsageError
 from hf_fam.recipes import TASKS
-from hf_fam.recipes.flag_names import flag_names, refuse_unknown_flags
+from hf_fam.recipes.flag_names import UsageError, flag_names, refuse_unknown_flags
 
 for package in ("datasets", "peft", "pytorch_optimizer"):
     pytest.importorskip(package)

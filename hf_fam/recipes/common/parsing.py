@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ...inputs.flags import UsageError, same_flag, spell_flag
+from ...inputs.flags import same_flag, spell_flag
 from ...inputs.text import LONGEST_PATH, one_line, quote
 from ...methods import METHODS
 from ...train.removed_fields import refuse_removed_fields
 from ...train.training_args import FAMArguments
 from .. import CONFIGURATIONS
-from ..flag_names import unknown_argument
+from ..flag_names import UsageError, unknown_argument
 from .arguments import FAM, TRAINER_FIELDS, DataArguments, MethodArguments
 from .training_arguments import check_training_arguments
 from .yaml_files import as_flags, read_yaml
