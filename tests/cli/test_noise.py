@@ -40,7 +40,7 @@ def test_a_training_prints_what_a_user_needs(tmp_path: Path) -> None:
     model, files = encoder(tmp_path / "model"), text_files(tmp_path, lambda n: ("no", "yes")[n % 2])
     words = ("--train_file", files["train_file"], "--model_name_or_path", model, "--num_train_epochs", "2")
     printed = trained("text_classification", tmp_path, *words)
-    assert "Warning: max_seq_length=128: the model takes 32 tokens, so texts are cut there.\n" in printed
+    assert "Warning: --max_seq_length=128: the model takes 32 tokens, so texts are cut there.\n" in printed
     assert "100%|" in printed and "'fam_kappa'" in printed and "eval_accuracy" in printed
     # What predict and measure read: the length of the training.
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 32
