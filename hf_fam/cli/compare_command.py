@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..inputs.packages import require_packages
 from ..inputs.paths import require_writable_file, require_writable_folder
 from ..recipes import TASKS, task_called, with_defaults
-from ..recipes.flag_names import flag_names
+from ..recipes.common.flag_names import flag_names
 from .argument_types import OneLineParser
 from .quiet import quiet_libraries
 from .train_command import check_arguments

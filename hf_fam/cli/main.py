@@ -18,7 +18,7 @@ from ..inputs.packages import MissingPackageError
 from ..inputs.text import LONGEST_MESSAGE, LONGEST_PATH, first_line, one_line, quote
 from ..processes.leaving import is_lost_connection
 from ..recipes import TASKS
-from ..recipes.flag_names import UsageError, flag_names
+from ..recipes.common.flag_names import UsageError, flag_names
 from . import compare_command, layers_command, measure_command, predict_command, train_command
 from .argument_types import OneLineParser
 from .as_typed import as_typed

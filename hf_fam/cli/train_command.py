@@ -11,7 +11,7 @@ from typing import Any
 from ..inputs.packages import require_packages
 from ..inputs.text import LONGEST_PATH, quote
 from ..recipes import TASKS, default_configuration, task_called, with_defaults
-from ..recipes.flag_names import flag_names, refuse_unknown_flags
+from ..recipes.common.flag_names import flag_names, refuse_unknown_flags
 from .quiet import quiet_libraries
 from .train_help import page
 

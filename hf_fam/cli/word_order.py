@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from ..inputs.text import one_line
 from ..recipes import TASKS, task_called
-from ..recipes.flag_of_path import flag_of_path, is_saved_model
+from ..recipes.common.flag_of_path import flag_of_path, is_saved_model
 
 
 def what_to_type(words: Sequence[str]) -> str | None:

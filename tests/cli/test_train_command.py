@@ -32,7 +32,9 @@ def test_recipes_in_the_working_folder_are_not_imported(tmp_path: Path) -> None:
 def test_the_parser_imports_no_recipe() -> None:
     program = "import sys, hf_fam.cli.main; print(*(n for n in sys.modules if n.startswith('hf_fam.recipes')))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {*result.stdout.split()} == {f"hf_fam.recipes{name}" for name in ("", ".flag_names", ".flag_of_path")}
+    assert {*result.stdout.split()} == {
+        f"hf_fam.recipes{name}" for name in ("", ".common", ".common.flag_names", ".common.flag_of_path")
+    }
 
 
 def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:

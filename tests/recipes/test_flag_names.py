@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from hf_fam.recipes import TASKS
-from hf_fam.recipes.flag_names import UsageError, flag_names, refuse_unknown_flags
+from hf_fam.recipes.common.flag_names import UsageError, flag_names, refuse_unknown_flags
 
 for package in ("datasets", "peft", "pytorch_optimizer"):
     pytest.importorskip(package)

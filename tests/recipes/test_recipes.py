@@ -238,7 +238,7 @@ def test_launchers_work_in_any_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     folder = RECIPES / recipe
     output = launch(folder / "run.py", str(folder / "fam.yaml"), "--train_file=no.csv", config=None, fails=True)
-    assert output.splitlines()[-1] == "hf-fam train: train_file='no.csv': there is no such file."
+    assert output.splitlines()[-1] == "hf-fam train: --train_file='no.csv': there is no such file."
 
 
 @pytest.mark.parametrize("recipe", MAKERS)

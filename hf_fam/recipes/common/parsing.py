@@ -17,8 +17,8 @@ from ...methods import METHODS
 from ...train.removed_fields import refuse_removed_fields
 from ...train.training_args import FAMArguments
 from .. import CONFIGURATIONS
-from ..flag_names import UsageError, unknown_argument
 from .arguments import FAM, TRAINER_FIELDS, DataArguments, MethodArguments
+from .flag_names import UsageError, unknown_argument
 from .training_arguments import check_training_arguments
 from .yaml_files import as_flags, read_yaml
 

@@ -13,7 +13,7 @@ import yaml
 from ...inputs.numbers import as_number
 from ...inputs.text import LONGEST_PATH, LONGEST_REASON, one_line, quote
 from .. import default_configuration
-from ..flag_of_path import flag_of_path
+from .flag_of_path import flag_of_path
 
 # The key of a YAML file that names the task whose default settings the file starts from.
 DEFAULTS = "defaults"

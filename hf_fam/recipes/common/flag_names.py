@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..inputs.flags import same_flag
-from ..inputs.text import did_you_mean, quote
-from ..train.removed_fields import refuse_removed_fields
+from ...inputs.flags import same_flag
+from ...inputs.text import did_you_mean, quote
+from ...train.removed_fields import refuse_removed_fields
 
-_RECIPES = Path(__file__).parent
+_RECIPES = Path(__file__).parents[1]
 _PACKAGE = _RECIPES.parent
 # The recipe whose arguments a task has, if it is another one.
 _SAME_ARGUMENTS = {"text_regression": "text_classification"}
@@ -53,10 +53,10 @@ def refuse_unknown_flags(words: Sequence[str], names: Collection[str], where: st
         UsageError: names the flag and the nearest one.
 
     Examples:
-        >>> refuse_unknown_flags(["--trian_file", "x.csv"], ["train_file", "test_file"])
+        >>> refuse_unknown_flags(["--sed", "1"], ["seed"])
         Traceback (most recent call last):
             ...
-        hf_fam.recipes.flag_names.UsageError: '--trian_file' is no argument of this task; did you mean --train_file?
+        hf_fam.recipes.common.flag_names.UsageError: '--sed' is no argument of this task; did you mean --seed?
         `hf-fam train TASK --help_all` lists all.
     """
     known = {f"--{name}" for name in map(same_flag, names)}

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from ..data.endings import TABLES
+from ...data.endings import TABLES
 
 
 def is_saved_model(path: str) -> bool:
