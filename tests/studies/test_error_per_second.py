@@ -67,5 +67,6 @@ def test_kappa_by_pre_activations_is_that_of_the_whole_hessian(scripts: dict[str
     torch.manual_seed(1)
     whole = cases.below_attention()
     few = TensorDataset(*(t[:6] for t in whole.data.tensors))
-    exact = cases.dense_flatness(cases.loss_fn(whole.model, few.tensors), whole.weight).kappa.item()
+    loss = cases.loss_fn(whole.model, few.tensors)
+    exact = cases.dense_flatness(loss, whole.weight, weights_only=True).kappa.item()
     assert cases.kappa_by_pre_activations(whole.model, whole.layer, few, columns=50) == pytest.approx(exact, rel=1e-9)
